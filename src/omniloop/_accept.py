@@ -1,0 +1,86 @@
+"""Turns what a user hands over into something that can be started, or says which call was meant."""
+
+import asyncio
+import concurrent.futures
+import inspect
+from collections.abc import Awaitable, Coroutine
+from inspect import CO_COROUTINE
+from types import CoroutineType, FunctionType
+from typing import Any, TypeVar
+
+from ._errors import NotAsyncError
+
+T = TypeVar("T")
+
+
+def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Coroutine[Any, Any, Any]:
+    """Return *work*, or a coroutine that awaits it; NotAsyncError if it can't be awaited on *loop*."""
+    if isinstance(work, CoroutineType):
+        if work.cr_running or work.cr_suspended:
+            # Not closed: it belongs to whoever runs it.
+            raise NotAsyncError(
+                f"{work!r} already runs. A coroutine can be started once; make a new one by calling its function again."
+            )
+        return work
+    if inspect.iscoroutinefunction(work):
+        name = _name(work)
+        raise NotAsyncError(f"{work!r} is a coroutine function. Call it: go({name}(…)).")
+    if inspect.isasyncgen(work):
+        raise NotAsyncError(
+            f"{work!r} is an async generator. Use iterate() to consume it, or go() on a coroutine that does."
+        )
+    if inspect.isasyncgenfunction(work):
+        raise NotAsyncError(
+            f"{work!r} is an async generator function. Call it and pass the result to iterate(): iterate({_name(work)}(…))."
+        )
+    if asyncio.isfuture(work):
+        if work.get_loop() is not loop:
+            raise NotAsyncError(
+                f"{work!r} belongs to another event loop, and can be awaited only there. Pass the coroutine itself, before it is made a task."
+            )
+        return _await(work)
+    if isinstance(work, Awaitable):
+        return _await(work)
+    if inspect.isawaitable(work):
+        return _await(work)
+    if isinstance(work, concurrent.futures.Future):
+        raise NotAsyncError(
+            f"{work!r} is a concurrent.futures.Future, which can't be awaited. It already runs: call its result()."
+        )
+    if callable(work):
+        name = _name(work)
+        raise NotAsyncError(
+            f"{work!r} is a plain function. Use call_soon({name}, …) to run it on the loop, or to_thread({name}, …) if it blocks."
+        )
+    raise NotAsyncError(f"{work!r} can't be awaited. Pass a coroutine: go(fetch(url)).")
+
+
+def check_function(fn: object, call: str, or_async: bool = False) -> None:
+    """Raise NotAsyncError if *fn* is nothing that *call* can run."""
+    if type(fn) is FunctionType and (or_async or not fn.__code__.co_flags & CO_COROUTINE):
+        return
+    if inspect.iscoroutine(fn):
+        fn.close()
+        raise NotAsyncError(
+            f"{call}() takes a function and its arguments, and was given the coroutine {fn!r}. Use go() for it."
+        )
+    if not callable(fn):
+        raise NotAsyncError(
+            f"{call}() takes a function and its arguments, and {fn!r} can't be called. Use {call}(fn, *args)."
+        )
+    if not or_async and inspect.iscoroutinefunction(fn):
+        raise NotAsyncError(f"{call}() runs plain functions, and {fn!r} is async. Use go({_name(fn)}(…)).")
+
+
+def close_unstarted(work: object) -> None:
+    """Close a coroutine that is refused, so that no "never awaited" follows. One that runs belongs to another."""
+    if isinstance(work, CoroutineType) and not work.cr_running and not work.cr_suspended:
+        work.close()
+
+
+async def _await(work: Awaitable[T]) -> T:
+    return await work
+
+
+def _name(work: object) -> str:
+    return getattr(work, "__name__", None) or type(work).__name__

@@ -1,0 +1,45 @@
+"""The errors a user can meet: one class per thing that would be handled differently, under one base."""
+
+
+class OmniloopError(Exception):
+    """The base of all errors of omniloop's own."""
+
+
+class NotAsyncError(OmniloopError, TypeError):
+    """What was handed over is not the kind of thing this call takes; the message names the call that was meant."""
+
+
+class ClosedError(OmniloopError, RuntimeError):
+    """The runtime is shut down, or the interpreter ends: nothing more is accepted."""
+
+
+class WaitTimeoutError(OmniloopError, TimeoutError):
+    """The wait timed out, not the work: a `TimeoutError` that the work itself raised is never of this class."""
+
+
+class WouldDeadlockError(OmniloopError, RuntimeError):
+    """This wait could never end, because the thread that waits is one that the work needs."""
+
+
+class ForkedError(OmniloopError, RuntimeError):
+    """This work belongs to the parent process; a forked child can neither wait for it nor cancel it."""
+
+
+class LoopDiedError(OmniloopError, RuntimeError):
+    """The thread of the loop ended before the work was done."""
+
+
+class CannotStartError(OmniloopError, RuntimeError):
+    """No thread or loop can be started here: the interpreter ends, or it is one that forbids daemon threads."""
+
+
+class AlreadyRunningError(OmniloopError, RuntimeError):
+    """A setting that shapes the thread was changed while the thread runs."""
+
+
+class SettingError(OmniloopError, ValueError):
+    """The value of a setting, or of its environment variable, is not one that it can have."""
+
+
+class FullError(OmniloopError, RuntimeError):
+    """As many tasks are unfinished as `max_pending` allows, and this call may not wait for room."""

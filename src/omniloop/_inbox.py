@@ -1,0 +1,99 @@
+"""Takes items from any thread, in order, without waiting for a lock; whoever empties it is woken once, not once an item."""
+
+from collections import deque
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+
+class Inbox:
+    """
+    A queue of one reader, and of any number of writers who may be signal handlers and finalisers.
+
+    The token is held while the reader is due to look. So under load a `put` is an append and one failed try: no
+    system call. Nobody ever *waits* for the token, or for any other lock here.
+    """
+
+    __slots__ = ("_items", "_token", "_wake", "closed")
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._items: deque[Any] = deque()
+        self._token = Lock()
+        # Called with the token held. It makes the reader look, or raises.
+        self._wake = wake
+        self.closed = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: Any) -> bool:
+        """Deliver *item*, or return False and leave nothing behind."""
+        try:
+            self._items.append(item)
+            if self._token.acquire(False):
+                self._wake()
+        except BaseException:
+            # A signal handler that raises (Ctrl-C) between the taking of the token and the wake-up would leave it taken for
+            # ever, and the reader asleep.
+            self.give_token_back()
+            raise
+        # After the append: `close` sets the mark and then empties for the last time, so that either the last emptying
+        # took the item, or the mark is seen here.
+        return not self.closed or not self.take_back(item)
+
+    def waiting(self) -> list[Any]:
+        """What is delivered and not yet taken, for a look."""
+        return list(self._items)
+
+    def take_back(self, item: Any) -> bool:
+        """Remove *item*, unless the reader has it already. Items are compared by identity."""
+        try:
+            self._items.remove(item)
+        except ValueError:
+            return False
+        return True
+
+    def take(self) -> Any:
+        """Return the oldest item; IndexError if there is none."""
+        return self._items.popleft()
+
+    def rest(self) -> bool:
+        """Give the token back, because all is taken; False if something came meanwhile, and the token is held again."""
+        self.give_token_back()
+        # Looking again after giving back: a writer that found the token held relies on this look.
+        return not (self._items and self._token.acquire(False))
+
+    def nudge(self) -> None:
+        """Wake the reader, due or not. A spare wake-up is harmless."""
+        self._token.acquire(False)
+        try:
+            self._wake()
+        except BaseException:
+            self.give_token_back()
+            raise
+
+    def hold_token(self) -> bool:
+        """Take the token if it is free: from here on the reader is due to look."""
+        return self._token.acquire(False)
+
+    def give_token_back(self) -> None:
+        """Make the next `put` wake the reader. Giving back a free token is harmless."""
+        try:
+            self._token.release()
+        except RuntimeError:
+            # It was free already.
+            pass
+
+    def close(self) -> list[Any]:
+        """Refuse from now on, and return what was delivered before: closing and the last emptying are one step."""
+        self.closed = True
+        items = []
+        while True:
+            try:
+                items.append(self._items.popleft())
+            except IndexError:
+                return items
+
+    def reopen(self) -> None:
+        """Accept again: the last emptying found something that is still worth doing."""
+        self.closed = False

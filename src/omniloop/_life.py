@@ -1,0 +1,394 @@
+"""One life of a runtime, from its first use to its end or to a fork: inbox, thread, ledger and workers, joined."""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from threading import Lock, RLock
+from typing import Any, Final
+
+from . import _process, _waiting, _workers
+from ._accept import close_unstarted
+from ._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError, WouldDeadlockError
+from ._inbox import Inbox
+from ._ledger import Later, Ledger
+from ._loop_thread import LoopThread, wait_until_gone
+from ._report import Failure, report
+from ._settings import Settings
+from ._task import CANCELLED, SUCCEEDED, Task, Unclaimed, traceback_without
+from ._workers import Workers
+
+# A wait longer than this looks, once and cheaply, whether it can end at all.
+_LONG_WAIT: Final = 1.0
+
+# How long a fork waits for a loop that is in the middle of a callback.
+_PAUSE_TIMEOUT: Final = 1.0
+
+
+class ThreadWork:
+    """A call that a worker is to make: whoever takes the ticket first, the worker or the canceller, has it."""
+
+    __slots__ = ("__name__", "__qualname__", "_ticket", "call")
+
+    def __init__(self, fn: Callable[..., Any], call: Callable[[], Any]) -> None:
+        self.__name__ = self.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__name__
+        self.call = call
+        # list.pop is atomic.
+        self._ticket = [None]
+
+    def claim(self) -> bool:
+        try:
+            self._ticket.pop()
+        except IndexError:
+            return False
+        return True
+
+
+class Life:
+    """
+    What `go` submits to. Starts on first use; its methods may be called from any thread.
+
+    After a fork, or when its thread died, the runtime begins another one.
+    """
+
+    def __init__(self, name: str, generation: int, settings: Callable[[], Settings], watched: _process.Watched) -> None:
+        self.name = name
+        self.generation = generation
+        self.inbox = Inbox(self._wake)
+        self.debug = sys.flags.dev_mode or (
+            not sys.flags.ignore_environment and bool(os.environ.get("PYTHONASYNCIODEBUG"))
+        )
+        self.thread: LoopThread | None = None
+        self.dead = False
+        self.forked = False
+        # Its thread is gone, and all that it could say is said.
+        self.closed = False
+        self._settings = settings
+        self._watched = watched
+        self._ledger: Ledger | None = None
+        self._workers: Workers | None = None
+        self._starting = Lock()
+        # Failures that somebody holds and has not asked for; the drain reports them.
+        self._held: weakref.WeakSet[Unclaimed] = weakref.WeakSet()
+        # How many threads are forking. The lock is held while the first of them makes the loop hold still.
+        self._forks = 0
+        self._fork_lock = RLock()
+
+    @property
+    def ledger(self) -> Ledger:
+        assert self._ledger is not None
+        return self._ledger
+
+    @property
+    def workers(self) -> Workers:
+        if self._workers is None:
+            self.start()
+        if self._workers is None:
+            raise CannotStartError(
+                "The runtime is being started by the frame that this call interrupted. Call again later."
+            )
+        return self._workers
+
+    @property
+    def started(self) -> bool:
+        """Tell whether the thread was ever started."""
+        return self.thread is not None
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread, or leave it to whoever is starting it now. Raises CannotStartError or ClosedError."""
+        if _process.exiting():
+            raise ClosedError(
+                "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
+            )
+        _process.watch(self._watched)
+        if _process.is_forking():
+            # A thread that starts now would be in the fork's way; `after_fork_in_parent` starts it.
+            return
+        # Tried, not waited for: a signal handler may come here in the middle of a start.
+        if not self._starting.acquire(False):
+            return
+        try:
+            if self.inbox.closed or (self.thread is not None and self.thread.alive):
+                return
+            if self.thread is None:
+                self._make()
+            assert self.thread is not None and self._workers is not None
+            self._workers.start_one()
+            self.thread.start(self.ledger.empty)
+        except RuntimeError as error:
+            raise CannotStartError(f"omniloop can't start its thread here: {error}.") from error
+        finally:
+            self._starting.release()
+
+    def _make(self) -> None:
+        settings = self._settings()
+        loop = (settings.loop_factory or asyncio.new_event_loop)()
+        if not isinstance(loop, asyncio.AbstractEventLoop):
+            raise OmniloopError(f"loop_factory returned {loop!r}, which is not an asyncio event loop.")
+        thread = LoopThread(loop, self.name, self._escaped, self._died, _process.end_orphan)
+        workers = Workers(settings.max_workers, self.name)
+        # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
+        # task looks up a host name would fail.
+        loop.set_default_executor(workers)
+        self._ledger = Ledger(loop, thread.context, self.inbox, self._report)
+        self._workers = workers
+        self.debug = self.debug or loop.get_debug()
+        self.thread = thread
+
+    def _wake(self) -> None:
+        """Make the loop look into the inbox; called with the token held."""
+        thread = self.thread
+        if self.inbox.closed:
+            self.inbox.give_token_back()
+        elif thread is not None and thread.alive:
+            thread.post(self.ledger.empty)
+        else:
+            self.start()
+
+    # --- what a task needs --------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise ForkedError if this life was the parent process's."""
+        if not _process.same_process[0]:
+            _process.notice_fork()
+        if self.forked:
+            raise ForkedError(
+                "This work belongs to the parent process, and is not done. Submit it in this process to run it here."
+            )
+
+    def guard(self, what: str) -> None:
+        """Raise if this thread can't wait for the loop."""
+        self.check()
+        thread = self.thread
+        if thread is not None and thread.ident == threading.get_ident():
+            raise WouldDeadlockError(
+                f"{what} would wait, on the loop's own thread, for work that needs this thread. Use await."
+            )
+        if _process.is_forking() and _process.this_thread_forks():
+            raise WouldDeadlockError(f"{what} would wait for the loop, which holds still until this thread has forked.")
+
+    def wait(self, task: Task[Any], timeout: float | None) -> bool:
+        """Block until *task* is done; False if *timeout* passed first."""
+        if timeout is not None and timeout <= 0:
+            self.check()
+            return task._outcome() is not None
+        self.guard(f"Waiting for {task.get_name()!r}")
+        thread = self.thread
+        if thread is None or not thread.alive:
+            self.inbox.nudge()
+            thread = self.thread
+        ident = thread.ident if thread is not None else None
+        if not _workers.begin_wait():
+            raise WouldDeadlockError(
+                f"Waiting for {task.get_name()!r} would block the last worker thread, and no other can be started."
+            )
+        try:
+            if ident is not None and not _waiting.begin(ident):
+                raise WouldDeadlockError(
+                    f"Waiting for {task.get_name()!r} would never end: the thread that runs it waits for this one."
+                )
+            if timeout is None or timeout > _LONG_WAIT:
+                return task._wait_here(_LONG_WAIT) or self._wait_long(task, timeout)
+            return task._wait_here(timeout)
+        finally:
+            _waiting.end()
+            _workers.end_wait()
+
+    def _wait_long(self, task: Task[Any], timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout - _LONG_WAIT
+        if not task._is_started():
+            # Should a wake-up have been lost after all.
+            self.inbox.nudge()
+        # Only who holds a module's lock need look again: everybody else sleeps to the end.
+        importing = _waiting.imports_now()
+        pause = _LONG_WAIT
+        while True:
+            ident = self.thread.ident if self.thread is not None else None
+            if importing and ident is not None and _waiting.needs_my_import(ident):
+                raise WouldDeadlockError(
+                    f"Waiting for {task.get_name()!r} while importing would never end: the loop waits for this very import. "
+                    "Wait after the import, or import that module first."
+                )
+            left = (
+                threading.TIMEOUT_MAX if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+            )
+            if left <= 0:
+                return task._outcome() is not None
+            if task._wait_here(min(left, pause) if importing else left):
+                return True
+            pause *= 2
+
+    def cancel(self, task: Task[Any], msg: object) -> bool:
+        """Ask *task* to end; False if it is too late for that."""
+        work = task._work
+        if isinstance(work, ThreadWork):
+            if not work.claim():
+                return False
+            self.ledger.in_threads.discard(task)
+            task._settle(CANCELLED, () if msg is None else (msg,))
+            return True
+        ledger = self.ledger
+        if self.thread is not None and self.thread.is_current():
+            if task._is_started():
+                ledger.cancel(task, msg)
+                return True
+        if not task._is_started():
+            # Never starts, if the loop has not come to it yet.
+            ledger.cancelled_early.add(task)
+        # In order with what was submitted: where this comes to its turn, the task was started or dropped.
+        self.inbox.put(partial(ledger.cancel, task, msg))
+        return True
+
+    def unclaimed(self, failure: Failure) -> None:
+        """Have *failure* reported by the loop's thread. Only appends, so that a finaliser may call it."""
+        ledger = self._ledger
+        if ledger is None or self.closed:
+            self._report(failure)
+            return
+        ledger.failures.append(failure)
+        with suppress(RuntimeError):
+            # The loop is closed: the drain reports it.
+            if self.inbox.hold_token():
+                self._wake()
+
+    def hold_failure(self, unclaimed: Unclaimed) -> None:
+        """Remember a failure that nobody asked for yet."""
+        self._held.add(unclaimed)
+
+    # --- worker threads -----------------------------------------------------------------------------------------------
+
+    def to_thread(self, task: Task[Any], work: ThreadWork) -> bool:
+        """Have a worker make the call; False if this life is over."""
+        if self.inbox.closed:
+            return False
+        workers = self.workers
+        in_threads = self.ledger.in_threads
+        in_threads.add(task)
+        # After the adding: closing sets the mark first, and then looks whether anything is here.
+        if self.inbox.closed and work.claim():
+            in_threads.discard(task)
+            return False
+        try:
+            workers.put(partial(self._work, task, work))
+        except BaseException:
+            if work.claim():
+                in_threads.discard(task)
+            raise
+        return True
+
+    def _work(self, task: Task[Any], work: ThreadWork) -> None:
+        if not work.claim():
+            return
+        task._since = time.monotonic()
+        try:
+            value = task._context.run(work.call)  # type: ignore[union-attr]
+        except BaseException as error:
+            error.__traceback__ = traceback_without(error, 1)
+            task._fail(error)
+        else:
+            task._settle(SUCCEEDED, value)
+        finally:
+            self.ledger.in_threads.discard(task)
+
+    # --- what goes wrong ----------------------------------------------------------------------------------------------
+
+    def report_all(self) -> None:
+        """Report every failure that nobody asked for, held or dropped."""
+        for unclaimed in list(self._held):
+            unclaimed.report()
+        if self._ledger is not None:
+            self._ledger.report_failures()
+
+    def _report(self, failure: Failure) -> None:
+        report(failure, self._settings().on_error)
+
+    def _escaped(self, error: BaseException) -> None:
+        """Something left through the loop: SystemExit or KeyboardInterrupt, from a task or from a bare callback."""
+        if not self.ledger.is_known(error):
+            self._report(
+                Failure(f"A callback on the loop raised {type(error).__name__}; the loop goes on", error, "callback")
+            )
+
+    def _died(self) -> None:
+        """The thread ended without being told to: nothing here can be finished."""
+        if not _process.same_process[0] or self.forked:
+            return
+        self.dead = True
+        error = f"The thread of the loop {self.name!r} ended before this was done. Submit it again: the next use starts a new one."
+        self.fail_all(self.inbox.close(), lambda: LoopDiedError(error))
+
+    def fail_all(self, undelivered: list[Any], make_error: Callable[[], BaseException]) -> None:
+        """Settle whatever is left, so that nobody waits for ever."""
+        for item in undelivered:
+            task = item.task if type(item) is Later else item
+            if type(task) is Task:
+                close_unstarted(task._work)
+                task._fail(make_error())
+        if self._ledger is not None:
+            for task in self._ledger.unfinished():
+                task._fail(make_error())
+        for item in undelivered:
+            if type(item) not in (Task, Later):
+                # A flush that waits finds nothing left to wait for; a cancellation comes too late.
+                with suppress(RuntimeError):
+                    item()
+        if self._ledger is not None:
+            self._ledger.report_failures()
+
+    def unfinished(self) -> list[Task[Any]]:
+        """All that is accepted and not done, for a look."""
+        started = self._ledger.unfinished() if self._ledger is not None else []
+        waiting = [item.task if type(item) is Later else item for item in self.inbox.waiting()]
+        return [*started, *(task for task in waiting if type(task) is Task)]
+
+    # --- fork ---------------------------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """End the threads if nothing is pending; else have the loop hold still between two callbacks."""
+        thread = self.thread
+        if thread is None or thread.is_current():
+            # On the loop's own thread it holds still by itself.
+            return
+        with self._fork_lock:
+            self._forks += 1
+            if self._forks > 1 or not thread.alive:
+                return
+            native_ids = self.workers.idents()
+            if thread.hold_or_leave(self.ledger.is_idle, _PAUSE_TIMEOUT):
+                thread.join(_PAUSE_TIMEOUT)
+                thread.ended()
+                self.workers.park(_PAUSE_TIMEOUT)
+                wait_until_gone(native_ids)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on as before."""
+        thread = self.thread
+        if thread is not None and thread.is_current():
+            return
+        with self._fork_lock:
+            if self._forks:
+                self._forks -= 1
+            if self._forks:
+                return
+            if thread is not None:
+                thread.resume()
+        if not self.inbox.closed and (self.inbox or (thread is not None and not thread.alive and thread.is_wanted())):
+            # What was submitted meanwhile; or the loop serves something that is no task: a socket, a timer.
+            with suppress(CannotStartError):
+                self.start()
+
+    def after_fork_in_child(self) -> None:
+        """Leave all that is the parent's untouched: its work must not run, be closed, or be finalised here."""
+        self.forked = True
+        _process.keep_for_ever(self)
+        _waiting.forget_other_threads()
+        _workers.forget_other_threads()
+        if self.thread is not None:
+            self.thread.abandon()

@@ -1,0 +1,37 @@
+"""Takes its turns at a fixed rate, without drift or overlap, whatever happens in one of them."""
+
+import asyncio
+import inspect
+import math
+import random
+from collections.abc import Callable
+
+from ._report import Failure
+
+
+async def periodic(
+    interval: float,
+    fn: Callable[[], object],
+    jitter: float,
+    immediately: bool,
+    name: str,
+    report: Callable[[Failure], None],
+) -> None:
+    """Call *fn*, and await what it returns, every *interval* seconds by the loop's clock, until cancelled."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    turn = 0 if immediately else 1
+    while True:
+        # Counted from the start, so that the length of a turn and the lateness of a timer do not add up.
+        due = start + turn * interval + (random.uniform(0, jitter) if jitter else 0)
+        await asyncio.sleep(max(0.0, due - loop.time()))
+        try:
+            value = fn()
+            if inspect.isawaitable(value):
+                await value
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            report(Failure(f"A turn of {name!r} failed; the next one comes", error, name))
+        # What is past is left out: late turns do not pile up.
+        turn = max(turn + 1, math.ceil((loop.time() - start) / interval))

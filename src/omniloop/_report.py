@@ -1,0 +1,112 @@
+"""Says what went wrong where nobody else would hear it: through logging, or through the user's hook."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from itertools import islice
+from types import CodeType, FrameType
+from typing import Any
+
+logger = logging.getLogger("omniloop")
+
+
+class Site:
+    """A place in the source: kept as code and offset, and made into a line number only when somebody asks."""
+
+    __slots__ = ("_code", "_lasti", "stack")
+
+    def __init__(self, code: CodeType | None, lasti: int, stack: traceback.StackSummary | None = None) -> None:
+        self._code = code
+        self._lasti = lasti
+        self.stack = stack
+
+    @property
+    def filename(self) -> str:
+        return self._code.co_filename if self._code else "<unknown>"
+
+    @property
+    def function(self) -> str:
+        return self._code.co_qualname if self._code else "<unknown>"
+
+    @property
+    def lineno(self) -> int:
+        if self._code is None:
+            return 0
+        positions = next(islice(self._code.co_positions(), max(self._lasti, 0) // 2, None), (None,))
+        return positions[0] or self._code.co_firstlineno
+
+    def short(self) -> str:
+        """One line, stack or not."""
+        return f'File "{self.filename}", line {self.lineno}, in {self.function}'
+
+    def __str__(self) -> str:
+        if self.stack is None:
+            return self.short()
+        return self.short() + "\nSubmitted from (most recent call last):\n" + "".join(self.stack.format()).rstrip()
+
+
+class Failure:
+    """
+    An error that nobody asked for: what the hook of `configure(on_error=…)` is given.
+
+    Attributes:
+        exception: The error itself, with its traceback.
+        name: The name of the task, or what else went wrong.
+        site: Where it was submitted: `filename`, `lineno`, `function`, and `stack` in debug mode. None if there is no such place.
+        message: The line that is logged where no hook is set.
+    """
+
+    __slots__ = ("exception", "message", "name", "site")
+
+    def __init__(self, message: str, exception: BaseException, name: str, site: Site | None = None) -> None:
+        self.message = message
+        self.exception = exception
+        self.name = name
+        self.site = site
+
+    def __str__(self) -> str:
+        return self.message if self.site is None else f"{self.message}\nSubmitted at: {self.site}"
+
+    def __repr__(self) -> str:
+        return f"<Failure {self.name!r}: {self.exception!r}>"
+
+
+Hook = Callable[[Failure], object]
+
+
+def report(failure: Failure, hook: Hook | None) -> None:
+    """Give *failure* to the hook, or to logging; a hook that fails is logged together with what it was given."""
+    if hook is not None:
+        try:
+            hook(failure)
+        except BaseException as error:
+            # A hook must not take the loop down, whatever it raises: SystemExit would end `run_forever`.
+            _log("The on_error hook failed", error)
+        else:
+            return
+    _log(str(failure), failure.exception)
+
+
+def _log(message: str, error: BaseException) -> None:
+    logger.error("%s", message, exc_info=(type(error), error, error.__traceback__))
+
+
+def innermost(coro: Any) -> str:
+    """Where a suspended coroutine waits: the last frame of its chain of awaits."""
+    frame: FrameType | None = None
+    while coro is not None:
+        frame = (
+            getattr(coro, "cr_frame", None)
+            or getattr(coro, "gi_frame", None)
+            or getattr(coro, "ag_frame", None)
+            or frame
+        )
+        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
+    return str(Site(frame.f_code, frame.f_lasti)) if frame is not None else "not started"
+
+
+def thread_stack(ident: int | None) -> str:
+    """The stack of a living thread, as text."""
+    frame = sys._current_frames().get(ident) if ident is not None else None
+    return "".join(traceback.format_stack(frame)) if frame is not None else "  (the thread is gone)\n"

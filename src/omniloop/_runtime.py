@@ -1,0 +1,529 @@
+"""A whole runtime: what is submitted to it is held until it is done, and finished before the interpreter exits."""
+
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
+from functools import partial
+from threading import Lock
+from types import CoroutineType, FrameType, TracebackType
+from typing import IO, Any, Final, ParamSpec, Self, TypeVar, TypeVarTuple, final
+
+from . import _drain, _process
+from ._accept import as_coroutine, check_function, close_unstarted
+from ._errors import AlreadyRunningError, ClosedError, WaitTimeoutError
+from ._ledger import Later
+from ._life import Life, ThreadWork
+from ._periodic import periodic
+from ._settings import SHAPES_THE_THREAD, Settings, changed, from_environment
+from ._task import Task
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+P = ParamSpec("P")
+
+_same_process: Final = _process.same_process
+_getframe: Final = sys._getframe
+
+
+class FromSettings:
+    """The default of `shutdown(timeout)`: the setting `exit_timeout`."""
+
+    def __repr__(self) -> str:
+        return "exit_timeout"
+
+
+FROM_SETTINGS: Final = FromSettings()
+
+
+@final
+class Runtime:
+    """
+    One event loop on one daemon thread, and everything that submits work to it.
+
+    Making one starts nothing; the thread starts on first use. The module's functions are the methods of one that the whole
+    process shares; make another only where work must be kept apart. As a context manager it shuts down at the end.
+
+    Unless a method says otherwise, it may be called from any thread.
+
+    Args:
+        name: The name of the thread, and in the log.
+        settings: As for `configure`; for those not given the `OMNILOOP_…` environment variables count, then the defaults.
+
+    Raises:
+        SettingError: if a setting, or its variable, can't be what it is.
+    """
+
+    def __init__(self, *, name: str = "omniloop", **settings: Any) -> None:
+        self._set_up(name, changed(from_environment(), settings), reopens=False)
+
+    @classmethod
+    def _make_shared(cls) -> Self:
+        """The one of the process: made at import, but its environment is read, and may be refused, on first use."""
+        runtime = cls.__new__(cls)
+        runtime._set_up("omniloop", None, reopens=True)
+        return runtime
+
+    def _set_up(self, name: str, settings: Settings | None, reopens: bool) -> None:
+        self.name = name
+        self._chosen = settings
+        # Whether shutdown() is followed by a fresh start on the next use, or by refusals.
+        self._reopens = reopens
+        self._shut_down = False
+        # Nothing is begun anew any more.
+        self._ended = False
+        # Of the drain at exit, in which two hooks take part.
+        self._interrupted = False
+        self._drained_for = 0.0
+        self._ending = Lock()
+        self._lives: dict[tuple[int, int], Life] = {}
+        self._life: Life
+        self._begin(0)
+
+    @property
+    def _settings(self) -> Settings:
+        if self._chosen is None:
+            self._chosen = from_environment()
+        return self._chosen
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+
+    def go(
+        self, coro: Awaitable[T], *, name: str | None = None, context: Context | None = None, daemon: bool = False
+    ) -> Task[T]:
+        """
+        Start a coroutine, or any awaitable, on the loop; return its handle at once.
+
+        Does not block and takes no lock, so that it may be called anywhere: in signal handlers and finalisers too, and on
+        the loop's own thread, where the coroutine starts after the current callback.
+
+        Args:
+            name: For logs and `tasks()`. By default the name of the coroutine.
+            context: Run in a copy of this context instead of a copy of the caller's.
+            daemon: Cancel it at exit instead of waiting for it; its clean-up runs.
+
+        Raises:
+            NotAsyncError: if *coro* can't be awaited here; the message names the call that was meant.
+            ClosedError: if the runtime is shut down, or the interpreter ends. The coroutine is closed.
+            CannotStartError: if this was the first use, and no thread can be started here.
+        """
+        return self._go(coro, name, context, daemon, _getframe(1))
+
+    def call_soon(self, fn: Callable[[*Ts], T], *args: *Ts, context: Context | None = None) -> Task[T]:
+        """
+        Run a plain function on the loop's thread, in the order of submission; return its handle at once.
+
+        May be called anywhere, as `go`. The function should not block: everything else on the loop waits for it.
+
+        Args:
+            context: Run in a copy of this context instead of a copy of the caller's.
+
+        Raises:
+            NotAsyncError: if *fn* is async, or can't be called.
+            ClosedError: if the runtime is shut down, or the interpreter ends.
+            CannotStartError: if this was the first use, and no thread can be started here.
+        """
+        return self._call_soon(fn, args, context, _getframe(1))
+
+    def call_later(
+        self, delay: float, fn: Callable[[*Ts], Any], *args: *Ts, context: Context | None = None
+    ) -> Task[Any]:
+        """
+        Call a function, plain or async, on the loop in *delay* seconds; the handle cancels it, and has the result.
+
+        What is not due at exit is cancelled without a word; what is due is work like any other. `flush` does not wait
+        for what is not due.
+
+        Args:
+            delay: Seconds from now.
+            context: Run in a copy of this context instead of a copy of the caller's.
+
+        Raises:
+            NotAsyncError: if *fn* can't be called.
+            ValueError: if *delay* is not a number of seconds.
+            ClosedError: if the runtime is shut down, or the interpreter ends.
+            CannotStartError: if this was the first use, and no thread can be started here.
+        """
+        return self._call_later(delay, fn, args, context, _getframe(1))
+
+    def call_at(self, when: float, fn: Callable[[*Ts], Any], *args: *Ts, context: Context | None = None) -> Task[Any]:
+        """
+        Call a function, plain or async, on the loop at *when*, by `time.monotonic()`; otherwise as `call_later`.
+
+        Raises:
+            NotAsyncError: if *fn* can't be called.
+            ValueError: if *when* is not a number of seconds.
+            ClosedError: if the runtime is shut down, or the interpreter ends.
+            CannotStartError: if this was the first use, and no thread can be started here.
+        """
+        return self._call_at(when, fn, args, context, _getframe(1))
+
+    def every(
+        self,
+        interval: float,
+        fn: Callable[[], object],
+        *,
+        jitter: float = 0,
+        immediately: bool = False,
+        name: str | None = None,
+    ) -> Task[None]:
+        """
+        Call a function, plain or async, on the loop every *interval* seconds, until the handle is cancelled or the program ends.
+
+        The turns are counted from the start, so that they do not drift; one that is missed, because the one before took
+        too long, is left out. An error is reported, and the next turn comes. Cancelled at exit without a word.
+
+        Args:
+            interval: Seconds from turn to turn.
+            jitter: Seconds; each turn is late by a random part of this.
+            immediately: Take the first turn now, and not after one interval.
+
+        Raises:
+            NotAsyncError: if *fn* can't be called.
+            ValueError: if *interval* or *jitter* is not a number of seconds.
+            ClosedError: if the runtime is shut down, or the interpreter ends.
+            CannotStartError: if this was the first use, and no thread can be started here.
+        """
+        return self._every(interval, fn, jitter, immediately, name, _getframe(1))
+
+    def to_thread(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+        """
+        Run a blocking function in a worker thread, in a copy of the caller's context; return its handle at once.
+
+        A function that runs can't be cancelled. One that waits for this runtime does not take a place in the pool meanwhile.
+
+        Raises:
+            NotAsyncError: if *fn* is async, or can't be called.
+            ClosedError: if the runtime is shut down, or the interpreter ends.
+            CannotStartError: if no thread can be started here.
+        """
+        return self._to_thread(fn, args, kwargs, _getframe(1))
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def run(self, coro: Awaitable[T], *, timeout: float | None = None) -> T:
+        """
+        Run a coroutine on the loop and return its value, or raise the error it raised.
+
+        Blocks; not for the loop's own thread, signal handlers or finalisers. Works where another loop runs in the calling
+        thread (a notebook), and blocks that loop. Unlike `asyncio.run` it makes no loop of its own: what the caller's loop
+        made can't be used in *coro*.
+
+        Ctrl-C, and *timeout*, cancel the work and wait `cancel_timeout` seconds at the most for its clean-up.
+
+        Args:
+            timeout: Seconds to wait. None waits without end.
+
+        Raises:
+            WaitTimeoutError: if *timeout* passed. The work was cancelled.
+            NotAsyncError: if *coro* can't be awaited here.
+            WouldDeadlockError: if the wait could never end: on the loop's own thread, for one.
+            ClosedError: if the runtime is shut down, or the interpreter ends.
+            CannotStartError: if this was the first use, and no thread can be started here.
+            CancelledError: of `concurrent.futures`, if the work was cancelled by another.
+        """
+        return self._run(coro, timeout, _getframe(1))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """
+        Wait until all that was accepted before this call is done, whatever came of it, and every failure is reported.
+
+        Does not wait for daemons, periodic calls, and calls that are not due. Blocks; not for the loop's own thread.
+
+        Args:
+            timeout: Seconds to wait. None waits without end, 0 asks without waiting.
+
+        Raises:
+            WaitTimeoutError: if *timeout* passed. The work goes on.
+            WouldDeadlockError: if called on the loop's own thread, or in a worker thread of this runtime.
+        """
+        life = self._current()
+        _drain.guard(life, "flush()")
+        if not _drain.flush(life, _deadline(timeout)):
+            raise WaitTimeoutError(
+                f"flush() was not done after {timeout} s: {len(self.tasks())} tasks are unfinished. They go on."
+            )
+
+    def shutdown(self, timeout: float | None | FromSettings = FROM_SETTINGS) -> None:
+        """
+        Drain, cancel what is left, await its clean-up, and end the threads. Blocks; not for the loop's own thread.
+
+        What is cancelled because *timeout* passed is named in the log. Afterwards a `Runtime` refuses further work; the module's
+        functions start afresh on the next use. Calling it again, or from several threads, is harmless.
+
+        Args:
+            timeout: Seconds to wait for the work to be done; then `cancel_timeout` more for the clean-up of what is cancelled. None
+                waits without end, 0 cancels at once. By default the setting `exit_timeout`.
+
+        Raises:
+            WouldDeadlockError: if called on the loop's own thread, or in a worker thread of this runtime.
+        """
+        life = self._current()
+        _drain.guard(life, "shutdown()")
+        seconds = self._settings.exit_timeout if isinstance(timeout, FromSettings) else timeout
+        deadline = _deadline(seconds)
+        with self._ending:
+            if not self._reopens:
+                self._shut_down = self._ended = True
+            self._close(deadline)
+
+    # --- settings and looks -------------------------------------------------------------------------------------------
+
+    def configure(self, **settings: Any) -> None:
+        """
+        Change settings; see the reference for what each does. For programs: a library leaves them alone.
+
+        Raises:
+            SettingError: if there is no such setting, or it can't have this value. Nothing is changed then.
+            AlreadyRunningError: if `loop_factory` or `max_workers` is to change while the thread runs.
+            ValueError: for `sigterm`, if not called in the main thread.
+        """
+        new = changed(self._settings, settings)
+        for name in SHAPES_THE_THREAD & settings.keys():
+            if self._current().started and getattr(new, name) != getattr(self._settings, name):
+                raise AlreadyRunningError(
+                    f"{name} shapes the thread, which runs already. Call configure() before the first use, or after shutdown()."
+                )
+        if "sigterm" in settings:
+            _process.drain_on_sigterm(new.sigterm == "drain")
+        self._chosen = new
+
+    def tasks(self) -> list[Task[Any]]:
+        """Return the handles of all work that is accepted and not done."""
+        return self._current().unfinished()
+
+    def dump(self, file: IO[str] | None = None) -> None:
+        """Write what is unfinished to *file* (by default stderr): name, age, where it was submitted, where it waits."""
+        out = sys.stderr if file is None else file
+        tasks = self.tasks()
+        print(f"{self.name}: {len(tasks)} unfinished", file=out)
+        for task in tasks:
+            print(_drain.describe(task), file=out)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.shutdown()
+
+    def __repr__(self) -> str:
+        return f"<Runtime {self.name!r}, {len(self.tasks())} unfinished{', shut down' if self._ended else ''}>"
+
+    # --- the submit path; the bridges call these with the frame of their caller ---------------------------------------
+
+    def _go(
+        self, coro: Awaitable[T], name: str | None, context: Context | None, daemon: bool, frame: FrameType
+    ) -> Task[T]:
+        if type(coro) is not CoroutineType or coro.cr_suspended or coro.cr_running:
+            thread = self._life.thread
+            coro = as_coroutine(coro, None if thread is None else thread.loop)
+        if not _same_process[0]:
+            _process.notice_fork()
+        life = self._life
+        task: Task[T] = Task(
+            life,
+            coro,
+            None,
+            # Copied even if given: the caller may be inside of it, and a context can't be entered twice.
+            copy_context() if context is None else context.copy(),
+            name,
+            daemon,
+            frame.f_code,
+            frame.f_lasti,
+        )
+        if life.debug:
+            task._stack = _stack(frame)
+        return self._put(task)
+
+    def _call_soon(
+        self, fn: Callable[..., T], args: tuple[Any, ...], context: Context | None, frame: FrameType
+    ) -> Task[T]:
+        check_function(fn, "call_soon")
+        return self._put(self._make_task(fn, args, context, frame))
+
+    def _call_later(
+        self, delay: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
+    ) -> Task[Any]:
+        return self._call_at(time.monotonic() + _seconds("delay", delay), fn, args, context, frame)
+
+    def _call_at(
+        self, when: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
+    ) -> Task[Any]:
+        check_function(fn, "call_later", or_async=True)
+        return self._put(self._make_task(fn, args, context, frame), _seconds("when", when))
+
+    def _every(
+        self,
+        interval: float,
+        fn: Callable[[], object],
+        jitter: float,
+        immediately: bool,
+        name: str | None,
+        frame: FrameType,
+    ) -> Task[None]:
+        check_function(fn, "every", or_async=True)
+        if _seconds("interval", interval) <= 0:
+            raise ValueError(f"interval={interval!r}: give seconds as a number above 0.")
+        title = name or f"every {interval:g} s: {getattr(fn, '__qualname__', None) or type(fn).__name__}"
+        turns = periodic(interval, fn, _seconds("jitter", jitter), immediately, title, self._current().unclaimed)
+        return self._go(turns, title, None, True, frame)
+
+    def _to_thread(
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
+    ) -> Task[T]:
+        check_function(fn, "to_thread")
+        work = ThreadWork(fn, partial(fn, *args, **kwargs) if args or kwargs else fn)
+        task: Task[T] = self._make_task(work, (), None, frame)
+        while not (life := self._life).to_thread(task, work):
+            if not self._renew(life):
+                raise self._closed_error()
+            task._owner = self._life
+        return task
+
+    def _run(self, coro: Awaitable[T], timeout: float | None, frame: FrameType) -> T:
+        try:
+            self._life.guard("run()")
+        except BaseException:
+            close_unstarted(coro)
+            raise
+        task = self._go(coro, None, None, False, frame)
+        try:
+            if task._outcome() is None and not task._owner.wait(task, timeout):
+                task.cancel()
+                if not task._owner.wait(task, self._settings.cancel_timeout) or task.cancelled():
+                    raise WaitTimeoutError(f"{task.get_name()} was not done after {timeout} s, and was cancelled.")
+        except KeyboardInterrupt:
+            task.cancel()
+            # A second Ctrl-C ends this wait too.
+            task._owner.wait(task, self._settings.cancel_timeout)
+            raise
+        try:
+            return task.result(0)
+        finally:
+            # This frame is in the traceback of an error that the task holds: a cycle, which would keep both alive.
+            del task
+
+    def _make_task(self, work: Any, args: tuple[Any, ...], context: Context | None, frame: FrameType) -> Task[Any]:
+        life = self._current()
+        context = copy_context() if context is None else context.copy()
+        task: Task[Any] = Task(life, work, args, context, None, False, frame.f_code, frame.f_lasti)
+        if life.debug:
+            task._stack = _stack(frame)
+        return task
+
+    def _put(self, task: Task[T], when: float | None = None) -> Task[T]:
+        """Deliver *task*, to be started at *when* or at once, to this life or the next; or refuse it."""
+        life = self._life
+        while True:
+            item = task if when is None else Later(task, when, life)
+            try:
+                if life.inbox.put(item):
+                    return task
+            except BaseException:
+                # Interrupted, or no thread can be started: not accepted, unless the loop has it already.
+                if life.inbox.take_back(item):
+                    close_unstarted(task._work)
+                raise
+            if not self._renew(life):
+                close_unstarted(task._work)
+                raise self._closed_error()
+            task._owner = life = self._life
+
+    # --- lives --------------------------------------------------------------------------------------------------------
+
+    def _current(self) -> Life:
+        if not _same_process[0]:
+            _process.notice_fork()
+        return self._life
+
+    def _renew(self, life: Life) -> bool:
+        """Begin another life after *life* refused, unless this runtime is not to have one."""
+        if life is not self._life:
+            return True
+        if self._ended or _process.exiting() or not (life.dead or self._reopens):
+            return False
+        self._begin(life.generation + 1)
+        return True
+
+    def _begin(self, generation: int) -> None:
+        life = Life(self.name, generation, lambda: self._settings, self)
+        key = os.getpid(), generation
+        # Two threads that begin one at once agree, because setdefault is atomic.
+        self._life = self._lives.setdefault(key, life)
+        for old in [other for other in list(self._lives) if other != key]:
+            self._lives.pop(old, None)
+
+    def _closed_error(self) -> ClosedError:
+        if self._ended and not self._shut_down:
+            return ClosedError(
+                "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
+            )
+        return ClosedError(
+            f"The runtime {self.name!r} is shut down. Submit the work before shutdown(), or make a new Runtime."
+        )
+
+    # --- what the process tells ---------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        self._life.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        self._life.after_fork_in_parent()
+
+    def after_fork_in_child(self) -> None:
+        # Another thread may have held it at the fork.
+        self._ending = Lock()
+        self._drained_for = 0.0
+        self._ended = self._shut_down
+        old = self._life
+        _process.unwatch(self)
+        self._begin(old.generation + 1)
+        old.after_fork_in_child()
+
+    def drain_early(self) -> None:
+        """Wait only: the program may go on for minutes, in threads that are not daemons."""
+        start = time.monotonic()
+        try:
+            _drain.drain(self._life, _deadline(self._time_to_drain()))
+        except KeyboardInterrupt:
+            self._interrupted = True
+        self._drained_for += time.monotonic() - start
+
+    def drain_at_exit(self) -> None:
+        """The end: whatever comes after this is refused."""
+        deadline = _deadline(self._time_to_drain())
+        self._ended = True
+        with self._ending:
+            self._close(deadline, patient=not self._interrupted)
+
+    def _time_to_drain(self) -> float | None:
+        timeout = self._settings.exit_timeout
+        return None if timeout is None else max(0.0, timeout - self._drained_for)
+
+    def _close(self, deadline: float | None, patient: bool = True) -> None:
+        life = self._life
+        if not life.closed:
+            try:
+                _drain.close(life, deadline, self._settings.cancel_timeout, patient)
+            finally:
+                _process.unwatch(self)
+
+
+def _seconds(name: str, value: float) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return value
+    raise ValueError(f"{name}={value!r}: give seconds as a number of 0 or more.")
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _stack(frame: FrameType) -> traceback.StackSummary:
+    # Without the lines of source: those are read when somebody prints it.
+    stack = traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
+    stack.reverse()
+    return stack

@@ -1,0 +1,137 @@
+"""Every setting with its default and its environment variable, checked once, where it comes in."""
+
+import asyncio
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from ._errors import SettingError
+from ._report import Hook
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+WhenFull = Literal["block", "raise", "drop_new", "drop_old"]
+
+
+class Settings(NamedTuple):
+    """The settings of one runtime. Immutable: a change makes a new one, so a reader never sees half of it."""
+
+    # Below the 30 s after which gunicorn and Kubernetes kill by default, the clean-up included: only a
+    # deadline that passes first can name what is lost.
+    exit_timeout: float | None = 25.0
+    cancel_timeout: float = 2.0
+    on_error: Hook | None = None
+    # Four busy threads delay a healthy loop by 0.23 s (the interpreter's switch interval): well above that.
+    slow_callback: float | None = 1.0
+    loop_factory: LoopFactory | None = None
+    # concurrent.futures' own default, for the same kind of work.
+    max_workers: int = min(32, (os.cpu_count() or 1) + 4)
+    sigterm: Literal["drain"] | None = None
+    max_pending: int | None = None
+    when_full: WhenFull = "block"
+
+
+# The thread, its loop and its pool are made from these: they can't change under a running one.
+SHAPES_THE_THREAD = frozenset({"loop_factory", "max_workers"})
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """*settings* with *changes*, each value checked."""
+    for name, value in changes.items():
+        if name not in Settings._fields:
+            raise SettingError(f"There is no setting {name!r}. The settings are: {', '.join(Settings._fields)}.")
+        problem = _problem(name, value)
+        if problem:
+            raise SettingError(f"{name}={value!r}: {problem}.")
+    return settings._replace(**changes)
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The defaults, changed by the `OMNILOOP_…` variables; called when a runtime is made, never at import."""
+    changes: dict[str, Any] = {}
+    for name, read in _READERS.items():
+        variable = f"OMNILOOP_{name.upper()}"
+        text = environ.get(variable)
+        if text is None:
+            continue
+        try:
+            changes[name] = read(text)
+            changed(Settings(), {name: changes[name]})
+        except ValueError as error:
+            raise SettingError(f"{variable}={text!r} can't be used: {error}") from error
+    if (loop := environ.get("OMNILOOP_LOOP")) is not None:
+        changes["loop_factory"] = _loop_named(loop)
+    return changed(Settings(), changes)
+
+
+def _problem(name: str, value: object) -> str | None:
+    match name:
+        case "exit_timeout" | "slow_callback":
+            return None if value is None or _is_seconds(value) else "give seconds as a number of 0 or more, or None"
+        case "cancel_timeout":
+            return None if _is_seconds(value) else "give seconds as a number of 0 or more"
+        case "max_workers":
+            return None if isinstance(value, int) and value >= 1 else "give a whole number of 1 or more"
+        case "max_pending":
+            return (
+                None
+                if value is None or (isinstance(value, int) and value >= 1)
+                else "give a whole number of 1 or more, or None"
+            )
+        case "on_error" | "loop_factory":
+            return None if value is None or callable(value) else "give a callable, or None"
+        case "sigterm":
+            return None if value in (None, "drain") else 'give "drain" or None'
+        case _:
+            return (
+                None
+                if value in ("block", "raise", "drop_new", "drop_old")
+                else 'give "block", "raise", "drop_new" or "drop_old"'
+            )
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and not math.isnan(value)
+
+
+def _seconds(text: str) -> float:
+    return float(text)
+
+
+def _seconds_or_none(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
+def _whole_or_none(text: str) -> int | None:
+    return None if text.lower() == "none" else int(text)
+
+
+def _text_or_none(text: str) -> str | None:
+    return None if text.lower() in ("", "none") else text
+
+
+def _loop_named(name: str) -> LoopFactory | None:
+    match name.lower():
+        case "asyncio" | "":
+            return None
+        case "uvloop":
+            try:
+                import uvloop
+            except ImportError as error:
+                raise SettingError(
+                    "OMNILOOP_LOOP=uvloop, but uvloop is not installed: pip install 'omniloop[uvloop]'."
+                ) from error
+            return uvloop.new_event_loop
+        case _:
+            raise SettingError(f"OMNILOOP_LOOP={name!r} is not a loop that is known here: use asyncio or uvloop.")
+
+
+_READERS: dict[str, Callable[[str], object]] = {
+    "exit_timeout": _seconds_or_none,
+    "cancel_timeout": _seconds,
+    "slow_callback": _seconds_or_none,
+    "max_workers": int,
+    "sigterm": _text_or_none,
+    "max_pending": _whole_or_none,
+    "when_full": str,
+}

@@ -1,0 +1,219 @@
+"""Daemon threads for blocking functions, that still serve while the interpreter ends, and are not starved by their own waits."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.thread import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Job = Callable[[], None]
+
+
+class Workers(ThreadPoolExecutor):
+    """
+    The pool of a runtime, and its loop's default executor. asyncio insists on a `ThreadPoolExecutor`; none of that class's
+    threads or queues are used, because they are shut before the first `atexit` handler runs.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        # A token for each worker that waits for a job. append and pop are atomic, so that submitting takes no lock.
+        self._idle: deque[None] = deque()
+        self._staff: set[threading.Thread] = set()
+        # One for each job that found nobody free. Threads are started by one thread at a time.
+        self._wanted: deque[None] = deque()
+        self._starting = threading.Lock()
+        # Idents of the workers that wait for the runtime: they do not count against the size.
+        self._blocked: set[int] = set()
+        self._count = 0
+        self.closed = False
+
+    # --- taking work ----------------------------------------------------------------------------------------------
+
+    def put(self, job: Job) -> None:
+        """Have a worker call *job*, which must not raise. From any thread."""
+        self._jobs.put(job)
+        try:
+            self._idle.pop()
+        except IndexError:
+            self._grow()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """What asyncio's `run_in_executor` and `asyncio.to_thread` call."""
+        if self.closed:
+            raise RuntimeError("cannot schedule new futures after shutdown of the runtime")
+        future: Future[T] = Future()
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self.put(job)
+        return future
+
+    def start_one(self) -> None:
+        """Start the first worker; at the interpreter's end 3.12 starts no thread any more, and this one serves."""
+        if not self._staff:
+            self._start()
+
+    # --- waiting workers ------------------------------------------------------------------------------------------
+
+    def is_worker(self) -> bool:
+        """Tell whether the calling thread is one of this pool's."""
+        return _pools.get(threading.get_ident()) is self
+
+    def _begin_wait(self) -> bool:
+        ident = threading.get_ident()
+        self._blocked.add(ident)
+        try:
+            if len(self._staff) <= len(self._blocked):
+                self._start()
+            elif not self._jobs.empty():
+                self._grow()
+        except RuntimeError:
+            # "can't start new thread": the interpreter ends, or the limit of the system is reached.
+            self._blocked.discard(ident)
+            return False
+        return True
+
+    def _end_wait(self) -> None:
+        self._blocked.discard(threading.get_ident())
+
+    # --- ending ---------------------------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Refuse further work. The threads end when their work does; only the runtime waits for that, with a deadline."""
+        self.closed = True
+
+    def stop(self, timeout: float) -> list[threading.Thread]:
+        """End the workers and join them, *timeout* seconds at the most; returns those that are still busy."""
+        self.closed = True
+        for _ in list(self._staff):
+            self._jobs.put(None)
+        return self._join(timeout)
+
+    def park(self, timeout: float) -> None:
+        """End the workers before a fork. They come back on the next use; nothing is refused."""
+        for _ in list(self._staff):
+            self._jobs.put(None)
+        self._join(timeout)
+        self._idle.clear()
+        # What nobody was left to take would end workers of the next generation.
+        held: list[Job] = []
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except Empty:
+                break
+            if job is not None:
+                held.append(job)
+        for job in held:
+            self._jobs.put(job)
+
+    def idents(self) -> list[int]:
+        """The system's ids of the living workers."""
+        return [thread.native_id for thread in list(self._staff) if thread.native_id is not None]
+
+    def _join(self, timeout: float) -> list[threading.Thread]:
+        deadline = time.monotonic() + timeout
+        left = []
+        for thread in list(self._staff):
+            if thread is threading.current_thread():
+                continue
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                left.append(thread)
+        return left
+
+    # --- threads --------------------------------------------------------------------------------------------------
+
+    def _grow(self) -> None:
+        """Start a worker, if there is room."""
+        self._wanted.append(None)
+        # Tried, not waited for (a signal handler may submit): who holds it looks again after giving it back.
+        while self._wanted and self._starting.acquire(False):
+            try:
+                self._wanted.pop()
+                if len(self._staff) - len(self._blocked) < self._size:
+                    self._start()
+            except IndexError:
+                # Another thread was served in between.
+                pass
+            except RuntimeError:
+                # "can't start new thread", at the interpreter's end: those that are there will come to it.
+                if len(self._staff) <= len(self._blocked):
+                    raise
+            finally:
+                self._starting.release()
+
+    def _start(self) -> None:
+        self._count += 1
+        thread = threading.Thread(target=self._serve, name=f"{self._name}-worker-{self._count}", daemon=True)
+        self._staff.add(thread)
+        try:
+            thread.start()
+        except BaseException:
+            if thread.ident is None:
+                self._staff.discard(thread)
+            raise
+
+    def _serve(self) -> None:
+        jobs = self._jobs
+        _pools[threading.get_ident()] = self
+        try:
+            while True:
+                try:
+                    job = jobs.get_nowait()
+                except Empty:
+                    if len(self._staff) - len(self._blocked) > self._size:
+                        return
+                    self._idle.append(None)
+                    job = jobs.get()
+                if job is None:
+                    return
+                job()
+                # What the job refers to must not live until the next one comes.
+                del job
+        finally:
+            del _pools[threading.get_ident()]
+            self._staff.discard(threading.current_thread())
+
+
+# Whose worker a thread is. Of the whole process, because a worker of one runtime may wait for another.
+_pools: dict[int, Workers] = {}
+
+
+def begin_wait() -> bool:
+    """
+    Called by a thread that is about to wait for a runtime: if it is a worker, another may take its place.
+
+    Returns False where none can start and none is left: what the wait waits for could never run.
+    """
+    pool = _pools.get(threading.get_ident())
+    return pool is None or pool._begin_wait()
+
+
+def end_wait() -> None:
+    """The wait is over; if the place was taken meanwhile, one worker too many ends when it has nothing to do."""
+    pool = _pools.get(threading.get_ident())
+    if pool is not None:
+        pool._end_wait()
+
+
+def forget_other_threads() -> None:
+    """In a forked child only the forking thread is left, and it is nobody's worker."""
+    _pools.clear()
