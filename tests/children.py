@@ -1,0 +1,83 @@
+"""Runs a program in an interpreter of its own: the only way to see what happens at exit, at fork and on signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+SRC = Path(__file__).resolve().parent.parent / "src"
+
+
+class Result(NamedTuple):
+    """What came out of a child: its streams, its exit code (negative: the signal it died of), and how long it took."""
+
+    stdout: str
+    stderr: str
+    code: int
+    seconds: float
+
+
+def child_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The parent's environment, with the package under test importable, and *env* on top; no `OMNILOOP_…` leaks in but `LOOP`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OMNILOOP_")}
+    if "OMNILOOP_LOOP" in os.environ:
+        inherited["OMNILOOP_LOOP"] = os.environ["OMNILOOP_LOOP"]
+    path = [str(SRC), os.environ.get("PYTHONPATH", "")]
+    inherited["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    inherited["PYTHONUNBUFFERED"] = "1"
+    return {**inherited, **(env or {})}
+
+
+def run_child(
+    source: str, *, env: Mapping[str, str] | None = None, timeout: float = 8, flags: Sequence[str] = ()
+) -> Result:
+    """
+    Run *source* (dedented) in a fresh interpreter, without stdin, and wait until it and all that hold its streams ended.
+
+    Args:
+        env: Set on top of the parent's environment.
+        timeout: Seconds; then the child is killed, and the test fails with what it had said until then.
+        flags: For the interpreter: `["-X", "dev"]`.
+
+    Raises:
+        AssertionError: if *timeout* passed.
+    """
+    started = time.monotonic()
+    child = subprocess.Popen(
+        [sys.executable, *flags, "-c", textwrap.dedent(source)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",
+        env=child_environment(env),
+        # A group of its own, so that what the child started ends with it: a grandchild would hold the streams open.
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        _kill(child)
+        stdout, stderr = child.communicate()
+        raise AssertionError(
+            f"the child did not end within {timeout} s\n--- stdout\n{stdout}\n--- stderr\n{stderr}"
+        ) from None
+    except BaseException:
+        # pytest-timeout, or Ctrl-C.
+        _kill(child)
+        child.communicate()
+        raise
+    return Result(stdout, stderr, child.returncode, time.monotonic() - started)
+
+
+def _kill(child: "subprocess.Popen[str]") -> None:
+    if os.name == "posix":
+        os.killpg(child.pid, signal.SIGKILL)
+    else:
+        child.kill()

@@ -1,0 +1,21 @@
+"""What holds for every test: a `Runtime` of its own is shut down at the end, so that no thread is left behind."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import omniloop
+from omniloop import _process
+
+
+@pytest.fixture(autouse=True)
+def _no_runtime_is_left_behind() -> Iterator[None]:
+    before = set(_process._watched)
+
+    yield
+
+    # The shared runtime may go on: it serves the whole session, on the loop that OMNILOOP_LOOP names.
+    left = _process._watched - before - {omniloop.shared_runtime()}
+    for runtime in left:
+        runtime.shutdown(timeout=0)
+    assert not left, f"shut down each Runtime that a test makes: {left}"
