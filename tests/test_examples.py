@@ -1,0 +1,52 @@
+"""Every example runs as a user would run it, says what it promises, and leaves nothing on stderr."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("aiohttp")
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+EXPECTED = {
+    "fire_and_forget": (
+        r"registered 1,000, arrived 1,000\n"
+        r"the 1,000 calls took the script [\d.]+ ms\n"
+        r"the drain took [\d.]+ s, after the script's last line\n"
+    ),
+    "run_forever_daemon": (
+        "main is done, and does not wait for the heartbeat\nheartbeat stopped cleanly, every beat written: True\n"
+    ),
+    "periodic": "reported: the second turn fails\nfive turns, the latest (less|more) than one interval late\n",
+    "blocking_functions": r"(file-\d [0-9a-f]{8}\n){4}met in the barrier: \[0, 1, 2, 3\]\n",
+    "keep_the_handle": (
+        r"done\? False\nnot yet: patient was not done after 0.05 s.*\nresult: the result\n"
+        r"error: no such account\nasked to end: True\ncancelled: True\n"
+    ),
+    "await_from_another_loop": (
+        r"hello from omniloop - to MainThread\n\['first', 'second'\] - and this loop went on meanwhile: True\n"
+        r"the server has closed its sockets\n"
+    ),
+}
+
+
+# Three interpreters, and a thousand connections on a machine that may be busy.
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_example_does_what_it_says(name, tmp_path):
+    ended = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        timeout=50,
+        check=False,
+    )
+
+    assert (ended.stderr, ended.returncode) == ("", 0)
+    assert re.fullmatch(EXPECTED[name], ended.stdout), ended.stdout
