@@ -207,6 +207,7 @@ def _end(life: Life, deadline: float, dropped: list[str]) -> None:
     thread = life.thread
     joined = True
     if thread is not None:
+        life.stop_watching(_JOIN_TIMEOUT)
         if thread.alive:
             try:
                 joined = thread.end(max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT)

@@ -72,6 +72,10 @@ class Inbox:
             self.give_token_back()
             raise
 
+    def is_due(self) -> bool:
+        """Tell whether the reader is due to look, or is looking."""
+        return self._token.locked()
+
     def hold_token(self) -> bool:
         """Take the token if it is free: from here on the reader is due to look."""
         return self._token.acquire(False)

@@ -18,9 +18,10 @@ from ._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, 
 from ._inbox import Inbox
 from ._ledger import Later, Ledger
 from ._loop_thread import LoopThread, wait_until_gone
-from ._report import Failure, report
+from ._report import Failure, logger, report, thread_stack
 from ._settings import Settings
 from ._task import CANCELLED, SUCCEEDED, Task, Unclaimed, traceback_without
+from ._watchdog import Watchdog
 from ._workers import Workers
 
 # A wait longer than this looks, once and cheaply, whether it can end at all.
@@ -72,6 +73,7 @@ class Life:
         self._watched = watched
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
+        self._watchdog: Watchdog | None = None
         self._starting = Lock()
         # Failures that somebody holds and has not asked for; the drain reports them.
         self._held: weakref.WeakSet[Unclaimed] = weakref.WeakSet()
@@ -121,6 +123,7 @@ class Life:
                 self._make()
             assert self.thread is not None and self._workers is not None
             self._workers.start_one()
+            self.watch()
             self.thread.start(self.ledger.empty)
         except RuntimeError as error:
             raise CannotStartError(f"omniloop can't start its thread here: {error}.") from error
@@ -138,6 +141,14 @@ class Life:
         # task looks up a host name would fail.
         loop.set_default_executor(workers)
         self._ledger = Ledger(loop, thread.context, self.inbox, self._report)
+        self._watchdog = Watchdog(
+            self.name,
+            lambda: self._settings().slow_callback,
+            lambda: thread_stack(thread.ident),
+            lambda message: logger.warning("%s: %s", self.name, message),
+            self._ping,
+        )
+        self._watchdog.attach(loop)
         self._workers = workers
         self.debug = self.debug or loop.get_debug()
         self.thread = thread
@@ -149,8 +160,39 @@ class Life:
             self.inbox.give_token_back()
         elif thread is not None and thread.alive:
             thread.post(self.ledger.empty)
+            if self._watchdog is not None and self._watchdog.must_be_told:
+                self._watchdog.wake()
         else:
             self.start()
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Watch the loop if `slow_callback` is set; called again when the settings change."""
+        watchdog = self._watchdog
+        if watchdog is None:
+            return
+        if watchdog.running:
+            watchdog.wake()
+        elif self._settings().slow_callback is not None and not self.inbox.closed:
+            watchdog.start()
+
+    def stop_watching(self, timeout: float) -> None:
+        """End the watchdog's thread; before the loop's, so that it does not log while the interpreter ends."""
+        if self._watchdog is not None:
+            self._watchdog.stop(timeout)
+
+    def _ping(self, answer: Callable[[], None]) -> bool:
+        thread = self.thread
+        if thread is None or not thread.alive:
+            return False
+        if self.ledger.is_quiet() and not self.ledger.daemons and not self.inbox.is_due():
+            return False
+        with suppress(RuntimeError):
+            # The loop is closed: nothing will answer, and nothing is waited for.
+            thread.post(answer)
+            return True
+        return False
 
     # --- what a task needs --------------------------------------------------------------------------------------------
 
@@ -362,6 +404,9 @@ class Life:
                 return
             native_ids = self.workers.idents()
             if thread.hold_or_leave(self.ledger.is_idle, _PAUSE_TIMEOUT):
+                if self._watchdog is not None:
+                    native_ids.append(self._watchdog.native_id)
+                self.stop_watching(_PAUSE_TIMEOUT)
                 thread.join(_PAUSE_TIMEOUT)
                 thread.ended()
                 self.workers.park(_PAUSE_TIMEOUT)

@@ -107,6 +107,10 @@ def innermost(coro: Any) -> str:
 
 
 def thread_stack(ident: int | None) -> str:
-    """The stack of a living thread, as text."""
+    """The stack of a living thread, as text; of a loop's thread only what the loop called."""
     frame = sys._current_frames().get(ident) if ident is not None else None
-    return "".join(traceback.format_stack(frame)) if frame is not None else "  (the thread is gone)\n"
+    if frame is None:
+        return "  (the thread is gone)\n"
+    stack = traceback.extract_stack(frame)
+    machinery = max((at for at, entry in enumerate(stack) if entry.name == "run_forever"), default=-1)
+    return "".join(traceback.format_list(stack[machinery + 1 :]))

@@ -290,6 +290,7 @@ class Runtime:
         if "sigterm" in settings:
             _process.drain_on_sigterm(new.sigterm == "drain")
         self._chosen = new
+        self._current().watch()
 
     def tasks(self) -> list[Task[Any]]:
         """Return the handles of all work that is accepted and not done."""

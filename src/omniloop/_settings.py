@@ -66,7 +66,9 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
 
 def _problem(name: str, value: object) -> str | None:
     match name:
-        case "exit_timeout" | "slow_callback":
+        case "slow_callback":
+            return None if value is None or (_is_seconds(value) and value) else "give seconds above 0, or None"
+        case "exit_timeout":
             return None if value is None or _is_seconds(value) else "give seconds as a number of 0 or more, or None"
         case "cancel_timeout":
             return None if _is_seconds(value) else "give seconds as a number of 0 or more"

@@ -124,9 +124,9 @@ class Workers(ThreadPoolExecutor):
         for job in held:
             self._jobs.put(job)
 
-    def idents(self) -> list[int]:
+    def idents(self) -> list[int | None]:
         """The system's ids of the living workers."""
-        return [thread.native_id for thread in list(self._staff) if thread.native_id is not None]
+        return [thread.native_id for thread in list(self._staff)]
 
     def _join(self, timeout: float) -> list[threading.Thread]:
         deadline = time.monotonic() + timeout

@@ -1,0 +1,150 @@
+"""A callback that blocks the loop is told of while it blocks, once, and when it ends; an idle loop is not looked at."""
+
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from omniloop import Runtime
+
+
+class Told(logging.Handler):
+    """Collects what the watchdog says, and lets a test wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+        self._more = threading.Condition()
+
+    def emit(self, record):
+        with self._more:
+            self.messages.append(record.getMessage())
+            self._more.notify_all()
+
+    def wait_for(self, count):
+        with self._more:
+            return self._more.wait_for(lambda: len(self.messages) >= count, timeout=5)
+
+
+@pytest.fixture
+def told():
+    handler = Told()
+    logger = logging.getLogger("omniloop")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop_factory(request):
+    return None if request.param == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+
+
+def hold_the_loop_here(gate):
+    assert gate.wait(timeout=8)
+
+
+async def hold(gate):
+    hold_the_loop_here(gate)
+
+
+def test_a_callback_that_blocks_is_told_of_with_its_stack_while_it_blocks(told, loop_factory):
+    gate = threading.Event()
+    with Runtime(slow_callback=0.05, loop_factory=loop_factory) as runtime:
+        task = runtime.go(hold(gate))
+
+        assert told.wait_for(1)
+        assert not task.done()
+
+        gate.set()
+        task.result(timeout=5)
+
+    assert "has blocked the loop for" in told.messages[0]
+    assert "hold_the_loop_here" in told.messages[0]
+    # The stack begins where the loop calls out: its own machinery tells nothing.
+    assert "run_forever" not in told.messages[0]
+
+
+def test_one_blockage_is_told_of_once_and_its_length_when_it_is_over(told, loop_factory):
+    gate = threading.Event()
+    with Runtime(slow_callback=0.05, loop_factory=loop_factory) as runtime:
+        runtime.go(hold(gate))
+        assert told.wait_for(1)
+        # Several times the limit: another look would tell again.
+        assert not gate.wait(timeout=0.3)
+        gate.set()
+
+        assert told.wait_for(2)
+        runtime.flush(timeout=5)
+
+    assert len(told.messages) == 2
+    assert "The loop goes on, after a callback blocked it for" in told.messages[1]
+
+
+def test_every_blockage_is_told_of(told, loop_factory):
+    with Runtime(slow_callback=0.05, loop_factory=loop_factory) as runtime:
+        for count in (1, 2, 3):
+            gate = threading.Event()
+            task = runtime.go(hold(gate))
+            assert told.wait_for(2 * count - 1)
+            gate.set()
+            task.result(timeout=5)
+            assert told.wait_for(2 * count)
+
+
+def test_the_watchdog_is_off_with_none_and_can_be_turned_on_while_the_loop_runs(told):
+    with Runtime(name="unwatched", slow_callback=None) as runtime:
+        runtime.run(noop())
+        assert "unwatched-watchdog" not in {thread.name for thread in threading.enumerate()}
+
+        runtime.configure(slow_callback=0.05)
+        gate = threading.Event()
+        task = runtime.go(hold(gate))
+        assert told.wait_for(1)
+        gate.set()
+        task.result(timeout=5)
+
+
+def test_short_callbacks_are_not_told_of(told):
+    with Runtime(slow_callback=5.0) as runtime:
+        for _ in range(100):
+            runtime.run(noop())
+
+    assert told.messages == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts context switches in /proc")
+def test_the_watchdog_and_the_loop_do_not_wake_up_while_idle():
+    """Where nothing happens, neither thread is switched to: looked at over half a second, after the last look is over."""
+    with Runtime(name="idle", slow_callback=0.05) as runtime:
+        runtime.run(noop())
+        ids = [thread.native_id for thread in threading.enumerate() if thread.name.startswith("idle")]
+        assert len(ids) == 3
+        until = time.monotonic() + 5
+        before = switches(ids)
+        while (now := settle(ids)) != before and time.monotonic() < until:
+            before = now
+
+        assert settle(ids, seconds=0.5) == now
+
+
+def settle(ids, seconds=0.15):
+    """The count after a while in which this thread does nothing: three times the watchdog's period."""
+    threading.Event().wait(seconds)
+    return switches(ids)
+
+
+def switches(ids):
+    total = 0
+    for native_id in ids:
+        status = Path(f"/proc/{os.getpid()}/task/{native_id}/status").read_text()
+        total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("voluntary"))
+    return total
+
+
+async def noop():
+    pass
