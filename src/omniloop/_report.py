@@ -112,5 +112,6 @@ def thread_stack(ident: int | None) -> str:
     if frame is None:
         return "  (the thread is gone)\n"
     stack = traceback.extract_stack(frame)
-    machinery = max((at for at, entry in enumerate(stack) if entry.name == "run_forever"), default=-1)
+    # uvloop's own frames are not seen, so that there the last of the machinery is the one that calls it.
+    machinery = max((at for at, entry in enumerate(stack) if entry.name in ("run_forever", "_run")), default=-1)
     return "".join(traceback.format_list(stack[machinery + 1 :]))
