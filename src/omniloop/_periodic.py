@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import math
-import random
 from collections.abc import Callable
 
 from ._report import Failure
@@ -18,6 +17,9 @@ async def periodic(
     report: Callable[[Failure], None],
 ) -> None:
     """Call *fn*, and await what it returns, every *interval* seconds by the loop's clock, until cancelled."""
+    # Here, because it would be a tenth of what the whole package costs to import.
+    import random
+
     loop = asyncio.get_running_loop()
     start = loop.time()
     turn = 0 if immediately else 1
