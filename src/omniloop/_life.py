@@ -20,7 +20,8 @@ from ._ledger import Later, Ledger
 from ._loop_thread import LoopThread, wait_until_gone
 from ._report import Failure, logger, report, thread_stack
 from ._settings import Settings
-from ._task import CANCELLED, SUCCEEDED, Task, Unclaimed, traceback_without
+from ._stats import Stats, Tally
+from ._task import SUCCEEDED, Task, Unclaimed, traceback_without
 from ._watchdog import Watchdog
 from ._workers import Workers
 
@@ -57,7 +58,15 @@ class Life:
     After a fork, or when its thread died, the runtime begins another one.
     """
 
-    def __init__(self, name: str, generation: int, settings: Callable[[], Settings], watched: _process.Watched) -> None:
+    def __init__(
+        self,
+        name: str,
+        generation: int,
+        settings: Callable[[], Settings],
+        watched: _process.Watched,
+        tally: Tally,
+        clock: Callable[[], float],
+    ) -> None:
         self.name = name
         self.generation = generation
         self.inbox = Inbox(self._wake)
@@ -71,6 +80,8 @@ class Life:
         self.closed = False
         self._settings = settings
         self._watched = watched
+        self._tally = tally
+        self._clock = clock
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
         self._watchdog: Watchdog | None = None
@@ -140,7 +151,7 @@ class Life:
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         loop.set_default_executor(workers)
-        self._ledger = Ledger(loop, thread.context, self.inbox, self._report)
+        self._ledger = Ledger(loop, thread.context, self.inbox, self._report, self._tally, self._clock)
         self._watchdog = Watchdog(
             self.name,
             lambda: self._settings().slow_callback,
@@ -274,9 +285,15 @@ class Life:
             if not work.claim():
                 return False
             self.ledger.in_threads.discard(task)
-            task._settle(CANCELLED, () if msg is None else (msg,))
+            task._end_cancelled(() if msg is None else (msg,))
             return True
-        ledger = self.ledger
+        if self._ledger is None:
+            # Accepted in the middle of a fork: nothing is started yet.
+            if not self.inbox.take_back(task):
+                return False
+            close_unstarted(task._work)
+            return task._settle(CANCELLED, () if msg is None else (msg,))
+        ledger = self._ledger
         if self.thread is not None and self.thread.is_current():
             if task._is_started():
                 ledger.cancel(task, msg)
@@ -303,6 +320,10 @@ class Life:
     def hold_failure(self, unclaimed: Unclaimed) -> None:
         """Remember a failure that nobody asked for yet."""
         self._held.add(unclaimed)
+        self._tally.count("failed")
+
+    def count_cancelled(self) -> None:
+        self._tally.count("cancelled")
 
     # --- worker threads -----------------------------------------------------------------------------------------------
 
@@ -323,6 +344,7 @@ class Life:
             if work.claim():
                 in_threads.discard(task)
             raise
+        self._tally.count("in_threads")
         return True
 
     def _work(self, task: Task[Any], work: ThreadWork) -> None:
@@ -371,6 +393,7 @@ class Life:
         for item in undelivered:
             task = item.task if type(item) is Later else item
             if type(task) is Task:
+                self._tally.started += 1
                 close_unstarted(task._work)
                 task._fail(make_error())
         if self._ledger is not None:
@@ -389,6 +412,33 @@ class Life:
         started = self._ledger.unfinished() if self._ledger is not None else []
         waiting = [item.task if type(item) is Later else item for item in self.inbox.waiting()]
         return [*started, *(task for task in waiting if type(task) is Task)]
+
+    def stats(self, drain_time: float) -> Stats:
+        """Count what there is, for a look."""
+        tally, ledger = self._tally, self._ledger
+        # First; see `Tally.totals`.
+        taken = tally.started + tally.in_threads
+        running = scheduled = waiting = 0
+        # What a closed or dead life left behind is settled.
+        if ledger is not None and not self.closed and not self.dead:
+            in_threads = list(ledger.in_threads)
+            waiting = sum(not task._is_started() for task in in_threads)
+            running = len(ledger.running) + len(ledger.daemons) + len(in_threads) - waiting
+            scheduled = len(ledger.timers)
+        queued = sum(type(item) in (Task, Later) for item in self.inbox.waiting())
+        accepted, finished = tally.totals(taken, running + waiting, scheduled, queued)
+        return Stats(
+            accepted=accepted,
+            finished=finished,
+            failed=tally.failed,
+            cancelled=tally.cancelled,
+            dropped=tally.dropped,
+            drain_time=drain_time,
+            running=running,
+            scheduled=scheduled,
+            queue_depth=queued + waiting,
+            loop_lag=self.thread.lag() if self.thread is not None and not self.closed else 0.0,
+        )
 
     # --- fork ---------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from ._ledger import Later
 from ._life import Life, ThreadWork
 from ._periodic import periodic
 from ._settings import SHAPES_THE_THREAD, Settings, changed, from_environment
+from ._stats import Stats, Tally
 from ._task import Task
 
 T = TypeVar("T")
@@ -78,6 +79,10 @@ class Runtime:
         # Of the drain at exit, in which two hooks take part.
         self._interrupted = False
         self._drained_for = 0.0
+        self._drain_time = 0.0
+        self._tally = Tally()
+        # What `call_at` and `call_later` are told by; tests may set another.
+        self._clock: Callable[[], float] = time.monotonic
         self._ending = Lock()
         self._lives: dict[tuple[int, int], Life] = {}
         self._life: Life
@@ -296,6 +301,14 @@ class Runtime:
         """Return the handles of all work that is accepted and not done."""
         return self._current().unfinished()
 
+    def stats(self) -> Stats:
+        """
+        Return what was accepted, finished, failed … so far, and what runs and waits now. Does not block, and costs nothing until called.
+
+        Counts begin with the process: a forked child's at 0. They go on after `shutdown()`.
+        """
+        return self._current().stats(self._drain_time)
+
     def dump(self, file: IO[str] | None = None) -> None:
         """Write what is unfinished to *file* (by default stderr): name, age, where it was submitted, where it waits."""
         out = sys.stderr if file is None else file
@@ -348,7 +361,7 @@ class Runtime:
     def _call_later(
         self, delay: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
     ) -> Task[Any]:
-        return self._call_at(time.monotonic() + _seconds("delay", delay), fn, args, context, frame)
+        return self._call_at(self._clock() + _seconds("delay", delay), fn, args, context, frame)
 
     def _call_at(
         self, when: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
@@ -450,7 +463,7 @@ class Runtime:
         return True
 
     def _begin(self, generation: int) -> None:
-        life = Life(self.name, generation, lambda: self._settings, self)
+        life = Life(self.name, generation, lambda: self._settings, self, self._tally, lambda: self._clock())
         key = os.getpid(), generation
         # Two threads that begin one at once agree, because setdefault is atomic.
         self._life = self._lives.setdefault(key, life)
@@ -477,7 +490,8 @@ class Runtime:
     def after_fork_in_child(self) -> None:
         # Another thread may have held it at the fork.
         self._ending = Lock()
-        self._drained_for = 0.0
+        self._drained_for = self._drain_time = 0.0
+        self._tally = Tally()
         self._ended = self._shut_down
         old = self._life
         _process.unwatch(self)
@@ -492,6 +506,7 @@ class Runtime:
         except KeyboardInterrupt:
             self._interrupted = True
         self._drained_for += time.monotonic() - start
+        self._drain_time = self._drained_for
 
     def drain_at_exit(self) -> None:
         """The end: whatever comes after this is refused."""
@@ -507,9 +522,11 @@ class Runtime:
     def _close(self, deadline: float | None, patient: bool = True) -> None:
         life = self._life
         if not life.closed:
+            start = time.monotonic()
             try:
                 _drain.close(life, deadline, self._settings.cancel_timeout, patient)
             finally:
+                self._drain_time = self._drained_for + time.monotonic() - start
                 _process.unwatch(self)
 
 
