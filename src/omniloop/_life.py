@@ -292,7 +292,8 @@ class Life:
             if not self.inbox.take_back(task):
                 return False
             close_unstarted(task._work)
-            return task._settle(CANCELLED, () if msg is None else (msg,))
+            task._end_cancelled(() if msg is None else (msg,))
+            return True
         ledger = self._ledger
         if self.thread is not None and self.thread.is_current():
             if task._is_started():

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,9 @@ class LoopThread:
         self._told_to_end = False
         self._gate: threading.Lock | None = None
         self._kept: list[Any] = []
+        # When it was asked how late it is, until it answers; and the last answer.
+        self._asked: float | None = None
+        self._lag = 0.0
         # All callbacks of ours run in this one, empty context: without it each would copy its submitter's, and keep
         # that alive. Not the thread's own, which can't be entered twice.
         self.context = contextvars.Context()
@@ -63,6 +67,14 @@ class LoopThread:
     def start(self, first: Callable[[], object]) -> None:
         """Start the thread; *first* is the first thing that the loop calls."""
         self._told_to_end = False
+        if library := _green_library():
+            warnings.warn(
+                f"{library} has patched threading, so that omniloop's thread is a greenlet of the main thread: go() and run() "
+                "work, but no other event loop can run beside it (asyncio.run, async views), and whatever does not yield to "
+                f"{library} stops the loop too. Leave threading unpatched, or start without {library}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.loop.call_soon(first, context=self.context)
         thread = threading.Thread(target=self._main, name=self._name, daemon=True)
         self._thread = thread
@@ -78,6 +90,30 @@ class LoopThread:
     def post(self, fn: Callable[..., object], *args: Any) -> None:
         """Have the loop call *fn*; from any thread. RuntimeError if the loop is closed."""
         self.loop.call_soon_threadsafe(fn, *args, context=self.context)
+
+    def lag(self) -> float:
+        """
+        Ask the loop how late it is, without waiting; return its last answer, or how long it has not answered for.
+
+        So it costs nothing but when asked.
+        """
+        asked = self._asked
+        lag = self._lag
+        if asked is not None:
+            return max(lag, time.monotonic() - asked)
+        if self.alive:
+            self._asked = time.monotonic()
+            try:
+                self.post(self._answer)
+            except RuntimeError:
+                # The loop was closed.
+                self._asked = None
+        return lag
+
+    def _answer(self) -> None:
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._lag = time.monotonic() - asked
 
     def end(self, timeout: float | None) -> bool:
         """Leave the loop after its current callbacks and join the thread; False if that took longer than *timeout*."""
@@ -213,6 +249,16 @@ def wait_until_gone(native_ids: Sequence[int | None]) -> None:
     for native_id in native_ids:
         while native_id is not None and os.path.exists(f"/proc/self/task/{native_id}") and time.monotonic() < deadline:
             time.sleep(0.0001)
+
+
+def _green_library() -> str | None:
+    """The library that has made greenlets of threads, if one has."""
+    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+    if gevent is not None and gevent.is_module_patched("threading"):
+        return "gevent"
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        return "eventlet"
+    return None
 
 
 def _refuse_stop() -> None:

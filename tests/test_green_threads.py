@@ -1,0 +1,27 @@
+"""Where gevent has made greenlets of threads, omniloop says what works and what does not."""
+
+import pytest
+
+from children import run_child
+
+pytest.importorskip("gevent")
+
+
+def test_under_gevent_work_is_done_and_a_warning_says_what_does_not_work():
+    child = run_child("""
+        import gevent.monkey
+        gevent.monkey.patch_all()
+        import asyncio
+        from omniloop import go, run
+
+        async def work(value):
+            await asyncio.sleep(0.01)
+            print(value)
+            return value
+
+        print("ran", run(work("run"), timeout=5))
+        go(work("forgotten"))
+        """)
+
+    assert (child.stdout.split(), child.code) == (["run", "ran", "run", "forgotten"], 0)
+    assert child.stderr.count("RuntimeWarning: gevent has patched threading") == 1
