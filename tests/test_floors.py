@@ -12,7 +12,7 @@ PACKAGE = Path(omniloop.__file__).parent
 
 # From the ground up. A module imports from lower floors only, and from no neighbour.
 FLOORS = [
-    {"_errors", "_settings", "_report"},
+    {"_errors", "_settings", "_report", "_stats"},
     {"_accept", "_inbox", "_task", "_workers", "_process", "_waiting", "_periodic", "_watchdog"},
     {"_loop_thread", "_ledger"},
     {"_life"},
@@ -33,7 +33,7 @@ HOMES = {
         {"atexit.register", "os.register_at_fork", "threading._register_atexit", "signal.signal", "weakref.finalize"},
         {"_process"},
     ),
-    "logging": ({"logging"}, {"_report"}),
+    "logging": ({"logging"}, {"_report", "ext.logging"}),
     "worker pools": ({"concurrent.futures.ThreadPoolExecutor", "concurrent.futures.thread.ThreadPoolExecutor"}, {"_workers"}),
 }  # fmt: skip
 

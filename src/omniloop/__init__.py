@@ -26,9 +26,11 @@ from ._shared import (
     run,
     shared_runtime,
     shutdown,
+    stats,
     tasks,
     to_thread,
 )
+from ._stats import Stats
 from ._task import Task
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "OmniloopError",
     "Runtime",
     "SettingError",
+    "Stats",
     "Task",
     "WaitTimeoutError",
     "WouldDeadlockError",
@@ -56,6 +59,7 @@ __all__ = [
     "run",
     "shared_runtime",
     "shutdown",
+    "stats",
     "tasks",
     "to_thread",
 ]

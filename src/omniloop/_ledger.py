@@ -12,7 +12,8 @@ from typing import Any, Final, Protocol
 from ._errors import NotAsyncError
 from ._inbox import Inbox
 from ._report import Failure
-from ._task import CANCELLED, SUCCEEDED, Task, traceback_without
+from ._stats import Tally
+from ._task import KEEPER, SUCCEEDED, Task, traceback_without
 
 # How long the emptying may keep the loop from its timers and sockets, in seconds: measured in time and not in items,
 # because an eager start runs the coroutine up to its first suspension. A turn of the loop costs 10 to 20 µs, 1 % of it.
@@ -48,21 +49,31 @@ class Ledger:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, context: Context, inbox: Inbox, report: Callable[[Failure], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        inbox: Inbox,
+        report: Callable[[Failure], None],
+        tally: Tally,
+        clock: Callable[[], float],
     ) -> None:
         self.loop = loop
         self.inbox = inbox
         # What the drain waits for, and what it cancels: two tables, so that "is there anything left" is one look.
         self.running: dict[asyncio.Future[Any], Task[Any]] = {}
         self.daemons: dict[asyncio.Future[Any], Task[Any]] = {}
+        # What the others may need to the last: ended after all of them, the youngest first.
+        self.keepers: dict[asyncio.Future[Any], Task[Any]] = {}
         self.timers: dict[Task[Any], asyncio.TimerHandle] = {}
         # Work in worker threads; these add and remove themselves, from any thread.
         self.in_threads: set[Task[Any]] = set()
         # Asked to end before they were started, from any thread.
         self.cancelled_early: set[Task[Any]] = set()
         self.failures: deque[Failure] = deque()
-        self.started = 0
         self._report = report
+        self._tally = tally
+        # What the `when` of scheduled calls is told by.
+        self._clock = clock
         self._context = context
         self._now = 0.0
 
@@ -90,6 +101,7 @@ class Ledger:
         """Start all that was delivered, or as much as fits into a batch; then the loop goes round before the rest."""
         inbox = self.inbox
         take = inbox.take
+        tally = self._tally
         start = self._start_coroutine if self.loop.get_task_factory() is None else self._start_by_factory
         now = self._now = time.monotonic()
         until = now + _BATCH
@@ -106,7 +118,7 @@ class Ledger:
                     self.report_failures()
                 item()
             else:
-                self.started += 1
+                tally.started += 1
                 if self.cancelled_early and item in self.cancelled_early:
                     self.drop(item, ())
                 elif item._args is None:
@@ -159,14 +171,16 @@ class Ledger:
     def _hold(self, task: Task[Any], runner: asyncio.Future[Any]) -> None:
         task._work = runner
         task._since = self._now
-        if task._daemon:
-            self.daemons[runner] = task
-        else:
+        if not task._daemon:
             self.running[runner] = task
+        elif task._daemon == KEEPER:
+            self.keepers[runner] = task
+        else:
+            self.daemons[runner] = task
         runner.add_done_callback(self._done, context=self._context)
 
     def _done(self, runner: asyncio.Future[Any]) -> None:
-        task = self.running.pop(runner, None) or self.daemons.pop(runner, None)
+        task = self.running.pop(runner, None) or self.daemons.pop(runner, None) or self.keepers.pop(runner, None)
         if task is not None:
             task._settle_from(runner)
 
@@ -192,17 +206,17 @@ class Ledger:
     # --- later --------------------------------------------------------------------------------------------------------
 
     def schedule(self, task: Task[Any], when: float) -> None:
-        """Call a task's function at *when*, by `time.monotonic`."""
+        """Call a task's function at *when*, by the runtime's clock."""
+        self._tally.started += 1
         if self.cancelled_early and task in self.cancelled_early:
             self.drop(task, ())
             return
-        # Relative, because uvloop's clock is not time.monotonic.
-        delay = max(0.0, when - time.monotonic())
+        # Relative, because uvloop's clock is not the runtime's.
+        delay = max(0.0, when - self._clock())
         self.timers[task] = self.loop.call_later(delay, self._due, task, context=self._context)
 
     def _due(self, task: Task[Any]) -> None:
         del self.timers[task]
-        self.started += 1
         self._now = time.monotonic()
         context = task._context
         try:
@@ -240,7 +254,7 @@ class Ledger:
         task._name = task.get_name()
         if task._args is None and hasattr(work, "close"):
             work.close()
-        task._settle(CANCELLED, args)
+        task._end_cancelled(args)
 
     def cancel_timers(self) -> None:
         """Cancel what is not due yet, without a word."""
@@ -262,5 +276,5 @@ class Ledger:
         """Tell whether *error*, which left through the loop, is the failure of a task that is about to be settled."""
         return any(
             runner.done() and not runner.cancelled() and runner.exception() is error
-            for runner in [*self.running, *self.daemons]
+            for runner in [*self.running, *self.daemons, *self.keepers]
         )

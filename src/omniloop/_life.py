@@ -28,6 +28,9 @@ from ._workers import Workers
 # A wait longer than this looks, once and cheaply, whether it can end at all.
 _LONG_WAIT: Final = 1.0
 
+# How long one thread waits for another to start the runtime.
+_START_TIMEOUT: Final = 1.0
+
 # How long a fork waits for a loop that is in the middle of a callback.
 _PAUSE_TIMEOUT: Final = 1.0
 
@@ -101,6 +104,10 @@ class Life:
     def workers(self) -> Workers:
         if self._workers is None:
             self.start()
+        # Another thread may be starting it, which is not long; or, in a signal handler, the frame below, which goes on only
+        # after this: hence bounded.
+        if self._workers is None and self._starting.acquire(timeout=_START_TIMEOUT):
+            self._starting.release()
         if self._workers is None:
             raise CannotStartError(
                 "The runtime is being started by the frame that this call interrupted. Call again later."
@@ -315,8 +322,7 @@ class Life:
         ledger.failures.append(failure)
         with suppress(RuntimeError):
             # The loop is closed: the drain reports it.
-            if self.inbox.hold_token():
-                self._wake()
+            self.inbox.poke()
 
     def hold_failure(self, unclaimed: Unclaimed) -> None:
         """Remember a failure that nobody asked for yet."""
@@ -424,7 +430,7 @@ class Life:
         if ledger is not None and not self.closed and not self.dead:
             in_threads = list(ledger.in_threads)
             waiting = sum(not task._is_started() for task in in_threads)
-            running = len(ledger.running) + len(ledger.daemons) + len(in_threads) - waiting
+            running = len(ledger.running) + len(ledger.daemons) + len(ledger.keepers) + len(in_threads) - waiting
             scheduled = len(ledger.timers)
         queued = sum(type(item) in (Task, Later) for item in self.inbox.waiting())
         accepted, finished = tally.totals(taken, running + waiting, scheduled, queued)

@@ -20,7 +20,7 @@ from ._life import Life, ThreadWork
 from ._periodic import periodic
 from ._settings import SHAPES_THE_THREAD, Settings, changed, from_environment
 from ._stats import Stats, Tally
-from ._task import Task
+from ._task import Daemon, Task
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -329,7 +329,7 @@ class Runtime:
     # --- the submit path; the bridges call these with the frame of their caller ---------------------------------------
 
     def _go(
-        self, coro: Awaitable[T], name: str | None, context: Context | None, daemon: bool, frame: FrameType
+        self, coro: Awaitable[T], name: str | None, context: Context | None, daemon: Daemon, frame: FrameType
     ) -> Task[T]:
         if type(coro) is not CoroutineType or coro.cr_suspended or coro.cr_running:
             thread = self._life.thread
@@ -361,7 +361,7 @@ class Runtime:
     def _call_later(
         self, delay: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
     ) -> Task[Any]:
-        return self._call_at(self._clock() + _seconds("delay", delay), fn, args, context, frame)
+        return self._call_at(self._now() + _seconds("delay", delay), fn, args, context, frame)
 
     def _call_at(
         self, when: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
@@ -446,6 +446,9 @@ class Runtime:
                 raise self._closed_error()
             task._owner = life = self._life
 
+    def _now(self) -> float:
+        return self._clock()
+
     # --- lives --------------------------------------------------------------------------------------------------------
 
     def _current(self) -> Life:
@@ -463,7 +466,7 @@ class Runtime:
         return True
 
     def _begin(self, generation: int) -> None:
-        life = Life(self.name, generation, lambda: self._settings, self, self._tally, lambda: self._clock())
+        life = Life(self.name, generation, lambda: self._settings, self, self._tally, self._now)
         key = os.getpid(), generation
         # Two threads that begin one at once agree, because setdefault is atomic.
         self._life = self._lives.setdefault(key, life)

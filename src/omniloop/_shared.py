@@ -6,6 +6,7 @@ from contextvars import Context
 from typing import IO, Any, Final, ParamSpec, TypeVar, TypeVarTuple
 
 from ._runtime import FROM_SETTINGS, FromSettings, Runtime
+from ._stats import Stats
 from ._task import Task
 
 T = TypeVar("T")
@@ -78,6 +79,11 @@ def configure(**settings: Any) -> None:
 def tasks() -> list[Task[Any]]:
     """`Runtime.tasks` of the runtime that the whole process shares."""
     return _runtime.tasks()
+
+
+def stats() -> Stats:
+    """`Runtime.stats` of the runtime that the whole process shares."""
+    return _runtime.stats()
 
 
 def dump(file: IO[str] | None = None) -> None:

@@ -22,6 +22,10 @@ FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 Ending = Literal["succeeded", "failed", "cancelled"]
 
+# What `daemon` is for a task that is ended after all others, daemons included: it keeps something open for them.
+KEEPER: Final = "keeper"
+Daemon = bool | Literal["keeper"]
+
 # Ending, and what came out: the value, the `Unclaimed` error, or the arguments of the cancellation.
 Outcome = tuple[Ending, Any]
 
@@ -34,6 +38,7 @@ class Owner(Protocol):
     def cancel(self, task: "Task[Any]", msg: object) -> bool: ...
     def unclaimed(self, failure: Failure) -> None: ...
     def hold_failure(self, unclaimed: "Unclaimed") -> None: ...
+    def count_cancelled(self) -> None: ...
 
 
 class Unclaimed:
@@ -137,7 +142,7 @@ class Task(concurrent.futures.Future[T]):
         args: tuple[Any, ...] | None,
         context: Context | None,
         name: str | None,
-        daemon: bool,
+        daemon: Daemon,
         code: CodeType | None,
         lasti: int,
     ) -> None:
@@ -217,7 +222,9 @@ class Task(concurrent.futures.Future[T]):
 
     def get_name(self) -> str:
         """Return the name that was given, or that of the coroutine or function."""
-        return self._name or _name_of(self._work)
+        # In this order, because settling names the task before it lets go of the work.
+        work = self._work
+        return self._name or _name_of(work)
 
     def add_done_callback(self, fn: Callable[["Task[T]"], object]) -> None:
         """
@@ -267,7 +274,9 @@ class Task(concurrent.futures.Future[T]):
             loop = asyncio._get_running_loop()
             if loop is None:
                 raise RuntimeError("No asyncio loop runs here to await the task on. In sync code, use result().")
-            if isinstance(self._work, asyncio.Task) and asyncio.current_task(loop) is self._work:
+            work, current = self._work, asyncio.current_task(loop)
+            # In the first step of an eager start the work is still the coroutine.
+            if current is not None and work is not None and (work is current or work is current.get_coro()):
                 raise WouldDeadlockError(f"{self!r} awaits itself: it would wait for ever.")
             yield from _Bridge(self, loop)
         try:
@@ -357,6 +366,11 @@ class Task(concurrent.futures.Future[T]):
         unclaimed.claim()
         return False
 
+    def _end_cancelled(self, args: tuple[object, ...]) -> None:
+        """Settle as cancelled."""
+        if self._settle(CANCELLED, args):
+            self._owner.count_cancelled()
+
     def _settle_from(self, runner: asyncio.Future[T]) -> None:
         """Settle with what came out of the asyncio task that ran the work."""
         if runner.cancelled():
@@ -364,7 +378,7 @@ class Task(concurrent.futures.Future[T]):
                 runner.result()
             except asyncio.CancelledError as error:
                 args = error.args
-            self._settle(CANCELLED, args)
+            self._end_cancelled(args)
         elif (failure := runner.exception()) is not None:
             self._fail(failure)
         else:
@@ -438,11 +452,12 @@ class Task(concurrent.futures.Future[T]):
         if type(first) is _Meeting:
             return first
         # Done before anyone met. `concurrent.futures.wait` takes and gives back the condition in two looks, which must
-        # see the same one: of those that are appended, the first.
+        # see the same one: of those that are appended, the first that knows the outcome. (One that does not was
+        # appended above, a moment too late, and nobody will ever tell it.)
         late = _Meeting()
-        late.outcome = self._ended()
+        late.outcome = first
         meeting.append(late)
-        return next(item for item in meeting if type(item) is _Meeting)
+        return next(item for item in meeting if type(item) is _Meeting and item.outcome is not None)
 
     def _tell(self, meeting: _Meeting, outcome: Outcome) -> bool:
         with meeting.lock:
