@@ -12,6 +12,7 @@ from traceback import StackSummary
 from types import CodeType, TracebackType
 from typing import Any, Final, Literal, NamedTuple, NoReturn, Protocol, TypeVar, final
 
+from . import _elsewhere
 from ._errors import WaitTimeoutError, WouldDeadlockError
 from ._report import Failure, Site, innermost
 
@@ -265,22 +266,28 @@ class Task(concurrent.futures.Future[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         """
-        Wait in async code, on any asyncio loop, and return the value or raise the error.
+        Wait in async code, on any asyncio loop or under trio, and return the value or raise the error.
 
         Cancelling the waiter asks the work to end and waits until it has, as awaiting an `asyncio.Task` does.
         """
+        cancelled: type[BaseException] = asyncio.CancelledError
         if self._outcome() is None:
             self._owner.check()
             loop = asyncio._get_running_loop()
-            if loop is None:
-                raise RuntimeError("No asyncio loop runs here to await the task on. In sync code, use result().")
-            work, current = self._work, asyncio.current_task(loop)
-            # In the first step of an eager start the work is still the coroutine.
-            if current is not None and work is not None and (work is current or work is current.get_coro()):
-                raise WouldDeadlockError(f"{self!r} awaits itself: it would wait for ever.")
-            yield from _Bridge(self, loop)
+            if _elsewhere.is_trio():
+                # asyncio's own is nothing that trio knows.
+                cancelled = concurrent.futures.CancelledError
+                yield from _elsewhere.wait_in_trio(self._when_done, self.cancel, self.cancelled).__await__()
+            elif loop is None:
+                raise RuntimeError("No event loop runs here to await the task on. In sync code, use result().")
+            else:
+                work, current = self._work, asyncio.current_task(loop)
+                # In the first step of an eager start the work is still the coroutine.
+                if current is not None and work is not None and (work is current or work is current.get_coro()):
+                    raise WouldDeadlockError(f"{self!r} awaits itself: it would wait for ever.")
+                yield from _Bridge(self, loop)
         try:
-            return self._claim(asyncio.CancelledError)
+            return self._claim(cancelled)
         finally:
             # As in `_claim`: this frame is in the error's traceback.
             del self
@@ -517,6 +524,7 @@ class _Bridge(asyncio.Future[None]):
     def __init__(self, task: Task[Any], loop: AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self._task = task
+        self._asked = False
         self._ident = threading.get_ident()
         task._when_done(self._wake)
 
@@ -525,7 +533,10 @@ class _Bridge(asyncio.Future[None]):
         # the work swallows the cancellation, its result comes out.
         if self.done():
             return False
-        self._task.cancel(msg)
+        # Once: anyio asks again in every turn of the loop, and a second time would interrupt the clean-up.
+        if not self._asked:
+            self._asked = True
+            self._task.cancel(msg)
         return True
 
     def _wake(self) -> None:

@@ -1,0 +1,63 @@
+"""Waits in async code that asyncio does not run: under trio, which is never imported here, only found."""
+
+import sys
+from collections.abc import Callable
+
+
+def is_trio() -> bool:
+    """Tell whether the calling code runs under trio: in guest mode and under trio-asyncio an asyncio loop runs as well."""
+    # What trio itself sets around each step of a task.
+    sniffio = sys.modules.get("sniffio")
+    return sniffio is not None and getattr(sniffio.thread_local, "name", None) == "trio"
+
+
+async def wait_in_trio(
+    when_done: Callable[[Callable[[], object]], None],
+    cancel: Callable[[], object],
+    cancelled: Callable[[], bool],
+) -> None:
+    """
+    Wait under trio until *when_done* calls back, from whichever thread.
+
+    A cancelled scope asks the work to end by *cancel*, and is told, as trio wants it, when the work's clean-up is done; if the
+    work swallows the cancellation, its result comes out.
+    """
+    trio = sys.modules["trio"]
+    token = trio.lowlevel.current_trio_token()
+    waiter = trio.lowlevel.current_task()
+    raise_cancelled: Callable[[], object] | None = None
+
+    def wake() -> None:
+        try:
+            token.run_sync_soon(trio.lowlevel.reschedule, waiter)
+        except trio.RunFinishedError:
+            # That run crashed while its task still waited: nobody is left to wake.
+            pass
+
+    def abort(raise_cancel: Callable[[], object]) -> object:
+        nonlocal raise_cancelled
+        raise_cancelled = raise_cancel
+        cancel()
+        # Not aborted: `wake` comes when the clean-up is done.
+        return trio.lowlevel.Abort.FAILED
+
+    when_done(wake)
+    await trio.lowlevel.wait_task_rescheduled(abort)
+    if raise_cancelled is not None and cancelled():
+        raise_cancelled()
+
+
+def say_asyncio() -> bool:
+    """
+    Have sniffio answer "asyncio" on the calling thread, whatever it says in the context of the submitter; False if it isn't loaded.
+
+    `anyio.run` keeps the name of its backend in the context, which the work has a copy of: without this, anyio would take a task
+    that was submitted under trio for one that trio runs.
+    """
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is None:
+        return False
+    sniffio.thread_local.name = "asyncio"
+    return True
+
+
