@@ -4,13 +4,19 @@ import asyncio
 import concurrent.futures
 import inspect
 from collections.abc import Awaitable, Coroutine
-from inspect import CO_COROUTINE
+from contextvars import Context
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
 from types import CoroutineType, FunctionType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from ._errors import NotAsyncError
 
 T = TypeVar("T")
+
+# Of the flags of a function's code, those that speak against it.
+_REFUSED_EVEN_IF_ASYNC: Final = CO_ASYNC_GENERATOR
+_REFUSED: Final = CO_ASYNC_GENERATOR | CO_COROUTINE
+_ANY: Final = _REFUSED
 
 
 def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Coroutine[Any, Any, Any]:
@@ -57,7 +63,8 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Corout
 
 def check_function(fn: object, call: str, or_async: bool = False) -> None:
     """Raise NotAsyncError if *fn* is nothing that *call* can run."""
-    if type(fn) is FunctionType and (or_async or not fn.__code__.co_flags & CO_COROUTINE):
+    flags = fn.__code__.co_flags if type(fn) is FunctionType else _ANY
+    if not flags & (_REFUSED_EVEN_IF_ASYNC if or_async else _REFUSED):
         return
     if inspect.iscoroutine(fn):
         fn.close()
@@ -68,8 +75,32 @@ def check_function(fn: object, call: str, or_async: bool = False) -> None:
         raise NotAsyncError(
             f"{call}() takes a function and its arguments, and {fn!r} can't be called. Use {call}(fn, *args)."
         )
+    if inspect.isasyncgenfunction(fn):
+        raise NotAsyncError(
+            f"{call}() runs functions, and {fn!r} is an async generator function, which does nothing when called. Use iterate({_name(fn)}(…))."
+        )
     if not or_async and inspect.iscoroutinefunction(fn):
-        raise NotAsyncError(f"{call}() runs plain functions, and {fn!r} is async. Use go({_name(fn)}(…)).")
+        raise not_plain(call, _name(fn))
+
+
+def not_plain(call: str, name: str) -> NotAsyncError:
+    """The error for an async function where a plain one is meant."""
+    return NotAsyncError(f"{call}() runs plain functions, and {name} is async. Use go({name}(…)).")
+
+
+def check_timeout(timeout: object) -> None:
+    """Raise ValueError if *timeout* is neither None nor a number of seconds; one below 0 is as good as 0."""
+    if timeout is None or (isinstance(timeout, (int, float)) and timeout == timeout):
+        return
+    raise ValueError(f"timeout={timeout!r}: give seconds as a number, or None to wait without end.")
+
+
+def copied(context: object, work: object) -> Context:
+    """A copy, because the caller may be inside of *context*, and none can be entered twice. Closes *work* if it refuses."""
+    if isinstance(context, Context):
+        return context.copy()
+    close_unstarted(work)
+    raise TypeError(f"context={context!r}: give a contextvars.Context, such as copy_context() returns, or None.")
 
 
 def close_unstarted(work: object) -> None:

@@ -4,13 +4,14 @@ import asyncio
 import concurrent.futures
 import threading
 import time
+from collections.abc import Iterable
 from itertools import count
 from threading import Lock
 from typing import Any, Final
 
 from ._errors import ClosedError, WouldDeadlockError
 from ._life import Life
-from ._report import logger, thread_stack
+from ._report import innermost, say, thread_stack
 from ._task import Task
 
 # Beyond the deadlines: for a thread that was told to end to be gone.
@@ -34,33 +35,36 @@ def drain(life: Life, deadline: float | None) -> bool:
             return bool(quiet)
 
 
-def close(life: Life, deadline: float | None, cancel_timeout: float, patient: bool = True) -> None:
+def close(life: Life, deadline: float | None, cancel_timeout: float, interruptions: int = 0) -> int:
     """
     Drain until the *deadline*; cancel what is left, and the daemons; then end the thread. Delivered or refused: nothing between.
 
-    The first Ctrl-C ends the waiting, a second one the waiting for the clean-up. Not *patient*: as after the first.
+    The first Ctrl-C ends the waiting, a second one the waiting for the clean-up as well. Takes how many there were, and returns it.
     """
-    dropped: list[str] = []
+    dropped: dict[Task[Any], str] = {}
     last = time.monotonic()
     try:
         try:
-            while patient and drain(life, deadline):
+            while not interruptions and drain(life, deadline):
                 # Daemons, and tasks that were made without the runtime, when the others are done: those may need them.
                 last = time.monotonic() + cancel_timeout
                 if not _cancel(life, last):
                     break
                 if _refuse(life, last):
-                    return
+                    return interruptions
         except KeyboardInterrupt:
-            logger.warning("%s: interrupted while draining; what is left is cancelled.", life.name)
+            interruptions += 1
+            say("%s: interrupted while draining; what is left is cancelled.", life.name)
         dropped = _describe(life)
-        last = time.monotonic() + cancel_timeout
+        last = time.monotonic() + (cancel_timeout if interruptions < 2 else 0)
         _cancel(life, last)
         _refuse(life, last)
     except KeyboardInterrupt:
+        interruptions += 1
         last = time.monotonic()
     finally:
         _end(life, last, dropped)
+    return interruptions
 
 
 def guard(life: Life, what: str) -> None:
@@ -143,21 +147,31 @@ def _cancel(life: Life, deadline: float) -> bool:
 async def _cancel_all(life: Life, deadline: float) -> bool:
     me = asyncio.current_task()
     asked: set[asyncio.Task[Any]] = set()
+    # While something is kept open, half of the time is for closing it.
+    halftime = (time.monotonic() + deadline) / 2
     while True:
         life.ledger.cancel_timers()
         left = {task for task in asyncio.all_tasks() if task is not me and not task.done()}
         if not left:
             break
-        for task in left - asked:
+        kept = [runner for runner in life.ledger.keepers if runner in left]
+        now, until = left.difference(kept), halftime if kept else deadline
+        if kept and (not now or time.monotonic() >= halftime):
+            # The youngest first: it may need the older ones.
+            now, until = {kept[-1]}, deadline
+        if time.monotonic() >= deadline:
+            now = left
+        for task in now - asked:
             task.cancel()
         # Asked once: a second time would interrupt the clean-up.
-        asked |= left
-        remaining = deadline - time.monotonic()
+        asked |= now
+        remaining = until - time.monotonic()
         if remaining <= 0:
+            # One turn of the loop for those that were asked just now.
+            await asyncio.sleep(0)
             return False
-        await asyncio.wait(
-            left, timeout=remaining, return_when=asyncio.FIRST_COMPLETED if len(left) < 100 else asyncio.ALL_COMPLETED
-        )
+        # All of them, before the next look: what their clean-up starts is not to be cancelled, but waited for.
+        await asyncio.wait(now, timeout=remaining)
     try:
         await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), max(0.01, deadline - time.monotonic()))
     except TimeoutError:
@@ -173,9 +187,7 @@ def _refuse(life: Life, deadline: float) -> bool:
     if thread is None or not thread.alive:
         undelivered = life.inbox.close()
         if undelivered and not life.dead:
-            life.inbox.reopen()
-            for item in undelivered:
-                life.inbox.put(item)
+            life.inbox.reopen(undelivered)
             return False
         return True
     gate = Lock()
@@ -185,10 +197,8 @@ def _refuse(life: Life, deadline: float) -> bool:
     def refuse() -> None:
         nonlocal refused
         undelivered = life.inbox.close()
-        if undelivered or not life.ledger.is_quiet():
-            life.inbox.reopen()
-            for item in undelivered:
-                life.inbox.put(item)
+        if undelivered or not life.ledger.is_quiet() or life.ledger.keepers:
+            life.inbox.reopen(undelivered)
         else:
             refused = True
         gate.release()
@@ -201,7 +211,7 @@ def _refuse(life: Life, deadline: float) -> bool:
     return _acquire(gate, deadline + _JOIN_TIMEOUT / 2) and refused
 
 
-def _end(life: Life, deadline: float, dropped: list[str]) -> None:
+def _end(life: Life, deadline: float, dropped: dict[Task[Any], str]) -> None:
     """Stop the threads, tell what was dropped, and let nobody wait for what will not come."""
     undelivered = life.inbox.close()
     thread = life.thread
@@ -218,40 +228,63 @@ def _end(life: Life, deadline: float, dropped: list[str]) -> None:
             max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT if not dropped else _JOIN_TIMEOUT
         )
         if not joined:
-            logger.error(
+            say(
                 "%s: the loop's thread did not end, because a callback blocks it here:\n%s",
                 life.name,
                 thread_stack(thread.ident),
             )
         for worker in busy:
-            logger.warning(
+            say(
                 "%s: worker thread %r did not end; it runs here:\n%s",
                 life.name,
                 worker.name,
                 thread_stack(worker.ident),
             )
     if dropped:
-        more = f"\n  … and {len(dropped) - _NAMED} more" if len(dropped) > _NAMED else ""
-        logger.warning(
-            "%s: %d unfinished when the time for draining was over, and cancelled:\n%s%s",
+        say(
+            "%s: %d unfinished when the time for draining was over, and cancelled:%s",
             life.name,
-            len(dropped),
-            "\n".join(dropped[:_NAMED]),
-            more,
+            *_named(dropped.values()),
         )
+    if thread is not None and joined and (deaf := _deaf(life, thread.loop)):
+        say("%s: %d did not end when cancelled, and will not be done:%s", life.name, *_named(deaf))
     life.closed = True
-    life.fail_all(undelivered, lambda: ClosedError("The runtime was shut down before this was done."))
+    life.fail_all(undelivered, lambda: ClosedError("The runtime was shut down before this was done."), dropped)
     life.report_all()
     if thread is not None and joined:
         thread.close()
 
 
-def _describe(life: Life) -> list[str]:
+def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> list[str]:
+    """Name the tasks that outlasted their cancellation, those that were made without the runtime included."""
+    known = {**life.ledger.running, **life.ledger.daemons, **life.ledger.keepers}
+    lines = []
+    for runner in asyncio.all_tasks(loop):
+        # asyncio's own name for it: without this it says the same again, and less, when the task is destroyed.
+        runner._log_destroy_pending = False  # type: ignore[attr-defined]
+        if getattr(runner.get_coro(), "cr_code", None) is _cancel_all.__code__:
+            continue
+        task = known.get(runner)
+        lines.append(
+            f"  {runner.get_name()}, waits at {innermost(runner.get_coro())}" if task is None else describe(task)
+        )
+    return lines
+
+
+def _named(entries: Iterable[str]) -> tuple[int, str]:
+    """How many, and the first of them line by line."""
+    lines = list(entries)
+    more = [f"  … and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
+    return len(lines), "".join(f"\n{line}" for line in [*lines[:_NAMED], *more])
+
+
+def _describe(life: Life) -> dict[Task[Any], str]:
     """Name what will be dropped: name, age, where it was submitted, where it waits."""
     if life.thread is None:
-        return []
+        return {}
     # Daemons and what is not due yet are not dropped but ended, as they were meant to.
-    return [describe(task) for task in life.ledger.waited_for()]
+    not_started = [item for item in life.inbox.waiting() if type(item) is Task]
+    return {task: describe(task) for task in [*life.ledger.waited_for(), *not_started]}
 
 
 def describe(task: Task[Any]) -> str:

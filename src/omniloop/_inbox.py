@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -36,6 +37,10 @@ class Inbox:
             # A signal handler that raises (Ctrl-C) between the taking of the token and the wake-up would leave it taken for
             # ever, and the reader asleep.
             self.give_token_back()
+            # The others found it taken meanwhile and rely on this wake-up: other threads, the handler itself.
+            if any(other is not item for other in self._items.copy()):
+                with suppress(Exception):
+                    self.nudge()
             raise
         # After the append: `close` sets the mark and then empties for the last time, so that either the last emptying
         # took the item, or the mark is seen here.
@@ -43,7 +48,7 @@ class Inbox:
 
     def waiting(self) -> list[Any]:
         """What is delivered and not yet taken, for a look."""
-        return list(self._items)
+        return list(self._items.copy())
 
     def take_back(self, item: Any) -> bool:
         """Remove *item*, unless the reader has it already. Items are compared by identity."""
@@ -76,9 +81,10 @@ class Inbox:
         """Tell whether the reader is due to look, or is looking."""
         return self._token.locked()
 
-    def hold_token(self) -> bool:
-        """Take the token if it is free: from here on the reader is due to look."""
-        return self._token.acquire(False)
+    def poke(self) -> None:
+        """Wake the reader, unless it is due to look."""
+        if self._token.acquire(False):
+            self.nudge()
 
     def give_token_back(self) -> None:
         """Make the next `put` wake the reader. Giving back a free token is harmless."""
@@ -98,6 +104,9 @@ class Inbox:
             except IndexError:
                 return items
 
-    def reopen(self) -> None:
-        """Accept again: the last emptying found something that is still worth doing."""
+    def reopen(self, items: list[Any]) -> None:
+        """Accept again, and first what the last emptying found: it is still worth doing."""
+        self._items.extendleft(reversed(items))
         self.closed = False
+        if self._items:
+            self.nudge()

@@ -9,7 +9,8 @@ from contextvars import Context
 from types import CoroutineType
 from typing import Any, Final, Protocol
 
-from ._errors import NotAsyncError
+from ._accept import not_plain
+from ._elsewhere import say_asyncio
 from ._inbox import Inbox
 from ._report import Failure
 from ._stats import Tally
@@ -67,8 +68,8 @@ class Ledger:
         self.timers: dict[Task[Any], asyncio.TimerHandle] = {}
         # Work in worker threads; these add and remove themselves, from any thread.
         self.in_threads: set[Task[Any]] = set()
-        # Asked to end before they were started, from any thread.
-        self.cancelled_early: set[Task[Any]] = set()
+        # Asked to end before they were started, from any thread; and the arguments of the cancellation.
+        self.cancelled_early: dict[Task[Any], tuple[object, ...]] = {}
         self.failures: deque[Failure] = deque()
         self._report = report
         self._tally = tally
@@ -76,6 +77,7 @@ class Ledger:
         self._clock = clock
         self._context = context
         self._now = 0.0
+        self._says_asyncio = False
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -95,6 +97,12 @@ class Ledger:
         """All started work that is not done. From any thread, for a look."""
         return [*list(self.running.values()), *list(self.daemons.values()), *list(self.timers), *list(self.in_threads)]
 
+    def opened(self, runner: asyncio.Future[Any]) -> None:
+        """Note that a keeper has opened what it keeps: it is ended before all that were opened earlier."""
+        task = self.keepers.pop(runner, None)
+        if task is not None:
+            self.keepers[runner] = task
+
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def empty(self) -> None:
@@ -102,33 +110,43 @@ class Ledger:
         inbox = self.inbox
         take = inbox.take
         tally = self._tally
+        if not self._says_asyncio:
+            self._says_asyncio = say_asyncio()
         start = self._start_coroutine if self.loop.get_task_factory() is None else self._start_by_factory
         now = self._now = time.monotonic()
         until = now + _BATCH
-        while True:
-            try:
-                item = take()
-            except IndexError:
-                if inbox.rest():
-                    break
-                continue
-            if type(item) is not Task:
-                # A control item: reports first, so that a flush that is done has nothing left to say.
-                if self.failures:
-                    self.report_failures()
-                item()
-            else:
-                tally.started += 1
-                if self.cancelled_early and item in self.cancelled_early:
-                    self.drop(item, ())
-                elif item._args is None:
-                    start(item)
+        item: Any = None
+        try:
+            while True:
+                try:
+                    item = take()
+                except IndexError:
+                    if inbox.rest():
+                        break
+                    continue
+                if type(item) is not Task:
+                    # A control item: reports first, so that a flush that is done has nothing left to say.
+                    if self.failures:
+                        self.report_failures()
+                    item()
                 else:
-                    self._call(item)
-            if time.monotonic() > until:
-                # The token stays held: this is the look that is due.
-                self.loop.call_soon(self.empty, context=self._context)
-                break
+                    tally.started += 1
+                    if self.cancelled_early and item in self.cancelled_early:
+                        self.drop(item)
+                    elif item._args is None:
+                        start(item)
+                    else:
+                        self._call(item)
+                if time.monotonic() > until:
+                    # The token stays held: this is the look that is due.
+                    self.loop.call_soon(self.empty, context=self._context)
+                    break
+        except BaseException as error:
+            # Whatever it is, an odd task of the user's factory for one: the rest must still be started.
+            self.loop.call_soon(self.empty, context=self._context)
+            if type(item) is Task:
+                item._fail(error)
+            raise
         # Dropped here, not with the frame: if nobody else holds it and it failed, the report is due now.
         item = None
         if self.failures:
@@ -149,9 +167,14 @@ class Ledger:
             # An eager start lets SystemExit and KeyboardInterrupt out of the constructor: there is no task to settle from.
             error.__traceback__ = traceback_without(error, 1)
             task._fail(error)
+            # The error's frames refer to this one, as their caller: left here, the task would live, and its failure stay unsaid,
+            # until a garbage collection.
+            del task, coro
             return
         if runner.done():
             task._settle_from(runner)
+            # As above.
+            del task, coro, runner
         else:
             self._hold(task, runner)
 
@@ -159,12 +182,17 @@ class Ledger:
         name = task._name = task.get_name()
         try:
             runner: asyncio.Future[Any] = self.loop.create_task(task._work, name=name, context=task._context)
+            if not asyncio.isfuture(runner):
+                raise TypeError(f"The task factory of the loop returned {runner!r}, which is not a task.")
         except BaseException as error:
             task._work.close()
             task._fail(error)
+            # As in `_start_coroutine`.
+            del task
             return
         if runner.done():
             task._settle_from(runner)
+            del task, runner
         else:
             self._hold(task, runner)
 
@@ -192,14 +220,12 @@ class Ledger:
         except BaseException as error:
             error.__traceback__ = traceback_without(error, 1)
             task._fail(error)
+            # As in `_start_coroutine`.
+            del task, fn, args
             return
         if type(value) is CoroutineType:
             value.close()
-            task._fail(
-                NotAsyncError(
-                    f"call_soon() runs plain functions, and {task.get_name()} is async. Use go({task.get_name()}(…))."
-                )
-            )
+            task._fail(not_plain("call_soon", task.get_name()))
             return
         task._settle(SUCCEEDED, value)
 
@@ -209,7 +235,7 @@ class Ledger:
         """Call a task's function at *when*, by the runtime's clock."""
         self._tally.started += 1
         if self.cancelled_early and task in self.cancelled_early:
-            self.drop(task, ())
+            self.drop(task)
             return
         # Relative, because uvloop's clock is not the runtime's.
         delay = max(0.0, when - self._clock())
@@ -217,6 +243,9 @@ class Ledger:
 
     def _due(self, task: Task[Any]) -> None:
         del self.timers[task]
+        if self.cancelled_early and task in self.cancelled_early:
+            self.drop(task)
+            return
         self._now = time.monotonic()
         context = task._context
         try:
@@ -224,12 +253,19 @@ class Ledger:
         except BaseException as error:
             error.__traceback__ = traceback_without(error, 1)
             task._fail(error)
+            # As in `_start_coroutine`.
+            del task, context
             return
         if type(value) is CoroutineType:
             task._name = task.get_name()
             task._work, task._args = value, None
             # The function has run in the context, so the coroutine goes on in it.
-            self._start_coroutine(task)
+            if self.loop.get_task_factory() is None:
+                self._start_coroutine(task)
+            else:
+                self._start_by_factory(task)
+            # As in `_start_coroutine`.
+            del task, value
             return
         task._settle(SUCCEEDED, value)
 
@@ -237,7 +273,7 @@ class Ledger:
 
     def cancel(self, task: Task[Any], msg: object) -> None:
         """Cancel *task* now, wherever it is."""
-        self.cancelled_early.discard(task)
+        args = self.cancelled_early.pop(task, ())
         if task._outcome() is not None:
             return
         work = task._work
@@ -245,11 +281,12 @@ class Ledger:
             work.cancel(msg)
         elif (timer := self.timers.pop(task, None)) is not None:
             timer.cancel()
-            self.drop(task, () if msg is None else (msg,))
+            self.cancelled_early[task] = args
+            self.drop(task)
 
-    def drop(self, task: Task[Any], args: tuple[object, ...]) -> None:
+    def drop(self, task: Task[Any]) -> None:
         """End work that was never started, as cancelled."""
-        self.cancelled_early.discard(task)
+        args = self.cancelled_early.pop(task, ())
         work = task._work
         task._name = task.get_name()
         if task._args is None and hasattr(work, "close"):

@@ -6,22 +6,23 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from threading import Lock, RLock
+from types import CoroutineType
 from typing import Any, Final
 
 from . import _process, _waiting, _workers
-from ._accept import close_unstarted
+from ._accept import check_timeout, close_unstarted, not_plain
 from ._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError, WouldDeadlockError
 from ._inbox import Inbox
 from ._ledger import Later, Ledger
 from ._loop_thread import LoopThread, wait_until_gone
-from ._report import Failure, logger, report, thread_stack
+from ._report import Failure, report, say, thread_stack
 from ._settings import Settings
 from ._stats import Stats, Tally
-from ._task import SUCCEEDED, Task, Unclaimed, traceback_without
+from ._task import CANCELLED, SUCCEEDED, Task, Unclaimed, traceback_without
 from ._watchdog import Watchdog
 from ._workers import Workers
 
@@ -153,6 +154,16 @@ class Life:
         loop = (settings.loop_factory or asyncio.new_event_loop)()
         if not isinstance(loop, asyncio.AbstractEventLoop):
             raise OmniloopError(f"loop_factory returned {loop!r}, which is not an asyncio event loop.")
+        if settings.sigterm == "drain":
+            try:
+                _process.drain_on_sigterm(True)
+            except ValueError:
+                say(
+                    '%s: sigterm="drain" can be set up in the main thread only, and this is the thread %r. '
+                    'Call configure(sigterm="drain") in the main thread.',
+                    self.name,
+                    threading.current_thread().name,
+                )
         thread = LoopThread(loop, self.name, self._escaped, self._died, _process.end_orphan)
         workers = Workers(settings.max_workers, self.name)
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
@@ -163,7 +174,7 @@ class Life:
             self.name,
             lambda: self._settings().slow_callback,
             lambda: thread_stack(thread.ident),
-            lambda message: logger.warning("%s: %s", self.name, message),
+            lambda message: say("%s: %s", self.name, message),
             self._ping,
         )
         self._watchdog.attach(loop)
@@ -236,9 +247,14 @@ class Life:
 
     def wait(self, task: Task[Any], timeout: float | None) -> bool:
         """Block until *task* is done; False if *timeout* passed first."""
+        check_timeout(timeout)
         if timeout is not None and timeout <= 0:
             self.check()
             return task._outcome() is not None
+        return self.wait_with(task, task._wait_here, timeout)
+
+    def wait_with(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
+        """Block until *wait_here*, called with seconds, says that *task* has brought it about; False if *timeout* passed first."""
         self.guard(f"Waiting for {task.get_name()!r}")
         thread = self.thread
         if thread is None or not thread.alive:
@@ -255,13 +271,13 @@ class Life:
                     f"Waiting for {task.get_name()!r} would never end: the thread that runs it waits for this one."
                 )
             if timeout is None or timeout > _LONG_WAIT:
-                return task._wait_here(_LONG_WAIT) or self._wait_long(task, timeout)
-            return task._wait_here(timeout)
+                return wait_here(_LONG_WAIT) or self._wait_long(task, wait_here, timeout)
+            return wait_here(timeout)
         finally:
             _waiting.end()
             _workers.end_wait()
 
-    def _wait_long(self, task: Task[Any], timeout: float | None) -> bool:
+    def _wait_long(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout - _LONG_WAIT
         if not task._is_started():
             # Should a wake-up have been lost after all.
@@ -280,8 +296,8 @@ class Life:
                 threading.TIMEOUT_MAX if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             )
             if left <= 0:
-                return task._outcome() is not None
-            if task._wait_here(min(left, pause) if importing else left):
+                return wait_here(0)
+            if wait_here(min(left, pause) if importing else left):
                 return True
             pause *= 2
 
@@ -294,24 +310,29 @@ class Life:
             self.ledger.in_threads.discard(task)
             task._end_cancelled(() if msg is None else (msg,))
             return True
-        if self._ledger is None:
-            # Accepted in the middle of a fork: nothing is started yet.
-            if not self.inbox.take_back(task):
-                return False
+        args: tuple[object, ...] = () if msg is None else (msg,)
+        if self._ledger is None and self._take_back(task):
+            # Accepted in the middle of a fork, or of the first start: the loop is not made yet.
             close_unstarted(task._work)
-            task._end_cancelled(() if msg is None else (msg,))
+            task._end_cancelled(args)
             return True
-        ledger = self._ledger
+        ledger = self.ledger
         if self.thread is not None and self.thread.is_current():
             if task._is_started():
                 ledger.cancel(task, msg)
                 return True
         if not task._is_started():
             # Never starts, if the loop has not come to it yet.
-            ledger.cancelled_early.add(task)
+            ledger.cancelled_early[task] = args
         # In order with what was submitted: where this comes to its turn, the task was started or dropped.
         self.inbox.put(partial(ledger.cancel, task, msg))
         return True
+
+    def _take_back(self, task: Task[Any]) -> bool:
+        for item in self.inbox.waiting():
+            if (item.task if type(item) is Later else item) is task:
+                return self.inbox.take_back(item)
+        return False
 
     def unclaimed(self, failure: Failure) -> None:
         """Have *failure* reported by the loop's thread. Only appends, so that a finaliser may call it."""
@@ -341,10 +362,11 @@ class Life:
         workers = self.workers
         in_threads = self.ledger.in_threads
         in_threads.add(task)
-        # After the adding: closing sets the mark first, and then looks whether anything is here.
-        if self.inbox.closed and work.claim():
+        # After the adding: closing sets the mark first, and then looks whether anything is here. If it has looked already, it
+        # fails what it found: the task is settled either there or here.
+        if self.inbox.closed:
             in_threads.discard(task)
-            return False
+            return not task._settle(CANCELLED, ())
         try:
             workers.put(partial(self._work, task, work))
         except BaseException:
@@ -355,11 +377,14 @@ class Life:
         return True
 
     def _work(self, task: Task[Any], work: ThreadWork) -> None:
-        if not work.claim():
+        if not work.claim() or task._outcome() is not None:
             return
         task._since = time.monotonic()
         try:
             value = task._context.run(work.call)  # type: ignore[union-attr]
+            if type(value) is CoroutineType:
+                value.close()
+                raise not_plain("to_thread", work.__name__)
         except BaseException as error:
             error.__traceback__ = traceback_without(error, 1)
             task._fail(error)
@@ -367,6 +392,8 @@ class Life:
             task._settle(SUCCEEDED, value)
         finally:
             self.ledger.in_threads.discard(task)
+            # The error's frames refer to this one, as their caller; left here, the task would live until a garbage collection.
+            del task, work
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
@@ -395,17 +422,24 @@ class Life:
         error = f"The thread of the loop {self.name!r} ended before this was done. Submit it again: the next use starts a new one."
         self.fail_all(self.inbox.close(), lambda: LoopDiedError(error))
 
-    def fail_all(self, undelivered: list[Any], make_error: Callable[[], BaseException]) -> None:
-        """Settle whatever is left, so that nobody waits for ever."""
+    def fail_all(
+        self, undelivered: list[Any], make_error: Callable[[], BaseException], named: Collection[Task[Any]] = ()
+    ) -> None:
+        """Settle whatever is left, so that nobody waits for ever. Those that the log has *named* are not reported as well."""
+
+        def fail(task: Task[Any]) -> None:
+            if task._fail(make_error()) and task in named:
+                task._ended()[1].claim()
+
         for item in undelivered:
             task = item.task if type(item) is Later else item
             if type(task) is Task:
                 self._tally.started += 1
                 close_unstarted(task._work)
-                task._fail(make_error())
+                fail(task)
         if self._ledger is not None:
-            for task in self._ledger.unfinished():
-                task._fail(make_error())
+            for task in [*self._ledger.unfinished(), *self._ledger.keepers.values()]:
+                fail(task)
         for item in undelivered:
             if type(item) not in (Task, Later):
                 # A flush that waits finds nothing left to wait for; a cancellation comes too late.

@@ -8,13 +8,13 @@ import traceback
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
 from functools import partial
-from threading import Lock
+from threading import TIMEOUT_MAX, RLock
 from types import CoroutineType, FrameType, TracebackType
 from typing import IO, Any, Final, ParamSpec, Self, TypeVar, TypeVarTuple, final
 
 from . import _drain, _process
-from ._accept import as_coroutine, check_function, close_unstarted
-from ._errors import AlreadyRunningError, ClosedError, WaitTimeoutError
+from ._accept import as_coroutine, check_function, check_timeout, close_unstarted, copied
+from ._errors import AlreadyRunningError, ClosedError, WaitTimeoutError, WouldDeadlockError
 from ._ledger import Later
 from ._life import Life, ThreadWork
 from ._periodic import periodic
@@ -76,14 +76,14 @@ class Runtime:
         self._shut_down = False
         # Nothing is begun anew any more.
         self._ended = False
-        # Of the drain at exit, in which two hooks take part.
-        self._interrupted = False
+        # Spent in the drains at exit, in which two hooks take part.
         self._drained_for = 0.0
         self._drain_time = 0.0
         self._tally = Tally()
         # What `call_at` and `call_later` are told by; tests may set another.
         self._clock: Callable[[], float] = time.monotonic
-        self._ending = Lock()
+        # Re-entrant, because a SIGTERM may drain in the middle of a shutdown.
+        self._ending = RLock()
         self._lives: dict[tuple[int, int], Life] = {}
         self._life: Life
         self._begin(0)
@@ -246,6 +246,7 @@ class Runtime:
             WouldDeadlockError: if called on the loop's own thread, or in a worker thread of this runtime.
         """
         life = self._current()
+        check_timeout(timeout)
         _drain.guard(life, "flush()")
         if not _drain.flush(life, _deadline(timeout)):
             raise WaitTimeoutError(
@@ -267,6 +268,8 @@ class Runtime:
             WouldDeadlockError: if called on the loop's own thread, or in a worker thread of this runtime.
         """
         life = self._current()
+        if not isinstance(timeout, FromSettings):
+            check_timeout(timeout)
         _drain.guard(life, "shutdown()")
         seconds = self._settings.exit_timeout if isinstance(timeout, FromSettings) else timeout
         deadline = _deadline(seconds)
@@ -341,8 +344,7 @@ class Runtime:
             life,
             coro,
             None,
-            # Copied even if given: the caller may be inside of it, and a context can't be entered twice.
-            copy_context() if context is None else context.copy(),
+            copy_context() if context is None else copied(context, coro),
             name,
             daemon,
             frame.f_code,
@@ -389,31 +391,40 @@ class Runtime:
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
     ) -> Task[T]:
         check_function(fn, "to_thread")
-        work = ThreadWork(fn, partial(fn, *args, **kwargs) if args or kwargs else fn)
-        task: Task[T] = self._make_task(work, (), None, frame)
-        while not (life := self._life).to_thread(task, work):
+        call = partial(fn, *args, **kwargs) if args or kwargs else fn
+        while True:
+            work = ThreadWork(fn, call)
+            task: Task[T] = self._make_task(work, (), None, frame)
+            life: Life = task._owner  # type: ignore[assignment]
+            if life.to_thread(task, work):
+                return task
             if not self._renew(life):
                 raise self._closed_error()
-            task._owner = self._life
-        return task
 
     def _run(self, coro: Awaitable[T], timeout: float | None, frame: FrameType) -> T:
         try:
-            self._life.guard("run()")
+            check_timeout(timeout)
+            self._current().guard("run()")
         except BaseException:
             close_unstarted(coro)
             raise
         task = self._go(coro, None, None, False, frame)
+        owner = task._owner
         try:
-            if task._outcome() is None and not task._owner.wait(task, timeout):
+            done = task._outcome() is not None or owner.wait(task, timeout)
+            if not done:
                 task.cancel()
-                if not task._owner.wait(task, self._settings.cancel_timeout) or task.cancelled():
-                    raise WaitTimeoutError(f"{task.get_name()} was not done after {timeout} s, and was cancelled.")
-        except KeyboardInterrupt:
+                done = owner.wait(task, self._settings.cancel_timeout) and not task.cancelled()
+        except WouldDeadlockError:
             task.cancel()
-            # A second Ctrl-C ends this wait too.
-            task._owner.wait(task, self._settings.cancel_timeout)
             raise
+        except BaseException:
+            # Ctrl-C, or what another signal handler raises. A second one ends this wait too.
+            task.cancel()
+            owner.wait(task, self._settings.cancel_timeout)
+            raise
+        if not done:
+            raise WaitTimeoutError(f"{task.get_name()} was not done after {timeout} s, and was cancelled.")
         try:
             return task.result(0)
         finally:
@@ -422,7 +433,7 @@ class Runtime:
 
     def _make_task(self, work: Any, args: tuple[Any, ...], context: Context | None, frame: FrameType) -> Task[Any]:
         life = self._current()
-        context = copy_context() if context is None else context.copy()
+        context = copy_context() if context is None else copied(context, work)
         task: Task[Any] = Task(life, work, args, context, None, False, frame.f_code, frame.f_lasti)
         if life.debug:
             task._stack = _stack(frame)
@@ -430,7 +441,8 @@ class Runtime:
 
     def _put(self, task: Task[T], when: float | None = None) -> Task[T]:
         """Deliver *task*, to be started at *when* or at once, to this life or the next; or refuse it."""
-        life = self._life
+        # Not `self._life`, which may be another one by now.
+        life: Life = task._owner  # type: ignore[assignment]
         while True:
             item = task if when is None else Later(task, when, life)
             try:
@@ -492,7 +504,7 @@ class Runtime:
 
     def after_fork_in_child(self) -> None:
         # Another thread may have held it at the fork.
-        self._ending = Lock()
+        self._ending = RLock()
         self._drained_for = self._drain_time = 0.0
         self._tally = Tally()
         self._ended = self._shut_down
@@ -501,36 +513,49 @@ class Runtime:
         self._begin(old.generation + 1)
         old.after_fork_in_child()
 
-    def drain_early(self) -> None:
+    def drain_early(self, since: float) -> None:
         """Wait only: the program may go on for minutes, in threads that are not daemons."""
-        start = time.monotonic()
         try:
-            _drain.drain(self._life, _deadline(self._time_to_drain()))
-        except KeyboardInterrupt:
-            self._interrupted = True
-        self._drained_for += time.monotonic() - start
-        self._drain_time = self._drained_for
+            _drain.drain(self._life, self._exit_deadline(since))
+        finally:
+            self._drained_for += time.monotonic() - since
+            self._drain_time = self._drained_for
 
-    def drain_at_exit(self) -> None:
+    def drain_at_exit(self, since: float, interruptions: int) -> int:
         """The end: whatever comes after this is refused."""
-        deadline = _deadline(self._time_to_drain())
+        deadline = self._exit_deadline(since)
         self._ended = True
-        with self._ending:
-            self._close(deadline, patient=not self._interrupted)
+        alone = False
+        try:
+            # A daemon thread may be in a shutdown() that has more time than this.
+            alone = self._ending.acquire(
+                timeout=-1 if deadline is None else min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX)
+            )
+        except KeyboardInterrupt:
+            interruptions += 1
+        try:
+            return self._close(deadline, interruptions)
+        finally:
+            if alone:
+                self._ending.release()
 
-    def _time_to_drain(self) -> float | None:
+    def _exit_deadline(self, since: float) -> float | None:
         timeout = self._settings.exit_timeout
-        return None if timeout is None else max(0.0, timeout - self._drained_for)
+        return None if timeout is None else since + max(0.0, timeout - self._drained_for)
 
-    def _close(self, deadline: float | None, patient: bool = True) -> None:
+    def _close(self, deadline: float | None, interruptions: int = 0) -> int:
         life = self._life
         if not life.closed:
             start = time.monotonic()
             try:
-                _drain.close(life, deadline, self._settings.cancel_timeout, patient)
+                interruptions = _drain.close(life, deadline, self._settings.cancel_timeout, interruptions)
             finally:
                 self._drain_time = self._drained_for + time.monotonic() - start
                 _process.unwatch(self)
+                if self._life is not life:
+                    # Somebody went on meanwhile: the next life is to be drained as well.
+                    _process.watch(self)
+        return interruptions
 
 
 def _seconds(name: str, value: float) -> float:

@@ -270,13 +270,11 @@ class Task(concurrent.futures.Future[T]):
 
         Cancelling the waiter asks the work to end and waits until it has, as awaiting an `asyncio.Task` does.
         """
-        cancelled: type[BaseException] = asyncio.CancelledError
+        trio = _elsewhere.is_trio()
         if self._outcome() is None:
             self._owner.check()
             loop = asyncio._get_running_loop()
-            if _elsewhere.is_trio():
-                # asyncio's own is nothing that trio knows.
-                cancelled = concurrent.futures.CancelledError
+            if trio:
                 yield from _elsewhere.wait_in_trio(self._when_done, self.cancel, self.cancelled).__await__()
             elif loop is None:
                 raise RuntimeError("No event loop runs here to await the task on. In sync code, use result().")
@@ -287,7 +285,8 @@ class Task(concurrent.futures.Future[T]):
                     raise WouldDeadlockError(f"{self!r} awaits itself: it would wait for ever.")
                 yield from _Bridge(self, loop)
         try:
-            return self._claim(cancelled)
+            # asyncio's own is nothing that trio knows.
+            return self._claim(concurrent.futures.CancelledError if trio else asyncio.CancelledError)
         finally:
             # As in `_claim`: this frame is in the error's traceback.
             del self

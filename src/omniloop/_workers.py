@@ -25,7 +25,7 @@ class Workers(ThreadPoolExecutor):
         self._size = size
         self._name = name
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        # A token for each worker that waits for a job. append and pop are atomic, so that submitting takes no lock.
+        # An entry for each worker that waits for a job, made and removed by itself; so that submitting takes no lock.
         self._idle: deque[None] = deque()
         self._staff: set[threading.Thread] = set()
         # One for each job that found nobody free. Threads are started by one thread at a time.
@@ -35,15 +35,15 @@ class Workers(ThreadPoolExecutor):
         self._blocked: set[int] = set()
         self._count = 0
         self.closed = False
+        # While workers are told to end, what is in the queue says nothing about how many are needed.
+        self._ending = False
 
     # --- taking work ----------------------------------------------------------------------------------------------
 
     def put(self, job: Job) -> None:
         """Have a worker call *job*, which must not raise. From any thread."""
         self._jobs.put(job)
-        try:
-            self._idle.pop()
-        except IndexError:
+        if self._jobs.qsize() > len(self._idle):
             self._grow()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -102,16 +102,11 @@ class Workers(ThreadPoolExecutor):
     def stop(self, timeout: float) -> list[threading.Thread]:
         """End the workers and join them, *timeout* seconds at the most; returns those that are still busy."""
         self.closed = True
-        for _ in list(self._staff):
-            self._jobs.put(None)
-        return self._join(timeout)
+        return self._end_all(timeout)
 
     def park(self, timeout: float) -> None:
         """End the workers before a fork. They come back on the next use; nothing is refused."""
-        for _ in list(self._staff):
-            self._jobs.put(None)
-        self._join(timeout)
-        self._idle.clear()
+        self._end_all(timeout)
         # What nobody was left to take would end workers of the next generation.
         held: list[Job] = []
         while True:
@@ -121,12 +116,19 @@ class Workers(ThreadPoolExecutor):
                 break
             if job is not None:
                 held.append(job)
+        self._ending = False
         for job in held:
             self._jobs.put(job)
 
     def idents(self) -> list[int | None]:
         """The system's ids of the living workers."""
         return [thread.native_id for thread in list(self._staff)]
+
+    def _end_all(self, timeout: float) -> list[threading.Thread]:
+        self._ending = True
+        for _ in list(self._staff):
+            self._jobs.put(None)
+        return self._join(timeout)
 
     def _join(self, timeout: float) -> list[threading.Thread]:
         deadline = time.monotonic() + timeout
@@ -183,6 +185,10 @@ class Workers(ThreadPoolExecutor):
                         return
                     self._idle.append(None)
                     job = jobs.get()
+                    self._idle.pop()
+                    if not self._ending and jobs.qsize() > len(self._idle):
+                        # Who put a job just before this counted on this worker, as one that waits.
+                        self._grow()
                 if job is None:
                     return
                 job()
