@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
-from types import FrameType
+from functools import partial
+from types import CodeType, FrameType
 from typing import Any, Final, Protocol
 
 
@@ -16,8 +18,8 @@ class Watched(Protocol):
     def before_fork(self) -> None: ...
     def after_fork_in_parent(self) -> None: ...
     def after_fork_in_child(self) -> None: ...
-    def drain_early(self) -> None: ...
-    def drain_at_exit(self) -> None: ...
+    def drain_early(self, since: float) -> None: ...
+    def drain_at_exit(self, since: float, interruptions: int) -> int: ...
 
 
 _PAGE: Final = 4096
@@ -120,6 +122,13 @@ def notice_fork() -> None:
 
 _hooked_pid: int | None = None
 
+# When the drain that goes on began. The deadlines of all runtimes count from here: their work goes on at the same time, and a
+# signal handler may end what a hook began.
+_since: float | None = None
+
+# How often Ctrl-C came in a drain. The first ends the waiting for work, in all runtimes; the second that for clean-up.
+_interruptions = 0
+
 
 def _hook_exit() -> None:
     """
@@ -152,19 +161,34 @@ def _is_multiprocessing_child() -> bool:
 def _drain_early() -> None:
     # Up to 3.12 a child of multiprocessing ends by os._exit, and atexit does not run: this is the last hook.
     last = sys.version_info < (3, 13) and _is_multiprocessing_child()
-    for runtime in list(_watched):
-        runtime.drain_early()
+    _wait_for_all()
     if last:
         _drain_at_exit()
 
 
+def _wait_for_all() -> None:
+    """Wait for the work of all runtimes, up to their deadlines; cancel and close nothing."""
+    global _since, _interruptions
+    notice_fork()
+    since = _since = _since or time.monotonic()
+    try:
+        for runtime in list(_watched):
+            runtime.drain_early(since)
+    except KeyboardInterrupt:
+        _interruptions += 1
+    finally:
+        _since = None
+
+
 def _drain_at_exit() -> None:
-    global _exiting
+    global _exiting, _since, _interruptions
+    notice_fork()
+    since = _since = _since or time.monotonic()
     # Again and again: what ends one runtime may start another.
     while _watched:
         runtime = next(iter(_watched))
         try:
-            runtime.drain_at_exit()
+            _interruptions = runtime.drain_at_exit(since, _interruptions)
         finally:
             _watched.discard(runtime)
     _exiting = True
@@ -193,10 +217,11 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    global _pid, _exiting
+    global _pid, _exiting, _since, _interruptions, _draining_on_sigterm
     _pid = os.getpid()
     same_process[0] = 1
-    _exiting = False
+    _exiting = _draining_on_sigterm = False
+    _since, _interruptions = None, 0
     _forking.clear()
     for runtime in list(_watched):
         runtime.after_fork_in_child()
@@ -251,6 +276,34 @@ def flush_streams() -> None:
             pass
 
 
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+def in_signal_handler() -> bool:
+    """Tell whether the calling code was called by a Python signal handler, and not by the program."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    codes = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        # A handler is given the frame that it interrupts, and that is its caller: nobody calls one by hand like that.
+        if frame.f_code in codes and any(
+            value is frame.f_back or (isinstance(value, tuple) and frame.f_back in value)
+            for value in frame.f_locals.values()
+        ):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _code_of(handler: object) -> CodeType | None:
+    while isinstance(handler, partial):
+        handler = handler.func
+    if not hasattr(handler, "__code__"):
+        handler = getattr(handler, "__func__", None) or getattr(type(handler), "__call__", None)
+    return getattr(handler, "__code__", None)
+
+
 # --- SIGTERM ----------------------------------------------------------------------------------------------------------
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -283,16 +336,14 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
         if not _draining_on_sigterm:
             _draining_on_sigterm = True
             try:
-                for runtime in list(_watched):
-                    runtime.drain_early()
+                _wait_for_all()
             finally:
                 _draining_on_sigterm = False
         former(number, frame)
         return
     if not _draining_on_sigterm:
         _draining_on_sigterm = True
-        for runtime in list(_watched):
-            runtime.drain_at_exit()
+        _drain_at_exit()
         flush_streams()
     # As it would have been without us, to the exit status. A second SIGTERM during the drain comes here at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -89,7 +89,15 @@ def report(failure: Failure, hook: Hook | None) -> None:
 
 
 def _log(message: str, error: BaseException) -> None:
-    logger.error("%s", message, exc_info=(type(error), error, error.__traceback__))
+    say("%s", message, level=logging.ERROR, error=error)
+
+
+def say(message: str, *args: object, level: int = logging.WARNING, error: BaseException | None = None) -> None:
+    """Log; where even that fails, be silent. With stderr closed, logging's own words on its failure raise."""
+    try:
+        logger.log(level, message, *args, exc_info=error)
+    except Exception:
+        pass
 
 
 def innermost(coro: Any) -> str:
