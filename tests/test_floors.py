@@ -16,7 +16,7 @@ FLOORS = [
     {"_accept", "_inbox", "_task", "_workers", "_process", "_waiting", "_periodic", "_watchdog"},
     {"_loop_thread", "_ledger"},
     {"_life"},
-    {"_drain"},
+    {"_bounds", "_drain"},
     {"_runtime"},
     {"_shared"},
 ]
@@ -49,7 +49,7 @@ def tree_of(module: str) -> ast.Module:
 
 
 def floor_of(module: str) -> int:
-    if module.split(".")[0] in ("__init__", "testing", "ext"):
+    if module.partition(".")[0] in ("__init__", "testing", "ext"):
         return DOORS
     for number, names in enumerate(FLOORS):
         if module in names:
