@@ -1,0 +1,1 @@
+"""Optional doors to other libraries; none is imported unless you import it."""

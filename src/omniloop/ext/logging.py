@@ -1,0 +1,192 @@
+"""Hands log records to an async sink: a bounded queue takes them at once, a task on the loop delivers them, and the drain sees to the last."""
+
+import copy
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
+from contextvars import Context, ContextVar
+from threading import Lock
+from typing import Final
+
+from omniloop import OmniloopError, Runtime, Task, shared_runtime
+
+Sink = Callable[[list[logging.LogRecord]], Awaitable[object]]
+
+# Set while a sink runs, and inherited by the tasks and threads that it starts.
+_in_sink: Final[ContextVar[bool]] = ContextVar("omniloop_in_sink", default=False)
+
+
+# How often, and how long, `flush` looks again for a delivery that another thread is starting.
+_LOOKS: Final = 1_000
+_PAUSE: Final = 0.001
+
+
+class AsyncHandler(logging.Handler):
+    """
+    A logging handler whose sink is async: ``async def sink(records)`` gets the records that gathered since its last call, in order.
+
+    Logging a record never waits, takes no lock, and may be done wherever logging may: on the loop, in signal handlers and
+    finalisers. The records are formatted at once, by the handler's formatter, into `message`, as
+    `logging.handlers.QueueHandler` does. At exit the runtime's drain delivers the last ones; what comes after that, and is a
+    warning or worse, goes to stderr.
+
+    What the sink itself logs is left out, and so are records of the tasks and threads that it starts: they would come
+    back to it for ever. A sink that raises is told of on stderr, as any handler that fails; its records count as dropped.
+
+    Attributes:
+        dropped: How many records were not delivered: the queue was full, the sink raised, or the time to drain was over.
+
+    Args:
+        sink: An async function of one list of records.
+        capacity: So many records wait at the most; more are dropped, the newest first.
+        batch: So many are handed over in one call at the most.
+        level: As for every handler.
+        runtime: Where the sink runs; by default the one that the whole process shares.
+
+    Raises:
+        ValueError: if *capacity* or *batch* is not a whole number of 1 or more.
+        TypeError: if *sink* can't be called.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        capacity: int = 10_000,
+        batch: int = 100,
+        level: int | str = logging.NOTSET,
+        runtime: Runtime | None = None,
+    ) -> None:
+        for name, value in {"capacity": capacity, "batch": batch}.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: give a whole number of 1 or more.")
+        if not callable(sink):
+            raise TypeError(f"sink={sink!r} can't be called. Pass an async function of one list of records.")
+        super().__init__(level)
+        self.dropped = 0
+        self._sink = sink
+        self._capacity = capacity
+        self._batch = batch
+        self._runtime = runtime or shared_runtime()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._records: deque[logging.LogRecord] = deque()
+        # Held while a delivery is due or under way.
+        self._token = Lock()
+        self._delivery: Task[None] | None = None
+
+    def createLock(self) -> None:  # noqa: N802
+        """None: a deque needs no lock, and a `flush` that held one would wait for a loop that waits for it, to log."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Queue the record, if the filters let it pass."""
+        # As the base class does it, without the lock.
+        passed = self.filter(record)
+        if isinstance(passed, logging.LogRecord):
+            record = passed
+        if passed:
+            self.emit(record)
+        return bool(passed)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the record, and see that it is delivered. Does not wait."""
+        if _in_sink.get():
+            return
+        if self._pid != os.getpid():
+            # A forked child: what was queued is the parent's to deliver.
+            self._begin()
+        if len(self._records) >= self._capacity:
+            self.dropped += 1
+            return
+        try:
+            self._records.append(self.prepare(record))
+        except Exception:
+            self.handleError(record)
+            return
+        try:
+            if self._token.acquire(False):
+                # Not the context of whoever logs: it would live as long as the delivery.
+                self._delivery = self._runtime.go(self._deliver(), name="log delivery", context=Context())
+        except OmniloopError:
+            self._give_token_back()
+            self._rescue()
+        except BaseException:
+            # A signal handler that raises (Ctrl-C) would else leave it taken for ever.
+            self._give_token_back()
+            raise
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Return a copy of *record* that is formatted, and holds on to nothing: its arguments may change, or be large."""
+        message = self.format(record)
+        record = copy.copy(record)
+        record.message = record.msg = message
+        record.args = record.exc_info = record.exc_text = record.stack_info = None
+        return record
+
+    def flush(self) -> None:
+        """Wait until all that is queued is delivered. On the loop's own thread, where that would never end, return at once."""
+        for _ in range(_LOOKS):
+            if not (self._records or self._token.locked()) or self._pid != os.getpid():
+                return
+            delivery = self._delivery
+            if delivery is None or delivery.done():
+                # Another thread is starting the next one.
+                time.sleep(_PAUSE)
+                continue
+            try:
+                delivery.exception()
+            except CancelledError:
+                pass
+            except OmniloopError:
+                return
+
+    def close(self) -> None:
+        """Deliver what is queued, and forget the handler."""
+        self.flush()
+        super().close()
+
+    async def _deliver(self) -> None:
+        _in_sink.set(True)
+        records = self._records
+        batch: list[logging.LogRecord] = []
+        try:
+            while True:
+                while records:
+                    batch = [records.popleft() for _ in range(min(self._batch, len(records)))]
+                    try:
+                        await self._sink(batch)
+                    except Exception:
+                        self.dropped += len(batch)
+                        self.handleError(batch[0])
+                    batch = []
+                self._give_token_back()
+                # Looking again after giving back: who found the token held relies on this look.
+                if not records or not self._token.acquire(False):
+                    return
+        except BaseException:
+            # Cancelled, because the time to drain is over.
+            self.dropped += len(batch)
+            self._give_token_back()
+            self._rescue()
+            raise
+
+    def _give_token_back(self) -> None:
+        try:
+            self._token.release()
+        except RuntimeError:
+            # It was free.
+            pass
+
+    def _rescue(self) -> None:
+        """Nothing can deliver what is queued: say at least, on stderr, what is bad."""
+        while self._records:
+            record = self._records.popleft()
+            self.dropped += 1
+            if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
+                logging.lastResort.handle(record)

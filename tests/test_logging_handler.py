@@ -1,0 +1,360 @@
+"""`omniloop.ext.logging.AsyncHandler`: records reach an async sink, in order, at exit too, and never come back to it."""
+
+import asyncio
+import gc
+import logging
+import logging.config
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from children import run_child
+from omniloop import Runtime
+from omniloop.ext.logging import AsyncHandler
+
+
+class Sink:
+    """Collects what it is given; waits, if told to, between the first call and its end."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.records: list[logging.LogRecord] = []
+        self.called = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    @property
+    def messages(self) -> list[str]:
+        return [message for batch in self.batches for message in batch]
+
+    async def __call__(self, records: list[logging.LogRecord]) -> None:
+        self.called.set()
+        while not self.go_on.is_set():
+            await asyncio.sleep(0.001)
+        self.batches.append([record.getMessage() for record in records])
+        self.records.extend(records)
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    with Runtime() as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    logger = logging.getLogger("test_logging_handler")
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG)
+    yield logger
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@pytest.fixture
+def sink() -> Sink:
+    return Sink()
+
+
+def attach(logger: logging.Logger, sink: object, runtime: Runtime, **options: int) -> AsyncHandler:
+    handler = AsyncHandler(sink, runtime=runtime, **options)
+    logger.addHandler(handler)
+    return handler
+
+
+def test_records_reach_the_sink_in_order(logger, sink, runtime):
+    handler = attach(logger, sink, runtime)
+
+    for number in range(1_000):
+        logger.info("record %d", number)
+    handler.flush()
+
+    assert sink.messages == [f"record {number}" for number in range(1_000)]
+    assert handler.dropped == 0
+
+
+def test_records_of_many_threads_all_arrive(logger, sink, runtime):
+    handler = attach(logger, sink, runtime)
+
+    def log(name: str) -> None:
+        for number in range(500):
+            logger.info("%s %d", name, number)
+
+    threads = [threading.Thread(target=log, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handler.flush()
+
+    for name in "abcd":
+        assert [m for m in sink.messages if m[0] == name] == [f"{name} {number}" for number in range(500)]
+    assert len(sink.messages) == 2_000
+
+
+def test_what_gathers_while_the_sink_is_busy_comes_in_one_batch(logger, sink, runtime):
+    handler = attach(logger, sink, runtime, batch=3)
+    sink.go_on.clear()
+
+    logger.info("first")
+    assert sink.called.wait(timeout=5)
+    for number in range(5):
+        logger.info("%d", number)
+    sink.go_on.set()
+    handler.flush()
+
+    assert sink.batches == [["first"], ["0", "1", "2"], ["3", "4"]]
+
+
+def test_a_full_queue_drops_the_newest_and_counts_them(logger, sink, runtime):
+    handler = attach(logger, sink, runtime, capacity=2)
+    sink.go_on.clear()
+
+    logger.info("under way")
+    assert sink.called.wait(timeout=5)
+    for number in range(5):
+        logger.info("%d", number)
+    sink.go_on.set()
+    handler.flush()
+
+    assert sink.messages == ["under way", "0", "1"]
+    assert handler.dropped == 3
+
+
+def test_a_record_is_formatted_at_once_and_keeps_nothing_alive(logger, sink, runtime):
+    handler = attach(logger, sink, runtime)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    changing = ["before"]
+
+    sink.go_on.clear()
+    logger.warning("%s", changing)
+    changing[:] = ["after"]
+    try:
+        int("x")
+    except ValueError:
+        logger.exception("failed")
+    sink.go_on.set()
+    handler.flush()
+
+    assert sink.messages[0] == "WARNING ['before']"
+    assert "ValueError: invalid literal" in sink.messages[1]
+    assert all(record.args is None and record.exc_info is None for record in sink.records)
+
+
+def test_a_sink_that_logs_does_not_feed_itself(logger, runtime):
+    calls = []
+
+    async def in_a_task() -> None:
+        logger.info("from a task of the sink")
+
+    async def sink(records: list[logging.LogRecord]) -> None:
+        calls.append([record.getMessage() for record in records])
+        logger.info("sending %d records", len(records))
+        await asyncio.create_task(in_a_task())
+        await asyncio.to_thread(logger.info, "from a thread of the sink")
+
+    handler = attach(logger, sink, runtime)
+    logger.info("one")
+    handler.flush()
+    logger.info("two")
+    handler.flush()
+
+    assert calls == [["one"], ["two"]]
+
+
+def test_a_sink_that_fails_is_told_of_on_stderr_and_the_next_records_come(logger, runtime, capsys):
+    seen = []
+
+    async def sink(records: list[logging.LogRecord]) -> None:
+        seen.append(records[0].getMessage())
+        if len(seen) == 1:
+            raise ConnectionError("collector is away")
+
+    handler = attach(logger, sink, runtime)
+    logger.info("lost")
+    handler.flush()
+    logger.info("arrives")
+    handler.flush()
+
+    assert seen == ["lost", "arrives"]
+    assert handler.dropped == 1
+    assert "ConnectionError: collector is away" in capsys.readouterr().err
+
+
+def test_omniloops_own_reports_go_through_it(sink, runtime):
+    """The failure of a task is logged on the loop's thread, where the sink runs too."""
+    own = logging.getLogger("omniloop")
+    handler = attach(own, sink, runtime)
+    try:
+
+        async def fail() -> None:
+            raise LookupError("not there")
+
+        runtime.go(fail())
+        runtime.flush(timeout=5)
+        handler.flush()
+    finally:
+        own.removeHandler(handler)
+
+    assert len(sink.messages) == 1
+    assert "LookupError: not there" in sink.messages[0]
+
+
+def test_logging_on_the_loop_and_flushing_there_does_not_hang(logger, sink, runtime):
+    handler = attach(logger, sink, runtime)
+
+    async def work() -> None:
+        logger.info("from the loop")
+        handler.flush()
+
+    runtime.run(work(), timeout=5)
+    handler.flush()
+
+    assert sink.messages == ["from the loop"]
+
+
+def test_a_signal_handler_and_a_finaliser_may_log(logger, sink, runtime):
+    handler = attach(logger, sink, runtime)
+
+    class Loud:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            logger.info("finalised")
+
+    former = signal.signal(signal.SIGUSR1, lambda number, frame: logger.info("signalled"))
+    try:
+        for _ in range(100):
+            Loud()
+            signal.raise_signal(signal.SIGUSR1)
+        gc.collect()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    handler.flush()
+
+    assert sorted(sink.messages) == ["finalised"] * 100 + ["signalled"] * 100
+
+
+def test_dict_config_can_make_one(sink):
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "handlers": {"async": {"()": AsyncHandler, "sink": sink, "level": "WARNING"}},
+            "loggers": {"test_dict_config": {"handlers": ["async"], "propagate": False}},
+        }
+    )
+    logger = logging.getLogger("test_dict_config")
+
+    logger.warning("shipped")
+    logger.info("below the level")
+    handler = logger.handlers.pop()
+    handler.close()
+
+    assert sink.messages == ["shipped"]
+
+
+@pytest.mark.parametrize("options", [{"capacity": 0}, {"capacity": 1.5}, {"batch": -1}])
+def test_a_bound_that_is_no_number_is_refused_by_name(sink, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name}={options[name]}: give a whole number of 1 or more"):
+        AsyncHandler(sink, **options)
+
+
+def test_a_sink_that_cannot_be_called_is_refused():
+    with pytest.raises(TypeError, match="sink=None can't be called"):
+        AsyncHandler(None)
+
+
+CHILD = """
+    import asyncio, logging, sys
+    from omniloop import configure, go
+    from omniloop.ext.logging import AsyncHandler
+
+    async def sink(records):
+        await asyncio.sleep(0.05)
+        print(*(record.getMessage() for record in records), flush=True)
+
+    logger = logging.getLogger("app")
+    logger.setLevel("INFO")
+    handler = AsyncHandler(sink)
+    logger.addHandler(handler)
+"""
+
+
+def test_the_last_records_are_delivered_at_exit():
+    result = run_child(CHILD + "\n    for n in range(250): logger.info('%d', n)\n    logger.info('end')")
+
+    assert result.stdout.split() == [*map(str, range(250)), "end"]
+    assert (result.stderr, result.code) == ("", 0)
+
+
+def test_what_draining_work_logs_at_exit_is_delivered_too():
+    result = run_child(
+        CHILD
+        + """
+    async def work():
+        await asyncio.sleep(0.1)
+        logger.info("late")
+    go(work())
+    """
+    )
+
+    assert result[:3] == ("late\n", "", 0)
+
+
+def test_what_is_logged_after_the_drain_goes_to_stderr_if_it_is_bad():
+    result = run_child(
+        """
+    import atexit, logging
+    # Registered first, and so run last.
+    atexit.register(lambda: (logger.error("too late"), logger.info("nobody minds"), print(handler.dropped)))
+    """
+        + CHILD
+    )
+
+    assert result[:3] == ("2\n", "too late\n", 0)
+
+
+def test_a_sink_that_hangs_costs_the_deadline_and_its_records_are_counted():
+    result = run_child(
+        """
+    import atexit, logging
+    atexit.register(lambda: print(handler.dropped))
+    """
+        + CHILD
+        + """
+    async def hang(records):
+        await asyncio.sleep(60)
+    handler._sink = hang
+    configure(exit_timeout=0.1)
+    logger.error("never sent")
+    """
+    )
+
+    assert (result.stdout, result.code) == ("1\n", 0)
+    assert "log delivery" in result.stderr
+    assert result.seconds < 5
+
+
+def test_a_forked_child_delivers_its_own_records_and_none_of_the_parents():
+    result = run_child(
+        CHILD
+        + """
+    import os
+    logger.info("parent's")
+    pid = os.fork()
+    if pid == 0:
+        logger.info("child's")
+    else:
+        assert os.waitpid(pid, 0)[1] == 0
+    """,
+        flags=["-W", "ignore::DeprecationWarning"],
+    )
+
+    assert sorted(result.stdout.splitlines()) == ["child's", "parent's"]
+    assert (result.stderr, result.code) == ("", 0)
