@@ -300,7 +300,7 @@ def _code_of(handler: object) -> CodeType | None:
     while isinstance(handler, partial):
         handler = handler.func
     if not hasattr(handler, "__code__"):
-        handler = getattr(handler, "__func__", None) or getattr(type(handler), "__call__", None)
+        handler = getattr(handler, "__func__", None) or getattr(type(handler), "__call__", None)  # noqa: B004
     return getattr(handler, "__code__", None)
 
 

@@ -10,17 +10,18 @@ from contextvars import Context, copy_context
 from functools import partial
 from threading import TIMEOUT_MAX, RLock
 from types import CoroutineType, FrameType, TracebackType
-from typing import IO, Any, Final, ParamSpec, Self, TypeVar, TypeVarTuple, final
+from typing import IO, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, final
 
 from . import _drain, _process
 from ._accept import as_coroutine, check_function, check_timeout, close_unstarted, copied
-from ._errors import AlreadyRunningError, ClosedError, WaitTimeoutError, WouldDeadlockError
+from ._bounds import Bounds
+from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutError, WouldDeadlockError
 from ._ledger import Later
 from ._life import Life, ThreadWork
 from ._periodic import periodic
-from ._settings import SHAPES_THE_THREAD, Settings, changed, from_environment
+from ._settings import SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
 from ._stats import Stats, Tally
-from ._task import Daemon, Task
+from ._task import KEEPER, Daemon, Task
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -70,7 +71,6 @@ class Runtime:
 
     def _set_up(self, name: str, settings: Settings | None, reopens: bool) -> None:
         self.name = name
-        self._chosen = settings
         # Whether shutdown() is followed by a fresh start on the next use, or by refusals.
         self._reopens = reopens
         self._shut_down = False
@@ -80,6 +80,12 @@ class Runtime:
         self._drained_for = 0.0
         self._drain_time = 0.0
         self._tally = Tally()
+        self._bounds = Bounds(self._tally)
+        # The switch of the hot path. On until the settings are known.
+        self._bounded = True
+        self._chosen: Settings | None = None
+        if settings is not None:
+            self._choose(settings)
         # What `call_at` and `call_later` are told by; tests may set another.
         self._clock: Callable[[], float] = time.monotonic
         # Re-entrant, because a SIGTERM may drain in the middle of a shutdown.
@@ -91,8 +97,14 @@ class Runtime:
     @property
     def _settings(self) -> Settings:
         if self._chosen is None:
-            self._chosen = from_environment()
+            self._choose(from_environment())
+        assert self._chosen is not None
         return self._chosen
+
+    def _choose(self, settings: Settings) -> None:
+        self._chosen = settings
+        self._bounds.resize(settings.max_pending)
+        self._bounded = settings.max_pending is not None
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 
@@ -116,6 +128,19 @@ class Runtime:
             CannotStartError: if this was the first use, and no thread can be started here.
         """
         return self._go(coro, name, context, daemon, _getframe(1))
+
+    def try_go(
+        self, coro: Awaitable[T], *, name: str | None = None, context: Context | None = None, daemon: bool = False
+    ) -> Task[T] | None:
+        """
+        As `go`, but return None, and close the coroutine, if `max_pending` tasks are unfinished. Never waits.
+
+        Raises:
+            NotAsyncError: if *coro* can't be awaited here.
+            ClosedError: if the runtime is shut down, or the interpreter ends.
+            CannotStartError: if this was the first use, and no thread can be started here.
+        """
+        return self._try_go(coro, name, context, daemon, _getframe(1))
 
     def call_soon(self, fn: Callable[[*Ts], T], *args: *Ts, context: Context | None = None) -> Task[T]:
         """
@@ -297,7 +322,7 @@ class Runtime:
                 )
         if "sigterm" in settings:
             _process.drain_on_sigterm(new.sigterm == "drain")
-        self._chosen = new
+        self._choose(new)
         self._current().watch()
 
     def tasks(self) -> list[Task[Any]]:
@@ -332,7 +357,13 @@ class Runtime:
     # --- the submit path; the bridges call these with the frame of their caller ---------------------------------------
 
     def _go(
-        self, coro: Awaitable[T], name: str | None, context: Context | None, daemon: Daemon, frame: FrameType
+        self,
+        coro: Awaitable[T],
+        name: str | None,
+        context: Context | None,
+        daemon: Daemon,
+        frame: FrameType,
+        when_full: WhenFull | Literal["accept"] | None = None,
     ) -> Task[T]:
         if type(coro) is not CoroutineType or coro.cr_suspended or coro.cr_running:
             thread = self._life.thread
@@ -352,13 +383,16 @@ class Runtime:
         )
         if life.debug:
             task._stack = _stack(frame)
+        if self._bounded and when_full != "accept":
+            return self._put_bounded(task, self._put, when_full)
         return self._put(task)
 
     def _call_soon(
         self, fn: Callable[..., T], args: tuple[Any, ...], context: Context | None, frame: FrameType
     ) -> Task[T]:
         check_function(fn, "call_soon")
-        return self._put(self._make_task(fn, args, context, frame))
+        task = self._make_task(fn, args, context, frame)
+        return self._put_bounded(task, self._put) if self._bounded else self._put(task)
 
     def _call_later(
         self, delay: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
@@ -385,21 +419,29 @@ class Runtime:
             raise ValueError(f"interval={interval!r}: give seconds as a number above 0.")
         title = name or f"every {interval:g} s: {getattr(fn, '__qualname__', None) or type(fn).__name__}"
         turns = periodic(interval, fn, _seconds("jitter", jitter), immediately, title, self._current().unclaimed)
-        return self._go(turns, title, None, True, frame)
+        return self._go(turns, title, None, True, frame, "accept")
 
     def _to_thread(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
+        self,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        frame: FrameType,
+        name: str | None = None,
     ) -> Task[T]:
         check_function(fn, "to_thread")
-        call = partial(fn, *args, **kwargs) if args or kwargs else fn
-        while True:
-            work = ThreadWork(fn, call)
-            task: Task[T] = self._make_task(work, (), None, frame)
-            life: Life = task._owner  # type: ignore[assignment]
-            if life.to_thread(task, work):
-                return task
-            if not self._renew(life):
-                raise self._closed_error()
+        work = ThreadWork(fn, partial(fn, *args, **kwargs) if args or kwargs else fn)
+        task: Task[T] = self._make_task(work, (), None, frame)
+        task._name = name
+        return self._put_bounded(task, self._put_to_thread) if self._bounded else self._put_to_thread(task)
+
+    def _try_go(
+        self, coro: Awaitable[T], name: str | None, context: Context | None, daemon: bool, frame: FrameType
+    ) -> Task[T] | None:
+        try:
+            return self._go(coro, name, context, daemon, frame, "raise")
+        except FullError:
+            return None
 
     def _run(self, coro: Awaitable[T], timeout: float | None, frame: FrameType) -> T:
         try:
@@ -408,7 +450,8 @@ class Runtime:
         except BaseException:
             close_unstarted(coro)
             raise
-        task = self._go(coro, None, None, False, frame)
+        # Whoever waits can't pile up.
+        task = self._go(coro, None, None, False, frame, "accept")
         owner = task._owner
         try:
             done = task._outcome() is not None or owner.wait(task, timeout)
@@ -457,6 +500,44 @@ class Runtime:
                 close_unstarted(task._work)
                 raise self._closed_error()
             task._owner = life = self._life
+
+    def _put_to_thread(self, task: Task[T]) -> Task[T]:
+        while True:
+            life: Life = task._owner  # type: ignore[assignment]
+            work: ThreadWork = task._work
+            if life.to_thread(task, work):
+                return task
+            if not self._renew(life):
+                raise self._closed_error()
+            task._owner = self._life
+            # The ticket of the other is taken.
+            task._work = ThreadWork(work, work.call)
+
+    def _put_bounded(
+        self, task: Task[T], put: Callable[[Task[T]], Task[T]], when_full: WhenFull | None = None
+    ) -> Task[T]:
+        """Deliver *task* if there is room for it, or as the settings say; FullError if it is refused."""
+        try:
+            # Looking at the settings, for the first time perhaps, sets the switch.
+            when_full = when_full or self._settings.when_full
+        except BaseException:
+            close_unstarted(task._work)
+            raise
+        if not self._bounded or task._daemon is KEEPER:
+            return put(task)
+        bounds = self._bounds
+        if not bounds.admit(task, self._life, when_full):
+            return task
+        try:
+            # After a wait for room it may be another.
+            task._owner = self._life
+            task._when_done(partial(bounds.leave, task))
+            put(task)
+        except BaseException:
+            bounds.leave(task)
+            raise
+        bounds.delivered(task)
+        return task
 
     def _now(self) -> float:
         return self._clock()
@@ -507,6 +588,9 @@ class Runtime:
         self._ending = RLock()
         self._drained_for = self._drain_time = 0.0
         self._tally = Tally()
+        self._bounds = Bounds(self._tally)
+        if self._chosen is not None:
+            self._choose(self._chosen)
         self._ended = self._shut_down
         old = self._life
         _process.unwatch(self)
@@ -551,6 +635,7 @@ class Runtime:
                 interruptions = _drain.close(life, deadline, self._settings.cancel_timeout, interruptions)
             finally:
                 self._drain_time = self._drained_for + time.monotonic() - start
+                self._bounds.report(life)
                 _process.unwatch(self)
                 if self._life is not life:
                     # Somebody went on meanwhile: the next life is to be drained as well.

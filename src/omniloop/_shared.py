@@ -29,6 +29,13 @@ def go(coro: Awaitable[T], *, name: str | None = None, context: Context | None =
     return _runtime._go(coro, name, context, daemon, _getframe(1))
 
 
+def try_go(
+    coro: Awaitable[T], *, name: str | None = None, context: Context | None = None, daemon: bool = False
+) -> Task[T] | None:
+    """`Runtime.try_go` on the runtime that the whole process shares."""
+    return _runtime._try_go(coro, name, context, daemon, _getframe(1))
+
+
 def call_soon(fn: Callable[[*Ts], T], *args: *Ts, context: Context | None = None) -> Task[T]:
     """`Runtime.call_soon` on the runtime that the whole process shares."""
     return _runtime._call_soon(fn, args, context, _getframe(1))
