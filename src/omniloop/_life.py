@@ -41,7 +41,7 @@ class ThreadWork:
 
     __slots__ = ("__name__", "__qualname__", "_ticket", "call")
 
-    def __init__(self, fn: Callable[..., Any], call: Callable[[], Any]) -> None:
+    def __init__(self, fn: object, call: Callable[[], Any]) -> None:
         self.__name__ = self.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__name__
         self.call = call
         # list.pop is atomic.

@@ -21,7 +21,7 @@ from ._life import Life, ThreadWork
 from ._periodic import periodic
 from ._settings import SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
 from ._stats import Stats, Tally
-from ._task import KEEPER, Daemon, Task
+from ._task import CANCELLED, KEEPER, Daemon, Task
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -446,14 +446,16 @@ class Runtime:
     def _run(self, coro: Awaitable[T], timeout: float | None, frame: FrameType) -> T:
         try:
             check_timeout(timeout)
-            self._current().guard("run()")
+            life = self._current()
+            life.guard("run()")
+            coro = as_coroutine(coro, None if life.thread is None else life.thread.loop)
         except BaseException:
             close_unstarted(coro)
             raise
-        # Whoever waits can't pile up.
-        task = self._go(coro, None, None, False, frame, "accept")
-        owner = task._owner
+        task: Task[T] = self._make_task(coro, None, None, frame)
         try:
+            # In here, because Ctrl-C may come when the loop has the task already. Unbounded: whoever waits can't pile up.
+            owner = self._put(task)._owner
             done = task._outcome() is not None or owner.wait(task, timeout)
             if not done:
                 task.cancel()
@@ -464,7 +466,7 @@ class Runtime:
         except BaseException:
             # Ctrl-C, or what another signal handler raises. A second one ends this wait too.
             task.cancel()
-            owner.wait(task, self._settings.cancel_timeout)
+            task._owner.wait(task, self._settings.cancel_timeout)
             raise
         if not done:
             raise WaitTimeoutError(f"{task.get_name()} was not done after {timeout} s, and was cancelled.")
@@ -474,7 +476,7 @@ class Runtime:
             # This frame is in the traceback of an error that the task holds: a cycle, which would keep both alive.
             del task
 
-    def _make_task(self, work: Any, args: tuple[Any, ...], context: Context | None, frame: FrameType) -> Task[Any]:
+    def _make_task(self, work: Any, args: tuple[Any, ...] | None, context: Context | None, frame: FrameType) -> Task[Any]:
         life = self._current()
         context = copy_context() if context is None else copied(context, work)
         task: Task[Any] = Task(life, work, args, context, None, False, frame.f_code, frame.f_lasti)
@@ -495,6 +497,7 @@ class Runtime:
                 # Interrupted, or no thread can be started: not accepted, unless the loop has it already.
                 if life.inbox.take_back(item):
                     close_unstarted(task._work)
+                    task._settle(CANCELLED, ())
                 raise
             if not self._renew(life):
                 close_unstarted(task._work)
@@ -504,7 +507,7 @@ class Runtime:
     def _put_to_thread(self, task: Task[T]) -> Task[T]:
         while True:
             life: Life = task._owner  # type: ignore[assignment]
-            work: ThreadWork = task._work
+            work: Any = task._work
             if life.to_thread(task, work):
                 return task
             if not self._renew(life):
