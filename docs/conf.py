@@ -8,7 +8,8 @@ version = release = version_of("omniloop")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-suppress_warnings = []
+# `Callable`, not `collections.abc.Callable`.
+python_use_unqualified_type_names = True
 
 # Single backticks in docstrings are names of ours where there is such a name, and code where there is none.
 default_role = "py:obj"
