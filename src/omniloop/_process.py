@@ -15,11 +15,11 @@ from typing import Any, Final, Protocol
 class Watched(Protocol):
     """What a runtime does when its process forks or ends."""
 
-    def before_fork(self) -> None: ...
-    def after_fork_in_parent(self) -> None: ...
-    def after_fork_in_child(self) -> None: ...
-    def drain_early(self, since: float) -> None: ...
-    def drain_at_exit(self, since: float, interruptions: int) -> int: ...
+    def _before_fork(self) -> None: ...
+    def _after_fork_in_parent(self) -> None: ...
+    def _after_fork_in_child(self) -> None: ...
+    def _drain_early(self, since: float) -> None: ...
+    def _drain_at_exit(self, since: float, interruptions: int) -> int: ...
 
 
 _PAGE: Final = 4096
@@ -173,7 +173,7 @@ def _wait_for_all() -> None:
     since = _since = _since or time.monotonic()
     try:
         for runtime in list(_watched):
-            runtime.drain_early(since)
+            runtime._drain_early(since)
     except KeyboardInterrupt:
         _interruptions += 1
     finally:
@@ -188,7 +188,7 @@ def _drain_at_exit() -> None:
     while _watched:
         runtime = next(iter(_watched))
         try:
-            _interruptions = runtime.drain_at_exit(since, _interruptions)
+            _interruptions = runtime._drain_at_exit(since, _interruptions)
         finally:
             _watched.discard(runtime)
     _exiting = True
@@ -204,7 +204,7 @@ def _before() -> None:
     ident = threading.get_ident()
     _forking[ident] = _forking.get(ident, 0) + 1
     for runtime in list(_watched):
-        runtime.before_fork()
+        runtime._before_fork()
 
 
 def _after_in_parent() -> None:
@@ -213,7 +213,7 @@ def _after_in_parent() -> None:
     if not _forking[ident]:
         del _forking[ident]
     for runtime in list(_watched):
-        runtime.after_fork_in_parent()
+        runtime._after_fork_in_parent()
 
 
 def _after_in_child() -> None:
@@ -224,7 +224,7 @@ def _after_in_child() -> None:
     _since, _interruptions = None, 0
     _forking.clear()
     for runtime in list(_watched):
-        runtime.after_fork_in_child()
+        runtime._after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):

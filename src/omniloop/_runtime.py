@@ -580,13 +580,13 @@ class Runtime:
 
     # --- what the process tells ---------------------------------------------------------------------------------------
 
-    def before_fork(self) -> None:
+    def _before_fork(self) -> None:
         self._life.before_fork()
 
-    def after_fork_in_parent(self) -> None:
+    def _after_fork_in_parent(self) -> None:
         self._life.after_fork_in_parent()
 
-    def after_fork_in_child(self) -> None:
+    def _after_fork_in_child(self) -> None:
         # Another thread may have held it at the fork.
         self._ending = RLock()
         self._drained_for = self._drain_time = 0.0
@@ -600,7 +600,7 @@ class Runtime:
         self._begin(old.generation + 1)
         old.after_fork_in_child()
 
-    def drain_early(self, since: float) -> None:
+    def _drain_early(self, since: float) -> None:
         """Wait only: the program may go on for minutes, in threads that are not daemons."""
         try:
             _drain.drain(self._life, self._exit_deadline(since))
@@ -608,7 +608,7 @@ class Runtime:
             self._drained_for += time.monotonic() - since
             self._drain_time = self._drained_for
 
-    def drain_at_exit(self, since: float, interruptions: int) -> int:
+    def _drain_at_exit(self, since: float, interruptions: int) -> int:
         """The end: whatever comes after this is refused."""
         deadline = self._exit_deadline(since)
         self._ended = True
