@@ -112,17 +112,19 @@ def test_ctrl_c_ends_a_wait_and_leaves_the_work_alone_and_a_run_and_cancels_it()
     result = run_child(
         START
         + """
-async def interrupts(work):
+async def interrupts(after, work):
+    await asyncio.sleep(after)
     interrupt()
     await work
+task = go(interrupts(0.2, quick()))
 try:
-    task = go(interrupts(quick()))
     task.result()
 except KeyboardInterrupt:
     print("the wait ended", flush=True)
 task.result()
 try:
-    omniloop.run(interrupts(late()))
+    # At once: while run() still submits.
+    omniloop.run(interrupts(0, late()))
 except KeyboardInterrupt:
     print("the run ended", flush=True)
 """

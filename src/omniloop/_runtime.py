@@ -476,7 +476,9 @@ class Runtime:
             # This frame is in the traceback of an error that the task holds: a cycle, which would keep both alive.
             del task
 
-    def _make_task(self, work: Any, args: tuple[Any, ...] | None, context: Context | None, frame: FrameType) -> Task[Any]:
+    def _make_task(
+        self, work: Any, args: tuple[Any, ...] | None, context: Context | None, frame: FrameType
+    ) -> Task[Any]:
         life = self._current()
         context = copy_context() if context is None else copied(context, work)
         task: Task[Any] = Task(life, work, args, context, None, False, frame.f_code, frame.f_lasti)
