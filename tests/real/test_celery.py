@@ -1,0 +1,80 @@
+"""In a real Celery prefork worker, `run` waits on the one loop of the worker process, and `go` is done before that process ends."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("aiohttp")
+pytest.importorskip("celery")
+
+import servers
+
+# A worker with its processes, a service and a client, each in interpreters of their own, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(90)
+
+CLIENT = """
+import json, sys
+from app import register
+sent = [register.delay(account) for account in range(1, int(sys.argv[1]) + 1)]
+print(json.dumps([result.get(timeout=30) for result in sent]))
+"""
+
+
+def environment(tmp_path: Path, service: str) -> dict[str, str]:
+    return {
+        "SERVICE": service,
+        "FOLDER": str(tmp_path),
+        "PYTHONPATH": servers.import_path(servers.EXAMPLES / "celery_app"),
+        # It warns of running as root, which a container does.
+        "C_FORCE_ROOT": "1",
+    }
+
+
+@contextmanager
+def worker(tmp_path: Path, service: str, *options: str) -> Iterator[servers.Process]:
+    command = [sys.executable, "-m", "celery", "--app", "app", "worker", "--pool=prefork", "--concurrency=2"]
+    quiet = ["--loglevel=INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    log = tmp_path / "celery.log"
+    with servers.process([*command, *quiet, *options], log, tmp_path, environment(tmp_path, service)) as running:
+        running.wait_for_log(" ready.")
+        yield running
+
+
+def send(tmp_path: Path, service: str, count: int) -> list[str]:
+    """Have *count* accounts registered; returns the results of the tasks."""
+    command = [sys.executable, "-c", CLIENT, count]
+    with servers.process(command, tmp_path / "client.log", tmp_path, environment(tmp_path, service)) as client:
+        assert client.wait() == 0, client.log()
+        return json.loads(client.log())
+
+
+def test_a_warm_shutdown_drains_what_the_tasks_have_left_to_go(tmp_path):
+    with servers.collector(tmp_path) as collector, worker(tmp_path, collector.url) as celery:
+        collector.hold(but="mail")
+        # The tasks are done, and their results are there: the mail was sent by `run`. The rest waits.
+        assert send(tmp_path, collector.url, 10) == ["No Content"] * 10
+        servers.wait_until(lambda: collector.waiting() == 20, "the work that is held")
+        celery.signal(signal.SIGTERM)
+        celery.wait_for_log("Warm shutdown")
+        collector.let_in()
+
+        assert celery.wait() == 0, celery.log()
+        servers.assert_all_arrived_once(collector.arrived(), range(1, 11))
+        assert "Traceback" not in celery.log()
+
+
+def test_recycling_processes_with_max_tasks_per_child_drains_each(tmp_path):
+    with (
+        servers.collector(tmp_path) as collector,
+        worker(tmp_path, collector.url, "--max-tasks-per-child=5") as celery,
+    ):
+        send(tmp_path, collector.url, 20)
+        celery.signal(signal.SIGTERM)
+
+        assert celery.wait() == 0, celery.log()
+        servers.assert_all_arrived_once(collector.arrived(), range(1, 21))

@@ -1,0 +1,71 @@
+"""Under real uWSGI, which forks in C and calls no fork hook: what an accepted request has left to `go` is done before its worker is gone."""
+
+import shutil
+import signal
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("aiohttp")
+pytest.importorskip("flask")
+
+import servers
+
+UWSGI = shutil.which("uwsgi", path=sysconfig.get_path("scripts"))
+
+pytestmark = [
+    # A server with its workers, a service and a load, each in processes of their own, on a machine that may be busy.
+    pytest.mark.timeout(90),
+    pytest.mark.skipif(UWSGI is None, reason="uWSGI is not installed: pip install uwsgi compiles it"),
+]
+
+
+@contextmanager
+def uwsgi(tmp_path: Path, service: str, *options: str, app: str = "app:app") -> Iterator[tuple[servers.Process, str]]:
+    port = servers.free_port()
+    command = [UWSGI, "--http-socket", f"127.0.0.1:{port}", "--master", "--die-on-term", "--need-app", "--module", app]
+    environment = {
+        "SERVICE": service,
+        "DATABASE": str(tmp_path / "accounts.sqlite"),
+        "PYTHONPATH": servers.import_path(
+            servers.EXAMPLES / "flask_app", servers.HERE / "apps", Path(sysconfig.get_path("purelib"))
+        ),
+    }
+    with servers.process([*command, *options], tmp_path / "uwsgi.log", tmp_path, environment) as running:
+        url = f"http://127.0.0.1:{port}"
+        running.wait_for_page(f"{url}/pid")
+        yield running, url
+
+
+@pytest.mark.parametrize(
+    ("app", "options"),
+    [
+        ("app:app", ""),
+        ("app:app", "--threads=2"),
+        ("app:app", "--lazy-apps"),
+        ("used_in_master:app", "--lazy-apps"),
+        # Without this option uWSGI forks while another thread may hold the interpreter's lock; see docs/how-to/uwsgi.md.
+        ("used_in_master:app", "--py-call-uwsgi-fork-hooks"),
+        ("used_in_master:app", "--py-call-uwsgi-fork-hooks --threads=2"),
+    ],
+)
+def test_a_graceful_stop_drains(tmp_path, app, options):
+    with (
+        servers.collector(tmp_path) as collector,
+        uwsgi(tmp_path, collector.url, "--processes=2", "--enable-threads", *options.split(), app=app) as running,
+    ):
+        server, url = running
+        collector.hold()
+        load = servers.load(url, 30, tmp_path)
+        assert not load.failed
+        assert collector.arrived() == {}
+        server.signal(signal.SIGTERM)
+        server.wait_for_log("SIGTERM")
+        collector.let_in()
+
+        server.wait()
+        servers.assert_all_arrived_once(collector.arrived(), load.accepted)
+        assert "Traceback" not in server.log()
