@@ -1,5 +1,6 @@
 """How the docs are built: `python -m sphinx -W -b html docs <folder>`. The package must be installed, for its docstrings."""
 
+import re
 from importlib.metadata import version as version_of
 
 project = "omniloop"
@@ -8,8 +9,6 @@ version = release = version_of("omniloop")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-# `Callable`, not `collections.abc.Callable`.
-python_use_unqualified_type_names = True
 
 # Single backticks in docstrings are names of ours where there is such a name, and code where there is none.
 default_role = "py:obj"
@@ -25,3 +24,11 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"omniloop {version}"
+
+
+def setup(app):
+    # Sphinx gives up shortening a signature with a ParamSpec in it: `~collections.abc.Callable[[~P], …]`.
+    app.connect(
+        "autodoc-process-signature",
+        lambda app, what, name, thing, options, signature, returns: (re.sub(r"~(\w+\.)*", "", signature or ""), returns),
+    )
