@@ -26,9 +26,10 @@ html_theme = "furo"
 html_title = f"omniloop {version}"
 
 
+def shorten(app, what, name, thing, options, signature, returns):
+    """Sphinx gives up on a signature with a ParamSpec in it: `~collections.abc.Callable[[~P], …]`."""
+    return signature and (re.sub(r"~(\w+\.)*", "", signature), returns)
+
+
 def setup(app):
-    # Sphinx gives up shortening a signature with a ParamSpec in it: `~collections.abc.Callable[[~P], …]`.
-    app.connect(
-        "autodoc-process-signature",
-        lambda app, what, name, thing, options, signature, returns: (re.sub(r"~(\w+\.)*", "", signature or ""), returns),
-    )
+    app.connect("autodoc-process-signature", shorten)
