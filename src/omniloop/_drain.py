@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ._errors import ClosedError, WouldDeadlockError
 from ._life import Life
+from ._progress import Progress
 from ._report import innermost, say, thread_stack
 from ._task import Task
 
@@ -21,21 +22,22 @@ _JOIN_TIMEOUT: Final = 0.5
 _NAMED: Final = 20
 
 
-def flush(life: Life, deadline: float | None) -> bool:
+def flush(life: Life, deadline: float | None, show: bool) -> bool:
     """Wait until all that was accepted before this call is done; False at the *deadline*, by `time.monotonic`."""
-    quiet = _round(life, deadline)
+    with Progress(life.name, life.remaining, show) as progress:
+        quiet = _round(life, deadline, progress)
     return quiet is not None
 
 
-def drain(life: Life, deadline: float | None) -> bool:
+def drain(life: Life, deadline: float | None, show: bool) -> bool:
     """Wait, in rounds, until nothing is left to wait for; what draining work submits is waited for too."""
-    while True:
-        quiet = _round(life, deadline)
-        if quiet is not False:
-            return bool(quiet)
+    with Progress(life.name, life.remaining, show) as progress:
+        while (quiet := _round(life, deadline, progress)) is False:
+            pass
+    return bool(quiet)
 
 
-def close(life: Life, deadline: float | None, cancel_timeout: float, interruptions: int = 0) -> int:
+def close(life: Life, deadline: float | None, cancel_timeout: float, interruptions: int, show: bool) -> int:
     """
     Drain until the *deadline*; cancel what is left, and the daemons; then end the thread. Delivered or refused: nothing between.
 
@@ -45,7 +47,7 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
     last = time.monotonic()
     try:
         try:
-            while not interruptions and drain(life, deadline):
+            while not interruptions and drain(life, deadline, show):
                 # Daemons, and tasks that were made without the runtime, when the others are done: those may need them.
                 last = time.monotonic() + cancel_timeout
                 if not _cancel(life, last):
@@ -76,7 +78,7 @@ def guard(life: Life, what: str) -> None:
         )
 
 
-def _round(life: Life, deadline: float | None) -> bool | None:
+def _round(life: Life, deadline: float | None, progress: Progress) -> bool | None:
     """
     Wait until what was accepted by now is done. True if then nothing was left, False if something came meanwhile.
 
@@ -119,12 +121,10 @@ def _round(life: Life, deadline: float | None) -> bool | None:
 
     if not life.inbox.put(mark):
         return True
-    return quiet if _acquire(gate, deadline) else None
+    return quiet if progress.acquire(gate, deadline) else None
 
 
-def _acquire(gate: Lock, deadline: float | None) -> bool:
-    if deadline is None:
-        return gate.acquire()
+def _acquire(gate: Lock, deadline: float) -> bool:
     return gate.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
 
 

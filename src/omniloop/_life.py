@@ -454,6 +454,11 @@ class Life:
         waiting = [item.task if type(item) is Later else item for item in self.inbox.waiting()]
         return [*started, *(task for task in waiting if type(task) is Task)]
 
+    def remaining(self) -> int:
+        """How much the drain has to wait for, for a look."""
+        ledger = self._ledger
+        return len(self.inbox) + (len(ledger.running) + len(ledger.in_threads) if ledger is not None else 0)
+
     def stats(self, drain_time: float) -> Stats:
         """Count what there is, for a look."""
         tally, ledger = self._tally, self._ledger

@@ -257,7 +257,7 @@ class Runtime:
         """
         return self._run(coro, timeout, _getframe(1))
 
-    def flush(self, timeout: float | None = None) -> None:
+    def flush(self, timeout: float | None = None, *, progress: bool = False) -> None:
         """
         Wait until all that was accepted before this call is done, whatever came of it, and every failure is reported.
 
@@ -265,6 +265,7 @@ class Runtime:
 
         Args:
             timeout: Seconds to wait. None waits without end, 0 asks without waiting.
+            progress: Show on stderr, if it is a terminal and the wait takes longer than half a second, how much is left.
 
         Raises:
             WaitTimeoutError: if *timeout* passed. The work goes on.
@@ -273,7 +274,7 @@ class Runtime:
         life = self._current()
         check_timeout(timeout)
         _drain.guard(life, "flush()")
-        if not _drain.flush(life, _deadline(timeout)):
+        if not _drain.flush(life, _deadline(timeout), progress):
             raise WaitTimeoutError(
                 f"flush() was not done after {timeout} s: {len(self.tasks())} tasks are unfinished. They go on."
             )
@@ -605,7 +606,7 @@ class Runtime:
     def _drain_early(self, since: float) -> None:
         """Wait only: the program may go on for minutes, in threads that are not daemons."""
         try:
-            _drain.drain(self._life, self._exit_deadline(since))
+            _drain.drain(self._life, self._exit_deadline(since), show=True)
         finally:
             self._drained_for += time.monotonic() - since
             self._drain_time = self._drained_for
@@ -623,7 +624,7 @@ class Runtime:
         except KeyboardInterrupt:
             interruptions += 1
         try:
-            return self._close(deadline, interruptions)
+            return self._close(deadline, interruptions, show=True)
         finally:
             if alone:
                 self._ending.release()
@@ -632,12 +633,12 @@ class Runtime:
         timeout = self._settings.exit_timeout
         return None if timeout is None else since + max(0.0, timeout - self._drained_for)
 
-    def _close(self, deadline: float | None, interruptions: int = 0) -> int:
+    def _close(self, deadline: float | None, interruptions: int = 0, show: bool = False) -> int:
         life = self._life
         if not life.closed:
             start = time.monotonic()
             try:
-                interruptions = _drain.close(life, deadline, self._settings.cancel_timeout, interruptions)
+                interruptions = _drain.close(life, deadline, self._settings.cancel_timeout, interruptions, show)
             finally:
                 self._drain_time = self._drained_for + time.monotonic() - start
                 self._bounds.report(life)

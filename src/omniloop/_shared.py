@@ -68,9 +68,9 @@ def run(coro: Awaitable[T], *, timeout: float | None = None) -> T:
     return _runtime._run(coro, timeout, _getframe(1))
 
 
-def flush(timeout: float | None = None) -> None:
+def flush(timeout: float | None = None, *, progress: bool = False) -> None:
     """`Runtime.flush` on the runtime that the whole process shares."""
-    _runtime.flush(timeout)
+    _runtime.flush(timeout, progress=progress)
 
 
 def shutdown(timeout: float | None | FromSettings = FROM_SETTINGS) -> None:

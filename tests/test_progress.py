@@ -1,0 +1,150 @@
+"""A line for whoever waits at a terminal; seen here through a real pseudo-terminal, and only there."""
+
+import os
+import pty
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from children import child_environment, run_child
+
+LONG = """
+    import asyncio, threading
+    from omniloop import flush, go, to_thread
+
+    async def long(seconds):
+        await asyncio.sleep(seconds)
+"""
+
+
+def run_on_a_terminal(source: str, columns: int | None = None) -> tuple[str, str]:
+    """What *source* writes to its stdout (a pipe), and to its stderr (a terminal)."""
+    ours, theirs = pty.openpty()
+    if columns is not None:
+        import fcntl
+        import struct
+        import termios
+
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(source)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        env=child_environment(),
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := _read(ours):
+            seen += chunk
+        stdout, _ = child.communicate(timeout=8)
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+    assert child.returncode == 0, seen
+    return stdout, seen.decode()
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        # Linux's word for: the other side is closed.
+        return b""
+
+
+def screen(written: str) -> list[str]:
+    """The lines that a terminal shows in the end."""
+    lines = []
+    for line in written.split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return lines
+
+
+def test_the_drain_at_exit_shows_what_is_left_and_for_how_long():
+    _, written = run_on_a_terminal(LONG + "    go(long(0.9)); go(long(1.1)); to_thread(threading.Event().wait, 0.6)")
+
+    shown = [part.strip() for part in written.split("\r") if part.strip()]
+    assert shown[0].startswith("omniloop: ")
+    assert "omniloop: 2 unfinished, 25 s left" in shown
+    assert shown[-1].startswith("omniloop: 1 unfinished, 24 s left") or shown[-1].startswith(
+        "omniloop: 1 unfinished, 25"
+    )
+    # Erased at the end.
+    assert screen(written) == [""]
+
+
+def test_flush_shows_it_if_asked_to():
+    stdout, written = run_on_a_terminal(
+        LONG + "    go(long(0.8))\n    flush(progress=True)\n    print('flushed')\n    go(long(0.8)); flush()"
+    )
+
+    assert stdout == "flushed\n"
+    assert "\romniloop: 1 unfinished" in written
+    # flush() without a deadline has no seconds to tell; and the second one shows nothing.
+    assert "left" not in written
+    assert screen(written) == [""]
+    assert written.count("\r" + " " * len("omniloop: 1 unfinished") + "\r") == 1
+
+
+def test_a_short_wait_shows_nothing():
+    _, written = run_on_a_terminal(LONG + "    go(long(0.2)); flush(progress=True); go(long(0.2))")
+
+    assert written == ""
+
+
+def test_a_narrow_terminal_gets_one_short_line():
+    _, written = run_on_a_terminal(LONG + "    go(long(0.8))", columns=12)
+
+    assert "\romniloop: 1\r" in written.replace(" \r", "\r")
+    assert screen(written) == [""]
+    assert "\n" not in written
+
+
+def test_where_stderr_is_no_terminal_nothing_is_shown():
+    result = run_child(LONG + "    go(long(0.8)); flush(progress=True); go(long(0.8))")
+
+    assert result[:3] == ("", "", 0)
+
+
+@pytest.mark.parametrize("stderr", ["None", "closed"])
+def test_without_a_stderr_the_wait_goes_on(stderr):
+    result = run_child(
+        LONG
+        + f"""
+    import os, sys
+    sys.stderr = None if {stderr == "None"} else open(os.devnull, "w")
+    if sys.stderr:
+        sys.stderr.close()
+    go(long(0.6)); flush(progress=True)
+    print("flushed")
+    """
+    )
+
+    assert (result.stdout, result.code) == ("flushed\n", 0)
+
+
+def test_a_terminal_that_goes_away_does_not_end_the_wait():
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(LONG + "    go(long(1.2)); flush(progress=True)\n    print('flushed')")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        env=child_environment(),
+    )
+    os.close(theirs)
+    assert os.read(ours, 4096).startswith(b"\romniloop: 1 unfinished")
+    os.close(ours)
+    stdout, _ = child.communicate(timeout=8)
+
+    assert (stdout, child.returncode) == ("flushed\n", 0)
