@@ -10,7 +10,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from threading import TIMEOUT_MAX, RLock
 from types import CoroutineType, FrameType, TracebackType
-from typing import IO, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, final
+from typing import IO, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
 
 from . import _drain, _process
 from ._accept import as_coroutine, check_function, check_timeout, close_unstarted, copied
@@ -19,7 +19,7 @@ from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutErr
 from ._ledger import Later
 from ._life import Life, ThreadWork
 from ._periodic import periodic
-from ._settings import SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
+from ._settings import SHAPES_THE_THREAD, Changes, Settings, WhenFull, changed, from_environment
 from ._stats import Stats, Tally
 from ._task import CANCELLED, KEEPER, Daemon, Task
 
@@ -59,7 +59,7 @@ class Runtime:
         SettingError: if a setting, or its variable, can't be what it is.
     """
 
-    def __init__(self, *, name: str = "omniloop", **settings: Any) -> None:
+    def __init__(self, *, name: str = "omniloop", **settings: Unpack[Changes]) -> None:
         self._set_up(name, changed(from_environment(), settings), reopens=False)
 
     @classmethod
@@ -306,7 +306,7 @@ class Runtime:
 
     # --- settings and looks -------------------------------------------------------------------------------------------
 
-    def configure(self, **settings: Any) -> None:
+    def configure(self, **settings: Unpack[Changes]) -> None:
         """
         Change settings; see the reference for what each does. For programs: a library leaves them alone.
 
@@ -429,12 +429,15 @@ class Runtime:
         kwargs: dict[str, Any],
         frame: FrameType,
         name: str | None = None,
+        when_full: Literal["accept"] | None = None,
     ) -> Task[T]:
         check_function(fn, "to_thread")
         work = ThreadWork(fn, partial(fn, *args, **kwargs) if args or kwargs else fn)
         task: Task[T] = self._make_task(work, (), None, frame)
         task._name = name
-        return self._put_bounded(task, self._put_to_thread) if self._bounded else self._put_to_thread(task)
+        if self._bounded and when_full is None:
+            return self._put_bounded(task, self._put_to_thread)
+        return self._put_to_thread(task)
 
     def _try_go(
         self, coro: Awaitable[T], name: str | None, context: Context | None, daemon: bool, frame: FrameType

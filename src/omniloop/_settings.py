@@ -4,7 +4,7 @@ import asyncio
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from ._errors import SettingError
 from ._report import Hook
@@ -29,6 +29,20 @@ class Settings(NamedTuple):
     sigterm: Literal["drain"] | None = None
     max_pending: int | None = None
     when_full: WhenFull = "block"
+
+
+class Changes(TypedDict, total=False):
+    """The same, each of them optional: what `configure` and `Runtime` take, for editors and type checkers."""
+
+    exit_timeout: float | None
+    cancel_timeout: float
+    on_error: Hook | None
+    slow_callback: float | None
+    loop_factory: LoopFactory | None
+    max_workers: int
+    sigterm: Literal["drain"] | None
+    max_pending: int | None
+    when_full: WhenFull
 
 
 # The thread, its loop and its pool are made from these: they can't change under a running one.

@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from typing import IO, Any, Final, ParamSpec, TypeVar, TypeVarTuple
+from typing import IO, Any, Final, ParamSpec, TypeVar, TypeVarTuple, Unpack
 
 from ._runtime import FROM_SETTINGS, FromSettings, Runtime
+from ._settings import Changes
 from ._stats import Stats
 from ._task import Task
 
@@ -78,7 +79,7 @@ def shutdown(timeout: float | None | FromSettings = FROM_SETTINGS) -> None:
     _runtime.shutdown(timeout)
 
 
-def configure(**settings: Any) -> None:
+def configure(**settings: Unpack[Changes]) -> None:
     """`Runtime.configure` on the runtime that the whole process shares. For programs: a library leaves the settings alone."""
     _runtime.configure(**settings)
 

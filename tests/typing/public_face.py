@@ -30,7 +30,7 @@ assert_type(omniloop.go(fetch("")), Task[bytes])
 assert_type(omniloop.go(Ready(), name="ready", context=contextvars.Context(), daemon=True), Task[float])
 omniloop.go(fetch)  # type: ignore[arg-type]
 omniloop.go(add)  # type: ignore[arg-type]
-omniloop.go(fetch(""), 5)  # type: ignore[arg-type]
+omniloop.go(fetch(""), 5)  # type: ignore[call-arg]
 
 # call_soon: the arguments are checked against the function.
 assert_type(omniloop.call_soon(add, 1, 2), Task[int])
@@ -89,3 +89,9 @@ def on_error(failure: omniloop.Failure) -> None:
 
 
 omniloop.configure(on_error=on_error, exit_timeout=None)
+
+# Settings: each by its name and type.
+omniloop.configure(exit_timeout=5, when_full="raise")
+omniloop.configure(exit_timeout="soon")  # type: ignore[arg-type]
+omniloop.configure(exit_time=5)  # type: ignore[call-arg]
+assert_type(Runtime(max_workers=2, name="mine"), Runtime)
