@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
-from typing import Any
+from typing import Any, Final
 
 
 class Inbox:
@@ -15,10 +15,12 @@ class Inbox:
     system call. Nobody ever *waits* for the token, or for any other lock here.
     """
 
-    __slots__ = ("_items", "_token", "_wake", "closed")
+    __slots__ = ("_items", "_token", "_wake", "closed", "take")
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._items: deque[Any] = deque()
+        # Returns the oldest item; IndexError if there is none. The deque's own method: a call less, 30 ns an item.
+        self.take: Final = self._items.popleft
         self._token = Lock()
         # Called with the token held. It makes the reader look, or raises.
         self._wake = wake
@@ -57,10 +59,6 @@ class Inbox:
         except ValueError:
             return False
         return True
-
-    def take(self) -> Any:
-        """Return the oldest item; IndexError if there is none."""
-        return self._items.popleft()
 
     def rest(self) -> bool:
         """Give the token back, because all is taken; False if something came meanwhile, and the token is held again."""

@@ -20,6 +20,11 @@ from ._task import KEEPER, SUCCEEDED, Task, traceback_without
 # because an eager start runs the coroutine up to its first suspension. A turn of the loop costs 10 to 20 µs, 1 % of it.
 _BATCH: Final = 0.002
 
+# Looked up once: 60 ns of the 1,100 that starting and settling a no-op takes on 3.13.
+_AsyncTask: Final = asyncio.Task
+_EAGER: Final = sys.version_info >= (3, 12)
+_monotonic: Final = time.monotonic
+
 
 class Later:
     """In the inbox: a task whose function is to be called at a given time."""
@@ -137,7 +142,7 @@ class Ledger:
                         start(item)
                     else:
                         self._call(item)
-                if time.monotonic() > until:
+                if _monotonic() > until:
                     # The token stays held: this is the look that is due.
                     self.loop.call_soon(self.empty, context=self._context)
                     break
@@ -156,13 +161,13 @@ class Ledger:
         coro = task._work
         name = task._name
         if name is None:
-            name = task._name = getattr(coro, "__qualname__", None) or type(coro).__name__
+            name = task._name = coro.__qualname__
         try:
-            if sys.version_info >= (3, 12):
+            if _EAGER:
                 # Runs the coroutine up to its first suspension, here and now: what never suspends costs no turn of the loop.
-                runner = asyncio.Task(coro, loop=self.loop, name=name, context=task._context, eager_start=True)
+                runner = _AsyncTask(coro, loop=self.loop, name=name, context=task._context, eager_start=True)  # type: ignore[call-arg]
             else:
-                runner = asyncio.Task(coro, loop=self.loop, name=name, context=task._context)
+                runner = _AsyncTask(coro, loop=self.loop, name=name, context=task._context)
         except BaseException as error:
             # An eager start lets SystemExit and KeyboardInterrupt out of the constructor: there is no task to settle from.
             error.__traceback__ = traceback_without(error, 1)
@@ -197,6 +202,8 @@ class Ledger:
             self._hold(task, runner)
 
     def _hold(self, task: Task[Any], runner: asyncio.Future[Any]) -> None:
+        # First, because a task of the user's factory may refuse.
+        runner.add_done_callback(self._done, context=self._context)
         task._work = runner
         task._since = self._now
         if not task._daemon:
@@ -205,7 +212,6 @@ class Ledger:
             self.keepers[runner] = task
         else:
             self.daemons[runner] = task
-        runner.add_done_callback(self._done, context=self._context)
 
     def _done(self, runner: asyncio.Future[Any]) -> None:
         task = self.running.pop(runner, None) or self.daemons.pop(runner, None) or self.keepers.pop(runner, None)

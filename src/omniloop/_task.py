@@ -35,6 +35,9 @@ class Owner(Protocol):
     """What a task needs of the runtime that runs it; handed down, so that a task knows no runtime."""
 
     def wait(self, task: "Task[Any]", timeout: float | None) -> bool: ...
+    def wait_with(
+        self, task: "Task[Any]", wait_here: Callable[[float], bool], timeout: float | None
+    ) -> bool: ...
     def check(self) -> None: ...
     def cancel(self, task: "Task[Any]", msg: object) -> bool: ...
     def unclaimed(self, failure: Failure) -> None: ...
@@ -379,13 +382,12 @@ class Task(concurrent.futures.Future[T]):
 
     def _settle_from(self, runner: asyncio.Future[T]) -> None:
         """Settle with what came out of the asyncio task that ran the work."""
-        if runner.cancelled():
-            try:
-                runner.result()
-            except asyncio.CancelledError as error:
-                args = error.args
-            self._end_cancelled(args)
-        elif (failure := runner.exception()) is not None:
+        try:
+            failure = runner.exception()
+        except asyncio.CancelledError as error:
+            self._end_cancelled(error.args)
+            return
+        if failure is not None:
             self._fail(failure)
         else:
             self._settle(SUCCEEDED, runner.result())
