@@ -65,7 +65,10 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
         interruptions += 1
         last = time.monotonic()
     finally:
-        _end(life, last, dropped)
+        # Of two threads that close at once, one does this, and the other waits for it: it takes no longer than the deadline.
+        with life.ending:
+            if not life.closed:
+                _end(life, last, dropped)
     return interruptions
 
 
@@ -145,13 +148,12 @@ def _cancel(life: Life, deadline: float) -> bool:
 
 
 async def _cancel_all(life: Life, deadline: float) -> bool:
-    me = asyncio.current_task()
     asked: set[asyncio.Task[Any]] = set()
     # While something is kept open, half of the time is for closing it.
     halftime = (time.monotonic() + deadline) / 2
     while True:
         life.ledger.cancel_timers()
-        left = {task for task in asyncio.all_tasks() if task is not me and not task.done()}
+        left = {task for task in asyncio.all_tasks() if not _cancels_all(task) and not task.done()}
         if not left:
             break
         kept = [runner for runner in life.ledger.keepers if runner in left]
@@ -173,12 +175,18 @@ async def _cancel_all(life: Life, deadline: float) -> bool:
         # All of them, before the next look: what their clean-up starts is not to be cancelled, but waited for.
         await asyncio.wait(now, timeout=remaining)
     try:
-        await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), max(0.01, deadline - time.monotonic()))
+        async with asyncio.timeout(max(0.01, deadline - time.monotonic())):
+            await asyncio.get_running_loop().shutdown_asyncgens()
     except TimeoutError:
         return False
     # The callbacks of what has just ended, which settle it, come before this goes on.
     await asyncio.sleep(0)
     return True
+
+
+def _cancels_all(task: asyncio.Task[Any]) -> bool:
+    """Tell whether *task* is the one that cancels the others, here or in another thread that closes the same life."""
+    return getattr(task.get_coro(), "cr_code", None) is _cancel_all.__code__
 
 
 def _refuse(life: Life, deadline: float) -> bool:
@@ -262,7 +270,7 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> list[str]:
     for runner in asyncio.all_tasks(loop):
         # asyncio's own name for it: without this it says the same again, and less, when the task is destroyed.
         runner._log_destroy_pending = False  # type: ignore[attr-defined]
-        if getattr(runner.get_coro(), "cr_code", None) is _cancel_all.__code__:
+        if _cancels_all(runner):
             continue
         task = known.get(runner)
         lines.append(

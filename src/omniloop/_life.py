@@ -82,6 +82,8 @@ class Life:
         self.forked = False
         # Its thread is gone, and all that it could say is said.
         self.closed = False
+        # Held by whoever ends it. Re-entrant, because a SIGTERM may come in the middle.
+        self.ending = RLock()
         self._settings = settings
         self._watched = watched
         self._tally = tally
@@ -89,7 +91,8 @@ class Life:
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
         self._watchdog: Watchdog | None = None
-        self._starting = Lock()
+        # By whom it is being started: a lock that is held until then.
+        self._starting: dict[str, Lock] = {}
         # Failures that somebody holds and has not asked for; the drain reports them.
         self._held: weakref.WeakSet[Unclaimed] = weakref.WeakSet()
         # How many threads are forking. The lock is held while the first of them makes the loop hold still.
@@ -107,8 +110,8 @@ class Life:
             self.start()
         # Another thread may be starting it, which is not long; or, in a signal handler, the frame below, which goes on only
         # after this: hence bounded.
-        if self._workers is None and self._starting.acquire(timeout=_START_TIMEOUT):
-            self._starting.release()
+        if self._workers is None and (starting := self._starting.get("by")) and starting.acquire(timeout=_START_TIMEOUT):
+            starting.release()
         if self._workers is None:
             raise CannotStartError(
                 "The runtime is being started by the frame that this call interrupted. Call again later."
@@ -132,10 +135,13 @@ class Life:
         if _process.is_forking():
             # A thread that starts now would be in the fork's way; `after_fork_in_parent` starts it.
             return
-        # Tried, not waited for: a signal handler may come here in the middle of a start.
-        if not self._starting.acquire(False):
-            return
+        me = Lock()
+        me.acquire()
         try:
+            # Tried, not waited for: a signal handler may come here in the middle of a start. And told by identity, because
+            # one that raises right after it took a common lock would leave that taken for ever.
+            if self._starting.setdefault("by", me) is not me:
+                return
             if self.inbox.closed or (self.thread is not None and self.thread.alive):
                 return
             if self.thread is None:
@@ -147,7 +153,9 @@ class Life:
         except RuntimeError as error:
             raise CannotStartError(f"omniloop can't start its thread here: {error}.") from error
         finally:
-            self._starting.release()
+            if self._starting.get("by") is me:
+                del self._starting["by"]
+            me.release()
 
     def _make(self) -> None:
         settings = self._settings()
