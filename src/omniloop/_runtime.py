@@ -317,7 +317,8 @@ class Runtime:
         """
         new = changed(self._settings, settings)
         for name in SHAPES_THE_THREAD & settings.keys():
-            if self._current().started and getattr(new, name) != getattr(self._settings, name):
+            life = self._current()
+            if life.started and not life.closed and getattr(new, name) != getattr(self._settings, name):
                 raise AlreadyRunningError(
                     f"{name} shapes the thread, which runs already. Call configure() before the first use, or after shutdown()."
                 )
