@@ -81,6 +81,7 @@ class Unclaimed:
         self.report()
 
 
+@final
 class _Meeting:
     """Where those who wait for a task meet its outcome; made only when somebody waits."""
 
@@ -134,6 +135,8 @@ class Task(concurrent.futures.Future[T]):
         "_stack",
         "_work",
     )
+
+    _work: Any
 
     # Set only where there is something to say: when the work started to wait, and its whole stack in debug mode.
     _since: float
