@@ -59,5 +59,3 @@ def say_asyncio() -> bool:
         return False
     sniffio.thread_local.name = "asyncio"
     return True
-
-

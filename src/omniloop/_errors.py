@@ -43,3 +43,15 @@ class SettingError(OmniloopError, ValueError):
 
 class FullError(OmniloopError, RuntimeError):
     """As many tasks are unfinished as `max_pending` allows, and this call may not wait for room."""
+
+
+class WrongLoopError(OmniloopError, RuntimeError):
+    """What lives on the runtime's loop was used on another one."""
+
+
+class NotPicklableError(OmniloopError, TypeError):
+    """A function, its arguments, or what came out of it can't be sent to another process and back."""
+
+
+class ProcessDiedError(OmniloopError, RuntimeError):
+    """The process that ran the work ended before the work was done."""

@@ -153,6 +153,24 @@ def _hook_exit() -> None:
         atexit.register(_drain_at_exit)
 
 
+def after_early_drain(fn: Callable[[], None]) -> None:
+    """
+    Have *fn* called at exit, after the early drain and before `concurrent.futures` ends those of its pools that are loaded by now.
+
+    The hooks run last-in-first-out, hence the drain is registered once more: it must come before the pools' end, too.
+    """
+    global _hooked_pid
+    register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        try:
+            register(fn)
+        except RuntimeError:
+            # The shutdown began, and the pools have ended.
+            return
+    _hooked_pid = None
+    _hook_exit()
+
+
 def _is_multiprocessing_child() -> bool:
     multiprocessing = sys.modules.get("multiprocessing.process")
     return multiprocessing is not None and multiprocessing.parent_process() is not None
@@ -302,6 +320,11 @@ def _code_of(handler: object) -> CodeType | None:
     if not hasattr(handler, "__code__"):
         handler = getattr(handler, "__func__", None) or getattr(type(handler), "__call__", None)  # noqa: B004
     return getattr(handler, "__code__", None)
+
+
+def ignore_interrupts() -> None:
+    """Have Ctrl-C, which goes to all processes of a terminal, do nothing in this one: what becomes of it is for its parent to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # --- SIGTERM ----------------------------------------------------------------------------------------------------------
