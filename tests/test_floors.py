@@ -18,7 +18,7 @@ FLOORS = [
     {"_life"},
     {"_bounds", "_drain"},
     {"_runtime"},
-    {"_shared"},
+    {"_limits", "_shared"},
 ]
 # Whatever is named on no floor is a bridge, except `__init__`, `testing` and `ext`: the doors.
 BRIDGES, DOORS = 7, 8

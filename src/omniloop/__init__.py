@@ -1,16 +1,23 @@
 """One omnipresent event loop: submit async work from anywhere; it is held until done, and finished before the program exits."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from ._errors import (
     AlreadyRunningError,
     CannotStartError,
     ClosedError,
     ForkedError,
+    FullError,
     LoopDiedError,
     NotAsyncError,
+    NotPicklableError,
     OmniloopError,
+    ProcessDiedError,
     SettingError,
     WaitTimeoutError,
     WouldDeadlockError,
+    WrongLoopError,
 )
 from ._report import Failure
 from ._runtime import Runtime
@@ -29,9 +36,56 @@ from ._shared import (
     stats,
     tasks,
     to_thread,
+    try_go,
 )
 from ._stats import Stats
 from ._task import Task
+
+if TYPE_CHECKING:
+    from ._background import background as background
+    from ._enter import enter as enter
+    from ._groups import TaskGroup as TaskGroup
+    from ._groups import map as map  # noqa: A004
+    from ._iterate import Iteration as Iteration
+    from ._iterate import aiterate as aiterate
+    from ._iterate import iterate as iterate
+    from ._processes import ProcessPool as ProcessPool
+    from ._processes import to_process as to_process
+    from ._queues import Queue as Queue
+    from ._queues import queue as queue
+    from ._resources import Resource as Resource
+    from ._resources import resource as resource
+
+# What is dear to import, and its module: loaded when the name is first used.
+_LAZY = {
+    "Iteration": "_iterate",
+    "ProcessPool": "_processes",
+    "Queue": "_queues",
+    "Resource": "_resources",
+    "TaskGroup": "_groups",
+    "aiterate": "_iterate",
+    "background": "_background",
+    "enter": "_enter",
+    "iterate": "_iterate",
+    "map": "_groups",
+    "queue": "_queues",
+    "resource": "_resources",
+    "to_process": "_processes",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    thing = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    # From now on it is found without coming here.
+    globals()[name] = thing
+    return thing
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
 
 __all__ = [
     "AlreadyRunningError",
@@ -39,27 +93,45 @@ __all__ = [
     "ClosedError",
     "Failure",
     "ForkedError",
+    "FullError",
+    "Iteration",
     "LoopDiedError",
     "NotAsyncError",
+    "NotPicklableError",
     "OmniloopError",
+    "ProcessDiedError",
+    "ProcessPool",
+    "Queue",
+    "Resource",
     "Runtime",
     "SettingError",
     "Stats",
     "Task",
+    "TaskGroup",
     "WaitTimeoutError",
     "WouldDeadlockError",
+    "WrongLoopError",
+    "aiterate",
+    "background",
     "call_at",
     "call_later",
     "call_soon",
     "configure",
     "dump",
+    "enter",
     "every",
     "flush",
     "go",
+    "iterate",
+    "map",
+    "queue",
+    "resource",
     "run",
     "shared_runtime",
     "shutdown",
     "stats",
     "tasks",
+    "to_process",
     "to_thread",
+    "try_go",
 ]

@@ -46,6 +46,9 @@ class Site:
         return self.short() + "\nSubmitted from (most recent call last):\n" + "".join(self.stack.format()).rstrip()
 
 
+Hook = Callable[["Failure"], object]
+
+
 class Failure:
     """
     An error that nobody asked for: what the hook of `configure(on_error=…)` is given.
@@ -57,13 +60,15 @@ class Failure:
         message: The line that is logged where no hook is set.
     """
 
-    __slots__ = ("exception", "message", "name", "site")
+    __slots__ = ("exception", "hook", "message", "name", "site")
 
     def __init__(self, message: str, exception: BaseException, name: str, site: Site | None = None) -> None:
         self.message = message
         self.exception = exception
         self.name = name
         self.site = site
+        # Told instead of the one of the settings.
+        self.hook: Hook | None = None
 
     def __str__(self) -> str:
         return self.message if self.site is None else f"{self.message}\nSubmitted at: {self.site}"
@@ -72,11 +77,9 @@ class Failure:
         return f"<Failure {self.name!r}: {self.exception!r}>"
 
 
-Hook = Callable[[Failure], object]
-
-
 def report(failure: Failure, hook: Hook | None) -> None:
-    """Give *failure* to the hook, or to logging; a hook that fails is logged together with what it was given."""
+    """Give *failure* to its own hook, to *hook*, or to logging; a hook that fails is logged together with what it was given."""
+    hook = failure.hook or hook
     if hook is not None:
         try:
             hook(failure)
