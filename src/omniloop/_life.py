@@ -242,16 +242,16 @@ class Life:
                 "This work belongs to the parent process, and is not done. Submit it in this process to run it here."
             )
 
-    def guard(self, what: str) -> None:
+    def guard(self, what: str | Task[Any]) -> None:
         """Raise if this thread can't wait for the loop."""
         self.check()
         thread = self.thread
         if thread is not None and thread.ident == threading.get_ident():
             raise WouldDeadlockError(
-                f"{what} would wait, on the loop's own thread, for work that needs this thread. Use await."
+                f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Use await."
             )
         if _process.is_forking() and _process.this_thread_forks():
-            raise WouldDeadlockError(f"{what} would wait for the loop, which holds still until this thread has forked.")
+            raise WouldDeadlockError(f"{_title(what)} would wait for the loop, which holds still until this thread has forked.")
 
     def wait(self, task: Task[Any], timeout: float | None) -> bool:
         """Block until *task* is done; False if *timeout* passed first."""
@@ -263,7 +263,7 @@ class Life:
 
     def wait_with(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
         """Block until *wait_here*, called with seconds, says that *task* has brought it about; False if *timeout* passed first."""
-        self.guard(f"Waiting for {task.get_name()!r}")
+        self.guard(task)
         thread = self.thread
         if thread is None or not thread.alive:
             self.inbox.nudge()
@@ -541,3 +541,8 @@ class Life:
         _workers.forget_other_threads()
         if self.thread is not None:
             self.thread.abandon()
+
+
+def _title(what: str | Task[Any]) -> str:
+    # Put together only where it is said: 0.4 µs a wait.
+    return what if isinstance(what, str) else f"Waiting for {what.get_name()!r}"
