@@ -1,6 +1,5 @@
 """Every example runs as a user would run it, says what it promises, and leaves nothing on stderr."""
 
-import os
 import re
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from children import without_remarks
+from children import child_environment, without_remarks
 
 pytest.importorskip("aiohttp")
 
@@ -45,7 +44,7 @@ def test_the_example_does_what_it_says(name, tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env=child_environment({"TMPDIR": str(tmp_path)}),
         timeout=50,
         check=False,
     )
