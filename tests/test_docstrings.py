@@ -5,6 +5,7 @@ import builtins
 import importlib
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +74,14 @@ def test_every_error_of_ours_has_the_common_base_and_a_guessable_one():
         assert issubclass(error, omniloop.OmniloopError)
         if error is not omniloop.OmniloopError:
             assert any(base.__module__ == "builtins" for base in error.__bases__), f"{error} is no built-in error"
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = Path(__file__).resolve().parent.parent / "docs" / "reference"
+    documented = {
+        name
+        for page in ("api.md", "errors.md")
+        for name in re.findall(r"^\.\. auto\w+:: (\w+)", (pages / page).read_text(encoding="utf-8"), re.MULTILINE)
+    }
+
+    assert documented == set(omniloop.__all__)
