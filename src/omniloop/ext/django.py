@@ -1,0 +1,128 @@
+"""
+`go_on_commit`: leave work to the loop when the database has the writes it is about. `database`: close what the work has opened.
+
+Django's async ORM makes its calls in a thread, one after the other. In work on the loop that is one thread of omniloop's for the
+whole process: it serves until the last drain is over, where asgiref's own is shut before, and a forked worker has its own.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
+from types import CodeType
+from typing import Any
+
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+from django.db import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    close_old_connections,
+    transaction,
+)
+
+from omniloop._accept import as_coroutine, close_unstarted
+from omniloop._errors import NotAsyncError
+from omniloop._shared import shared_runtime
+from omniloop._workers import Workers
+
+
+def go_on_commit(
+    work: Awaitable[Any] | Callable[[], Awaitable[Any]], *, using: str | None = None, name: str | None = None
+) -> None:
+    """
+    Start a coroutine on the loop when the current transaction is committed, as `transaction.on_commit`; without one, at once.
+
+    After a rollback nothing is started, and the coroutine is closed. The work may use Django's async ORM: it runs in `database()`,
+    and in a copy of the caller's context. Call it where the transaction is: in sync code.
+
+    Args:
+        work: A coroutine; or a function that makes one, called after the commit.
+        using: The alias of the database whose transaction is meant.
+        name: For logs and `tasks()`. By default the name of the coroutine.
+
+    Raises:
+        NotAsyncError: if *work* is neither. If its function returns something else, that is raised where the commit is.
+        ClosedError: if there is no transaction, and the interpreter ends.
+    """
+    frame = sys._getframe(1)
+    if not callable(work):
+        work = as_coroutine(work, None)
+    on_commit = _OnCommit(work, name, copy_context(), frame.f_code, frame.f_lasti)
+    try:
+        transaction.on_commit(on_commit, using=using)
+    except BaseException:
+        # Not left to `__del__`: the traceback holds this frame, and the order in which a cycle is torn down is anybody's guess.
+        close_unstarted(work)
+        raise
+
+
+class _OnCommit:
+    """
+    What Django calls after the commit, or drops after a rollback.
+
+    Whoever drops it, or its run, before the coroutine has started closes the coroutine, so that no warning follows.
+    """
+
+    def __init__(self, work: Any, name: str | None, context: Context, code: CodeType, lasti: int) -> None:
+        self._work = work
+        self._name = name
+        self._context = context
+        self._code = code
+        self._lasti = lasti
+
+    def __call__(self) -> None:
+        if callable(self._work):
+            made = self._context.run(self._work)
+            if not isinstance(made, Awaitable):
+                raise NotAsyncError(
+                    f"{self._work!r} returned {made!r}. Give go_on_commit() a coroutine, or a function that makes one; a plain "
+                    "function belongs into transaction.on_commit()."
+                )
+            self._work = as_coroutine(made, None)
+        name = self._name or getattr(self._work, "__qualname__", None)
+        task = shared_runtime()._go(self._run(), name, self._context, False, sys._getframe())
+        # Where go_on_commit() was called, and not where the transaction ended.
+        task._code, task._lasti = self._code, self._lasti
+
+    async def _run(self) -> None:
+        async with database():
+            await self._work
+
+    def __del__(self) -> None:
+        close_unstarted(self._work)
+
+
+@asynccontextmanager
+async def database() -> AsyncIterator[None]:
+    """
+    An async context manager for work on the loop that uses Django's ORM: at its end the connections are closed, as at a request's.
+
+    They are left open while other such work still uses them, and as long as `CONN_MAX_AGE` says.
+    """
+    thread = _threads.setdefault(os.getpid(), _DatabaseThread())
+    # What asgiref looks at, version by version, for the thread that sync code belongs to. The context of the caller may
+    # name one that ends with the request: the work outlives that.
+    AsyncToSync.executors.current = None
+    here = ThreadSensitiveContext()
+    SyncToAsync.context_to_thread_executor[here] = thread.workers
+    token = SyncToAsync.thread_sensitive_context.set(here)
+    thread.users.add(here)
+    try:
+        yield
+    finally:
+        thread.users.discard(here)
+        SyncToAsync.thread_sensitive_context.reset(token)
+        if not thread.users:
+            # In their own thread: a connection may be closed nowhere else.
+            await asyncio.wrap_future(thread.workers.submit(close_old_connections))
+
+
+class _DatabaseThread:
+    def __init__(self) -> None:
+        self.workers = Workers(1, "omniloop-database")
+        # Adding and discarding are atomic; the thread does one thing at a time.
+        self.users: set[ThreadSensitiveContext] = set()
+
+
+# By process id: a fork inherits neither the thread nor, safely, its connections.
+_threads: dict[int, _DatabaseThread] = {}

@@ -1,0 +1,408 @@
+"""In a real Django: work starts after the commit, uses the async ORM, closes what it opened, and is done before the server is gone."""
+
+import contextlib
+import signal
+import sqlite3
+import sys
+import textwrap
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("aiohttp")
+pytest.importorskip("django")
+
+import servers
+
+from children import Result, run_child
+
+APP = servers.EXAMPLES / "django_app"
+
+# A server with its workers, a service and a load, each in interpreters of their own, on a machine that may be busy.
+SERVER = pytest.mark.timeout(90)
+
+
+def environment(tmp_path: Path, service: str = "") -> dict[str, str]:
+    return {
+        "SERVICE": service,
+        "DATABASE": str(tmp_path / "accounts.sqlite"),
+        "DJANGO_SETTINGS_MODULE": "settings",
+        "PYTHONPATH": servers.import_path(APP),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+@pytest.fixture
+def database(tmp_path: Path, empty_database: bytes) -> Path:
+    """A database of the test's own, with its tables made."""
+    path = tmp_path / "accounts.sqlite"
+    path.write_bytes(empty_database)
+    return path
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("django")
+    command = [sys.executable, APP / "manage.py", "migrate", "--verbosity=0"]
+    with servers.process(command, folder / "migrate.log", folder, environment(folder)) as migrating:
+        assert migrating.wait() == 0, migrating.log()
+    return (folder / "accounts.sqlite").read_bytes()
+
+
+def rows(database: Path, table: str) -> int:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+# --- servers ----------------------------------------------------------------------------------------------------------
+
+
+@SERVER
+@pytest.mark.parametrize("options", ["--worker-class=sync", "--worker-class=gthread --threads=4 --preload"])
+def test_a_graceful_stop_of_gunicorn_drains(tmp_path, database, options):
+    pytest.importorskip("gunicorn")
+    port = servers.free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers=2", "--no-control-socket"]
+    with (
+        servers.collector(tmp_path) as collector,
+        servers.process(
+            [*command, *options.split(), "wsgi:application"],
+            tmp_path / "gunicorn.log",
+            tmp_path,
+            environment(tmp_path, collector.url),
+        ) as server,
+    ):
+        server.wait_for_page(f"{url}/pid")
+        collector.hold()
+        load = servers.load(url, 30, tmp_path)
+        assert not load.failed
+        server.signal(signal.SIGTERM)
+        server.wait_for_log("Worker exiting", times=2)
+        collector.let_in()
+
+        assert server.wait() == 0
+        servers.assert_all_arrived_once(collector.arrived(), load.accepted)
+        assert rows(database, "accounts_auditentry") == len(load.accepted)
+        assert "Traceback" not in server.log()
+        assert "Warning" not in server.log()
+
+
+@contextlib.contextmanager
+def runserver(tmp_path: Path, service: str) -> Iterator[tuple[servers.Process, str]]:
+    port = servers.free_port()
+    url = f"http://127.0.0.1:{port}"
+    # The settings are a copy's, so that the test can touch a file.
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "touched.py").write_text("from settings import *\n")
+    env = environment(tmp_path, service)
+    env |= {"DJANGO_SETTINGS_MODULE": "touched", "PYTHONPATH": servers.import_path(tmp_path / "site", APP)}
+    command = [sys.executable, "-W", "error::RuntimeWarning", APP / "manage.py", "runserver", f"127.0.0.1:{port}"]
+    with servers.process(command, tmp_path / "runserver.log", tmp_path, env) as server:
+        server.wait_for_page(f"{url}/pid")
+        yield server, url
+
+
+@SERVER
+def test_the_autoreload_of_runserver_drains_and_goes_on(tmp_path, database):
+    with servers.collector(tmp_path) as collector, runserver(tmp_path, collector.url) as (server, url):
+        first_pid = servers.get(f"{url}/pid")
+        collector.hold()
+        before = servers.load(url, 10, tmp_path)
+        assert not before.failed
+
+        (tmp_path / "site" / "touched.py").write_text("from settings import *\n\n")
+        server.wait_for_log("changed, reloading")
+        collector.let_in()
+        servers.wait_until(lambda: servers.get(f"{url}/pid") not in (None, first_pid), server.log)
+        servers.assert_all_arrived_once(collector.arrived(), before.accepted)
+
+        after = servers.load(url, 10, tmp_path)
+        server.signal(signal.SIGINT)
+        server.wait()
+        servers.wait_until(lambda: not servers.get(f"{url}/pid"), "the end of the server")
+        servers.assert_all_arrived_once(collector.arrived(), before.accepted + after.accepted)
+
+
+@SERVER
+def test_nothing_is_started_after_a_rollback_in_a_view(tmp_path, database):
+    with servers.collector(tmp_path) as collector, runserver(tmp_path, collector.url) as (server, url):
+        with pytest.raises(urllib.error.HTTPError, match="409"):
+            urllib.request.urlopen(f"{url}/accounts", b"name=rolled+back", timeout=servers.PATIENCE)
+        load = servers.load(url, 1, tmp_path)
+        server.signal(signal.SIGINT)
+        server.wait()
+        servers.wait_until(lambda: sum(collector.arrived().values()) >= 3, server.log)
+
+        servers.assert_all_arrived_once(collector.arrived(), load.accepted)
+        assert rows(database, "accounts_account") == 1
+        assert "never awaited" not in server.log()
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+PRELUDE = """
+import asyncio, os, sys, threading, warnings
+import django
+django.setup()
+from django.db import connection, transaction
+from accounts.models import Account
+import omniloop
+from omniloop.ext.django import database, go_on_commit
+
+async def add(name):
+    await Account.objects.acreate(name=name)
+    print("added", name)
+
+def open_files():
+    return [name for fd in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{fd}")
+            and (name := os.readlink(f"/proc/self/fd/{fd}")) == os.environ["DATABASE"]]
+"""
+
+
+def run_django(tmp_path: Path, source: str) -> Result:
+    """Run *source* with Django set up; a warning is an error."""
+    return run_child(PRELUDE + textwrap.dedent(source), env=environment(tmp_path), flags=["-W", "error"])
+
+
+def assert_said(child: Result, *lines: str) -> None:
+    assert (child.stderr, child.stdout.splitlines(), child.code) == ("", list(lines), 0)
+
+
+def test_work_starts_after_the_commit_and_not_before(tmp_path, database):
+    child = run_django(
+        tmp_path,
+        """
+        async def look(pk):
+            print("found", (await Account.objects.aget(pk=pk)).name)
+
+        with transaction.atomic():
+            account = Account.objects.create(name="ada")
+            go_on_commit(look(account.pk))
+            go_on_commit(lambda: look(account.pk))
+            print("unfinished", omniloop.tasks())
+        omniloop.flush()
+        go_on_commit(look(account.pk))
+        """,
+    )
+
+    assert_said(child, "unfinished []", "found ada", "found ada", "found ada")
+
+
+def test_after_a_rollback_the_coroutine_is_closed_and_no_warning_follows(tmp_path, database):
+    child = run_django(
+        tmp_path,
+        """
+        try:
+            with transaction.atomic():
+                go_on_commit(add("rolled back"))
+                raise LookupError
+        except LookupError:
+            pass
+        with transaction.atomic():
+            go_on_commit(add("kept"))
+            inner = transaction.atomic()
+            inner.__enter__()
+            go_on_commit(add("rolled back with its savepoint"))
+            transaction.set_rollback(True)
+            inner.__exit__(None, None, None)
+        """,
+    )
+
+    assert_said(child, "added kept")
+
+
+def test_connections_are_closed_when_the_last_work_that_uses_them_is_done(tmp_path, database):
+    child = run_django(
+        tmp_path,
+        """
+        first, second = threading.Event(), threading.Event()
+
+        async def hold(event):
+            await Account.objects.acount()
+            await asyncio.to_thread(event.wait)
+            await Account.objects.acount()
+
+        for event in first, second:
+            go_on_commit(hold(event))
+        connection.close()
+        while len(open_files()) < 1:
+            pass
+        first.set()
+        while len(omniloop.tasks()) > 1:
+            pass
+        print("one is done:", len(open_files()))
+        second.set()
+        omniloop.flush()
+        print("all are done:", len(open_files()))
+        """,
+    )
+
+    assert_said(child, "one is done: 1", "all are done: 0")
+
+
+def test_the_orm_works_in_the_drain_at_exit(tmp_path, database):
+    """asgiref's own thread is shut before the last drain begins: there the ORM failed on every version."""
+    child = run_django(
+        tmp_path,
+        """
+        async def late():
+            await asyncio.sleep(0.1)
+            await add("late")
+
+        def after_main_has_ended():
+            threading.main_thread().join()
+            go_on_commit(late())
+
+        threading.Thread(target=after_main_has_ended).start()
+        go_on_commit(late())
+        """,
+    )
+
+    assert_said(child, "added late", "added late")
+
+
+def test_the_orm_works_in_a_child_that_was_forked_after_its_use(tmp_path, database):
+    """asgiref's own thread does not live in the child, where the first call waited for ever."""
+    child = run_django(
+        tmp_path,
+        """
+        go_on_commit(add("parent"))
+        omniloop.flush()
+        connection.close()
+        if not (pid := os.fork()):
+            go_on_commit(add("child"))
+            sys.exit()
+        os.waitpid(pid, 0)
+        print("rows", Account.objects.count())
+        """,
+    )
+
+    assert_said(child, "added parent", "added child", "rows 2")
+
+
+@pytest.mark.parametrize("door", ["async_to_sync(view)()", "asyncio.run(asgi())"])
+def test_work_outlives_the_async_view_that_left_it(tmp_path, database, door):
+    """asgiref binds a view's sync code to a thread that ends with the request, and hands that on in the context."""
+    child = run_django(
+        tmp_path,
+        f"""
+        from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
+        from django.db import close_old_connections
+        answered = threading.Event()
+
+        async def late():
+            await asyncio.to_thread(answered.wait)
+            await add("late")
+
+        async def view():
+            await Account.objects.acount()
+            await sync_to_async(lambda: go_on_commit(late()))()
+            await sync_to_async(close_old_connections)()
+
+        async def asgi():
+            async with ThreadSensitiveContext():
+                await view()
+
+        {door}
+        answered.set()
+        """,
+    )
+
+    assert_said(child, "added late")
+
+
+def test_in_async_code_django_says_that_the_transaction_is_elsewhere(tmp_path, database):
+    child = run_django(
+        tmp_path,
+        """
+        async def view():
+            go_on_commit(add("never"))
+
+        try:
+            asyncio.run(view())
+        except django.core.exceptions.SynchronousOnlyOperation as error:
+            print(error)
+        """,
+    )
+
+    assert_said(child, "You cannot call this from an async context - use a thread or sync_to_async.")
+
+
+def test_a_failure_names_the_line_that_called_go_on_commit(tmp_path, database):
+    child = run_django(
+        tmp_path,
+        """
+        async def fail():
+            raise LookupError("no such mailbox")
+
+        def leave():
+            go_on_commit(fail())
+
+        omniloop.configure(on_error=lambda failure: print(failure.name, failure.site.function, failure.exception))
+        with transaction.atomic():
+            leave()
+        """,
+    )
+
+    assert_said(child, "fail leave no such mailbox")
+
+
+def test_what_go_on_commit_cannot_run_is_refused_with_what_to_do(tmp_path, database):
+    child = run_django(
+        tmp_path,
+        """
+        for work in 7, lambda: 7:
+            try:
+                go_on_commit(work)
+            except omniloop.NotAsyncError as error:
+                print(error)
+        """,
+    )
+
+    assert (child.stderr, child.code) == ("", 0)
+    first, second = child.stdout.splitlines()
+    assert first == "7 can't be awaited. Pass a coroutine: go(fetch(url))."
+    assert "returned 7. Give go_on_commit() a coroutine, or a function that makes one" in second
+
+
+def test_work_that_is_cancelled_before_it_starts_leaves_no_warning(tmp_path, database):
+    child = run_django(
+        tmp_path,
+        """
+        def on_the_loop():
+            os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
+            go_on_commit(add("never"))
+            [task.cancel() for task in omniloop.tasks()]
+            connection.close()
+
+        omniloop.call_soon(on_the_loop).result()
+        omniloop.flush()
+        """,
+    )
+
+    assert_said(child)
+
+
+def test_the_context_manager_serves_periodic_work(tmp_path, database):
+    child = run_django(
+        tmp_path,
+        """
+        done = threading.Event()
+
+        async def turn():
+            async with database():
+                await add("periodic")
+            done.set()
+
+        omniloop.every(60, turn, immediately=True)
+        done.wait(5)
+        print(len(open_files()))
+        """,
+    )
+
+    assert_said(child, "added periodic", "0")
