@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import sys
-import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
 from contextlib import suppress
 from types import FrameType, TracebackType
@@ -58,10 +57,10 @@ class Iteration(Generic[T]):
         runtime._current().guard("iterate()")
         queue: janus.Queue[T] = janus.Queue(buffer)
         self._queue = queue
-        # Set when nobody wants more; a source that swallows its cancellation would go on.
-        self._closed = threading.Event()
+        # Its end, whichever it was, was told.
+        self._ended = False
         name = f"iterate({getattr(source, '__qualname__', type(source).__qualname__)})"
-        self._task = runtime._go(_feed(source, queue, self._closed), name, None, True, frame)
+        self._task = runtime._go(_feed(source, queue), name, None, True, frame)
         # However it ends, the consumer hears of it, after the items that are there.
         self._task.add_done_callback(lambda _: queue.shutdown())
 
@@ -69,7 +68,7 @@ class Iteration(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        if self._closed.is_set():
+        if self._ended:
             raise StopIteration
         try:
             return self._queue.sync_q.get_nowait()
@@ -79,8 +78,9 @@ class Iteration(Generic[T]):
                 return items[0]
         except janus.SyncQueueShutDown:
             pass
-        if not self._closed.is_set():
-            self._closed.set()
+        # Again, because `close` may have come in between, in another thread.
+        if not self._ended:
+            self._ended = True
             self._task.result(0)
         raise StopIteration
 
@@ -110,7 +110,7 @@ class Iteration(Generic[T]):
             WouldDeadlockError: if called on the loop's own thread.
             ForkedError: if the iteration is a parent process's.
         """
-        self._closed.set()
+        self._ended = True
         if self._task.cancel():
             self._task._owner.wait(self._task, None)
             if not self._task.cancelled():
@@ -126,16 +126,17 @@ class Iteration(Generic[T]):
         # Asks only: a finaliser must not wait. A task that was refused was never made.
         task = getattr(self, "_task", None)
         if task is not None:
-            self._closed.set()
             with suppress(ForkedError):
                 task.cancel()
 
 
-async def _feed(source: AsyncIterable[T], queue: "janus.Queue[T]", closed: threading.Event) -> None:
+async def _feed(source: AsyncIterable[T], queue: "janus.Queue[T]") -> None:
+    task = asyncio.current_task()
     iterator = aiter(source)
     try:
         async for item in iterator:
-            if closed.is_set():
+            if task is not None and task.cancelling():
+                # The source has swallowed its cancellation, and nobody wants more.
                 break
             await queue.async_q.put(item)
     finally:

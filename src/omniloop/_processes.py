@@ -160,7 +160,7 @@ class _Staff:
         )
         self.busy.add(executor)
         # In a thread, because starting a process takes milliseconds.
-        starting = asyncio.get_running_loop().run_in_executor(None, executor.submit, _run, payload)
+        starting = asyncio.get_running_loop().run_in_executor(None, lambda: executor.submit(_run, payload))
         try:
             return executor, await asyncio.shield(starting)
         except asyncio.CancelledError:

@@ -1,0 +1,512 @@
+"""Iterating across the border: over an async generator in sync code, over a blocking iterator in async code."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import gc
+import sys
+import threading
+
+import pytest
+
+from children import run_child
+from omniloop import NotAsyncError, Runtime, WouldDeadlockError, aiterate, iterate
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def runtime(request):
+    factory = None if request.param == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    with Runtime(name=request.param, loop_factory=factory) as made:
+        yield made
+
+
+async def count(n, closed=None):
+    try:
+        for number in range(n):
+            await asyncio.sleep(0)
+            yield number
+    finally:
+        await asyncio.sleep(0)
+        if closed is not None:
+            closed.set()
+
+
+@pytest.mark.parametrize("buffer", [1, 3, 100])
+def test_the_items_come_in_order(runtime, buffer):
+    assert list(iterate(count(50), buffer=buffer, runtime=runtime)) == list(range(50))
+
+
+def test_the_shared_runtime_is_the_default():
+    assert list(iterate(count(3))) == [0, 1, 2]
+
+
+def test_any_async_iterable_will_do(runtime):
+    class Countdown:
+        def __init__(self):
+            self.left = 3
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            if not self.left:
+                raise StopAsyncIteration
+            self.left -= 1
+            return self.left
+
+    assert list(iterate(Countdown(), runtime=runtime)) == [2, 1, 0]
+
+
+@pytest.mark.parametrize("buffer", [1, 4])
+def test_the_source_is_never_further_ahead_than_the_buffer_and_one(runtime, buffer):
+    taken, ahead = [], []
+
+    async def source():
+        for number in range(50):
+            ahead.append(number - len(taken))
+            yield number
+
+    for number in iterate(source(), buffer=buffer, runtime=runtime):
+        taken.append(number)
+
+    # One more, because an item leaves the buffer before it is noted here.
+    assert max(ahead) <= buffer + 1
+
+
+def test_what_the_source_raises_comes_out_after_the_items_before_it(runtime):
+    async def source():
+        yield 1
+        yield 2
+        raise LookupError("no third")
+
+    numbers, items = iterate(source(), buffer=10, runtime=runtime), []
+    with pytest.raises(LookupError, match="no third"):
+        for number in numbers:
+            items.append(number)
+
+    assert items == [1, 2]
+    # Once, as of a generator.
+    assert list(numbers) == []
+
+
+def test_an_early_break_closes_the_generator_on_the_loop(runtime):
+    closed, where = threading.Event(), []
+
+    async def source():
+        try:
+            while True:
+                yield
+        finally:
+            await asyncio.sleep(0)
+            where.append(asyncio.get_running_loop())
+            closed.set()
+
+    for _ in iterate(source(), runtime=runtime):
+        break
+
+    assert closed.wait(timeout=5)
+    assert where == [runtime._life.thread.loop]
+
+
+def test_an_error_in_the_loop_body_closes_the_generator(runtime):
+    closed = threading.Event()
+
+    with pytest.raises(ZeroDivisionError):
+        for number in iterate(count(9, closed), runtime=runtime):
+            _ = 1 / number
+
+    assert closed.wait(timeout=5)
+
+
+def test_a_garbage_collection_closes_the_generator(runtime):
+    closed = threading.Event()
+    cycle = [iterate(count(9, closed), runtime=runtime)]
+    next(cycle[0])
+    cycle.append(cycle)
+
+    del cycle
+    gc.collect()
+
+    assert closed.wait(timeout=5)
+
+
+def test_a_with_block_waits_until_the_generator_is_closed(runtime):
+    closed = threading.Event()
+
+    with iterate(count(9, closed), runtime=runtime) as numbers:
+        next(numbers)
+
+    assert closed.is_set()
+    assert list(numbers) == []
+
+
+def test_an_error_in_closing_is_raised_by_close(runtime):
+    async def source():
+        try:
+            yield 1
+            await asyncio.sleep(60)
+        finally:
+            raise LookupError("in closing")
+
+    numbers = iterate(source(), runtime=runtime)
+    next(numbers)
+
+    with pytest.raises(LookupError, match="in closing"):
+        numbers.close()
+    numbers.close()
+
+
+def test_a_source_that_swallows_its_cancellation_is_closed_nonetheless(runtime):
+    closed = threading.Event()
+
+    async def source():
+        try:
+            yield 1
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+                yield 2
+        finally:
+            closed.set()
+
+    with iterate(source(), runtime=runtime) as numbers:
+        next(numbers)
+
+    assert closed.is_set()
+
+
+def test_the_whole_generator_runs_in_one_task_and_the_callers_context(runtime):
+    variable = contextvars.ContextVar("variable", default="unset")
+    variable.set("the caller's")
+    seen = set()
+
+    async def source():
+        # Has to be left in the task that entered it.
+        async with asyncio.timeout(60):
+            for _ in range(5):
+                seen.add((asyncio.current_task(), variable.get()))
+                yield
+        seen.add((asyncio.current_task(), variable.get()))
+
+    for _ in iterate(source(), runtime=runtime):
+        pass
+
+    assert len(seen) == 1
+    assert seen.pop()[1] == "the caller's"
+
+
+def test_on_the_loops_own_thread_it_would_deadlock(runtime):
+    async def work():
+        return list(iterate(count(3), runtime=runtime))
+
+    with pytest.raises(WouldDeadlockError, match="await"):
+        runtime.run(work())
+
+
+def test_waiting_on_the_loops_own_thread_for_an_iteration_made_elsewhere_would_deadlock(runtime):
+    async def nothing():
+        await asyncio.sleep(60)
+        yield
+
+    numbers = iterate(nothing(), runtime=runtime)
+
+    with pytest.raises(WouldDeadlockError):
+        runtime.call_soon(next, numbers).result(timeout=5)
+    numbers.close()
+
+
+def test_two_runtimes_that_iterate_over_each_other_would_deadlock(runtime):
+    with Runtime(name="other") as other:
+
+        async def inner():
+            for number in iterate(count(3), runtime=runtime):
+                yield number
+
+        async def outer():
+            for number in iterate(inner(), runtime=other):
+                yield number
+
+        with pytest.raises(WouldDeadlockError):
+            list(iterate(outer(), runtime=runtime))
+
+
+def test_a_worker_that_iterates_leaves_its_place_to_what_the_source_needs():
+    with Runtime(max_workers=1) as runtime:
+
+        async def source():
+            for number in range(3):
+                yield await asyncio.to_thread(int, number)
+
+        assert runtime.to_thread(lambda: list(iterate(source(), runtime=runtime))).result(timeout=5) == [0, 1, 2]
+
+
+def test_a_shutdown_ends_the_iteration_with_a_cancellation():
+    runtime = Runtime()
+    waiting = threading.Event()
+
+    async def source():
+        yield 1
+        waiting.set()
+        await asyncio.sleep(60)
+
+    numbers = iterate(source(), runtime=runtime)
+    next(numbers)
+    assert waiting.wait(timeout=5)
+    runtime.shutdown()
+
+    with pytest.raises(concurrent.futures.CancelledError):
+        next(numbers)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ([1, 2], "Iterate over it as it is"),
+        (count, r"Call it: iterate\(count\(…\)\)"),
+        (asyncio.sleep(0), r"Use run\(\)"),
+        (7, "Pass what `async for` takes"),
+    ],
+)
+def test_what_is_no_async_iterable_is_refused_with_the_way_out(source, words):
+    with pytest.raises(NotAsyncError, match=words):
+        iterate(source)
+
+
+@pytest.mark.parametrize("buffer", [0, -1, 1.5, True, None, "1"])
+@pytest.mark.parametrize("call", [lambda n: iterate(count(1), buffer=n), lambda n: aiterate([1], buffer=n)])
+def test_a_buffer_that_is_no_whole_number_above_zero_is_refused(call, buffer):
+    with pytest.raises(ValueError, match=f"buffer={buffer!r}"):
+        call(buffer)
+
+
+# --- at the end of the program ----------------------------------------------------------------------------------------
+
+
+def test_an_iteration_that_nobody_ends_is_closed_at_exit():
+    result = run_child("""
+        import asyncio, omniloop
+
+        async def source():
+            try:
+                while True:
+                    yield 1
+            finally:
+                await asyncio.sleep(0.01)
+                print("closed")
+
+        numbers = omniloop.iterate(source())
+        print(next(numbers))
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("1\nclosed\n", "", 0)
+    assert result.seconds < 5
+
+
+def test_ctrl_c_in_the_wait_ends_it_and_the_generator_is_closed():
+    result = run_child("""
+        import asyncio, os, signal, omniloop
+
+        async def source():
+            try:
+                yield 1
+                await printed.wait()
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(60)
+            finally:
+                print("closed")
+
+        printed = asyncio.Event()
+        try:
+            for number in omniloop.iterate(source()):
+                print(number)
+                omniloop.call_soon(printed.set)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+
+    assert (sorted(result.stdout.split()), result.stderr, result.code) == (["1", "closed", "interrupted"], "", 0)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
+def test_a_forked_child_leaves_the_parents_iteration_alone_and_makes_its_own():
+    result = run_child(
+        """
+        import asyncio, os, sys, omniloop
+
+        async def source():
+            try:
+                for number in range(4):
+                    yield number
+            finally:
+                print("closed in", "parent" if os.getpid() == parent else "child", flush=True)
+
+        parent = os.getpid()
+        numbers = omniloop.iterate(source())
+        print(next(numbers), flush=True)
+        if os.fork() == 0:
+            try:
+                # One may wait in the buffer; what would have to be waited for is the parent's.
+                for number in numbers:
+                    pass
+            except omniloop.ForkedError:
+                print("refused", flush=True)
+            del numbers
+            parent = os.getpid()
+            print(list(omniloop.iterate(source())), flush=True)
+            sys.exit()
+        os.wait()
+        print(list(numbers))
+        """,
+        flags=["-W", "ignore::DeprecationWarning"],
+    )
+
+    assert result.stdout.splitlines() == [
+        "0",
+        "refused",
+        "closed in parent",
+        "[0, 1, 2, 3]",
+        "closed in parent",
+        "[1, 2, 3]",
+    ]
+    assert (result.stderr, result.code) == ("", 0)
+
+
+# --- aiterate ---------------------------------------------------------------------------------------------------------
+
+
+async def collect(source, **options):
+    return [item async for item in aiterate(source, **options)]
+
+
+@pytest.mark.parametrize("buffer", [1, 100])
+def test_a_blocking_iterator_yields_in_async_code_on_any_loop(runtime, buffer):
+    assert runtime.run(collect(range(50), buffer=buffer, runtime=runtime)) == list(range(50))
+    assert asyncio.run(collect(range(50), buffer=buffer, runtime=runtime)) == list(range(50))
+
+
+def test_a_blocking_iterator_yields_under_trio(runtime):
+    trio = pytest.importorskip("trio")
+
+    async def main():
+        return await collect(range(20), runtime=runtime)
+
+    assert trio.run(main) == list(range(20))
+
+
+def test_a_blocking_iterator_runs_in_one_worker_thread(runtime):
+    threads = set()
+
+    def source():
+        for number in range(10):
+            threads.add(threading.current_thread())
+            yield number
+        threads.add(threading.current_thread())
+
+    asyncio.run(collect(source(), runtime=runtime))
+
+    assert len(threads) == 1
+    assert "worker" in threads.pop().name
+
+
+def test_what_a_blocking_iterator_raises_comes_out_after_the_items_before_it(runtime):
+    def source():
+        yield 1
+        raise LookupError("no second")
+
+    async def main():
+        items = []
+        with pytest.raises(LookupError, match="no second"):
+            async for item in aiterate(source(), runtime=runtime):
+                items.append(item)
+        return items
+
+    assert asyncio.run(main()) == [1]
+
+
+def test_closing_early_closes_the_generator_in_its_thread_and_waits_for_that(runtime):
+    threads = []
+
+    def source():
+        threads.append(threading.current_thread())
+        try:
+            while True:
+                yield
+        finally:
+            threads.append(threading.current_thread())
+
+    async def main():
+        async with contextlib.aclosing(aiterate(source(), runtime=runtime)) as items:
+            async for _ in items:
+                break
+        return len(threads)
+
+    assert asyncio.run(main()) == 2
+    assert threads[0] is threads[1]
+
+
+def test_a_consumer_that_is_cancelled_does_not_wait_and_the_generator_is_closed(runtime):
+    gate, closed = threading.Event(), threading.Event()
+
+    def source():
+        try:
+            yield 1
+            gate.wait(timeout=5)
+            yield 2
+        finally:
+            closed.set()
+
+    async def main():
+        waiting = asyncio.Event()
+
+        async def consume():
+            async for _ in aiterate(source(), runtime=runtime):
+                waiting.set()
+
+        task = asyncio.ensure_future(consume())
+        await waiting.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert not closed.is_set()
+        gate.set()
+
+    asyncio.run(main())
+
+    assert closed.wait(timeout=5)
+
+
+def test_a_slow_consumer_does_not_use_up_the_pool():
+    with Runtime(max_workers=1) as runtime:
+
+        async def consume():
+            # Each body needs the pool's only place, which the iterator has.
+            return [await runtime.to_thread(abs, number) async for number in aiterate(range(5), runtime=runtime)]
+
+        assert runtime.go(consume()).result(timeout=5) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("source", [count(1), 7])
+def test_what_is_not_iterable_is_refused_with_the_way_out(source):
+    with pytest.raises(NotAsyncError, match="Pass an iterable|Use `async for`"):
+        aiterate(source)
+
+
+def test_an_iteration_of_a_task_goes_on_at_exit():
+    result = run_child("""
+        import time, omniloop
+
+        def source():
+            for number in range(3):
+                time.sleep(0.1)
+                yield number
+
+        async def consume():
+            async for number in omniloop.aiterate(source()):
+                print(number)
+
+        omniloop.go(consume())
+        print("last line")
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("last line\n0\n1\n2\n", "", 0)
