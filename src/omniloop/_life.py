@@ -110,7 +110,11 @@ class Life:
             self.start()
         # Another thread may be starting it, which is not long; or, in a signal handler, the frame below, which goes on only
         # after this: hence bounded.
-        if self._workers is None and (starting := self._starting.get("by")) and starting.acquire(timeout=_START_TIMEOUT):
+        if (
+            self._workers is None
+            and (starting := self._starting.get("by"))
+            and starting.acquire(timeout=_START_TIMEOUT)
+        ):
             starting.release()
         if self._workers is None:
             raise CannotStartError(
@@ -251,7 +255,9 @@ class Life:
                 f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Use await."
             )
         if _process.is_forking() and _process.this_thread_forks():
-            raise WouldDeadlockError(f"{_title(what)} would wait for the loop, which holds still until this thread has forked.")
+            raise WouldDeadlockError(
+                f"{_title(what)} would wait for the loop, which holds still until this thread has forked."
+            )
 
     def wait(self, task: Task[Any], timeout: float | None) -> bool:
         """Block until *task* is done; False if *timeout* passed first."""
@@ -407,7 +413,12 @@ class Life:
 
     def report_all(self) -> None:
         """Report every failure that nobody asked for, held or dropped."""
-        for unclaimed in list(self._held):
+        held: list[Unclaimed] | None = None
+        while held is None:
+            # Work that still goes on may fail, and be added, in the middle of the copying.
+            with suppress(RuntimeError):
+                held = list(self._held)
+        for unclaimed in held:
             unclaimed.report()
         if self._ledger is not None:
             self._ledger.report_failures()
@@ -536,7 +547,11 @@ class Life:
     def after_fork_in_child(self) -> None:
         """Leave all that is the parent's untouched: its work must not run, be closed, or be finalised here."""
         self.forked = True
-        _process.keep_for_ever(self)
+        # What is the loop's but no work of ours is referred to weakly there, and what waits in the inbox must not be started by
+        # an emptying that the fork was made in.
+        loop = self.thread.loop if self.thread is not None else None
+        others = [*asyncio.all_tasks(loop), *getattr(loop, "_asyncgens", ())] if loop is not None else []
+        _process.keep_for_ever((self, self.inbox.close(), others))
         _waiting.forget_other_threads()
         _workers.forget_other_threads()
         if self.thread is not None:

@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ._errors import OmniloopError
 
@@ -39,10 +40,12 @@ class LoopThread:
         self._on_escape = on_escape
         self._on_death = on_death
         self._on_orphaned = on_orphaned
-        self._thread: threading.Thread | None = None
+        # The thread that was last started, and the one that runs the loop: the same, unless a start was interrupted.
+        self._started: threading.Thread | None = None
+        self._runner: threading.Thread | None = None
+        self._running = threading.Lock()
         self._told_to_end = False
         self._gate: threading.Lock | None = None
-        self._kept: list[Any] = []
         # When it was asked how late it is, until it answers; and the last answer.
         self._asked: float | None = None
         self._lag = 0.0
@@ -57,6 +60,10 @@ class LoopThread:
             pass
 
     @property
+    def _thread(self) -> threading.Thread | None:
+        return self._runner or self._started
+
+    @property
     def alive(self) -> bool:
         """Tell whether the thread runs, or is about to."""
         return self._thread is not None and not self._told_to_end
@@ -67,6 +74,14 @@ class LoopThread:
     def start(self, first: Callable[[], object]) -> None:
         """Start the thread; *first* is the first thing that the loop calls."""
         self._told_to_end = False
+        if getattr(sys.modules.get("uwsgi"), "has_threads", 1) == 0:
+            # Seen on 2.0.21; newer ones always have them.
+            warnings.warn(
+                "uWSGI runs without threads, so that what is left to go() is done only at the stop, or while the application "
+                "waits. Start uWSGI with --enable-threads.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if library := _green_library():
             warnings.warn(
                 f"{library} has patched threading, so that omniloop's thread is a greenlet of the main thread: go() and run() "
@@ -75,17 +90,17 @@ class LoopThread:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self.loop.call_soon(first, context=self.context)
+        self.post(first)
         thread = threading.Thread(target=self._main, name=self._name, daemon=True)
-        self._thread = thread
         try:
+            self._started = thread
             thread.start()
         except BaseException:
-            # Interrupted (Ctrl-C) after the start, the thread runs and is ours; else there is none.
-            if thread.ident is None:
-                self._thread = None
+            # Interrupted (Ctrl-C): the thread may come to run all the same, and then says so itself.
+            self._started = None
             raise
-        self.ident = thread.ident
+        if self.ident is None:
+            self.ident = thread.ident
 
     def post(self, fn: Callable[..., object], *args: Any) -> None:
         """Have the loop call *fn*; from any thread. RuntimeError if the loop is closed."""
@@ -123,7 +138,7 @@ class LoopThread:
         self.post(self._leave)
         if not self.join(timeout):
             return False
-        self._thread = self.ident = None
+        self.ended()
         return True
 
     def join(self, timeout: float | None) -> bool:
@@ -139,7 +154,7 @@ class LoopThread:
 
     def ended(self) -> None:
         """Forget a thread that left and was joined."""
-        self._thread = self.ident = None
+        self._started = self._runner = self.ident = None
 
     def close(self) -> None:
         """Close the loop; the thread must have ended."""
@@ -200,18 +215,19 @@ class LoopThread:
             return
         ready = getattr(self.loop, "_ready", None)
         if ready is not None:
-            # Kept, because dropping them could destroy the parent's coroutines. The loop then finds its queue shorter
-            # than it was, and raises.
-            self._kept = list(ready)
-            ready.clear()
+            self.loop._ready = _Nothing(ready)  # type: ignore[attr-defined]
         self._told_to_end = True
         self._stop()
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _main(self) -> None:
+        if not self._running.acquire(False):
+            # The thread of a start that was interrupted was first.
+            return
         pid = os.getpid()
         self.ident = threading.get_ident()
+        self._runner = threading.current_thread()
         try:
             # An empty context, not the one of whoever happened to submit first (free-threaded 3.14 inherits it).
             contextvars.Context().run(self._run, pid)
@@ -219,8 +235,9 @@ class LoopThread:
             if os.getpid() != pid:
                 self._on_orphaned()
             elif not self._told_to_end:
-                self._thread = None
+                self.ended()
                 self._on_death()
+            self._running.release()
 
     def _run(self, pid: int) -> None:
         while not self._told_to_end and not self.loop.is_closed():
@@ -235,6 +252,13 @@ class LoopThread:
     def _leave(self) -> None:
         self._told_to_end = True
         self._stop()
+
+
+class _Nothing(deque[Any]):
+    """The queue of a loop that must run nothing more: keeps what is in it, and what comes, and the loop that looks raises."""
+
+    def popleft(self) -> NoReturn:
+        raise IndexError
 
 
 def wait_until_gone(native_ids: Sequence[int | None]) -> None:

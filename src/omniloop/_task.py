@@ -34,10 +34,10 @@ Outcome = tuple[Ending, Any]
 class Owner(Protocol):
     """What a task needs of the runtime that runs it; handed down, so that a task knows no runtime."""
 
+    forked: bool
+
     def wait(self, task: "Task[Any]", timeout: float | None) -> bool: ...
-    def wait_with(
-        self, task: "Task[Any]", wait_here: Callable[[float], bool], timeout: float | None
-    ) -> bool: ...
+    def wait_with(self, task: "Task[Any]", wait_here: Callable[[float], bool], timeout: float | None) -> bool: ...
     def check(self) -> None: ...
     def cancel(self, task: "Task[Any]", msg: object) -> bool: ...
     def unclaimed(self, failure: Failure) -> None: ...
@@ -489,8 +489,10 @@ class Task(concurrent.futures.Future[T]):
                 meeting.condition.notify_all()
         for gate in gates:
             gate.release()
-        for callback in callbacks:
-            callback()
+        if not self._owner.forked:
+            # In a child that was forked in the work itself, and comes back from it, they are the parent's to call.
+            for callback in callbacks:
+                callback()
         return True
 
     def _call_back(self, callback: Callable[[], object]) -> None:
