@@ -177,7 +177,8 @@ def _tell(task: Task[T], on_error: Hook | None) -> Task[T]:
 
 def _finish(fn: Callable[..., Any], start: Callable[..., Any]) -> Callable[..., Any]:
     functools.update_wrapper(start, fn)
-    # What `inspect.markcoroutinefunction` has set on the original: calling this one returns a task.
-    vars(start).pop("_is_coroutine_mark", None)
+    # What `inspect.markcoroutinefunction` and its forerunner set on the original: calling this one returns a task.
+    for mark in ("_is_coroutine_marker", "_is_coroutine"):
+        vars(start).pop(mark, None)
     vars(start)["_is_background"] = True
     return start

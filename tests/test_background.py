@@ -1,0 +1,520 @@
+"""`@background`: calling the function starts it, and returns its task."""
+
+import asyncio
+import contextvars
+import gc
+import inspect
+import threading
+
+import pytest
+
+import omniloop
+from children import run_child
+from omniloop import Failure, NotAsyncError, Runtime, Task, background
+
+who = contextvars.ContextVar("who", default="nobody")
+
+
+@background
+async def double(number: int, *, by: int = 2) -> int:
+    """Multiply."""
+    await asyncio.sleep(0)
+    return number * by
+
+
+@background
+def thread_name() -> str:
+    return threading.current_thread().name
+
+
+# --- calling ----------------------------------------------------------------------------------------------------------
+
+
+def test_calling_an_async_function_starts_it_and_returns_the_task():
+    started = threading.Event()
+
+    @background
+    async def work():
+        started.set()
+
+    task = work()
+
+    assert type(task) is Task
+    assert started.wait(5)
+    assert task.result(5) is None
+
+
+@pytest.mark.parametrize("run", [asyncio.run, omniloop.run], ids=["another loop", "the loop itself"])
+def test_await_only_waits_on_any_loop(run):
+    loops = []
+
+    @background
+    async def work():
+        loops.append(asyncio.get_running_loop())
+        return "done"
+
+    async def main():
+        return await work()
+
+    assert run(main()) == "done"
+    assert loops == [omniloop.run(_running_loop())]
+
+
+async def _running_loop():
+    return asyncio.get_running_loop()
+
+
+def test_a_plain_function_runs_in_a_worker_thread():
+    name = thread_name().result(5)
+
+    assert "worker" in name
+
+
+def test_a_plain_function_can_be_awaited_too():
+    async def main():
+        return await thread_name()
+
+    assert "worker" in asyncio.run(main())
+
+
+def test_the_caller_is_told_of_wrong_arguments_at_once():
+    with pytest.raises(TypeError, match="tries"):
+        double(1, tries=2)
+
+
+def test_a_call_runs_in_a_copy_of_its_callers_context():
+    @background
+    async def ask():
+        return who.get()
+
+    @background
+    def ask_in_thread():
+        return who.get()
+
+    token = who.set("me")
+    try:
+        assert (ask().result(5), ask_in_thread().result(5)) == ("me", "me")
+    finally:
+        who.reset(token)
+
+
+def test_the_place_of_submission_is_the_line_of_the_call():
+    task = double(1)
+
+    assert __file__ in repr(task)
+    assert f"line {inspect.currentframe().f_lineno - 3}" in repr(task)
+    task.result(5)
+
+
+# --- what it looks like -----------------------------------------------------------------------------------------------
+
+
+def test_signature_docstring_and_name_are_kept():
+    assert str(inspect.signature(double)) == "(number: int, *, by: int = 2) -> int"
+    assert (double.__name__, double.__doc__, double.__module__) == ("double", "Multiply.", __name__)
+
+
+@pytest.mark.filterwarnings("ignore:.*iscoroutinefunction.*:DeprecationWarning")
+def test_to_inspect_it_is_no_coroutine_function():
+    """Frameworks that see one would await the call's result in their own task, and cancel it with the request."""
+    assert not inspect.iscoroutinefunction(double)
+    # Django asks this one. It is to go with 3.16.
+    assert not getattr(asyncio, "iscoroutinefunction", inspect.iscoroutinefunction)(double)
+
+
+@pytest.mark.skipif(not hasattr(inspect, "markcoroutinefunction"), reason="came with 3.12")
+def test_a_function_that_is_marked_as_async_is_so_no_longer():
+    def marked():
+        return _running_loop()
+
+    decorated = background(inspect.markcoroutinefunction(marked))
+
+    assert not inspect.iscoroutinefunction(decorated)
+    assert isinstance(decorated().result(5), asyncio.AbstractEventLoop)
+
+
+def test_methods_class_methods_and_static_methods_stay_what_they_are():
+    class Mailer:
+        host = "here"
+
+        @background
+        async def send(self, to):
+            return type(self).__name__, to
+
+        @classmethod
+        @background
+        async def inside(cls):
+            return cls.host
+
+        @background
+        @classmethod
+        async def outside(cls):
+            return cls.host
+
+        @staticmethod
+        @background
+        def static_inside(data):
+            return data
+
+        @background
+        @staticmethod
+        def static_outside(data):
+            return data
+
+    mailer = Mailer()
+
+    assert mailer.send("you").result(5) == ("Mailer", "you")
+    assert (Mailer.inside().result(5), mailer.outside().result(5)) == ("here", "here")
+    assert (Mailer.static_inside(1).result(5), mailer.static_outside(2).result(5)) == (1, 2)
+
+
+def test_a_class_decorator_takes_every_public_async_method():
+    @background
+    class Service:
+        async def public(self):
+            return "public"
+
+        async def _private(self):
+            return "private"
+
+        def plain(self):
+            return "plain"
+
+        @classmethod
+        async def of_class(cls):
+            return cls.__name__
+
+        async def stream(self):
+            yield 1
+
+    service = Service()
+
+    assert service.public().result(5) == "public"
+    assert Service.of_class().result(5) == "Service"
+    assert service.plain() == "plain"
+    assert inspect.iscoroutinefunction(service._private)
+    assert inspect.isasyncgenfunction(service.stream)
+
+
+def test_an_object_with_an_async_call_and_a_partial_work_too():
+    class Callable:
+        async def __call__(self, number):
+            return number + 1
+
+    import functools
+
+    async def add(left, right):
+        return left + right
+
+    assert background(Callable())(1).result(5) == 2
+    assert background(functools.partial(add, 1))(2).result(5) == 3
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_name_is_the_tasks_name():
+    @background(name="mail")
+    async def send():
+        pass
+
+    @background(name="press", limit=1)
+    def compress():
+        pass
+
+    tasks = [send(), compress(), double(1)]
+
+    assert [task.get_name() for task in tasks] == ["mail", "press", "double"]
+    assert [task.result(5) for task in tasks] == [None, None, 2]
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+def test_limit_bounds_how_many_run_at_once_and_keeps_the_order(kind):
+    running, most, order = 0, 0, []
+    lock = threading.Lock()
+    # Two must meet each time, or nobody goes on.
+    pair = threading.Barrier(2)
+
+    def enter(number):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            order.append((number, who.get()))
+
+    def leave():
+        nonlocal running
+        with lock:
+            running -= 1
+
+    if kind == "async":
+
+        @background(limit=2)
+        async def work(number):
+            enter(number)
+            await asyncio.sleep(0)
+            await asyncio.to_thread(pair.wait, 5)
+            leave()
+    else:
+
+        @background(limit=2)
+        def work(number):
+            enter(number)
+            pair.wait(5)
+            leave()
+
+    contexts = [contextvars.copy_context() for _ in range(6)]
+    for number, context in enumerate(contexts):
+        context.run(who.set, f"caller {number}")
+    tasks = [context.run(work, number) for number, context in enumerate(contexts)]
+    for task in tasks:
+        task.result(5)
+
+    assert most == 2
+    assert sorted(order) == [(number, f"caller {number}") for number in range(6)]
+    if kind == "async":
+        assert [number for number, _ in order] == list(range(6))
+
+
+def test_a_call_that_waits_for_its_turn_can_be_cancelled():
+    gate = threading.Event()
+
+    @background(limit=1)
+    async def work(ran):
+        ran.append(True)
+        await asyncio.to_thread(gate.wait, 5)
+
+    first_ran, second_ran, third_ran = [], [], []
+    first, second, third = work(first_ran), work(second_ran), work(third_ran)
+    assert second.cancel()
+    gate.set()
+
+    first.result(5), third.result(5)
+    omniloop.flush(5)
+    assert second.cancelled()
+    assert (first_ran, second_ran, third_ran) == ([True], [], [True])
+    # Would warn that a coroutine was never awaited.
+    gc.collect()
+
+
+def test_on_error_is_told_of_failures_that_nobody_asked_about():
+    told, settings_told = [], []
+
+    with Runtime(on_error=settings_told.append) as runtime:
+
+        @background(on_error=told.append, runtime=runtime)
+        async def fail(why):
+            raise ValueError(why)
+
+        @background(on_error=told.append, runtime=runtime)
+        def fail_in_thread():
+            raise OSError
+
+        fail("forgotten")
+        fail_in_thread()
+        asked = fail("asked")
+        assert isinstance(asked.exception(5), ValueError)
+        del asked
+        runtime.flush(5)
+
+    assert sorted(str(type(failure.exception).__name__) for failure in told) == ["OSError", "ValueError"]
+    assert {type(failure) for failure in told} == {Failure}
+    assert settings_told == []
+
+
+def test_without_on_error_the_hook_of_the_runtime_is_told():
+    told = []
+    with Runtime(on_error=told.append) as runtime:
+
+        @background(runtime=runtime)
+        async def fail():
+            raise ValueError
+
+        fail()
+
+    assert [type(failure.exception) for failure in told] == [ValueError]
+
+
+def test_another_runtime_can_be_given():
+    with Runtime(name="other") as runtime:
+
+        @background(runtime=runtime)
+        async def where():
+            return threading.current_thread().name
+
+        @background(runtime=runtime, limit=1)
+        def where_in_thread():
+            return threading.current_thread().name
+
+        assert where().result(5) == "other"
+        assert where_in_thread().result(5).startswith("other-worker")
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def _generator():
+    yield
+
+
+async def _async_generator():
+    yield
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (5, "5 can't be called"),
+        ("fetch", "'fetch' can't be called"),
+        (_generator, "generator function"),
+        (_async_generator, "generator function"),
+        (double, "already"),
+        (int, "no public async method"),
+    ],
+    ids=["number", "string", "generator", "async generator", "twice", "class without async methods"],
+)
+def test_what_cannot_be_decorated_is_named(thing, message):
+    with pytest.raises(NotAsyncError, match=message):
+        background(thing)
+
+
+def test_a_coroutine_is_refused_and_closed():
+    coro = _running_loop()
+
+    with pytest.raises(NotAsyncError, match=r"go\(\)"):
+        background(coro)
+
+    assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"limit": 0}, ValueError),
+        ({"limit": 1.5}, ValueError),
+        ({"limit": True}, ValueError),
+        ({"name": 5}, TypeError),
+        ({"daemon": "yes"}, TypeError),
+        ({"on_error": "log"}, TypeError),
+        ({"runtime": "mine"}, TypeError),
+    ],
+    ids=str,
+)
+def test_an_option_of_a_wrong_kind_is_named(options, error):
+    (name, value), *_ = options.items()
+
+    with pytest.raises(error, match=f"^{name}={value!r}: give "):
+        background(**options)
+
+
+def test_a_plain_function_cannot_be_a_daemon():
+    with pytest.raises(ValueError, match="plain function"):
+        background(daemon=True)(print)
+
+
+def test_a_plain_function_that_returns_a_coroutine_is_told_what_was_meant():
+    @background
+    def forgot_async():
+        return _running_loop()
+
+    with pytest.raises(NotAsyncError, match=r"go\("):
+        forgot_async().result(5)
+
+
+# --- ending well ------------------------------------------------------------------------------------------------------
+
+
+def test_forgotten_calls_are_done_before_the_interpreter_exits():
+    result = run_child("""
+        import asyncio, time
+        from omniloop import background
+
+        @background(limit=1)
+        async def save(number):
+            await asyncio.sleep(0.01)
+            print("saved", number)
+
+        @background
+        def compress():
+            time.sleep(0.02)
+            print("compressed")
+
+        @background(daemon=True)
+        async def poll():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                print("stopped polling")
+
+        compress()
+        poll()
+        for number in range(3):
+            save(number)
+    """)
+
+    assert (result.stderr, result.code) == ("", 0)
+    assert sorted(result.stdout.split("\n")) == ["", "compressed", "saved 0", "saved 1", "saved 2", "stopped polling"]
+
+
+def test_a_limit_starts_afresh_in_a_forked_child():
+    result = run_child("""
+        import asyncio, os, warnings
+        from omniloop import background, run
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        gate = None
+
+        async def make_gate():
+            global gate
+            gate = asyncio.Event()
+
+        @background(limit=1)
+        async def work(who, wait=False):
+            if wait:
+                await gate.wait()
+            print(who, flush=True)
+
+        async def open_gate():
+            gate.set()
+
+        run(make_gate())
+        work("parent's first", wait=True)
+        work("parent's second")
+        pid = os.fork()
+        if pid == 0:
+            work("child's").result(5)
+        else:
+            os.waitpid(pid, 0)
+            run(open_gate())
+    """)
+
+    assert (result.stderr, result.code) == ("", 0)
+    assert result.stdout == "child's\nparent's first\nparent's second\n"
+
+
+def test_ctrl_c_while_waiting_leaves_the_work_to_the_drain():
+    result = run_child("""
+        import asyncio, os, signal
+        from omniloop import background
+
+        @background
+        async def work():
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.05)
+            print("done")
+
+        try:
+            work().result()
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("interrupted\ndone\n", "", 0)
+
+
+def test_waiting_for_a_call_on_the_loops_own_thread_is_refused():
+    async def main():
+        with pytest.raises(omniloop.WouldDeadlockError):
+            double(1).result()
+
+    omniloop.run(main(), timeout=5)
