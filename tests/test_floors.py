@@ -1,6 +1,7 @@
 """Reads the package's source: imports go down only, and each power has one home."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,3 +139,12 @@ def test_every_floor_is_built():
     named = {name for floor in FLOORS for name in floor}
 
     assert named <= {*modules()}
+
+
+def test_contributing_shows_the_floors_as_they_are():
+    text = (Path(__file__).resolve().parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| ([^|]+) \|", text, re.MULTILINE)
+
+    assert {int(number): set(re.findall(r"`(\w+)`", names)) for number, names in rows if int(number) < BRIDGES} == dict(
+        enumerate(FLOORS)
+    )
