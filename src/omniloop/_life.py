@@ -419,7 +419,7 @@ class Life:
             with suppress(RuntimeError):
                 held = list(self._held)
         for unclaimed in held:
-            unclaimed.report()
+            unclaimed.report(self._report)
         if self._ledger is not None:
             self._ledger.report_failures()
 

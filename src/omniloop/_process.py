@@ -19,6 +19,7 @@ class Watched(Protocol):
     def _after_fork_in_parent(self) -> None: ...
     def _after_fork_in_child(self) -> None: ...
     def _drain_early(self, since: float) -> None: ...
+    def _report_held(self) -> None: ...
     def _drain_at_exit(self, since: float, interruptions: int) -> int: ...
 
 
@@ -182,6 +183,22 @@ def _drain_early() -> None:
     _wait_for_all()
     if last:
         _drain_at_exit()
+        return
+    # The last to be registered, and so the first to run.
+    atexit.unregister(_before_others)
+    atexit.register(_before_others)
+
+
+def _before_others() -> None:
+    """
+    Finish and tell what others' exit hooks would come too early for: Sentry's and OpenTelemetry's send what they have, and close.
+
+    That is the work of threads that ended only now, and failures that somebody holds and has not asked for.
+    """
+    if not _interruptions:
+        _wait_for_all()
+    for runtime in list(_watched):
+        runtime._report_held()
 
 
 def _wait_for_all() -> None:

@@ -615,6 +615,9 @@ class Runtime:
             self._drained_for += time.monotonic() - since
             self._drain_time = self._drained_for
 
+    def _report_held(self) -> None:
+        self._life.report_all()
+
     def _drain_at_exit(self, since: float, interruptions: int) -> int:
         """The end: whatever comes after this is refused."""
         deadline = self._exit_deadline(since)

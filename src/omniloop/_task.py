@@ -69,12 +69,12 @@ class Unclaimed:
         self._report = None
         return self.exception
 
-    def report(self) -> None:
-        """Report the error if nobody claimed it; at most once."""
+    def report(self, at_once: Callable[[Failure], None] | None = None) -> None:
+        """Report the error if nobody claimed it, at most once; *at_once* does it here and now."""
         tell, self._report = self._report, None
         if tell is not None:
             self.failure.exception.__traceback__ = self.traceback
-            tell(self.failure)
+            (at_once or tell)(self.failure)
 
     def __del__(self) -> None:
         # Never logs: a collection inside a logging handler that holds a plain lock would deadlock. `tell` only appends.

@@ -1,0 +1,48 @@
+"""
+Exports `Runtime.stats` as OpenTelemetry metrics: observable instruments, which look only when they are read.
+
+Traces need nothing: a span that is current where work is submitted is the parent of the spans in it, as for all context variables.
+"""
+
+from collections.abc import Callable, Iterable
+
+from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
+
+from omniloop import Runtime, shared_runtime
+
+
+def instrument(*runtimes: Runtime, meter: Meter | None = None) -> None:
+    """
+    Make `omniloop.…` instruments, with the attribute `runtime`.
+
+    Args:
+        runtimes: Which; by default the one that the whole process shares.
+        meter: Of the provider that exports them; by default that of the global one.
+    """
+    meter = meter or get_meter("omniloop")
+    watched = runtimes or (shared_runtime(),)
+
+    def read(field: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def callback(options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(getattr(runtime.stats(), field), {"runtime": runtime.name}) for runtime in watched]
+
+        return callback
+
+    counters = {
+        "accepted": "Submissions that were accepted.",
+        "finished": "Work that is done, whatever came of it.",
+        "failed": "Work that ended with an error.",
+        "cancelled": "Work that ended by cancellation.",
+        "dropped": "Submissions that the bounds dropped.",
+    }
+    for field, description in counters.items():
+        meter.create_observable_counter(f"omniloop.{field}", [read(field)], "{task}", description)
+    gauges = {
+        "running": ("{task}", "Work that is started and not done."),
+        "scheduled": ("{task}", "Calls that are not due yet."),
+        "queue_depth": ("{task}", "Work that is accepted and not started."),
+        "loop_lag": ("s", "How late the loop was when last asked."),
+        "drain_time": ("s", "How long the last drain took."),
+    }
+    for field, (unit, description) in gauges.items():
+        meter.create_observable_gauge(f"omniloop.{field}", [read(field)], unit, description)

@@ -1,0 +1,46 @@
+"""Exports `Runtime.stats` to prometheus_client: a collector, which looks only when it is scraped."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from omniloop import Runtime, shared_runtime
+
+
+class Collector:
+    """
+    The numbers of runtimes, as `omniloop_…` metrics with the label `runtime`: ``REGISTRY.register(Collector())``.
+
+    Args:
+        runtimes: Which; by default the one that the whole process shares.
+    """
+
+    def __init__(self, *runtimes: Runtime) -> None:
+        self._runtimes = runtimes or (shared_runtime(),)
+
+    def collect(self) -> Iterator[Metric]:
+        """Look at the runtimes now; called for each scrape."""
+        labels = ["runtime"]
+        # By field of `Stats`.
+        counters = {
+            "accepted": CounterMetricFamily("omniloop_accepted", "Submissions that were accepted.", labels=labels),
+            "finished": CounterMetricFamily(
+                "omniloop_finished", "Work that is done, whatever came of it.", labels=labels
+            ),
+            "failed": CounterMetricFamily("omniloop_failed", "Work that ended with an error.", labels=labels),
+            "cancelled": CounterMetricFamily("omniloop_cancelled", "Work that ended by cancellation.", labels=labels),
+            "dropped": CounterMetricFamily("omniloop_dropped", "Submissions that the bounds dropped.", labels=labels),
+        }
+        gauges = {
+            "running": GaugeMetricFamily("omniloop_running", "Work that is started and not done.", labels=labels),
+            "scheduled": GaugeMetricFamily("omniloop_scheduled", "Calls that are not due yet.", labels=labels),
+            "queue_depth": GaugeMetricFamily("omniloop_queue_depth", "Work that is accepted and not started.", labels=labels),
+            "loop_lag": GaugeMetricFamily("omniloop_loop_lag_seconds", "How late the loop was when last asked.", labels=labels),
+            "drain_time": GaugeMetricFamily("omniloop_drain_time_seconds", "How long the last drain took.", labels=labels),
+        }  # fmt: skip
+        for runtime in self._runtimes:
+            stats = runtime.stats()
+            for name, metric in (counters | gauges).items():
+                metric.add_metric([runtime.name], getattr(stats, name))
+        yield from counters.values()
+        yield from gauges.values()
