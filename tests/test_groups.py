@@ -1,0 +1,705 @@
+"""`TaskGroup`: what is started in it is done, or cancelled, when its block ends."""
+
+import asyncio
+import contextvars
+import gc
+import inspect
+import sys
+import threading
+
+import pytest
+
+import omniloop
+from children import run_child
+from omniloop import ClosedError, NotAsyncError, Runtime, TaskGroup, WaitTimeoutError, WouldDeadlockError
+
+who = contextvars.ContextVar("who", default="nobody")
+
+# Every test of the block runs in sync code, on another loop, and on the loop itself.
+on_any_loop = pytest.mark.parametrize("run", [asyncio.run, omniloop.run], ids=["another loop", "the loop itself"])
+
+
+async def value(thing):
+    await asyncio.sleep(0)
+    return thing
+
+
+async def fail(error):
+    await asyncio.sleep(0)
+    raise error
+
+
+async def forever(ended=None):
+    """Wait until cancelled, and take a turn of the loop to clean up."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0)
+        if ended is not None:
+            ended.append(True)
+
+
+# --- the end of the block ---------------------------------------------------------------------------------------------
+
+
+def test_the_end_of_a_block_waits_for_all():
+    with TaskGroup() as group:
+        tasks = [group.go(value(1)), group.create_task(value(2)), group.call_soon(abs, -3), group.to_thread(abs, -4)]
+
+    assert all(task.done() for task in tasks)
+    assert [task.result(0) for task in tasks] == [1, 2, 3, 4]
+
+
+@on_any_loop
+def test_the_end_of_an_async_block_waits_for_all(run):
+    async def main():
+        async with TaskGroup() as group:
+            tasks = [
+                group.go(value(1)),
+                group.create_task(value(2)),
+                group.call_soon(abs, -3),
+                group.to_thread(abs, -4),
+            ]
+        return [task.done() for task in tasks], [task.result(0) for task in tasks]
+
+    assert run(main()) == ([True] * 4, [1, 2, 3, 4])
+
+
+def test_what_the_tasks_start_in_the_group_is_waited_for():
+    ended = []
+
+    async def branch(group, depth):
+        await asyncio.sleep(0)
+        if depth:
+            group.go(branch(group, depth - 1))
+            group.to_thread(lambda: group.go(branch(group, depth - 1)))
+        else:
+            ended.append(True)
+
+    with TaskGroup() as group:
+        group.go(branch(group, 4))
+
+    assert len(ended) == 16
+
+
+def test_an_empty_block_ends_at_once():
+    with TaskGroup(timeout=60):
+        pass
+
+    async def main():
+        async with TaskGroup(timeout=60):
+            pass
+
+    asyncio.run(main())
+    omniloop.flush(5)
+    assert [task for task in omniloop.tasks() if "_expire" in task.get_name()] == []
+
+
+def test_tasks_run_in_their_submitters_context_also_when_they_wait_their_turn():
+    async def ask():
+        return who.get()
+
+    def submit(group, name):
+        who.set(name)
+        return group.go(ask())
+
+    with TaskGroup(limit=1) as group:
+        tasks = [contextvars.copy_context().run(submit, group, name) for name in "abc"]
+
+    assert [task.result(0) for task in tasks] == ["a", "b", "c"]
+
+
+def test_the_place_of_submission_is_the_line_of_the_call():
+    with TaskGroup(limit=1) as group:
+        tasks = [group.go(value(1)), group.create_task(value(1)), group.call_soon(abs, 1), group.to_thread(abs, 1)]
+        line = inspect.currentframe().f_lineno - 1
+
+    for task in tasks:
+        assert f'"{__file__}", line {line}' in repr(task)
+
+
+@pytest.mark.parametrize("submit", ["go", "to_thread"])
+def test_limit_bounds_how_many_run_at_once(submit):
+    running, most = 0, 0
+    lock = threading.Lock()
+    pair = threading.Barrier(2)
+
+    def work():
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        pair.wait(5)
+        with lock:
+            running -= 1
+
+    with TaskGroup(limit=2) as group:
+        for _ in range(6):
+            if submit == "go":
+                group.go(asyncio.to_thread(work))
+            else:
+                group.to_thread(work)
+
+    assert most == 2
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_failure_cancels_the_others_and_comes_out_as_a_group():
+    ended = []
+
+    with pytest.raises(ExceptionGroup) as caught, TaskGroup() as group:
+        siblings = [group.go(forever(ended)) for _ in range(3)]
+        group.go(fail(ValueError("first")))
+
+    assert [repr(error) for error in caught.value.exceptions] == ["ValueError('first')"]
+    assert all(sibling.cancelled() for sibling in siblings)
+    assert ended == [True] * 3
+
+
+@on_any_loop
+def test_a_failure_cancels_an_async_block_that_still_runs(run):
+    ended = []
+
+    async def main():
+        async with TaskGroup() as group:
+            group.go(forever(ended))
+            group.go(fail(ValueError("first")))
+            await forever(ended)
+
+    async def outer():
+        with pytest.raises(ExceptionGroup) as caught:
+            await main()
+        # The cancellation of the block was taken back: the task goes on, unmarked.
+        await asyncio.sleep(0)
+        return caught.value, asyncio.current_task().cancelling()
+
+    error, cancelling = run(outer())
+
+    assert [repr(inner) for inner in error.exceptions] == ["ValueError('first')"]
+    assert cancelling == 0
+    assert ended == [True] * 2
+
+
+def test_a_failure_is_claimed_by_the_group_and_not_reported():
+    reported = []
+    with Runtime(on_error=reported.append) as runtime:
+        with pytest.raises(ExceptionGroup), TaskGroup(runtime=runtime) as group:
+            group.go(fail(ValueError()))
+            group.go(fail(OSError()))
+        del group
+        gc.collect()
+
+    assert reported == []
+
+
+def test_a_failure_in_a_group_whose_block_never_comes_is_reported():
+    reported = []
+    with Runtime(on_error=reported.append) as runtime:
+        group = TaskGroup(runtime=runtime)
+        group.go(fail(ValueError()))
+        del group
+        runtime.flush(5)
+
+    assert [type(failure.exception) for failure in reported] == [ValueError]
+
+
+def test_a_supervised_group_lets_the_others_go_on_and_tells_all_failures():
+    with pytest.raises(ExceptionGroup) as caught, TaskGroup(supervised=True) as group:
+        group.go(fail(ValueError("one")))
+        good = group.go(value("good"))
+        group.go(fail(OSError("two")))
+        group.to_thread(int, "three")
+
+    assert sorted(type(error).__name__ for error in caught.value.exceptions) == ["OSError", "ValueError", "ValueError"]
+    assert good.result(0) == "good"
+
+
+def test_an_error_that_is_no_exception_makes_it_a_base_exception_group():
+    with pytest.raises(BaseExceptionGroup) as caught, TaskGroup() as group:
+        group.go(fail(SystemExit(3)))
+
+    assert not isinstance(caught.value, ExceptionGroup)
+    assert [repr(error) for error in caught.value.exceptions] == ["SystemExit(3)"]
+
+
+def test_an_error_in_the_block_cancels_the_tasks_and_comes_out_with_theirs():
+    ended = []
+
+    async def fail_in_clean_up():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("in the clean-up")
+
+    with pytest.raises(ExceptionGroup) as caught, TaskGroup() as group:
+        group.go(forever(ended))
+        group.go(fail_in_clean_up())
+        omniloop.run(value(1))
+        raise ValueError("in the block")
+
+    assert [repr(error) for error in caught.value.exceptions] == [
+        "OSError('in the clean-up')",
+        "ValueError('in the block')",
+    ]
+    assert ended == [True]
+
+
+@on_any_loop
+def test_an_error_in_an_async_block_cancels_the_tasks(run):
+    ended = []
+
+    async def main():
+        async with TaskGroup() as group:
+            group.go(forever(ended))
+            await omniloop.go(value(1))
+            raise ValueError("in the block")
+
+    with pytest.raises(ExceptionGroup, match="unhandled errors in a TaskGroup") as caught:
+        run(main())
+
+    assert [repr(error) for error in caught.value.exceptions] == ["ValueError('in the block')"]
+    assert ended == [True]
+
+
+def test_system_exit_in_the_block_comes_out_as_it_is():
+    ended = []
+
+    with pytest.raises(SystemExit), TaskGroup() as group:
+        group.go(forever(ended))
+        omniloop.run(value(1))
+        raise SystemExit
+
+    assert ended == [True]
+
+
+def test_a_task_that_is_cancelled_by_itself_is_no_failure():
+    with TaskGroup() as group:
+        task = group.go(forever())
+        other = group.go(value(1))
+        task.cancel()
+
+    assert (task.cancelled(), other.result(0)) == (True, 1)
+
+
+# --- cancelling -------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_from_any_thread_ends_the_block_without_an_error():
+    ended = []
+    started = threading.Event()
+
+    async def work():
+        started.set()
+        await forever(ended)
+
+    with TaskGroup() as group:
+        task = group.go(work())
+        threading.Thread(target=lambda: started.wait(5) and group.cancel()).start()
+
+    assert (task.cancelled(), ended) == (True, [True])
+
+
+@on_any_loop
+def test_cancel_from_any_thread_ends_an_async_block_too(run):
+    ended = []
+
+    async def main():
+        async with TaskGroup() as group:
+            group.go(forever(ended))
+            threading.Thread(target=group.cancel).start()
+            await forever(ended)
+        await asyncio.sleep(0)
+        return asyncio.current_task().cancelling()
+
+    assert run(main()) == 0
+    assert ended
+
+
+def test_after_cancel_nothing_more_is_accepted_and_the_coroutine_is_closed():
+    group = TaskGroup()
+    group.cancel()
+    coro = value(1)
+
+    with pytest.raises(ClosedError, match="was cancelled"):
+        group.go(coro)
+
+    assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
+
+
+def test_after_the_end_nothing_more_is_accepted():
+    with TaskGroup() as group:
+        pass
+    coro = value(1)
+
+    with pytest.raises(ClosedError, match="has ended"):
+        group.go(coro)
+
+    assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
+
+
+def test_being_refused_after_a_failure_ends_the_block_and_is_no_error_of_its_own():
+    """The block of sync code can't be cancelled; what stops it is that the group takes no more."""
+    with pytest.raises(ExceptionGroup) as caught, TaskGroup() as group:
+        group.go(fail(ValueError("the cause")))
+        while True:
+            group.go(value(1)).exception()
+
+    assert [repr(error) for error in caught.value.exceptions] == ["ValueError('the cause')"]
+
+
+def test_a_component_cancels_what_it_started_when_it_stops():
+    class Component:
+        def start(self):
+            self.ended = []
+            self.group = TaskGroup()
+            self.task = self.group.go(forever(self.ended))
+
+        def stop(self):
+            with self.group:
+                self.group.cancel()
+
+    component = Component()
+    component.start()
+    omniloop.run(value(1))
+    component.stop()
+
+    assert (component.task.cancelled(), component.ended) == (True, [True])
+
+
+def test_a_cancellation_from_outside_cancels_the_group_and_goes_on():
+    ended = []
+
+    async def main():
+        inside = asyncio.Event()
+
+        async def block():
+            async with TaskGroup() as group:
+                group.go(forever(ended))
+                inside.set()
+
+        task = asyncio.create_task(block())
+        await inside.wait()
+        task.cancel("from outside")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return task.cancelled()
+
+    assert asyncio.run(main())
+
+
+def test_an_enclosing_timeout_ends_the_group():
+    async def main():
+        async with asyncio.timeout(0.01):
+            async with TaskGroup() as group:
+                group.go(forever())
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="as in asyncio.TaskGroup, the cancellation is lost before 3.13")
+def test_a_cancellation_from_outside_is_not_lost_behind_a_failure():
+    async def main():
+        async def fail_in_clean_up():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ValueError
+
+        inside = asyncio.Event()
+
+        async def block():
+            with pytest.raises(ExceptionGroup):
+                async with TaskGroup() as group:
+                    await omniloop.go(value(1))
+                    group.go(fail_in_clean_up())
+                    await omniloop.go(value(1))
+                    inside.set()
+            await asyncio.sleep(0)
+
+        task = asyncio.create_task(block())
+        await inside.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert asyncio.run(main())
+
+
+# --- timeouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_timeout_cancels_all_and_raises_when_the_clean_up_is_done():
+    ended = []
+
+    with pytest.raises(WaitTimeoutError, match=r"0\.01 s"), TaskGroup(timeout=0.01) as group:
+        group.go(forever(ended))
+
+    assert ended == [True]
+
+
+@on_any_loop
+def test_a_timeout_cancels_an_async_block_too(run):
+    ended = []
+
+    async def main():
+        async with TaskGroup(timeout=0.01):
+            await forever(ended)
+
+    with pytest.raises(TimeoutError):
+        run(main())
+    assert ended == [True]
+
+
+def test_a_task_that_will_not_end_does_not_hold_up_a_timeout_for_ever():
+    release = threading.Event()
+
+    with Runtime(cancel_timeout=0.01) as runtime:
+        with pytest.raises(WaitTimeoutError, match="1 are not done"), TaskGroup(timeout=0.01, runtime=runtime) as group:
+            task = group.to_thread(release.wait, 5)
+        release.set()
+        assert task.result(5)
+
+
+def test_failures_come_out_together_with_the_timeout():
+    with pytest.raises(ExceptionGroup) as caught, TaskGroup(timeout=0.01, supervised=True) as group:
+        group.go(fail(ValueError()))
+        group.go(forever())
+
+    assert [type(error) for error in caught.value.exceptions] == [ValueError, WaitTimeoutError]
+
+
+# --- bad input, and waits that can't end ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"limit": 0}, ValueError),
+        ({"limit": "2"}, ValueError),
+        ({"timeout": "soon"}, ValueError),
+        ({"timeout": float("nan")}, ValueError),
+        ({"runtime": 5}, TypeError),
+    ],
+    ids=str,
+)
+def test_an_option_of_a_wrong_kind_is_named(options, error):
+    (name, value), *_ = options.items()
+
+    with pytest.raises(error, match=f"^{name}={value!r}: give "):
+        TaskGroup(**options)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_what_cannot_run_is_refused_and_harms_nothing(limit):
+    with TaskGroup(limit=limit) as group:
+        with pytest.raises(NotAsyncError, match="coroutine function"):
+            group.go(value)
+        with pytest.raises(NotAsyncError, match="is async"):
+            group.to_thread(value, 1)
+        with pytest.raises(NotAsyncError, match="is async"):
+            group.call_soon(value, 1)
+        task = group.go(value(1))
+
+    assert task.result(0) == 1
+
+
+def test_a_group_has_one_block():
+    with TaskGroup() as group:
+        pass
+
+    with pytest.raises(ClosedError, match="entered before"), group:
+        pass
+
+
+def test_a_sync_block_on_the_loops_own_thread_is_refused():
+    async def main():
+        with pytest.raises(WouldDeadlockError, match="async with"), TaskGroup():
+            pass
+
+    omniloop.run(main(), timeout=5)
+
+
+def test_worker_threads_that_wait_in_blocks_do_not_starve_the_pool():
+    def block(depth):
+        with TaskGroup(runtime=runtime) as group:
+            if depth:
+                group.to_thread(block, depth - 1)
+
+    with Runtime(max_workers=1) as runtime:
+        runtime.to_thread(block, 5).result(5)
+
+
+def test_two_runtimes_whose_blocks_wait_for_each_other_are_told():
+    with Runtime(name="one") as one, Runtime(name="two") as two:
+
+        async def on_two():
+            with TaskGroup(runtime=one) as group:
+                group.go(value(1))
+
+        async def on_one():
+            with TaskGroup(runtime=two) as group:
+                group.go(on_two())
+
+        # Of the two waits, the later one is told.
+        with pytest.raises((ExceptionGroup, WouldDeadlockError), match="TaskGroup|would never end"):
+            one.run(on_one(), timeout=8)
+
+
+# --- ending well ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_in_the_wait_cancels_the_group():
+    result = run_child("""
+        import asyncio, os, signal
+        from omniloop import TaskGroup
+
+        async def work():
+            asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.01)
+                print("cleaned up")
+
+        try:
+            with TaskGroup() as group:
+                task = group.go(work())
+        except KeyboardInterrupt:
+            print("interrupted", task.cancelled())
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("cleaned up\ninterrupted True\n", "", 0)
+
+
+def test_ctrl_c_in_an_async_block_cancels_the_group():
+    result = run_child("""
+        import asyncio, os, signal
+        from omniloop import TaskGroup
+
+        async def work():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.01)
+                print("cleaned up")
+
+        async def main():
+            async with TaskGroup() as group:
+                group.go(work())
+                asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
+
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("cleaned up\ninterrupted\n", "", 0)
+
+
+def test_at_exit_the_drain_finishes_a_group_that_another_thread_waits_for():
+    result = run_child("""
+        import asyncio, threading
+        from omniloop import TaskGroup
+
+        async def child():
+            await asyncio.sleep(0.02)
+            print("child")
+
+        async def work(group):
+            await asyncio.sleep(0.02)
+            group.go(child())
+
+        def component():
+            with TaskGroup(limit=1) as group:
+                group.go(work(group))
+                ready.set()
+            print("component")
+
+        ready = threading.Event()
+        threading.Thread(target=component).start()
+        ready.wait()
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("child\ncomponent\n", "", 0)
+
+
+def test_a_group_that_is_never_ended_is_drained_at_exit():
+    result = run_child("""
+        import asyncio
+        from omniloop import TaskGroup
+
+        async def work():
+            await asyncio.sleep(0.02)
+            print("done")
+
+        group = TaskGroup()
+        group.go(work())
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("done\n", "", 0)
+
+
+def test_a_forked_child_does_not_wait_for_the_parents_tasks():
+    result = run_child("""
+        import asyncio, os, sys, warnings
+        from omniloop import ForkedError, TaskGroup
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        async def work(pipe):
+            await asyncio.get_running_loop().run_in_executor(None, os.read, pipe, 1)
+            print("parent's work")
+
+        def fork_in_a_block(end):
+            read, write = os.pipe()
+            try:
+                with TaskGroup() as group:
+                    group.go(work(read))
+                    pid = os.fork()
+                    if pid == 0:
+                        end()
+                    else:
+                        _, status = os.waitpid(pid, 0)
+                        os.write(write, b".")
+            except ForkedError:
+                print("child may not wait", flush=True)
+                os._exit(1)
+            return os.waitstatus_to_exitcode(status)
+
+        print(fork_in_a_block(lambda: sys.exit(7)), flush=True)
+        print(fork_in_a_block(lambda: None))
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == (
+        "parent's work\n7\nchild may not wait\nparent's work\n1\n",
+        "",
+        0,
+    )
+
+
+def test_many_threads_may_submit_while_the_group_ends_and_each_task_is_waited_for_or_refused():
+    for _ in range(30):
+        accepted, go_on = [], threading.Barrier(4)
+
+        def submit():
+            go_on.wait(5)
+            while True:
+                try:
+                    accepted.append(group.go(value(1)))
+                except ClosedError:
+                    return
+
+        threads = [threading.Thread(target=submit) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        with TaskGroup() as group:
+            go_on.wait(5)
+            group.cancel()
+        for thread in threads:
+            thread.join(5)
+
+        assert all(task.done() for task in accepted)
