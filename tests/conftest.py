@@ -1,5 +1,6 @@
 """What holds for every test: a `Runtime` of its own is shut down at the end, so that no thread is left behind."""
 
+import inspect
 from collections.abc import Iterator
 
 import pytest
@@ -19,3 +20,18 @@ def _no_runtime_is_left_behind() -> Iterator[None]:
     for runtime in left:
         runtime.shutdown(timeout=0)
     assert not left, f"shut down each Runtime that a test makes: {left}"
+
+
+@pytest.fixture
+def failures() -> list[omniloop.Failure]:
+    """What `runtime` reported."""
+    return []
+
+
+@pytest.fixture
+def runtime(request: pytest.FixtureRequest, failures: list[omniloop.Failure]) -> Iterator[omniloop.Runtime]:
+    """A runtime for one test; unless the test asks for `failures`, it must not report any."""
+    with omniloop.Runtime(name="tested", on_error=failures.append) as runtime:
+        yield runtime
+    if "failures" not in inspect.signature(request.function).parameters:
+        assert failures == []

@@ -30,7 +30,7 @@ class Workers(ThreadPoolExecutor):
         self._staff: set[threading.Thread] = set()
         # One for each job that found nobody free. Threads are started by one thread at a time.
         self._wanted: deque[None] = deque()
-        self._starting = threading.Lock()
+        self._starting: dict[str, object] = {}
         # Idents of the workers that wait for the runtime: they do not count against the size.
         self._blocked: set[int] = set()
         self._count = 0
@@ -147,8 +147,12 @@ class Workers(ThreadPoolExecutor):
         """Start a worker, if there is room."""
         self._wanted.append(None)
         # Tried, not waited for (a signal handler may submit): who holds it looks again after giving it back.
-        while self._wanted and self._starting.acquire(False):
+        # And told by identity, because an interruption right after it took a common lock would leave that taken for ever.
+        me = object()
+        while self._wanted:
             try:
+                if self._starting.setdefault("by", me) is not me:
+                    return
                 self._wanted.pop()
                 if len(self._staff) - len(self._blocked) < self._size:
                     self._start()
@@ -160,13 +164,14 @@ class Workers(ThreadPoolExecutor):
                 if len(self._staff) <= len(self._blocked):
                     raise
             finally:
-                self._starting.release()
+                if self._starting.get("by") is me:
+                    del self._starting["by"]
 
     def _start(self) -> None:
         self._count += 1
         thread = threading.Thread(target=self._serve, name=f"{self._name}-worker-{self._count}", daemon=True)
-        self._staff.add(thread)
         try:
+            self._staff.add(thread)
             thread.start()
         except BaseException:
             if thread.ident is None:
@@ -175,6 +180,8 @@ class Workers(ThreadPoolExecutor):
 
     def _serve(self) -> None:
         jobs = self._jobs
+        # Again, should the start have been interrupted.
+        self._staff.add(threading.current_thread())
         _pools[threading.get_ident()] = self
         try:
             while True:
