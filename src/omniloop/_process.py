@@ -147,7 +147,8 @@ def _hook_exit() -> None:
         try:
             register(_drain_early)
         except RuntimeError:
-            pass
+            # A thread that outlives the main one is the first to use the runtime.
+            _hook_before_others()
     if _is_multiprocessing_child():
         # multiprocessing clears in its children what was registered before; from 3.13 on it then runs what was
         # registered after that.
@@ -184,6 +185,10 @@ def _drain_early() -> None:
     if last:
         _drain_at_exit()
         return
+    _hook_before_others()
+
+
+def _hook_before_others() -> None:
     # The last to be registered, and so the first to run.
     atexit.unregister(_before_others)
     atexit.register(_before_others)
