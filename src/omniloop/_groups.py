@@ -543,14 +543,16 @@ class _Window:
     def take(self) -> Any:
         """Wait for the next result and return it, or raise the error."""
         task = next(iter(self._tasks))
-        if self._done is not None:
+        if self._done is None:
+            # Waits without claiming, so that what Ctrl-C leaves behind is still on its way, and is cancelled.
+            if not task.done():
+                task._owner.wait(task, None)
+        else:
             while not self._done:
                 task._owner.wait_with(task, partial(self._gate.acquire, True), None)
             task = self._done.popleft()
-        try:
-            return task.result()
-        finally:
-            del self._tasks[task]
+        del self._tasks[task]
+        return task.result()
 
     def close(self) -> None:
         """Cancel what is on its way and wait for its clean-up."""

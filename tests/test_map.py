@@ -1,0 +1,295 @@
+"""`map`: results over many items, only so many of which are on their way."""
+
+import asyncio
+import gc
+import itertools
+import sys
+import threading
+
+import pytest
+
+import omniloop
+from children import run_child
+from omniloop import NotAsyncError, Runtime, WouldDeadlockError
+
+
+async def double(number):
+    await asyncio.sleep(0)
+    return number * 2
+
+
+def double_in_thread(number):
+    return number * 2
+
+
+@pytest.mark.parametrize("fn", [double, double_in_thread])
+@pytest.mark.parametrize("limit", [1, 3, None])
+def test_results_come_in_the_order_of_the_items(fn, limit):
+    assert list(omniloop.map(fn, range(10), limit=limit)) == list(range(0, 20, 2))
+
+
+def test_results_may_come_as_they_are_done():
+    others_are_out = asyncio.Event()
+
+    async def work(number):
+        if number == 0:
+            await others_are_out.wait()
+        return number
+
+    results = omniloop.map(work, range(5), ordered=False)
+    first = {next(results) for _ in range(4)}
+    omniloop.call_soon(others_are_out.set)
+
+    assert first == {1, 2, 3, 4}
+    assert list(results) == [0]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_items_are_taken_as_results_are(ordered):
+    taken = []
+
+    def items():
+        for number in itertools.count():
+            taken.append(number)
+            yield number
+
+    results = omniloop.map(double, items(), limit=3, ordered=ordered)
+    assert taken == []
+    most = 0
+    for count, _ in enumerate(itertools.islice(results, 50), 1):
+        # What is out, what is in the window, and nothing more.
+        most = max(most, len(taken) - count)
+    results.close()
+
+    assert most <= 2
+
+
+def test_a_result_that_is_there_does_not_wait_for_the_next_items():
+    """The items may come slowly: a queue, a file that is still written."""
+    handed_out = threading.Event()
+
+    def items():
+        yield 1
+        task = omniloop.tasks()
+        if task:
+            task[-1].exception(5)
+        yield 2
+        assert handed_out.wait(5)
+        yield 3
+
+    results = omniloop.map(double, items(), limit=10)
+    assert next(results) == 2
+    handed_out.set()
+
+    assert list(results) == [4, 6]
+
+
+def test_no_more_than_the_limit_run_at_once():
+    running, most = 0, 0
+    lock = threading.Lock()
+    pair = threading.Barrier(2)
+
+    def work(number):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        pair.wait(5)
+        with lock:
+            running -= 1
+        return number
+
+    assert list(omniloop.map(work, range(8), limit=2)) == list(range(8))
+    assert most == 2
+
+
+def test_progress_is_told_where_the_results_are_used():
+    told = []
+
+    def progress(done, total):
+        told.append((threading.current_thread(), done, total))
+
+    list(omniloop.map(double, [1, 2], progress=progress))
+    list(omniloop.map(double, iter([1]), progress=progress))
+
+    me = threading.current_thread()
+    assert told == [(me, 1, 2), (me, 2, 2), (me, 1, None)]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_first_error_comes_out_as_it_is_and_the_rest_is_cancelled(ordered):
+    ended = []
+    all_started = asyncio.Event()
+
+    async def work(number):
+        if number == 3:
+            all_started.set()
+        await all_started.wait()
+        if number == 0 and ordered:
+            return 0
+        if number == 1:
+            raise ValueError(number)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(number)
+
+    results = omniloop.map(work, range(4), ordered=ordered)
+    if ordered:
+        assert next(results) == 0
+    with pytest.raises(ValueError, match="^1$"):
+        next(results)
+
+    assert sorted(ended) == ([2, 3] if ordered else [0, 2, 3])
+
+
+@pytest.mark.parametrize("how", ["break", "close", "collected"])
+def test_an_iterator_that_is_left_early_cancels_what_is_on_its_way(how):
+    ended = []
+    all_started = asyncio.Event()
+
+    async def work(number):
+        if number == 2:
+            all_started.set()
+        await all_started.wait()
+        if number == 0:
+            return number
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(number)
+
+    if how == "break":
+        for _ in omniloop.map(work, range(3)):
+            break
+    else:
+        results = omniloop.map(work, range(3))
+        next(results)
+        if how == "close":
+            results.close()
+        del results
+    gc.collect()
+
+    assert sorted(ended) == [1, 2]
+
+
+def test_an_error_in_the_items_comes_out_and_the_rest_is_cancelled():
+    ended = []
+
+    async def work(number):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(number)
+
+    def items():
+        yield 0
+        omniloop.run(double(0))
+        raise OSError("no more items")
+
+    with pytest.raises(OSError, match="no more items"):
+        list(omniloop.map(work, items()))
+
+    assert ended == [0]
+
+
+def test_another_runtime_can_be_given():
+    def where(_):
+        return threading.current_thread().name
+
+    with Runtime(name="other") as runtime:
+        assert [name.partition("-")[0] for name in omniloop.map(where, "ab", runtime=runtime)] == ["other", "other"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((5, []), {}, NotAsyncError, "5 can't be called"),
+        ((double, 5), {}, TypeError, "not iterable"),
+        ((double, []), {"limit": 0}, ValueError, "limit=0: give"),
+        ((double, []), {"progress": 5}, TypeError, "progress=5: give"),
+        ((double, []), {"runtime": 5}, TypeError, "runtime=5: give"),
+    ],
+    ids=["fn", "items", "limit", "progress", "runtime"],
+)
+def test_bad_input_is_named_at_the_call(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        omniloop.map(*arguments, **options)
+
+
+def test_on_the_loops_own_thread_it_is_refused():
+    async def main():
+        with pytest.raises(WouldDeadlockError):
+            next(omniloop.map(double, [1]))
+
+    omniloop.run(main(), timeout=5)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_cancels_what_is_on_its_way(ordered):
+    result = run_child(f"""
+        import asyncio, os, signal
+        import omniloop
+
+        async def work(number):
+            if number == 1:
+                asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                print("cleaned up", number)
+
+        try:
+            list(omniloop.map(work, range(2), ordered={ordered}))
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("cleaned up 0\ncleaned up 1\ninterrupted\n", "", 0)
+
+
+def test_what_is_on_its_way_is_finished_at_exit():
+    result = run_child("""
+        import asyncio
+        import omniloop
+
+        async def work(number):
+            if number == 1:
+                both_started.set()
+            await both_started.wait()
+            await asyncio.sleep(0.05 * number)
+            print("done", number)
+
+        both_started = asyncio.Event()
+        results = omniloop.map(work, range(2))
+        next(results)
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("done 0\ndone 1\n", "", 0)
+
+
+def test_a_forked_child_may_map_anew_and_leaves_the_parents_alone():
+    result = run_child("""
+        import asyncio, os, warnings
+        import omniloop
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        async def work(number):
+            await asyncio.sleep(0.01 * number)
+            return number
+
+        results = omniloop.map(work, range(4))
+        next(results)
+        pid = os.fork()
+        if pid == 0:
+            del results
+            print("child", list(omniloop.map(work, [0, 1])), flush=True)
+        else:
+            os.waitpid(pid, 0)
+            print("parent", list(results))
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("child [0, 1]\nparent [1, 2, 3]\n", "", 0)
