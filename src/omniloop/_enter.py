@@ -3,8 +3,8 @@
 import asyncio
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
 
@@ -73,13 +73,17 @@ class _Entered(AbstractContextManager[T, bool]):
             )
         door = self._door
         name = f"enter({getattr(manager, '__qualname__', type(manager).__qualname__)})"
-        task = self._task = self._runtime._go(_hold(manager, door), name, None, True, sys._getframe(1))
-        task.add_done_callback(lambda _: door.open.set())
-        self._wait(task, door.open.wait)
-        if not door.values:
-            # Raises what `__aenter__` raised; else it returned, and only the loop's end can have come between.
-            task.result(0)
-        return door.values.pop()
+        task = self._task = self._runtime._make_task(_hold(manager, door), None, None, sys._getframe(1))
+        task._name, task._daemon = name, True
+        with self._ending(task):
+            # In here, because Ctrl-C may come when the loop has the task already.
+            self._runtime._put(task)
+            task.add_done_callback(lambda _: door.open.set())
+            task._owner.wait_with(task, door.open.wait, None)
+            if not door.values:
+                # Raises what `__aenter__` raised; else it returned, and only the loop's end can have come between.
+                task.result(0)
+            return door.values.pop()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
         task, leave = self._task, self._door.leave
@@ -91,7 +95,8 @@ class _Entered(AbstractContextManager[T, bool]):
             with suppress(RuntimeError):
                 leave.get_loop().call_soon_threadsafe(_set, leave, error)
         try:
-            self._wait(task, task._wait_here)
+            with self._ending(task):
+                task._owner.wait(task, None)
             if error is not None and task.cancelled():
                 # At exit, say. The block's own error tells more.
                 return False
@@ -102,15 +107,15 @@ class _Entered(AbstractContextManager[T, bool]):
                 error.__traceback__ = tb
             del error, tb
 
-    def _wait(self, task: Task[bool], wait_here: Callable[[float], bool]) -> None:
+    @contextmanager
+    def _ending(self, task: Task[bool]) -> Iterator[None]:
+        """On Ctrl-C, cancel the task and wait, bounded, for its clean-up. A second Ctrl-C ends this wait too."""
         try:
-            task._owner.wait_with(task, wait_here, None)
-        except WouldDeadlockError:
-            raise
+            yield
         except BaseException:
-            # Ctrl-C. A second one ends this wait too.
-            task.cancel()
-            task._owner.wait(task, self._runtime._settings.cancel_timeout)
+            if task.cancel():
+                with suppress(WouldDeadlockError):
+                    task._owner.wait(task, self._runtime._settings.cancel_timeout)
             raise
 
     def __del__(self) -> None:

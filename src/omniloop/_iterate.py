@@ -60,7 +60,8 @@ class Iteration(Generic[T]):
         # Its end, whichever it was, was told.
         self._ended = False
         name = f"iterate({getattr(source, '__qualname__', type(source).__qualname__)})"
-        self._task = runtime._go(_feed(source, queue), name, None, True, frame)
+        # Whatever the bounds are: there is no more of it than of those who consume.
+        self._task = runtime._go(_feed(source, queue), name, None, True, frame, "accept")
         # However it ends, the consumer hears of it, after the items that are there.
         self._task.add_done_callback(lambda _: queue.shutdown())
 
