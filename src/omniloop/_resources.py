@@ -80,6 +80,8 @@ class Resource(Generic[T]):
         self._life: Life | None = None
         self._opened: asyncio.Future[T] | None = None
         self._keeper: Task[None] | None = None
+        # Runs the factory.
+        self._opener: asyncio.Task[Any] | None = None
 
     def run(self, use: Callable[[T], Awaitable[R]], *, timeout: float | None = None) -> R:
         """
@@ -148,7 +150,7 @@ class Resource(Generic[T]):
                 "await client.go(lambda c: c.get(url))."
             )
         keeper, opened = self._keeper, self._opened
-        if keeper is not None and keeper._work is asyncio.current_task():
+        if self._opener is asyncio.current_task():
             raise WouldDeadlockError(f"{self!r} is needed by its own factory: it would wait for itself.")
         # A parent process's are left as they are: the child keeps that life, and with it the client, untouched to its end.
         if opened is None or keeper is None or keeper.done() or self._life is not life:
@@ -160,7 +162,7 @@ class Resource(Generic[T]):
         return await asyncio.shield(opened)
 
     async def _keep(self, life: Life, opened: "asyncio.Future[T]") -> None:
-        runner = asyncio.current_task()
+        runner = self._opener = asyncio.current_task()
         assert runner is not None
         async with AsyncExitStack() as stack:
             try:

@@ -1,0 +1,471 @@
+"""What lives on the loop: opened on first use, shared by all, closed when nobody can need it any more."""
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+
+import pytest
+
+from children import run_child
+from omniloop import NotAsyncError, Runtime, WaitTimeoutError, WouldDeadlockError, WrongLoopError, resource
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def runtime(request):
+    factory = None if request.param == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    with Runtime(name=request.param, loop_factory=factory) as made:
+        yield made
+
+
+class Client:
+    """Notes where it was made, and what was done with it."""
+
+    def __init__(self, log=None, name="client"):
+        self.log = log if log is not None else []
+        self.loop = asyncio.get_running_loop()
+        self.name = name
+
+    async def get(self, path):
+        await asyncio.sleep(0)
+        return self, path
+
+    async def aclose(self):
+        await asyncio.sleep(0)
+        self.log.append(f"{self.name} closed")
+
+
+def test_nothing_is_opened_until_the_first_use_and_then_one_for_all(runtime):
+    made = []
+
+    def factory():
+        made.append(Client())
+        return made[-1]
+
+    client = resource(factory, runtime=runtime)
+    assert made == []
+
+    first, path = client.run(lambda c: c.get("/a"))
+    second, _ = client.go(lambda c: c.get("/b")).result(timeout=5)
+
+    async def work():
+        return await client
+
+    assert [first, second, runtime.run(work())] == made * 3
+    assert path == "/a"
+    assert first.loop is runtime._life.thread.loop
+
+
+def test_many_first_users_wait_for_the_same_opening(runtime):
+    opened = []
+
+    async def factory():
+        opened.append(1)
+        await asyncio.sleep(0.02)
+        return Client()
+
+    client = resource(factory, runtime=runtime)
+    barrier, found = threading.Barrier(8), []
+
+    def use():
+        barrier.wait(timeout=5)
+        found.append(client.run(lambda c: c.get("/"))[0])
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(opened) == 1
+    assert len(found) == 8
+    assert len(set(map(id, found))) == 1
+
+
+def test_a_factory_that_fails_fails_all_who_wait_and_the_next_use_tries_again(runtime):
+    attempts = []
+
+    async def factory():
+        attempts.append(1)
+        await asyncio.sleep(0.01)
+        if len(attempts) == 1:
+            raise ConnectionError("refused")
+        return Client()
+
+    client = resource(factory, runtime=runtime)
+    tasks = [client.go(lambda c: c.get("/")) for _ in range(3)]
+
+    assert [str(task.exception(timeout=5)) for task in tasks] == ["refused"] * 3
+    assert client.run(lambda c: c.get("/"))[1] == "/"
+    assert len(attempts) == 2
+
+
+def test_a_first_user_that_is_cancelled_leaves_the_opening_to_the_others(runtime):
+    gate, opening = asyncio.Event(), threading.Event()
+
+    async def factory():
+        opening.set()
+        await gate.wait()
+        return Client()
+
+    client = resource(factory, runtime=runtime)
+    first, second = client.go(lambda c: c.get("/1")), client.go(lambda c: c.get("/2"))
+    assert opening.wait(timeout=5)
+    first.cancel()
+    runtime.call_soon(gate.set)
+
+    assert second.result(timeout=5)[1] == "/2"
+    assert first.cancelled()
+
+
+def closers(log):
+    """Each way in which something can be made and closed."""
+
+    class Entered:
+        async def __aenter__(self):
+            log.append("entered")
+            return self
+
+        async def __aexit__(self, kind, error, tb):
+            assert error is None
+            log.append("left")
+
+        async def aclose(self):
+            pytest.fail("entered and closed")
+
+    class Sync:
+        def close(self):
+            log.append("closed")
+
+    class Odd:
+        async def dispose(self):
+            log.append("disposed")
+
+        def hang_up(self):
+            log.append("hung up")
+
+    class Pool(Entered):
+        """As asyncpg's: may be awaited, or entered."""
+
+        def __await__(self):
+            pytest.fail("awaited and entered")
+            yield
+
+    @contextlib.asynccontextmanager
+    async def managed():
+        log.append("entered")
+        try:
+            yield Odd()
+        finally:
+            log.append("left")
+
+    async def made_async():
+        await asyncio.sleep(0)
+        return Entered()
+
+    return {
+        "async with": ((Entered,), ["entered", "left"]),
+        "asynccontextmanager": ((managed,), ["entered", "left"]),
+        "awaitable and async with": ((Pool,), ["entered", "left"]),
+        "async factory": ((made_async,), ["entered", "left"]),
+        "aclose": ((lambda: Client(log),), ["client closed"]),
+        "close": ((Sync,), ["closed"]),
+        "a given async closer": ((Odd, Odd.dispose), ["disposed"]),
+        "a given sync closer": ((Odd, Odd.hang_up), ["hung up"]),
+        "a given closer for what could be entered": ((Entered, lambda c: log.append("given")), ["given"]),
+    }
+
+
+@pytest.mark.parametrize("way", closers([]))
+def test_it_is_opened_and_closed_in_the_way_that_is_found_or_given(way):
+    log = []
+    arguments, expected = closers(log)[way]
+    runtime = Runtime()
+
+    resource(*arguments, runtime=runtime).run(lambda c: asyncio.sleep(0))
+    runtime.shutdown()
+
+    assert log == expected
+
+
+def test_opening_and_closing_run_in_one_task_and_no_callers_context():
+    variable, tasks = contextvars.ContextVar("variable", default="unset"), []
+    runtime = Runtime()
+
+    @contextlib.asynccontextmanager
+    async def factory():
+        async with asyncio.timeout(60):
+            tasks.append((asyncio.current_task(), variable.get()))
+            yield
+            tasks.append((asyncio.current_task(), variable.get()))
+
+    variable.set("of one caller")
+    resource(factory, runtime=runtime).run(lambda c: asyncio.sleep(0))
+    runtime.shutdown()
+
+    assert tasks[0] == tasks[1]
+    assert tasks[0][1] == "unset"
+
+
+def test_resources_are_closed_last_in_first_out_after_all_work_and_all_daemons():
+    log, runtime = [], Runtime()
+    database = resource(lambda: Client(log, "database"), runtime=runtime)
+
+    async def make_cache():
+        await database
+        return Client(log, "cache")
+
+    cache = resource(make_cache, runtime=runtime)
+    using = threading.Event()
+
+    async def daemon():
+        try:
+            await cache
+            using.set()
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            await (await cache).get("/")
+            log.append("daemon ended")
+
+    async def last_work():
+        await asyncio.sleep(0.05)
+        await (await database).get("/")
+        log.append("work ended")
+
+    runtime.go(daemon(), daemon=True)
+    assert using.wait(timeout=5)
+    runtime.go(last_work())
+    runtime.shutdown()
+
+    assert log == ["work ended", "daemon ended", "cache closed", "database closed"]
+
+
+def test_closing_gets_its_time_though_a_daemon_does_not_end():
+    log, runtime = [], Runtime(cancel_timeout=0.4)
+    client = resource(lambda: Client(log), runtime=runtime)
+    deaf = threading.Event()
+
+    async def never_ends():
+        deaf.set()
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    client.run(lambda c: c.get("/"))
+    runtime.go(never_ends(), daemon=True)
+    assert deaf.wait(timeout=5)
+    runtime.shutdown()
+
+    assert log == ["client closed"]
+
+
+def test_what_a_daemons_clean_up_starts_is_waited_for_and_not_cancelled():
+    """The drain looked again when the first daemon had ended, and cancelled what the others' clean-up was waiting for."""
+    log, runtime = [], Runtime()
+    started = [threading.Event(), threading.Event()]
+
+    async def quick():
+        started[0].set()
+        await asyncio.sleep(60)
+
+    async def thorough():
+        try:
+            started[1].set()
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.gather(asyncio.sleep(0.05))
+            log.append("cleaned up")
+
+    runtime.go(quick(), daemon=True)
+    runtime.go(thorough(), daemon=True)
+    assert all(event.wait(timeout=5) for event in started)
+    runtime.shutdown()
+
+    assert log == ["cleaned up"]
+
+
+def test_an_error_in_closing_is_reported():
+    failures = []
+    runtime = Runtime(on_error=failures.append)
+
+    def close(client):
+        raise LookupError("in closing")
+
+    resource(lambda: object(), close, runtime=runtime).run(lambda c: asyncio.sleep(0))
+    runtime.shutdown()
+
+    assert [str(failure.exception) for failure in failures] == ["in closing"]
+    assert "resource(" in failures[0].name
+
+
+def test_after_a_shutdown_of_the_shared_runtime_it_is_opened_anew():
+    result = run_child("""
+        import asyncio, omniloop
+
+        class Client:
+            async def aclose(self):
+                print("closed")
+
+        def make():
+            print("made")
+            return Client()
+
+        client = omniloop.resource(make)
+        for _ in range(2):
+            client.run(lambda c: asyncio.sleep(0))
+            omniloop.shutdown()
+            print("shut down")
+    """)
+
+    assert result.stdout.split("\n") == ["made", "closed", "shut down"] * 2 + [""]
+    assert (result.stderr, result.code) == ("", 0)
+
+
+def test_it_is_not_work_that_a_flush_waits_for_or_that_is_listed(runtime):
+    resource(Client, runtime=runtime).run(lambda c: c.get("/"))
+
+    runtime.flush(timeout=5)
+
+    assert runtime.tasks() == []
+
+
+def test_a_timeout_cancels_the_use_and_the_client_stays_open(runtime):
+    log = []
+    client = resource(lambda: Client(log), runtime=runtime)
+
+    with pytest.raises(WaitTimeoutError):
+        client.run(lambda c: asyncio.sleep(60), timeout=0.01)
+
+    assert client.run(lambda c: c.get("/"))[1] == "/"
+    assert log == []
+
+
+def test_on_the_loops_own_thread_run_would_deadlock(runtime):
+    client = resource(Client, runtime=runtime)
+
+    with pytest.raises(WouldDeadlockError, match="await"):
+        runtime.call_soon(client.run, lambda c: c.get("/")).result(timeout=5)
+
+
+def test_a_factory_that_needs_itself_would_deadlock(runtime):
+    async def factory():
+        return await client
+
+    client = resource(factory, runtime=runtime)
+
+    with pytest.raises(WouldDeadlockError, match="its own factory"):
+        client.run(lambda c: c.get("/"), timeout=5)
+
+
+def test_on_another_loop_it_is_refused_with_the_way_out(runtime):
+    client = resource(Client, runtime=runtime)
+
+    async def elsewhere():
+        with pytest.raises(WrongLoopError, match=r"await client.go\("):
+            await client
+        return await client.go(lambda c: c.get("/"))
+
+    assert asyncio.run(elsewhere())[1] == "/"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: resource(7), r"7 can't be called. Use resource\(lambda: …\)"),
+        (lambda: resource(object, close=7), "close=7: give a function"),
+        (lambda: resource(object).run(7), r"7 can't be called. Use run\(lambda"),
+        (lambda: resource(object).go(7), r"7 can't be called. Use go\(lambda"),
+        (lambda: resource(object).run(print), "can't be closed.*Give resource.. a second argument"),
+        (lambda: resource(object, id).run(lambda c: 7), "returned 7, which can't be awaited"),
+        (lambda: resource(generator).run(print), r"resource\(asynccontextmanager\(generator\)\)"),
+    ],
+)
+def test_bad_input_is_refused_with_the_way_out(make, words):
+    with pytest.raises(NotAsyncError, match=words):
+        make()
+
+
+async def generator():
+    yield
+
+
+CLIENT = """
+import asyncio, os, signal, sys, omniloop
+
+class Client:
+    def __init__(self):
+        self.pid = os.getpid()
+    async def use(self):
+        await asyncio.sleep(0)
+        return "own" if self.pid == os.getpid() else "another's"
+    async def aclose(self):
+        await asyncio.sleep(0.01)
+        print("closed", await self.use(), flush=True)
+    def __del__(self):
+        if self.pid != os.getpid():
+            print("finalised in a child", flush=True)
+
+client = omniloop.resource(Client)
+"""
+
+
+def test_it_is_closed_at_exit_after_the_work():
+    result = run_child(f"""{CLIENT}
+async def work(c):
+    await asyncio.sleep(0.1)
+    print("work", await c.use())
+
+client.go(work)
+print("last line")
+""")
+
+    assert (result.stdout, result.stderr, result.code) == ("last line\nwork own\nclosed own\n", "", 0)
+
+
+def test_work_that_first_needs_it_in_the_drain_has_it():
+    result = run_child(f"""{CLIENT}
+async def work():
+    await asyncio.sleep(0.1)
+    print("work", await (await client).use())
+
+omniloop.go(work())
+""")
+
+    assert (result.stdout, result.stderr, result.code) == ("work own\nclosed own\n", "", 0)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
+def test_a_forked_child_opens_its_own_and_never_touches_the_parents():
+    result = run_child(
+        f"""{CLIENT}
+print(client.run(Client.use), flush=True)
+if os.fork() == 0:
+    print("child", client.run(Client.use), flush=True)
+    sys.exit()
+os.wait()
+print("parent", client.run(Client.use))
+""",
+        flags=["-W", "ignore::DeprecationWarning"],
+    )
+
+    assert result.stdout.splitlines() == ["own", "child own", "closed own", "parent own", "closed own"]
+    assert (result.stderr, result.code) == ("", 0)
+
+
+def test_ctrl_c_cancels_the_use_and_the_client_is_closed_at_exit():
+    result = run_child(f"""{CLIENT}
+async def use(c):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+    finally:
+        print("use ended")
+
+try:
+    client.run(use)
+except KeyboardInterrupt:
+    print("interrupted")
+""")
+
+    assert (result.stdout, result.stderr, result.code) == ("use ended\ninterrupted\nclosed own\n", "", 0)
