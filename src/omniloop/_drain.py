@@ -254,7 +254,7 @@ def _end(life: Life, deadline: float, dropped: dict[Task[Any], str]) -> None:
             life.name,
             *_named(dropped.values()),
         )
-    if thread is not None and joined and (deaf := _deaf(life, thread.loop)):
+    if thread is not None and joined and not life.dead and (deaf := _deaf(life, thread.loop)):
         say("%s: %d did not end when cancelled, and will not be done:%s", life.name, *_named(deaf))
     life.closed = True
     life.fail_all(undelivered, lambda: ClosedError("The runtime was shut down before this was done."), dropped)

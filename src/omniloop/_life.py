@@ -95,6 +95,8 @@ class Life:
         self._starting: dict[str, Lock] = {}
         # Failures that somebody holds and has not asked for; the drain reports them.
         self._held: weakref.WeakSet[Unclaimed] = weakref.WeakSet()
+        # A failure that is told of already, and may leave through the loop.
+        self._escaping: BaseException | None = None
         # How many threads are forking. The lock is held while the first of them makes the loop hold still.
         self._forks = 0
         self._fork_lock = RLock()
@@ -363,6 +365,11 @@ class Life:
         """Remember a failure that nobody asked for yet."""
         self._held.add(unclaimed)
         self._tally.count("failed")
+        error = unclaimed.failure.exception
+        if isinstance(error, (SystemExit, KeyboardInterrupt)) and self.thread is not None and self.thread.is_current():
+            # uvloop lets it out only after the task was settled; see `_escaped`.
+            self._escaping = error
+            self.thread.post(self._none_escaping)
 
     def count_cancelled(self) -> None:
         self._tally.count("cancelled")
@@ -428,18 +435,41 @@ class Life:
 
     def _escaped(self, error: BaseException) -> None:
         """Something left through the loop: SystemExit or KeyboardInterrupt, from a task or from a bare callback."""
-        if not self.ledger.is_known(error):
+        if error is not self._escaping and not self.ledger.is_known(error):
             self._report(
                 Failure(f"A callback on the loop raised {type(error).__name__}; the loop goes on", error, "callback")
             )
 
-    def _died(self) -> None:
+    def _none_escaping(self) -> None:
+        self._escaping = None
+
+    def _died(self, cause: BaseException | None) -> None:
         """The thread ended without being told to: nothing here can be finished."""
         if not _process.same_process[0] or self.forked:
             return
         self.dead = True
-        error = f"The thread of the loop {self.name!r} ended before this was done. Submit it again: the next use starts a new one."
-        self.fail_all(self.inbox.close(), lambda: LoopDiedError(error))
+        why = "" if cause is None else f", because the loop is broken ({cause!r})"
+        what = f"The thread of the loop {self.name!r} ended{why}"
+
+        def make_error() -> LoopDiedError:
+            error = LoopDiedError(f"{what} before this was done. Submit it again: the next use starts a new one.")
+            error.__cause__ = cause
+            return error
+
+        undelivered = self.inbox.close()
+        self._report(Failure(what, cause or make_error(), "loop thread"))
+        for runner in [*self.ledger.running, *self.ledger.daemons, *self.ledger.keepers]:
+            # asyncio's own name for it: their handles tell of it already.
+            runner._log_destroy_pending = False  # type: ignore[attr-defined]
+            if isinstance(runner, asyncio.Task):
+                close_unstarted(runner.get_coro())
+        self.stop_watching(0)
+        self.workers.stop(0)
+        with suppress(Exception):
+            # A broken one may not even close.
+            self.ledger.loop.close()
+        # At last: whoever is told may shut down at once.
+        self.fail_all(undelivered, make_error)
 
     def fail_all(
         self, undelivered: list[Any], make_error: Callable[[], BaseException], named: Collection[Task[Any]] = ()

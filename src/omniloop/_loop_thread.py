@@ -31,7 +31,7 @@ class LoopThread:
         loop: asyncio.AbstractEventLoop,
         name: str,
         on_escape: Callable[[BaseException], None],
-        on_death: Callable[[], None],
+        on_death: Callable[[BaseException | None], None],
         on_orphaned: Callable[[], None],
     ) -> None:
         self.loop = loop
@@ -52,9 +52,11 @@ class LoopThread:
         # All callbacks of ours run in this one, empty context: without it each would copy its submitter's, and keep
         # that alive. Not the thread's own, which can't be entered twice.
         self.context = contextvars.Context()
-        self._stop = loop.stop
+        self._stop, self._run_forever = loop.stop, loop.run_forever
         try:
             loop.stop = _refuse_stop  # type: ignore[method-assign]
+            # On 3.13.0 asyncio's own refusal leaves the loop running in no thread.
+            loop.run_forever = _refuse_run  # type: ignore[method-assign]
         except AttributeError:
             # A loop with slots. It is entered again after a stop, as after an error.
             pass
@@ -228,26 +230,32 @@ class LoopThread:
         pid = os.getpid()
         self.ident = threading.get_ident()
         self._runner = threading.current_thread()
+        error = None
         try:
             # An empty context, not the one of whoever happened to submit first (free-threaded 3.14 inherits it).
-            contextvars.Context().run(self._run, pid)
+            error = contextvars.Context().run(self._run, pid)
         finally:
             if os.getpid() != pid:
                 self._on_orphaned()
             elif not self._told_to_end:
                 self.ended()
-                self._on_death()
+                self._on_death(error)
             self._running.release()
 
-    def _run(self, pid: int) -> None:
+    def _run(self, pid: int) -> BaseException | None:
         while not self._told_to_end and not self.loop.is_closed():
             try:
-                self.loop.run_forever()
+                self._run_forever()
             except BaseException as error:
                 if os.getpid() != pid:
                     # The child of a fork that was made inside a task, and came back from it: see `abandon`.
-                    return
+                    return None
+                if not isinstance(error, (SystemExit, KeyboardInterrupt)):
+                    # Of what a callback raises asyncio lets only those two out: it is the loop that is broken, and going back
+                    # into it would spin.
+                    return error
                 self._on_escape(error)
+        return None
 
     def _leave(self) -> None:
         self._told_to_end = True
@@ -289,3 +297,7 @@ def _refuse_stop() -> None:
     raise OmniloopError(
         "The loop serves the whole process and can't be stopped from inside. Use omniloop.shutdown() to end it."
     )
+
+
+def _refuse_run() -> None:
+    raise RuntimeError("The loop runs already, on the runtime's thread. Use go() or run() to run something on it.")
