@@ -38,7 +38,6 @@ from ._shared import (
     to_thread,
     try_go,
 )
-from ._stats import Stats
 from ._task import Task
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     from ._queues import queue as queue
     from ._resources import Resource as Resource
     from ._resources import resource as resource
+    from ._stats import Stats as Stats
 
 # What is dear to import, and its module: loaded when the name is first used.
 _LAZY = {
@@ -62,6 +62,7 @@ _LAZY = {
     "ProcessPool": "_processes",
     "Queue": "_queues",
     "Resource": "_resources",
+    "Stats": "_stats",
     "TaskGroup": "_groups",
     "aiterate": "_iterate",
     "background": "_background",

@@ -13,7 +13,7 @@ from ._errors import FullError, WouldDeadlockError
 from ._life import Life
 from ._report import Failure, Site
 from ._settings import WhenFull
-from ._stats import Tally
+from ._tally import Tally
 from ._task import CANCELLED, Task
 
 # Seconds between two reports of what was dropped.

@@ -13,7 +13,7 @@ from ._accept import not_plain
 from ._elsewhere import say_asyncio
 from ._inbox import Inbox
 from ._report import Failure
-from ._stats import Tally
+from ._tally import Tally
 from ._task import KEEPER, SUCCEEDED, Task, traceback_without
 
 # How long the emptying may keep the loop from its timers and sockets, in seconds: measured in time and not in items,

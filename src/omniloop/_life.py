@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from threading import Lock, RLock
 from types import CoroutineType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import _process, _waiting, _workers
 from ._accept import check_timeout, close_unstarted, not_plain
@@ -21,10 +21,13 @@ from ._ledger import Later, Ledger
 from ._loop_thread import LoopThread, wait_until_gone
 from ._report import Failure, report, say, thread_stack
 from ._settings import Settings
-from ._stats import Stats, Tally
+from ._tally import Tally
 from ._task import CANCELLED, SUCCEEDED, Task, Unclaimed, traceback_without
 from ._watchdog import Watchdog
 from ._workers import Workers
+
+if TYPE_CHECKING:
+    from ._stats import Stats
 
 # A wait longer than this looks, once and cheaply, whether it can end at all.
 _LONG_WAIT: Final = 1.0
@@ -508,8 +511,10 @@ class Life:
         ledger = self._ledger
         return len(self.inbox) + (len(ledger.running) + len(ledger.in_threads) if ledger is not None else 0)
 
-    def stats(self, drain_time: float) -> Stats:
+    def stats(self, drain_time: float) -> "Stats":
         """Count what there is, for a look."""
+        from ._stats import Stats
+
         tally, ledger = self._tally, self._ledger
         # First; see `Tally.totals`.
         taken = tally.started + tally.in_threads

@@ -11,7 +11,7 @@ from functools import partial
 from inspect import CO_COROUTINE
 from threading import TIMEOUT_MAX, RLock
 from types import CoroutineType, FrameType, FunctionType, TracebackType
-from typing import IO, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
 
 from . import _drain, _process
 from ._accept import as_coroutine, check_function, check_timeout, close_unstarted, copied
@@ -21,8 +21,11 @@ from ._ledger import Later
 from ._life import Life, ThreadWork
 from ._periodic import periodic
 from ._settings import SHAPES_THE_THREAD, Changes, Settings, WhenFull, changed, from_environment
-from ._stats import Stats, Tally
+from ._tally import Tally
 from ._task import CANCELLED, KEEPER, Daemon, Task
+
+if TYPE_CHECKING:
+    from ._stats import Stats
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -332,7 +335,7 @@ class Runtime:
         """Return the handles of all work that is accepted and not done."""
         return self._current().unfinished()
 
-    def stats(self) -> Stats:
+    def stats(self) -> "Stats":
         """
         Return what was accepted, finished, failed … so far, and what runs and waits now. Does not block, and costs nothing until called.
 
@@ -624,13 +627,17 @@ class Runtime:
         self._begin(old.generation + 1)
         old.after_fork_in_child()
 
-    def _drain_early(self, since: float) -> None:
-        """Wait only: the program may go on for minutes, in threads that are not daemons."""
-        try:
-            _drain.drain(self._life, self._exit_deadline(since), show=True)
-        finally:
-            self._drained_for += time.monotonic() - since
-            self._drain_time = self._drained_for
+    def _drain_early(self, since: float) -> bool:
+        """Wait only: the program may go on for minutes, in threads that are not daemons. False if the deadline passed."""
+        return _drain.drain(self._life, self._exit_deadline(since), show=True)
+
+    def _count_drain(self, since: float) -> None:
+        self._drained_for += time.monotonic() - since
+        self._drain_time = self._drained_for
+
+    def _started(self) -> int:
+        """How much was ever started, or waits to be."""
+        return self._tally.started + self._tally.in_threads + len(self._life.inbox)
 
     def _report_held(self) -> None:
         self._life.report_all()

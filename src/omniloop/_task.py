@@ -10,7 +10,7 @@ from contextvars import Context
 from threading import Lock, RLock
 from traceback import StackSummary
 from types import CodeType, TracebackType
-from typing import Any, Final, Literal, NamedTuple, NoReturn, Protocol, TypeVar, final
+from typing import Any, Final, Literal, NoReturn, Protocol, TypeVar, final
 
 from . import _elsewhere
 from ._errors import WaitTimeoutError, WouldDeadlockError
@@ -95,15 +95,6 @@ class _Meeting:
         self.callbacks: list[Callable[[], None]] = []
         self.waiters: list[Any] = []
         self.condition: threading.Condition | None = None
-
-
-class Snapshot(NamedTuple):
-    """What asyncio of 3.15 asks a chained future for, in one call."""
-
-    done: bool
-    cancelled: bool
-    result: Any
-    exception: BaseException | None
 
 
 _OUR_CLAIM: Final = "a task is settled by the runtime that runs it"
@@ -321,14 +312,15 @@ class Task(concurrent.futures.Future[T]):
     def _waiters(self) -> list[Any]:  # type: ignore[override]
         return self._meet().waiters
 
-    def _get_snapshot(self) -> Snapshot:
+    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+        # asyncio of 3.15 asks: done, cancelled, result, error.
         outcome = self._outcome()
         if outcome is None:
-            return Snapshot(False, False, None, None)
+            return (False, False, None, None)
         ending, value = outcome
         if ending is FAILED:
-            return Snapshot(True, False, None, value.claim())
-        return Snapshot(True, ending is CANCELLED, value if ending is SUCCEEDED else None, None)
+            return (True, False, None, value.claim())
+        return (True, ending is CANCELLED, value if ending is SUCCEEDED else None, None)
 
     def set_result(self, result: T) -> NoReturn:
         """Not for users: raises RuntimeError."""
