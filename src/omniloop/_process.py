@@ -18,7 +18,9 @@ class Watched(Protocol):
     def _before_fork(self) -> None: ...
     def _after_fork_in_parent(self) -> None: ...
     def _after_fork_in_child(self) -> None: ...
-    def _drain_early(self, since: float) -> None: ...
+    def _drain_early(self, since: float) -> bool: ...
+    def _count_drain(self, since: float) -> None: ...
+    def _started(self) -> int: ...
     def _report_held(self) -> None: ...
     def _drain_at_exit(self, since: float, interruptions: int) -> int: ...
 
@@ -212,16 +214,28 @@ def _wait_for_all() -> None:
     notice_fork()
     since = _since = _since or time.monotonic()
     try:
-        for runtime in list(_watched):
-            runtime._drain_early(since)
+        in_time, before, now = True, -1, _started()
+        # Again, if anything was started meanwhile: what one has finished may have gone on in another.
+        while in_time and before != now:
+            for runtime in list(_watched):
+                in_time = runtime._drain_early(since) and in_time
+            before, now = now, _started()
     except KeyboardInterrupt:
         _interruptions += 1
     finally:
+        for runtime in list(_watched):
+            runtime._count_drain(since)
         _since = None
+
+
+def _started() -> int:
+    return sum(runtime._started() for runtime in list(_watched))
 
 
 def _drain_at_exit() -> None:
     global _exiting, _since, _interruptions
+    if not _interruptions:
+        _wait_for_all()
     notice_fork()
     since = _since = _since or time.monotonic()
     # Again and again: what ends one runtime may start another.
@@ -269,6 +283,12 @@ def _after_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+
+
+def forget_after_fork(forget: Callable[[], None]) -> None:
+    """Have *forget* called in every child that is forked from now on."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)
 
 
 def keep_for_ever(thing: object) -> None:
