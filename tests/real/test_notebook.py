@@ -39,10 +39,8 @@ def execute(tmp_path, monkeypatch) -> Callable[..., list[str]]:
 
 
 def shown(cell: nbformat.NotebookNode) -> str:
-    parts = []
-    for output in cell.outputs:
-        parts.append(output.text if output.output_type == "stream" else output.data["text/plain"])
-    return "".join(parts).strip()
+    outputs = (output.text if output.output_type == "stream" else output.data["text/plain"] for output in cell.outputs)
+    return "".join(outputs).strip()
 
 
 def test_run_go_and_await_work_in_cells_where_asyncio_run_does_not(execute):
@@ -72,7 +70,7 @@ def test_run_go_and_await_work_in_cells_where_asyncio_run_does_not(execute):
         "import time; time.sleep(0.4); later.done(), later.result(0)",
         # Awaited beside what belongs to the kernel's own loop.
         "await asyncio.gather(go(fetch(5)), fetch(6))",
-        "run(asyncio.gather(fetch(7), fetch(8))) if False else run(fetch(7, 0))",
+        "run(fetch(7, 0))",
         "tasks()",
     )
 
