@@ -1,0 +1,120 @@
+"""However much is poured in, the loop keeps turning: its timers and sockets wait for a batch, and a batch is bounded in time."""
+
+import asyncio
+import gc
+import socket
+import statistics
+import threading
+import time
+
+import pytest
+
+from omniloop import Runtime
+
+POURED = 200_000
+
+# A batch is 2 ms, and the interpreter gives a waiting thread its turn after 5 ms. The rest is what a busy machine adds; a loop that
+# began with all that was poured in would be late by all of it: a second and more.
+LATE_MOSTLY = 0.1
+LATE_EVER = 0.5
+
+
+async def noop():
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _no_collections():
+    """A full collection looks at all that was poured in, for 0.2 s: a pause of the interpreter's, and not what is asked here."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def pouring():
+    """A runtime, and the thread that will pour."""
+    with Runtime(name="poured into") as runtime:
+        runtime.run(noop())
+
+        def pour():
+            for _ in range(POURED):
+                runtime.go(noop())
+
+        yield runtime, threading.Thread(target=pour)
+
+
+def test_a_timer_is_in_time_while_a_thread_pours_in_coroutines(pouring):
+    runtime, thread = pouring
+    late = []
+    done = threading.Event()
+
+    async def tick():
+        while not done.is_set():
+            due = time.perf_counter() + 0.002
+            await asyncio.sleep(0.002)
+            late.append(time.perf_counter() - due)
+
+    ticker = runtime.go(tick())
+    thread.start()
+    thread.join()
+    done.set()
+    ticker.result(timeout=5)
+
+    assert statistics.median(late) < LATE_MOSTLY
+    assert max(late) < LATE_EVER
+
+
+def test_an_echo_server_answers_while_a_thread_pours_in_coroutines(pouring):
+    runtime, thread = pouring
+    late = []
+
+    async def echo(reader, writer):
+        while data := await reader.read(100):
+            writer.write(data)
+        writer.close()
+
+    server = runtime.run(asyncio.start_server(echo, "127.0.0.1", 0))
+    with socket.create_connection(server.sockets[0].getsockname(), timeout=5) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        thread.start()
+        while thread.is_alive():
+            start = time.perf_counter()
+            client.sendall(b"ping")
+            assert client.recv(100) == b"ping"
+            late.append(time.perf_counter() - start)
+    runtime.call_soon(server.close).result(timeout=5)
+    runtime.run(server.wait_closed())
+
+    assert statistics.median(late) < LATE_MOSTLY
+    assert max(late) < LATE_EVER
+
+
+def test_a_batch_is_bounded_in_time_and_not_in_count(runtime):
+    """A hundred items of a millisecond each: the loop goes round after every second or third of them."""
+    turns = []
+    loop = runtime.call_soon(asyncio.get_running_loop).result()
+    begin, ended = threading.Event(), threading.Event()
+
+    def turn():
+        turns.append(time.perf_counter())
+        if not ended.is_set():
+            loop.call_soon(turn)
+
+    def spin():
+        until = time.perf_counter() + 0.001
+        while time.perf_counter() < until:
+            pass
+
+    # All of it is in the inbox before the loop comes to the first.
+    runtime.call_soon(begin.wait)
+    runtime.call_soon(turn)
+    for _ in range(100):
+        runtime.call_soon(spin)
+    runtime.call_soon(ended.set)
+    begin.set()
+    runtime.flush()
+
+    assert len(turns) > 20
+    assert max(later - sooner for sooner, later in zip(turns, turns[1:])) < LATE_EVER

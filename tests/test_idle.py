@@ -1,0 +1,90 @@
+"""Idle costs nothing: no thread of a runtime is woken in an idle second, and who waits is woken by the outcome alone."""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from omniloop import Runtime
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts the switches that Linux keeps for each thread")
+
+
+def wakeups(native_ids):
+    """How often these threads have gone to sleep by themselves: each time but the last, they were woken."""
+    total = 0
+    for native_id in native_ids:
+        status = Path(f"/proc/{os.getpid()}/task/{native_id}/status").read_text()
+        total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("voluntary"))
+    return total
+
+
+def in_an_idle_second(native_ids, settled):
+    """The wake-ups in a second of doing nothing, that begins when there were none for *settled* seconds."""
+    until = time.monotonic() + 5
+    before = wakeups(native_ids)
+    while time.monotonic() < until:
+        time.sleep(settled)
+        now = wakeups(native_ids)
+        if now == before:
+            break
+        before = now
+    # The time is what is measured here, and not an order.
+    time.sleep(1)
+    return wakeups(native_ids) - before
+
+
+def threads_of(runtime):
+    return [thread.native_id for thread in threading.enumerate() if thread.name.startswith(runtime.name)]
+
+
+async def noop():
+    pass
+
+
+def test_an_idle_runtime_wakes_no_thread_for_a_second():
+    with Runtime(name="idle") as runtime:
+        runtime.go(noop())
+        runtime.to_thread(int).result()
+        runtime.call_later(3600, int)
+        runtime.every(3600, int)
+        runtime.flush()
+
+        # The watchdog looks once more, `slow_callback` after the last that happened.
+        woken = in_an_idle_second(threads_of(runtime), settled=1.2)
+
+    assert woken == 0
+
+
+def test_pending_work_that_waits_wakes_no_thread_for_a_second():
+    """Also with the watchdog off there is nothing to do for a task that waits for an event."""
+    with Runtime(name="pending", slow_callback=None) as runtime:
+        event = asyncio.Event()
+        tasks = [runtime.go(event.wait()) for _ in range(10)]
+        runtime.run(noop())
+
+        woken = in_an_idle_second(threads_of(runtime), settled=0.1)
+
+        runtime.call_soon(event.set)
+        assert all(task.result(timeout=5) for task in tasks)
+    assert woken == 0
+
+
+def test_a_thread_that_waits_long_sleeps_until_the_outcome():
+    """After its first second it looks once whether the wait can end at all, and then no more."""
+    with Runtime(name="waited for", slow_callback=None) as runtime:
+        event = asyncio.Event()
+        task = runtime.go(event.wait())
+        waiter = threading.Thread(target=task.result)
+        waiter.start()
+
+        woken = in_an_idle_second([waiter.native_id], settled=1.2)
+
+        runtime.call_soon(event.set)
+        waiter.join(timeout=5)
+        assert not waiter.is_alive()
+    assert woken == 0
