@@ -3,7 +3,8 @@
 import asyncio
 import concurrent.futures
 import contextvars
-import multiprocessing
+import multiprocessing.process
+import multiprocessing.spawn
 import os
 import pickle
 import sys
@@ -11,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar, final
+from typing import Any, Final, ParamSpec, TypeVar, final
 
 from . import _process
 from ._accept import check_function
@@ -107,13 +108,17 @@ class ProcessPool:
     async def _work(self, payload: bytes, name: str) -> Any:
         staff = self._current_staff()
         async with staff.places:
-            executor, future = await staff.start(payload)
+            try:
+                executor, future = await staff.start(payload)
+            except _CannotStart:
+                if staff.is_over:
+                    raise ProcessDiedError(_OVER.format(name)) from None
+                # At the interpreter's end what was accepted is done all the same.
+                return await asyncio.to_thread(_run, payload)
             try:
                 value = await asyncio.wrap_future(future)
             except BrokenProcessPool as error:
-                raise ProcessDiedError(
-                    f"The process that ran {name} ended before it was done: it crashed, was killed, or ran out of memory."
-                ) from error
+                raise ProcessDiedError((_OVER if staff.is_over else _DIED).format(name)) from error
             finally:
                 staff.give_back(executor, future)
             return value
@@ -129,6 +134,14 @@ class ProcessPool:
         return self._staff
 
 
+_DIED: Final = "The process that ran {} ended before it was done: it crashed, was killed, or ran out of memory."
+_OVER: Final = "{} was not done when the time for draining was over, and its process was killed."
+
+
+class _CannotStart(Exception):
+    """The interpreter ends: it starts neither processes nor, on 3.12.0 to 3.12.2, the thread that listens to one."""
+
+
 class _Staff:
     """
     The processes of one life, each in an executor of its own: `concurrent.futures` fails all the work of an executor that one process
@@ -140,6 +153,8 @@ class _Staff:
         self.idle: list[ProcessPoolExecutor] = []
         self.busy: set[ProcessPoolExecutor] = set()
         self.pid = os.getpid()
+        # The time for draining was.
+        self.is_over = False
         _staffs.add(self)
 
     async def start(self, payload: bytes) -> "tuple[ProcessPoolExecutor, concurrent.futures.Future[Any]]":
@@ -152,23 +167,31 @@ class _Staff:
                 # It died while it had nothing to do.
                 continue
             except RuntimeError as error:
-                raise _cannot_start(error) from error
+                raise _CannotStart from error
             self.busy.add(executor)
             return executor, future
         executor = ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), initializer=_process.ignore_interrupts
+            1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(_main_file,)
         )
         self.busy.add(executor)
         # In a thread, because starting a process takes milliseconds.
-        starting = asyncio.get_running_loop().run_in_executor(None, lambda: executor.submit(_run, payload))
+        starting = asyncio.get_running_loop().run_in_executor(None, self._submit_first, executor, payload)
         try:
             return executor, await asyncio.shield(starting)
         except asyncio.CancelledError:
             starting.add_done_callback(lambda done: self._kill(executor, done))
             raise
         except RuntimeError as error:
-            self.busy.discard(executor)
-            raise _cannot_start(error) from error
+            # Its process may run, without the thread that would listen to it.
+            self._kill(executor)
+            raise _CannotStart from error
+
+    def _submit_first(self, executor: ProcessPoolExecutor, payload: bytes) -> "concurrent.futures.Future[Any]":
+        future = executor.submit(_run, payload)
+        # After the start: who killed it meanwhile found no process, or it is seen here.
+        if executor not in self.busy:
+            self._kill(executor)
+        return future
 
     def give_back(self, executor: ProcessPoolExecutor, future: "concurrent.futures.Future[Any]") -> None:
         """The work has ended, or nobody waits for it any more."""
@@ -232,11 +255,41 @@ def _hook_exit() -> None:
 
 def _kill_all() -> None:
     for staff in list(_staffs):
-        if staff.pid == os.getpid():
+        if staff.pid == os.getpid() and staff.busy:
+            staff.is_over = True
             staff.kill_busy()
 
 
+def _forget_parents() -> None:
+    """In a forked child: multiprocessing would try, at its exit, to join processes that are not its own."""
+    # Its own name, the same from 3.4 to 3.15. The executors stay as they are: they are the parent's.
+    children: set[Any] = getattr(multiprocessing.process, "_children", set())
+    for staff in list(_staffs):
+        for executor in [*staff.idle, *staff.busy]:
+            children.difference_update((executor._processes or {}).values())
+
+
+_process.forget_after_fork(_forget_parents)
+
+
+def _script() -> str | None:
+    """The script that runs as `__main__`. multiprocessing looks for it too late: it is forgotten where the script has ended."""
+    main = sys.modules.get("__main__")
+    path: str | None = getattr(main, "__file__", None)
+    return os.path.abspath(path) if path is not None and getattr(main, "__spec__", None) is None else None
+
+
+_main_file = _script()
+
+
 # --- in the other process ---------------------------------------------------------------------------------------------
+
+
+def _begin(main_file: str | None) -> None:
+    _process.ignore_interrupts()
+    if main_file is not None:
+        # Does nothing if multiprocessing did it already.
+        multiprocessing.spawn.import_main_path(main_file)
 
 
 def _run(payload: bytes) -> Any:
@@ -262,12 +315,6 @@ def _check_sendable(error: Exception) -> None:
         raise NotPicklableError(
             f"The function raised {type(error).__qualname__}: {error}, which itself can't be sent between processes ({reason})."
         ) from error
-
-
-def _cannot_start(error: RuntimeError) -> CannotStartError:
-    return CannotStartError(
-        f"No process can be started or used any more: {error}. Submit the work before the interpreter ends."
-    )
 
 
 def _cpus() -> int:

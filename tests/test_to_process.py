@@ -1,0 +1,407 @@
+"""CPU-bound work in processes: a crash or a cancellation ends one piece of work, and no other."""
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from children import child_environment
+from omniloop import NotAsyncError, NotPicklableError, ProcessDiedError, ProcessPool, Runtime, to_process
+
+
+# A process imports this module: what it runs stands at the top.
+def square(number):
+    return number * number
+
+
+def pid():
+    return os.getpid()
+
+
+def fail(words):
+    raise LookupError(words)
+
+
+class OddError(Exception):
+    """Can be sent, but not received: it is made anew with its one argument."""
+
+    def __init__(self, code, words):
+        super().__init__(f"{code} {words}")
+
+
+def fail_oddly():
+    raise OddError(7, "odd")
+
+
+def crash(code):
+    os._exit(code)
+
+
+def leave():
+    sys.exit(3)
+
+
+def tell_and_block(path):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def meet(folder, count):
+    """Wait until as many are at it at once."""
+    (Path(folder) / str(os.getpid())).touch()
+    until = time.monotonic() + 8
+    while len(os.listdir(folder)) < count and time.monotonic() < until:
+        time.sleep(0.005)
+    return len(os.listdir(folder))
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    with Runtime(name="module") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pool(runtime):
+    """For all tests here, because a process takes 0.1 s to start."""
+    return ProcessPool(2, runtime=runtime)
+
+
+@pytest.fixture(autouse=True)
+def _no_runtime_is_left_behind():
+    """The one of the module is meant to."""
+
+
+def pid_in(path):
+    until = time.monotonic() + 8
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            if text := path.read_text():
+                return int(text)
+        time.sleep(0.005)
+    raise AssertionError("the process did not start")
+
+
+def is_gone(number):
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        try:
+            os.kill(number, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def test_the_result_comes_back_from_another_process(pool):
+    assert pool.to_process(square, 7).result(timeout=9) == 49
+    assert pool.to_process(pid).result(timeout=9) != os.getpid()
+
+
+def test_the_handle_can_be_awaited_on_any_loop(pool):
+    async def work():
+        return await pool.to_process(square, number=3)
+
+    assert asyncio.run(work()) == 9
+
+
+def test_as_many_work_at_once_as_there_are_processes_and_the_others_wait(pool, tmp_path):
+    met = [pool.to_process(meet, str(tmp_path), 2) for _ in range(3)]
+
+    assert [task.result(timeout=9) for task in met] == [2, 2, 2]
+
+
+def test_an_error_comes_back_with_the_other_processs_traceback(pool):
+    with pytest.raises(LookupError, match="not there") as caught:
+        pool.to_process(fail, "not there").result(timeout=9)
+
+    assert "in fail" in str(caught.value.__cause__)
+
+
+def test_an_error_that_cannot_be_received_comes_out_as_text_and_the_processes_go_on(pool):
+    with pytest.raises(NotPicklableError, match="OddError: 7 odd"):
+        pool.to_process(fail_oddly).result(timeout=9)
+
+    assert pool.to_process(square, 2).result(timeout=9) == 4
+
+
+def test_a_function_that_exits_fails_its_own_work(pool):
+    with pytest.raises(SystemExit):
+        pool.to_process(leave).result(timeout=9)
+
+
+def test_a_crash_fails_its_own_work_only_and_another_process_comes(pool, tmp_path):
+    others = pool.to_process(meet, str(tmp_path), 2)
+    with pytest.raises(ProcessDiedError, match="The process that ran crash ended before it was done"):
+        pool.to_process(crash, 3).result(timeout=9)
+    last = pool.to_process(meet, str(tmp_path), 2)
+
+    assert (others.result(timeout=9), last.result(timeout=9)) == (2, 2)
+
+
+def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(pool):
+    victims = {pool.to_process(pid).result(timeout=9) for _ in range(4)}
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
+    assert all(is_gone(victim) for victim in victims)
+
+    # What is sent before the death is noticed may fail; nothing hangs.
+    until = time.monotonic() + 8
+    while time.monotonic() < until:
+        with contextlib.suppress(ProcessDiedError):
+            assert pool.to_process(square, 5).result(timeout=9) == 25
+            return
+    pytest.fail("no process came back")
+
+
+def test_cancelling_kills_the_process_and_the_next_one_comes(pool, tmp_path):
+    task = pool.to_process(tell_and_block, str(tmp_path / "pid"))
+    number = pid_in(tmp_path / "pid")
+
+    assert task.cancel()
+
+    assert is_gone(number)
+    with pytest.raises(Exception, match=r"^$") as caught:
+        task.result(timeout=9)
+    assert task.cancelled(), caught
+    assert pool.to_process(square, 6).result(timeout=9) == 36
+
+
+def test_work_that_waits_for_a_process_can_be_cancelled(pool, tmp_path):
+    blocking = [pool.to_process(tell_and_block, str(tmp_path / name)) for name in ("a", "b")]
+    waiting = pool.to_process(square, 1)
+    for name in ("a", "b"):
+        pid_in(tmp_path / name)
+
+    waiting.cancel()
+    with pytest.raises(Exception, match=r"^$"):
+        waiting.result(timeout=9)
+    for task in blocking:
+        task.cancel()
+
+    assert waiting.cancelled()
+    assert pool.to_process(square, 6).result(timeout=9) == 36
+
+
+@pytest.mark.parametrize(
+    "call", [lambda pool: pool.to_process(lambda: 1), lambda pool: pool.to_process(square, threading.Lock())]
+)
+def test_what_cannot_be_sent_is_refused_at_the_call(pool, call):
+    with pytest.raises(
+        NotPicklableError, match=r"to_process\(.*can't send the function and its arguments.*top of a module"
+    ):
+        call(pool)
+
+
+def test_an_async_function_is_refused_with_the_way_out(pool):
+    async def work():
+        pass
+
+    with pytest.raises(NotAsyncError, match=r"Use go\(.*work"):
+        pool.to_process(work)
+    with pytest.raises(NotAsyncError, match="7 can't be called"):
+        pool.to_process(7)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "2"])
+def test_a_size_that_is_no_whole_number_above_zero_is_refused(size):
+    with pytest.raises(ValueError, match=f"max_workers={size!r}"):
+        ProcessPool(size)
+
+
+def test_a_shutdown_ends_the_processes():
+    runtime = Runtime()
+    number = ProcessPool(1, runtime=runtime).to_process(pid).result(timeout=9)
+
+    runtime.shutdown()
+
+    assert is_gone(number)
+    assert number not in {child.pid for child in multiprocessing.active_children()}
+
+
+def test_the_module_function_uses_the_shared_runtime():
+    assert to_process(square, 8).result(timeout=9) == 64
+
+
+# --- whole programs ---------------------------------------------------------------------------------------------------
+
+HEAD = """
+import asyncio, os, signal, sys, threading, time
+import omniloop
+from omniloop import go, to_process
+
+def slow(number, seconds=0.3):
+    time.sleep(seconds)
+    print("worked", number, flush=True)
+    return number
+"""
+
+
+def run_script(tmp_path, source, timeout=9, env=None):
+    """A file, and not `-c`: the processes import it."""
+    script = tmp_path / "script.py"
+    script.write_text(HEAD + source)
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=child_environment(env),
+        check=False,
+        start_new_session=True,
+    )
+    return result, time.monotonic() - started
+
+
+def test_work_in_processes_is_finished_before_the_program_exits(tmp_path):
+    result, _ = run_script(
+        tmp_path,
+        """
+if __name__ == "__main__":
+    to_process(slow, 1)
+    print("last line", flush=True)
+""",
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == ("last line\nworked 1\n", "", 0)
+
+
+def test_work_that_draining_work_gives_to_processes_is_finished_too(tmp_path):
+    """The pools of `concurrent.futures` end before the first atexit handler: the drain comes before that."""
+    result, _ = run_script(
+        tmp_path,
+        """
+async def work():
+    await asyncio.sleep(0.3)
+    print(await to_process(slow, 2), flush=True)
+
+if __name__ == "__main__":
+    # In this order: our hook is there before theirs.
+    go(asyncio.sleep(0)).result()
+    to_process(slow, 1, 0).result()
+    go(work())
+""",
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == ("worked 1\nworked 2\n2\n", "", 0)
+
+
+def test_at_the_deadline_the_work_is_named_and_its_process_killed(tmp_path):
+    result, seconds = run_script(
+        tmp_path,
+        """
+if __name__ == "__main__":
+    omniloop.configure(exit_timeout=0.5, cancel_timeout=0.5)
+    # The process is there.
+    to_process(pow, 2, 2).result()
+    to_process(slow, 1, 60)
+    print("last line", flush=True)
+""",
+    )
+
+    assert (result.stdout, result.returncode) == ("last line\n", 0)
+    assert seconds < 6
+    assert "slow was not done when the time for draining was over, and its process was killed" in result.stderr
+
+
+def test_ctrl_c_cancels_what_is_waited_for_and_its_process_ends(tmp_path):
+    result, seconds = run_script(
+        tmp_path,
+        """
+def interrupt_and_block(parent):
+    os.kill(parent, signal.SIGINT)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    async def work():
+        await to_process(interrupt_and_block, os.getpid())
+    try:
+        omniloop.run(work())
+    except KeyboardInterrupt:
+        print("interrupted")
+""",
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == ("interrupted\n", "", 0)
+    assert seconds < 6
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_starts_processes_of_its_own(tmp_path):
+    result, _ = run_script(
+        tmp_path,
+        """
+if __name__ == "__main__":
+    import warnings
+    warnings.simplefilter("ignore")
+    print(to_process(slow, 1, 0).result(), flush=True)
+    if os.fork() == 0:
+        print(to_process(slow, 2, 0).result(), flush=True)
+        sys.exit()
+    os.wait()
+    print(to_process(slow, 3, 0).result(), flush=True)
+""",
+    )
+
+    assert result.stdout.splitlines() == ["worked 1", "1", "worked 2", "2", "worked 3", "3"]
+    assert (result.stderr, result.returncode) == ("", 0)
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    result, _ = run_script(
+        tmp_path,
+        """
+try:
+    print(to_process(slow, 1, 0).result(timeout=5))
+except omniloop.ProcessDiedError as error:
+    print(type(error).__name__)
+""",
+    )
+
+    assert result.stdout == "ProcessDiedError\n"
+    assert 'Put it below `if __name__ == "__main__":`' in result.stderr
+
+
+def test_a_function_that_is_not_importable_there_is_told_so(tmp_path):
+    result, _ = run_script(
+        tmp_path,
+        """
+if __name__ == "__main__":
+    def hidden():
+        pass
+
+    try:
+        to_process(hidden).result(timeout=5)
+    except omniloop.NotPicklableError as error:
+        print(error)
+""",
+    )
+
+    assert "has to be importable there" in result.stdout
+    assert (result.stderr, result.returncode) == ("", 0)
+
+
+def test_work_that_is_the_first_and_comes_in_the_drain_is_done(tmp_path):
+    """In a worker thread, where the interpreter starts no process or no thread that listens to one."""
+    result, _ = run_script(
+        tmp_path,
+        """
+async def work():
+    await asyncio.sleep(0.3)
+    print(await to_process(slow, 1, 0), flush=True)
+
+if __name__ == "__main__":
+    go(work())
+""",
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == ("worked 1\n1\n", "", 0)
