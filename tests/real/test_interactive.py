@@ -25,6 +25,11 @@ async def work(value, pause=0.05): await asyncio.sleep(pause); print('worked', v
 """
 
 
+# The leader of a session that opens a terminal has it: from then on Ctrl-C, typed, is a signal for it. (Not in a preexec_fn,
+# for which the test's own process would be forked, and not just spawn.)
+TAKE_TERMINAL = "import os, sys; os.open(os.ttyname(0), os.O_RDWR); os.execv(sys.argv[1], sys.argv[1:])"
+
+
 class Terminal:
     """A child on a pseudo-terminal of its own, typed to and read from."""
 
@@ -36,9 +41,13 @@ class Terminal:
             {"TERM": "dumb", "PYTHON_BASIC_REPL": "1", "PYTHONUNBUFFERED": "", **(env or {})}
         )
         self.child = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
-            preexec_fn=_take_terminal,
-        )  # fmt: skip
+            [sys.executable, "-c", TAKE_TERMINAL, *command],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment,
+            start_new_session=True,
+        )
         os.close(theirs)
 
     def type(self, text: str) -> None:
@@ -76,14 +85,6 @@ class Terminal:
             return b""
         self.seen += chunk.decode(errors="replace").replace("\r\n", "\n")
         return chunk
-
-
-def _take_terminal() -> None:
-    # So that Ctrl-C, typed, is a signal for the child.
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @pytest.fixture
