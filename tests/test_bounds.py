@@ -77,7 +77,7 @@ def test_more_than_max_pending_is_refused_and_the_coroutine_closed(gate):
         runtime.to_thread(gate.blocking_work)
         coro = value()
 
-        with pytest.raises(FullError, match="3 are unfinished"):
+        with pytest.raises(FullError, match="max_pending=3 was reached"):
             runtime.go(coro)
         with pytest.raises(FullError):
             runtime.call_soon(abs, -1)

@@ -61,7 +61,7 @@ class Bounds:
             case "raise":
                 close_unstarted(task._work)
                 raise FullError(
-                    f"{task.get_name()} was refused, because {self.size} are unfinished (max_pending). Submit it later."
+                    f"{task.get_name()} was refused, because max_pending={self.size} was reached. Submit it later."
                 )
             case _:
                 self._drop(task, life)
@@ -86,7 +86,7 @@ class Bounds:
             self._report_is_due = False
             self._next_report = time.monotonic() + _REPORT_EVERY
         if count:
-            error = FullError(f"{self.size} are unfinished, as many as max_pending allows")
+            error = FullError(f"max_pending={self.size} was reached")
             message = f"{count} dropped, because {error}; the last was one of these"
             life.unclaimed(Failure(message, error, life.name, self._last_site))
 
@@ -140,7 +140,7 @@ class Bounds:
 
     def _may_not_wait(self, task: Task[Any], why: str) -> str:
         return (
-            f"{self.size} are unfinished (max_pending), and {task.get_name()} can't wait for room here: {why}. "
+            f"max_pending={self.size} was reached, and {task.get_name()} can't wait for room here: {why}. "
             'Use try_go(), or another when_full than "block".'
         )
 
@@ -168,7 +168,7 @@ class Bounds:
         return False
 
     def _end(self, victim: Task[Any], life: Life) -> bool:
-        why = f"dropped, because max_pending={self.size}"
+        why = f"dropped, because max_pending={self.size} was reached"
         if not life.inbox.take_back(victim):
             return victim.cancel(why)
         # Here, and not by the loop: while that is blocked, what is dropped would pile up for it. The tally
@@ -178,7 +178,7 @@ class Bounds:
         return True
 
     def _drop(self, task: Task[Any], life: Life) -> None:
-        self._settle(task, f"dropped, because max_pending={self.size}")
+        self._settle(task, f"dropped, because max_pending={self.size} was reached")
         self._count(task, life)
 
     def _settle(self, task: Task[Any], why: str) -> None:
