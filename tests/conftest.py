@@ -1,12 +1,17 @@
 """What holds for every test: a `Runtime` of its own is shut down at the end, so that no thread is left behind."""
 
 import inspect
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 import omniloop
 from omniloop import _process
+
+# A script's background jobs (`pytest &`) are born deaf to Ctrl-C, and so would be the children that are tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
