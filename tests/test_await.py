@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import sys
 import threading
 
 import pytest
@@ -104,10 +103,9 @@ def test_tasks_can_be_gathered_shielded_waited_for_and_wrapped_elsewhere(runtime
         assert await asyncio.wait_for(runtime.go(work()), 5) == "done"
         done, _ = await asyncio.wait({asyncio.ensure_future(runtime.go(work()))}, timeout=5)
         assert done.pop().result() == "done"
-        if sys.version_info >= (3, 11):
-            async with asyncio.TaskGroup() as group:
-                inner = group.create_task(wait_for(runtime.go(work())))
-            assert inner.result() == "done"
+        async with asyncio.TaskGroup() as group:
+            inner = group.create_task(wait_for(runtime.go(work())))
+        assert inner.result() == "done"
 
     async def wait_for(task):
         return await task

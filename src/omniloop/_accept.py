@@ -14,9 +14,8 @@ from ._errors import NotAsyncError
 T = TypeVar("T")
 
 # Of the flags of a function's code, those that speak against it.
-_REFUSED_EVEN_IF_ASYNC: Final = CO_ASYNC_GENERATOR
-_REFUSED: Final = CO_ASYNC_GENERATOR | CO_COROUTINE
-_ANY: Final = _REFUSED
+NOT_EVEN_ASYNC: Final = CO_ASYNC_GENERATOR
+NOT_PLAIN: Final = CO_ASYNC_GENERATOR | CO_COROUTINE
 
 
 def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Coroutine[Any, Any, Any]:
@@ -63,8 +62,8 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Corout
 
 def check_function(fn: object, call: str, or_async: bool = False) -> None:
     """Raise NotAsyncError if *fn* is nothing that *call* can run."""
-    flags = fn.__code__.co_flags if type(fn) is FunctionType else _ANY
-    if not flags & (_REFUSED_EVEN_IF_ASYNC if or_async else _REFUSED):
+    flags = fn.__code__.co_flags if type(fn) is FunctionType else NOT_PLAIN
+    if not flags & (NOT_EVEN_ASYNC if or_async else NOT_PLAIN):
         return
     if inspect.iscoroutine(fn):
         fn.close()

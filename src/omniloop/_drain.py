@@ -172,7 +172,7 @@ async def _cancel_all(life: Life, deadline: float) -> bool:
         now, until = left.difference(kept), halftime if kept else deadline
         if kept and (not now or time.monotonic() >= halftime):
             # The youngest first: it may need the older ones.
-            now, until = {kept[-1]}, deadline
+            now, until = left & {kept[-1]}, deadline
         if time.monotonic() >= deadline:
             now = left
         # In the order they were started, for a queue in which many wait (an `asyncio.Event`'s) searches for each that leaves it from

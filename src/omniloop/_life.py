@@ -1,6 +1,7 @@
 """One life of a runtime, from its first use to its end or to a fork: inbox, thread, ledger and workers, joined."""
 
 import asyncio
+import contextvars
 import os
 import sys
 import threading
@@ -168,7 +169,8 @@ class Life:
 
     def _make(self) -> None:
         settings = self._settings()
-        loop = (settings.loop_factory or asyncio.new_event_loop)()
+        # In an empty context, because the loop's own callbacks keep the one that they were made in.
+        loop = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
         if not isinstance(loop, asyncio.AbstractEventLoop):
             raise OmniloopError(f"loop_factory returned {loop!r}, which is not an asyncio event loop.")
         if settings.sigterm == "drain":
@@ -330,12 +332,16 @@ class Life:
             task._end_cancelled(() if msg is None else (msg,))
             return True
         args: tuple[object, ...] = () if msg is None else (msg,)
-        if self._ledger is None and self._take_back(task):
+        if self._ledger is None:
             # Accepted in the middle of a fork, or of the first start: the loop is not made yet.
-            close_unstarted(task._work)
-            task._end_cancelled(args)
-            return True
-        ledger = self.ledger
+            if self._take_back(task):
+                close_unstarted(task._work)
+                task._end_cancelled(args)
+                return True
+            if self._ledger is None:
+                # Refused.
+                return False
+        ledger = self._ledger
         if self.thread is not None and self.thread.is_current():
             if task._is_started():
                 ledger.cancel(task, msg)
@@ -392,7 +398,7 @@ class Life:
             in_threads.discard(task)
             return not task._settle(CANCELLED, ())
         try:
-            workers.put(partial(self._work, task, work))
+            workers.put(partial(self._work, [task], work))
         except BaseException:
             if work.claim():
                 in_threads.discard(task)
@@ -400,9 +406,12 @@ class Life:
         self._tally.count("in_threads")
         return True
 
-    def _work(self, task: Task[Any], work: ThreadWork) -> None:
+    def _work(self, held: list[Task[Any]], work: ThreadWork) -> Callable[[], None]:
+        """Make the call; what is returned is to be called when no frame refers to the task any more."""
+        task = held[0]
+        over = partial(self._over, held)
         if not work.claim() or task._outcome() is not None:
-            return
+            return over
         task._since = time.monotonic()
         try:
             value = task._context.run(work.call)  # type: ignore[union-attr]
@@ -415,9 +424,14 @@ class Life:
         else:
             task._settle(SUCCEEDED, value)
         finally:
-            self.ledger.in_threads.discard(task)
             # The error's frames refer to this one, as their caller; left here, the task would live until a garbage collection.
-            del task, work
+            del task, work, held
+        return over
+
+    def _over(self, held: list[Task[Any]]) -> None:
+        # The last reference, if nobody holds the handle: a failure is put aside for the report before a flush sees that the
+        # call is over.
+        self.ledger.in_threads.discard(held.pop())
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 

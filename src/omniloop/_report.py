@@ -96,11 +96,17 @@ def _log(message: str, error: BaseException) -> None:
 
 
 def say(message: str, *args: object, level: int = logging.WARNING, error: BaseException | None = None) -> None:
-    """Log; where even that fails, be silent. With stderr closed, logging's own words on its failure raise."""
+    """Log; where a handler fails, say it on stderr. With stderr closed, be silent: logging's own words on its failure raise."""
     try:
         logger.log(level, message, *args, exc_info=error)
-    except Exception:
-        pass
+    except (Exception, SystemExit):
+        try:
+            traceback.print_exc()
+            print(message % args, file=sys.stderr)
+            if error is not None:
+                traceback.print_exception(error)
+        except Exception:
+            pass
 
 
 def innermost(coro: Any) -> str:

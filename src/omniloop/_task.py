@@ -276,9 +276,7 @@ class Task(concurrent.futures.Future[T]):
             elif loop is None:
                 raise RuntimeError("No event loop runs here to await the task on. In sync code, use result().")
             else:
-                work, current = self._work, asyncio.current_task(loop)
-                # In the first step of an eager start the work is still the coroutine.
-                if current is not None and work is not None and (work is current or work is current.get_coro()):
+                if self._is_current(loop):
                     raise WouldDeadlockError(f"{self!r} awaits itself: it would wait for ever.")
                 yield from _Bridge(self, loop)
         try:
@@ -433,6 +431,11 @@ class Task(concurrent.futures.Future[T]):
 
     def _is_started(self) -> bool:
         return isinstance(self._work, asyncio.Future) or getattr(self, "_since", None) is not None
+
+    def _is_current(self, loop: AbstractEventLoop) -> bool:
+        work, current = self._work, asyncio.current_task(loop)
+        # In the first step of an eager start the work is still the coroutine.
+        return current is not None and work is not None and (work is current or work is current.get_coro())
 
     def _outcome(self) -> Outcome | None:
         meeting = self._meeting

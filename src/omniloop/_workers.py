@@ -12,7 +12,8 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Job = Callable[[], None]
+# What it returns, if anything, is called when nothing of the job is referred to any more.
+Job = Callable[[], Callable[[], None] | None]
 
 
 class Workers(ThreadPoolExecutor):
@@ -198,9 +199,12 @@ class Workers(ThreadPoolExecutor):
                         self._grow()
                 if job is None:
                     return
-                job()
+                over = job()
                 # What the job refers to must not live until the next one comes.
                 del job
+                if over is not None:
+                    over()
+                    del over
         finally:
             del _pools[threading.get_ident()]
             self._staff.discard(threading.current_thread())
