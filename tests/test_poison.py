@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import ctypes
+import gc
 import os
 import threading
 import time
@@ -53,7 +54,7 @@ def neighbour(runtime):
 
 @pytest.mark.parametrize("error", POISONS)
 @pytest.mark.parametrize("suspended", [False, True], ids=["at once", "after a suspension"])
-def test_whatever_a_coroutine_raises_fails_that_task_and_nothing_else(runtime, neighbour, error, suspended):
+def test_whatever_a_coroutine_raises_fails_that_task_and_nothing_else(runtime, neighbour, error, suspended, caplog):
     async def poison():
         if suspended:
             await asyncio.sleep(0)
@@ -65,6 +66,11 @@ def test_whatever_a_coroutine_raises_fails_that_task_and_nothing_else(runtime, n
     assert tasks[1].result(timeout=5) == 42
     assert isinstance(tasks[2].exception(timeout=5), outcome(error))
     assert_lives(runtime, neighbour)
+    # asyncio said of an eagerly started task that its exception was never retrieved.
+    del tasks
+    gc.collect()
+    assert_lives(runtime, neighbour)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("error", POISONS)

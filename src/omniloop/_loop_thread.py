@@ -52,6 +52,8 @@ class LoopThread:
         # All callbacks of ours run in this one, empty context: without it each would copy its submitter's, and keep
         # that alive. Not the thread's own, which can't be entered twice.
         self.context = contextvars.Context()
+        if loop.get_exception_handler() is None:
+            loop.set_exception_handler(_handle)
         self._stop, self._run_forever = loop.stop, loop.run_forever
         try:
             loop.stop = _refuse_stop  # type: ignore[method-assign]
@@ -291,6 +293,13 @@ def _green_library() -> str | None:
     if eventlet is not None and eventlet.is_monkey_patched("thread"):
         return "eventlet"
     return None
+
+
+def _handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # Those two leave through the loop, or through an eager start, and are told of there. asyncio says it again when the task is
+    # destroyed, whose exception nobody could retrieve.
+    if not isinstance(context.get("exception"), (SystemExit, KeyboardInterrupt)):
+        loop.default_exception_handler(context)
 
 
 def _refuse_stop() -> None:

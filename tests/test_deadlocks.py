@@ -1,0 +1,342 @@
+"""Waits that could never end are errors, and honest waits that look like them are not."""
+
+import asyncio
+import concurrent.futures
+import gc
+import sys
+import threading
+import time
+
+import pytest
+
+from children import run_child
+from omniloop import Runtime, WouldDeadlockError
+
+# Bounds a wait that should end by itself.
+SOON = 8
+
+
+@pytest.fixture
+def other():
+    with Runtime(name="other") as runtime:
+        yield runtime
+
+
+async def answer(value: int = 42) -> int:
+    await asyncio.sleep(0)
+    return value
+
+
+# --- two runtimes -----------------------------------------------------------------------------------------------------
+
+
+def test_two_loops_that_wait_for_each_other_are_told(runtime, other):
+    both_run = threading.Barrier(2)
+
+    def waits_for(next_one):
+        both_run.wait(timeout=SOON)
+        return next_one.run(answer())
+
+    ours = runtime.call_soon(waits_for, other)
+    theirs = other.call_soon(waits_for, runtime)
+
+    outcomes = [ours.exception(timeout=SOON), theirs.exception(timeout=SOON)]
+    assert WouldDeadlockError in map(type, outcomes)
+    assert runtime.run(answer()) == other.run(answer()) == 42
+
+
+def test_three_loops_in_a_circle_are_told(runtime, other):
+    with Runtime(name="third") as third:
+        loops = [runtime, other, third]
+        all_run = threading.Barrier(3)
+
+        def waits_for(next_one):
+            all_run.wait(timeout=SOON)
+            return next_one.run(answer(), timeout=SOON)
+
+        calls = [loop.call_soon(waits_for, loops[(number + 1) % 3]) for number, loop in enumerate(loops)]
+        outcomes = [call.exception(timeout=SOON) for call in calls]
+
+    assert WouldDeadlockError in map(type, outcomes)
+
+
+def test_one_loop_may_wait_for_another(runtime, other):
+    assert runtime.call_soon(lambda: other.run(answer())).result(timeout=SOON) == 42
+    assert runtime.call_soon(other.flush).result(timeout=SOON) is None
+
+
+# --- imports ----------------------------------------------------------------------------------------------------------
+
+IMPORTS = """
+    import sys, types
+    sys.path.insert(0, {path!r})
+    import module
+    print(module.outcome)
+    """
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        "import module",
+        "import module.part",
+        "from module import part",
+        "import importlib; importlib.import_module('module')",
+    ],
+)
+def test_waiting_while_importing_for_work_that_imports_the_same_is_told(imported, tmp_path):
+    """The loop waits for the lock of the module, which the waiting thread holds."""
+    package = tmp_path / "module"
+    package.mkdir()
+    (package / "part.py").write_text("")
+    (package / "__init__.py").write_text(f"""
+import omniloop
+async def work():
+    {imported}
+    return "imported"
+try:
+    outcome = omniloop.run(work())
+except omniloop.WouldDeadlockError as error:
+    outcome = "told: " + str(error)
+""")
+
+    result = run_child(IMPORTS.format(path=str(tmp_path)), env={"OMNILOOP_SLOW_CALLBACK": "none"})
+
+    assert result.stdout.startswith("told: ") and "while importing would never end" in result.stdout
+    assert (result.stderr, result.code) == ("", 0)
+
+
+def test_waiting_while_importing_for_other_work_is_fine_however_long_it_takes(tmp_path):
+    (tmp_path / "another.py").write_text("value = 7")
+    (tmp_path / "module.py").write_text("""
+import asyncio, omniloop
+async def work():
+    import another
+    await asyncio.sleep(1.3)
+    import json.tool
+    return another.value
+outcome = omniloop.run(work())
+""")
+
+    result = run_child(IMPORTS.format(path=str(tmp_path)))
+
+    assert result == ("7\n", "", 0, result.seconds)
+
+
+def test_submitting_while_importing_what_imports_the_same_is_fine(tmp_path):
+    (tmp_path / "module.py").write_text("""
+import omniloop
+async def work():
+    import module
+    print(module.outcome, flush=True)
+omniloop.go(work())
+outcome = "imported"
+""")
+
+    result = run_child(IMPORTS.format(path=str(tmp_path)))
+
+    assert result == ("imported\nimported\n", "", 0, result.seconds)
+
+
+# --- finalisers and logging on the loop's thread ----------------------------------------------------------------------
+
+
+def test_a_finaliser_that_waits_on_the_loops_thread_is_told_and_one_that_submits_is_not(runtime):
+    outcomes = []
+
+    class Client:
+        def __del__(self):
+            outcomes.append(runtime.go(answer()))
+            try:
+                runtime.run(answer())
+            except WouldDeadlockError as error:
+                outcomes.append(error)
+
+    def drops_a_cycle():
+        client = Client()
+        client.me = client
+        del client
+        gc.collect()
+
+    runtime.call_soon(drops_a_cycle).result(timeout=SOON)
+
+    assert outcomes[0].result(timeout=SOON) == 42
+    assert "on the loop's own thread" in str(outcomes[1])
+
+
+def test_a_logging_handler_that_waits_while_the_loop_logs_is_told(runtime, failures):
+    import logging
+
+    outcomes = []
+
+    class Ships(logging.Handler):
+        def emit(self, record):
+            outcomes.append(runtime.go(answer()))
+            try:
+                outcomes[-1].result(timeout=SOON)
+            except WouldDeadlockError as error:
+                outcomes.append(error)
+
+    logger = logging.getLogger("tests.ships")
+    logger.propagate = False
+    logger.addHandler(Ships())
+
+    runtime.call_soon(logger.warning, "on the loop").result(timeout=SOON)
+    logger.warning("elsewhere")
+
+    assert [type(outcome).__name__ for outcome in outcomes] == ["Task", "WouldDeadlockError", "Task"]
+
+
+def test_a_collection_on_the_loops_thread_inside_a_logging_handler_with_a_plain_lock_does_not_hang(runtime, failures):
+    """A report from `__del__` was logged there and then: the handler's lock was held by the very frame that collected."""
+    import logging
+
+    class Plain(logging.Handler):
+        def createLock(self):
+            self.lock = threading.Lock()
+
+        def emit(self, record):
+            gc.collect()
+            seen.append(record.getMessage())
+
+    async def fails():
+        raise ValueError("dropped")
+
+    def drops(task):
+        box = [task]
+        box.append(box)
+
+    seen = []
+    logger = logging.getLogger("omniloop")
+    handler = Plain()
+    logger.addHandler(handler)
+    runtime.configure(on_error=None)
+    try:
+        task = runtime.go(fails())
+        concurrent.futures.wait([task])
+        gc.disable()
+        drops(task)
+        del task
+        # Logs, and so collects with the lock held; the collection drops a failure that nobody asked for.
+        logger.warning("first")
+        gc.enable()
+        runtime.flush(timeout=SOON)
+    finally:
+        gc.enable()
+        logger.removeHandler(handler)
+        runtime.configure(on_error=failures.append)
+
+    assert seen[0] == "first"
+    assert any("fails" in message for message in seen[1:])
+
+
+# --- fork hooks -------------------------------------------------------------------------------------------------------
+
+
+def test_waiting_inside_a_fork_hook_is_told():
+    result = run_child(
+        """
+        import asyncio, os
+        def hook():
+            try:
+                omniloop.run(asyncio.sleep(0))
+            except omniloop.WouldDeadlockError as error:
+                print(error)
+        # Hooks before a fork run last in, first out: when this one runs, ours has.
+        os.register_at_fork(before=hook)
+        import omniloop
+        omniloop.run(asyncio.sleep(0))
+        omniloop.go(asyncio.sleep(0.1))
+        if not os.fork():
+            os._exit(0)
+        os.wait()
+        """,
+        flags=["-W", "ignore::DeprecationWarning"],
+    )
+
+    assert "holds still until this thread has forked" in result.stdout
+    assert (result.stderr, result.code) == ("", 0)
+
+
+# --- worker threads ---------------------------------------------------------------------------------------------------
+
+
+def test_workers_that_wait_for_the_runtime_do_not_starve_the_look_ups_they_wait_for():
+    """The pool was full of workers that waited, and what they waited for never ran: 4 of 6 timed out."""
+    with Runtime(name="small", max_workers=2) as runtime:
+
+        async def looks_up():
+            loop = asyncio.get_running_loop()
+            await loop.getaddrinfo("localhost", 80)
+            return await asyncio.to_thread(sum, [40, 2])
+
+        calls = [runtime.to_thread(runtime.run, looks_up()) for _ in range(6)]
+
+        assert [call.result(timeout=SOON) for call in calls] == [42] * 6
+
+
+def test_workers_that_wait_for_workers_that_wait_are_served():
+    with Runtime(name="small", max_workers=1) as runtime:
+
+        def nested(depth):
+            return runtime.to_thread(nested, depth - 1).result(timeout=SOON) + 1 if depth else 0
+
+        assert runtime.to_thread(nested, 10).result(timeout=SOON) == 10
+
+
+def test_the_workers_that_took_the_places_of_waiting_ones_end():
+    with Runtime(name="small", max_workers=1) as runtime:
+        gate = asyncio.Event()
+        calls = [runtime.to_thread(lambda: runtime.run(gate.wait())) for _ in range(5)]
+        while runtime.run(count_tasks()) < 6:
+            time.sleep(0.001)
+        assert workers_of("small") >= 5
+
+        runtime.call_soon(gate.set)
+        for call in calls:
+            call.result(timeout=SOON)
+        runtime.to_thread(int).result(timeout=SOON)
+
+        # They end when they have nothing to do.
+        until = time.monotonic() + SOON
+        while workers_of("small") > 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert workers_of("small") <= 1
+
+
+async def count_tasks():
+    return len(asyncio.all_tasks())
+
+
+def workers_of(name):
+    return sum(thread.name.startswith(f"{name}-worker") for thread in threading.enumerate())
+
+
+def test_a_worker_that_waits_where_no_other_can_start_is_told_or_served():
+    """3.12 starts no thread once main has ended: there the last worker would wait for ever for what only it could do."""
+    result = run_child("""
+        import asyncio, time, omniloop
+        def waits():
+            # Until main has ended. Its join() returns only after the first drain.
+            time.sleep(0.5)
+            try:
+                print(omniloop.run(asyncio.to_thread(sum, [1, 2])))
+            except omniloop.WouldDeadlockError as error:
+                print(error)
+        omniloop.configure(exit_timeout=5)
+        omniloop.to_thread(waits)
+        """)
+
+    if (3, 12) <= sys.version_info < (3, 12, 3):
+        assert "would block the last worker thread, and no other can be started" in result.stdout
+    else:
+        assert result.stdout == "3\n"
+    assert (result.stderr, result.code) == ("", 0)
+    assert result.seconds < 4
+
+
+def test_flush_and_shutdown_in_a_worker_of_the_same_runtime_are_told(runtime):
+    for wait_for_itself in runtime.flush, runtime.shutdown:
+        error = runtime.to_thread(wait_for_itself).exception(timeout=SOON)
+        assert isinstance(error, WouldDeadlockError)
+        assert "in a worker thread of the same runtime" in str(error)
