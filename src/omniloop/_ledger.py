@@ -1,6 +1,7 @@
 """Starts what the inbox brings, in order, and holds it until it is done."""
 
 import asyncio
+import inspect
 import sys
 import time
 from collections import deque
@@ -9,8 +10,9 @@ from contextvars import Context
 from types import CoroutineType
 from typing import Any, Final, Protocol
 
-from ._accept import not_plain
+from ._accept import as_coroutine, not_plain
 from ._elsewhere import say_asyncio
+from ._errors import NotAsyncError
 from ._inbox import Inbox
 from ._report import Failure
 from ._tally import Tally
@@ -262,6 +264,13 @@ class Ledger:
             # As in `_start_coroutine`.
             del task, context
             return
+        if type(value) is not CoroutineType and inspect.isawaitable(value):
+            # A handle, say.
+            try:
+                value = as_coroutine(value, self.loop)
+            except NotAsyncError as error:
+                task._fail(error)
+                return
         if type(value) is CoroutineType:
             task._name = task.get_name()
             task._work, task._args = value, None

@@ -21,6 +21,7 @@ async def periodic(
     import random
 
     loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
     start = loop.time()
     turn = 0 if immediately else 1
     while True:
@@ -31,9 +32,13 @@ async def periodic(
             value = fn()
             if inspect.isawaitable(value):
                 await value
-        except asyncio.CancelledError:
+        except GeneratorExit:
+            # Closed, not run: at the end of an interpreter that forgot its loop.
             raise
         except BaseException as error:
+            # A cancellation may be the turn's own: that of something it waited for.
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
             report(Failure(f"A turn of {name!r} failed; the next one comes", error, name))
         # What is past is left out: late turns do not pile up.
         turn = max(turn + 1, math.ceil((loop.time() - start) / interval))

@@ -1,0 +1,293 @@
+"""Awaiting work under trio, and with anyio on both its backends."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import threading
+
+import pytest
+
+from children import run_child
+from omniloop import Runtime, to_thread
+
+trio = pytest.importorskip("trio")
+anyio = pytest.importorskip("anyio")
+sniffio = pytest.importorskip("sniffio")
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def runtime(request):
+    factory = None if request.param == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    with Runtime(name=request.param, loop_factory=factory) as made:
+        yield made
+
+
+async def double(number):
+    await asyncio.sleep(0.001)
+    return 2 * number
+
+
+async def fail():
+    await asyncio.sleep(0.001)
+    raise LookupError("not there")
+
+
+class Cleaning:
+    """Work that takes its time to clean up."""
+
+    def __init__(self):
+        self.started = threading.Event()
+        self.cleaned_up = False
+
+    async def __call__(self):
+        try:
+            self.started.set()
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            self.cleaned_up = True
+
+
+def test_a_task_can_be_awaited_under_trio(runtime):
+    async def main():
+        task = runtime.go(double(1))
+        return [await task, await task, await runtime.call_soon(pow, 3, 2), await runtime.to_thread(pow, 2, 3)]
+
+    assert trio.run(main) == [2, 2, 9, 8]
+
+
+def test_many_tasks_can_be_awaited_at_once_under_trio(runtime):
+    results = []
+
+    async def wait_for(number):
+        results.append(await runtime.go(double(number)))
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(wait_for, number)
+
+    trio.run(main)
+
+    assert sorted(results) == [2 * number for number in range(100)]
+
+
+def test_an_error_comes_out_under_trio(runtime):
+    async def main():
+        with pytest.raises(LookupError, match="not there"):
+            await runtime.go(fail())
+
+    trio.run(main)
+
+
+def test_one_task_can_be_awaited_from_trio_and_asyncio_and_waited_for_at_once(runtime):
+    gate = asyncio.Event()
+
+    async def work():
+        await gate.wait()
+        return "one"
+
+    task, ready = runtime.go(work()), threading.Barrier(3)
+
+    async def main():
+        ready.wait(timeout=5)
+        return await task
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waits = [pool.submit(trio.run, main), pool.submit(lambda: asyncio.run(main()))]
+        ready.wait(timeout=5)
+        runtime.call_soon(gate.set)
+        assert [task.result(timeout=5), *(wait.result(timeout=5) for wait in waits)] == ["one"] * 3
+
+
+def test_a_wait_that_trio_cancels_cancels_the_work_and_waits_for_its_clean_up(runtime):
+    work = Cleaning()
+
+    async def main():
+        task = runtime.go(work())
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def cancel():
+                    while not work.started.is_set():
+                        await trio.sleep(0.001)
+                    scope.cancel()
+
+                await task
+        assert scope.cancelled_caught
+        return work.cleaned_up, task.cancelled()
+
+    assert trio.run(main) == (True, True)
+
+
+def test_a_timeout_of_trio_ends_the_wait(runtime):
+    work = Cleaning()
+
+    async def main():
+        with pytest.raises(trio.TooSlowError), trio.fail_after(0.01):
+            await runtime.go(work())
+        return work.cleaned_up
+
+    assert trio.run(main)
+
+
+def test_if_the_work_swallows_the_cancellation_its_result_comes_out_under_trio(runtime):
+    async def deaf():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return "done all the same"
+
+    async def main():
+        task = runtime.go(deaf())
+        while not task.running():
+            await trio.sleep(0.001)
+        with trio.move_on_after(0.01):
+            return await task
+        return "cancelled"
+
+    assert trio.run(main) == "done all the same"
+
+
+def test_work_that_another_cancels_raises_the_errors_of_concurrent_futures_under_trio(runtime):
+    """asyncio's own would be a BaseException that trio does not know."""
+
+    async def main():
+        task = runtime.go(asyncio.sleep(60))
+        task.cancel()
+        for _ in range(2):
+            with pytest.raises(concurrent.futures.CancelledError):
+                await task
+
+    trio.run(main)
+
+
+def test_what_is_awaited_without_any_loop_says_what_to_do(runtime):
+    task = runtime.go(asyncio.sleep(60))
+
+    with pytest.raises(RuntimeError, match=r"use result\(\)"):
+        task.__await__().send(None)
+    task.cancel()
+
+
+def test_guest_mode_of_trio_on_an_asyncio_loop_is_seen(runtime):
+    async def under_trio():
+        return await runtime.go(double(4))
+
+    async def host():
+        loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+        trio.lowlevel.start_guest_run(
+            under_trio, run_sync_soon_threadsafe=loop.call_soon_threadsafe, done_callback=done.set_result
+        )
+        return (await done).unwrap(), await runtime.go(double(5))
+
+    assert asyncio.run(host()) == (8, 10)
+
+
+def test_the_context_goes_along_from_trio(runtime):
+    variable = contextvars.ContextVar("variable")
+
+    async def read():
+        return variable.get()
+
+    async def main():
+        variable.set("of a trio task")
+        return await runtime.go(read())
+
+    assert trio.run(main) == "of a trio task"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+class TestAnyio:
+    def test_a_task_can_be_awaited(self, runtime, backend):
+        async def main():
+            return await runtime.go(double(1))
+
+        assert anyio.run(main, backend=backend) == 2
+
+    def test_the_work_itself_runs_on_asyncio_and_may_use_anyio(self, runtime, backend):
+        """anyio keeps the name of the backend in the context, which goes along: the work took itself for trio's."""
+
+        async def work():
+            async with anyio.create_task_group() as group:
+                group.start_soon(anyio.sleep, 0.001)
+            return sniffio.current_async_library()
+
+        async def main():
+            return await runtime.go(work())
+
+        assert anyio.run(main, backend=backend) == "asyncio"
+
+    def test_a_cancelled_scope_cancels_the_work_and_waits_for_its_clean_up(self, runtime, backend):
+        """anyio asks again in every turn of its loop, which interrupted the clean-up."""
+        work = Cleaning()
+
+        async def main():
+            with anyio.move_on_after(0.01) as scope:
+                await runtime.go(work())
+            assert scope.cancelled_caught
+            return work.cleaned_up
+
+        assert anyio.run(main, backend=backend)
+
+    def test_a_worker_thread_can_be_awaited(self, backend):
+        async def main():
+            return await to_thread(pow, 2, 3)
+
+        assert anyio.run(main, backend=backend) == 8
+
+
+def test_trio_is_not_imported_for_those_who_do_not_use_it():
+    result = run_child("""
+        import asyncio, sys, omniloop
+
+        async def main():
+            await omniloop.go(asyncio.sleep(0))
+
+        asyncio.run(main())
+        print("trio" in sys.modules, "sniffio" in sys.modules)
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("False False\n", "", 0)
+
+
+def test_work_that_was_started_under_trio_is_finished_at_exit():
+    result = run_child("""
+        import asyncio, trio, omniloop
+
+        async def work():
+            await asyncio.sleep(0.1)
+            print("done")
+
+        async def main():
+            omniloop.go(work())
+
+        trio.run(main)
+        print("trio ended")
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("trio ended\ndone\n", "", 0)
+
+
+def test_ctrl_c_under_trio_cancels_the_work():
+    result = run_child("""
+        import asyncio, os, signal, trio, omniloop
+
+        async def work():
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(60)
+            finally:
+                print("cleaned up")
+
+        async def main():
+            await omniloop.go(work())
+
+        try:
+            trio.run(main)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+
+    assert (result.stdout, result.stderr, result.code) == ("cleaned up\ninterrupted\n", "", 0)
