@@ -4,7 +4,7 @@ The service beside the application: mail, audit log and webhook in one, over HTT
     python collector.py 8001
 
 POST /KIND/KEY is answered once the gate is open (POST /gate/open, /gate/shut; open at first), and counted then; after
-POST /gate/shut?but=KIND that kind still passes.
+POST /gate/shut?but=KIND that kind still passes, and after POST /gate/open?delay=SECONDS an answer takes that long.
 GET /arrived returns how often each "KIND/KEY" was answered, and how many wait at the gate.
 """
 
@@ -19,7 +19,7 @@ def make_app() -> web.Application:
     arrived: Counter[str] = Counter()
     gate = asyncio.Event()
     gate.set()
-    passes = ""
+    passes, delay = "", 0.0
     waiting = 0
 
     async def arrive(request: web.Request) -> web.Response:
@@ -28,14 +28,15 @@ def make_app() -> web.Application:
             waiting += 1
             try:
                 await gate.wait()
+                await asyncio.sleep(delay)
             finally:
                 waiting -= 1
         arrived["{kind}/{key}".format_map(request.match_info)] += 1
         return web.Response(status=204)
 
     async def move_gate(request: web.Request) -> web.Response:
-        nonlocal passes
-        passes = request.query.get("but", "")
+        nonlocal passes, delay
+        passes, delay = request.query.get("but", ""), float(request.query.get("delay", 0))
         if request.match_info["position"] == "open":
             gate.set()
         else:
@@ -53,4 +54,5 @@ def make_app() -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(), host="127.0.0.1", port=int(sys.argv[1]), print=None)
+    # A client that is gone before the answer has not been served: its call does not count.
+    web.run_app(make_app(), host="127.0.0.1", port=int(sys.argv[1]), print=None, handler_cancellation=True)

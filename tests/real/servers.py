@@ -131,8 +131,13 @@ class Collector:
         """Let all that arrives from now on wait, but for one kind."""
         post(f"{self.url}/gate/shut?but={but}")
 
-    def let_in(self) -> None:
-        post(f"{self.url}/gate/open")
+    def let_in(self, slowly: float = 0, but: str = "") -> None:
+        """
+        Answer all that waits, *slowly* seconds from now; and what comes then after as long, but for one kind.
+
+        So that a worker that does not wait for its work is gone before: without that it might seem to have waited.
+        """
+        post(f"{self.url}/gate/open?delay={slowly}&but={but}")
 
     def waiting(self) -> int:
         return self._show()["waiting"]

@@ -61,7 +61,7 @@ def test_a_warm_shutdown_drains_what_the_tasks_have_left_to_go(tmp_path):
         servers.wait_until(lambda: collector.waiting() == 20, "the work that is held")
         celery.signal(signal.SIGTERM)
         celery.wait_for_log("Warm shutdown")
-        collector.let_in()
+        collector.let_in(slowly=2)
 
         assert celery.wait() == 0, celery.log()
         servers.assert_all_arrived_once(collector.arrived(), range(1, 11))
@@ -73,6 +73,8 @@ def test_recycling_processes_with_max_tasks_per_child_drains_each(tmp_path):
         servers.collector(tmp_path) as collector,
         worker(tmp_path, collector.url, "--max-tasks-per-child=5") as celery,
     ):
+        # Longer than Celery itself lets its processes linger.
+        collector.let_in(slowly=2, but="mail")
         send(tmp_path, collector.url, 20)
         celery.signal(signal.SIGTERM)
 

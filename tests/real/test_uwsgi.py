@@ -64,7 +64,7 @@ def test_a_graceful_stop_drains(tmp_path, app, options):
         assert collector.arrived() == {}
         server.signal(signal.SIGTERM)
         server.wait_for_log("SIGTERM")
-        collector.let_in()
+        collector.let_in(slowly=1.5)
 
         server.wait()
         servers.assert_all_arrived_once(collector.arrived(), load.accepted)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
 from types import CodeType
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 from django.db import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -79,6 +79,7 @@ class _OnCommit:
                     "function belongs into transaction.on_commit()."
                 )
             self._work = as_coroutine(made, None)
+        _DatabaseThread.of_this_process().start()
         name = self._name or getattr(self._work, "__qualname__", None)
         task = shared_runtime()._go(self._run(), name, self._context, False, sys._getframe())
         # Where go_on_commit() was called, and not where the transaction ended.
@@ -99,7 +100,7 @@ async def database() -> AsyncIterator[None]:
 
     They are left open while other such work still uses them, and as long as `CONN_MAX_AGE` says.
     """
-    thread = _threads.setdefault(os.getpid(), _DatabaseThread())
+    thread = _DatabaseThread.of_this_process()
     # What asgiref looks at, version by version, for the thread that sync code belongs to. The context of the caller may
     # name one that ends with the request: the work outlives that.
     AsyncToSync.executors.current = None
@@ -112,17 +113,33 @@ async def database() -> AsyncIterator[None]:
     finally:
         thread.users.discard(here)
         SyncToAsync.thread_sensitive_context.reset(token)
-        if not thread.users:
-            # In their own thread: a connection may be closed nowhere else.
+        # In their own thread: a connection may be closed nowhere else.
+        if not thread.users and thread.workers.idents():
             await asyncio.wrap_future(thread.workers.submit(close_old_connections))
 
 
 class _DatabaseThread:
+    # By process id: a fork inherits neither the thread nor, safely, its connections.
+    _by_process: ClassVar[dict[int, Self]] = {}
+
     def __init__(self) -> None:
         self.workers = Workers(1, "omniloop-database")
         # Adding and discarding are atomic; the thread does one thing at a time.
         self.users: set[ThreadSensitiveContext] = set()
 
+    @classmethod
+    def of_this_process(cls) -> Self:
+        return cls._by_process.setdefault(os.getpid(), cls())
 
-# By process id: a fork inherits neither the thread nor, safely, its connections.
-_threads: dict[int, _DatabaseThread] = {}
+    def start(self) -> None:
+        """Start it while that is possible: 3.12 starts no thread any more when the interpreter ends, and this one then serves."""
+        if not self.workers.idents():
+            try:
+                self.workers.put(_nothing)
+            except RuntimeError:
+                # Too late. Work that does not use the ORM is done all the same.
+                pass
+
+
+def _nothing() -> None:
+    pass
