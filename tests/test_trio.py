@@ -272,17 +272,23 @@ def test_work_that_was_started_under_trio_is_finished_at_exit():
 
 def test_ctrl_c_under_trio_cancels_the_work():
     result = run_child("""
-        import asyncio, os, signal, trio, omniloop
+        import asyncio, os, signal, threading, trio, omniloop
+
+        started = threading.Event()
 
         async def work():
             try:
-                os.kill(os.getpid(), signal.SIGINT)
+                started.set()
                 await asyncio.sleep(60)
             finally:
                 print("cleaned up")
 
         async def main():
-            await omniloop.go(work())
+            task = omniloop.go(work())
+            started.wait()
+            # Runs when this task waits.
+            trio.lowlevel.current_trio_token().run_sync_soon(os.kill, os.getpid(), signal.SIGINT)
+            await task
 
         try:
             trio.run(main)
