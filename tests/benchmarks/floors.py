@@ -1,0 +1,55 @@
+"""The one table of what `--check` holds: by how much omniloop must beat each rival, and what is aimed at on 3.13."""
+
+import sys
+from typing import NamedTuple
+
+
+class Floor(NamedTuple):
+    """How many times cheaper than *against*, at the least; and the goal, if there is one."""
+
+    measure: str
+    against: str
+    floor: float
+    goal: float | None = None
+
+
+# The name of what the standard library offers for the same.
+RCTS = "run_coroutine_threadsafe"
+SET = "create_task + set"
+# The cheapest of the libraries that a user would pick instead.
+BEST_PEER = "best of the peers"
+
+FLOORS = [
+    Floor("submit", RCTS, 8, 12),
+    Floor("all done", RCTS, 7.5, 10),
+    Floor("all done, 4 threads", RCTS, 8, 10),
+    Floor("all done, 16 threads", RCTS, 7, 10),
+    Floor("all done, sleep(0)", RCTS, 2, 3),
+    Floor("all done, in one loop", SET, 1.5),
+    Floor("round trip, two cores", RCTS, 1.2),
+    Floor("round trip, two cores", BEST_PEER, 1.3),
+    Floor("round trip, two cores, p99", RCTS, 1.2),
+    Floor("round trip, two cores, p99", BEST_PEER, 1.3),
+    Floor("round trip, one core", RCTS, 1.2),
+    Floor("round trip, one core", BEST_PEER, 1.3),
+    Floor("round trip, one core, p99", RCTS, 1.2),
+    Floor("round trip, one core, p99", BEST_PEER, 1.3),
+    Floor("call_soon", "loop.call_soon_threadsafe", 6),
+    Floor("to_thread", "ThreadPoolExecutor.submit", 1),
+    Floor("go on the loop's own thread", SET, 0.9),
+    Floor("memory per pending task", RCTS, 1 / 0.7),
+    Floor("await from another loop, two cores", RCTS, 1.2),
+    Floor("await from another loop, one core", RCTS, 1.2),
+    Floor("import", "asyncio, concurrent.futures", 1 / 1.1),
+]
+
+# Where a floor can't be had; docs/explanation/speed.md says why, and shows the limit.
+EXCEPTIONS: dict[tuple[str, str], float] = {}
+
+
+def floor_of(floor: Floor, loop: str) -> float:
+    """The floor on this Python and *loop*."""
+    return EXCEPTIONS.get((floor.measure, loop), floor.floor)
+
+
+NO_EAGER_START = sys.version_info < (3, 12)

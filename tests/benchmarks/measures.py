@@ -1,0 +1,389 @@
+"""
+What is measured: each measure gives, for every contender, a function that takes one sample.
+
+A sample is a list of costs in seconds (or bytes), one per operation, or one for a batch that was divided by its size.
+Everything runs as users have it: submit sites, error reports and the pid check are on.
+"""
+
+import asyncio
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from floors import RCTS, SET
+from peers import Peer, peers
+
+import omniloop
+
+Sample = Callable[[], list[float]]
+clock = time.perf_counter
+
+OURS = "omniloop"
+# Large enough for the turns of the loop to count, small enough for many rounds.
+MANY = 20_000
+# What a caller submits in one go. Less than the interpreter's switch interval, so that the cost is the caller's own.
+BURST = 1_000
+
+
+@dataclass
+class Measure:
+    """What is timed, and who takes part. *rounds* is relative to that of the others."""
+
+    name: str
+    unit: str
+    contenders: dict[str, Sample]
+    rounds: float = 1
+    # Also compare the 99th percentile of all samples.
+    tail: bool = False
+    # Where the threads are: "apart" (the caller on one core, everything else on another) or "together".
+    cores: str = "apart"
+
+
+async def noop() -> None:
+    """Do nothing: what is left is the cost of getting there."""
+
+
+async def suspend() -> None:
+    await asyncio.sleep(0)
+
+
+def nothing() -> None:
+    pass
+
+
+def everything(make_loop: Callable[[], asyncio.AbstractEventLoop], quick: bool) -> list[Measure]:
+    """All measures, in the order of the table."""
+    loop = make_loop()
+    threading.Thread(target=loop.run_forever, name="stdlib loop", daemon=True).start()
+    rivals = peers()
+    return [
+        Measure("submit", "µs", _submit(loop, rivals), rounds=3),
+        Measure("all done", "µs", _all_done(loop, rivals)),
+        Measure("all done, 4 threads", "µs", _threads(loop, 4)),
+        Measure("all done, 16 threads", "µs", _threads(loop, 16)),
+        Measure("all done, sleep(0)", "µs", _suspending(loop)),
+        Measure("all done, in one loop", "µs", _in_one_loop(loop)),
+        Measure("round trip, two cores", "µs", _round_trip(loop, rivals), rounds=3, tail=True),
+        Measure("round trip, one core", "µs", _round_trip(loop, rivals), rounds=3, tail=True, cores="together"),
+        Measure("call_soon", "µs", _call_soon(loop), rounds=3),
+        Measure("to_thread", "µs", _to_thread()),
+        Measure("go on the loop's own thread", "µs", _own_thread()),
+        Measure("memory per pending task", "bytes", _memory(), rounds=0.2),
+        Measure("await from another loop, two cores", "µs", _from_another_loop(make_loop, loop), rounds=2),
+        Measure(
+            "await from another loop, one core", "µs", _from_another_loop(make_loop, loop), rounds=2, cores="together"
+        ),
+        Measure("import", "ms", _imports(), rounds=1 if quick else 2),
+    ]
+
+
+# --- submitting ---------------------------------------------------------------------------------------------------------
+
+
+def timed(count: int, submit: Callable[[], Any], finish: Callable[[], Any], until_done: bool) -> list[float]:
+    """Submit *count* times, then *finish*; the cost of one, with or without the finishing."""
+    gc.collect()
+    start = clock()
+    for _ in range(count):
+        submit()
+    submitted = clock()
+    finish()
+    return [((clock() if until_done else submitted) - start) / count]
+
+
+def _stdlib_pair(loop: asyncio.AbstractEventLoop, work: Callable[[], Any]) -> tuple[Callable[[], Any], ...]:
+    threadsafe = asyncio.run_coroutine_threadsafe
+    # Work that never suspends is done in order: when the last is done, all are.
+    return lambda: threadsafe(work(), loop), lambda: threadsafe(work(), loop).result()
+
+
+def _submit(loop: asyncio.AbstractEventLoop, rivals: list[Peer]) -> dict[str, Sample]:
+    go = omniloop.go
+    submit, finish = _stdlib_pair(loop, noop)
+    contenders: dict[str, Sample] = {
+        OURS: lambda: timed(BURST, lambda: go(noop()), omniloop.flush, False),
+        RCTS: lambda: timed(BURST, submit, finish, False),
+    }
+    for rival in rivals:
+        if rival.submit is not None:
+            # Fewer, because they take their time.
+            contenders[rival.name] = lambda it=rival: timed(BURST // 5, it.submit, it.call, False)
+    return contenders
+
+
+def _all_done(loop: asyncio.AbstractEventLoop, rivals: list[Peer]) -> dict[str, Sample]:
+    go = omniloop.go
+    submit, finish = _stdlib_pair(loop, noop)
+    contenders: dict[str, Sample] = {
+        OURS: lambda: timed(MANY, lambda: go(noop()), omniloop.flush, True),
+        RCTS: lambda: timed(MANY, submit, finish, True),
+    }
+    for rival in rivals:
+        if rival.submit is not None:
+            contenders[rival.name] = lambda it=rival: timed(MANY // 10, it.submit, it.call, True)
+    return contenders
+
+
+def _suspending(loop: asyncio.AbstractEventLoop) -> dict[str, Sample]:
+    go = omniloop.go
+    submit, finish = _stdlib_pair(loop, suspend)
+    return {
+        OURS: lambda: timed(MANY, lambda: go(suspend()), omniloop.flush, True),
+        RCTS: lambda: timed(MANY, submit, finish, True),
+    }
+
+
+def _threads(loop: asyncio.AbstractEventLoop, threads: int) -> dict[str, Sample]:
+    go = omniloop.go
+    submit, finish = _stdlib_pair(loop, noop)
+
+    def sample(submit: Callable[[], Any], finish: Callable[[], Any]) -> list[float]:
+        each = MANY // threads
+        begin = threading.Barrier(threads + 1)
+
+        def caller() -> None:
+            begin.wait()
+            for _ in range(each):
+                submit()
+            finish()
+
+        callers = [threading.Thread(target=caller) for _ in range(threads)]
+        for thread in callers:
+            thread.start()
+        gc.collect()
+        begin.wait()
+        start = clock()
+        for thread in callers:
+            thread.join()
+        return [(clock() - start) / (each * threads)]
+
+    return {
+        OURS: lambda: sample(lambda: go(noop()), omniloop.flush),
+        RCTS: lambda: sample(submit, finish),
+    }
+
+
+async def _set_idiom(count: int) -> float:
+    """What asyncio's documentation asks for, so that tasks are not collected while they run."""
+    held: set[asyncio.Task[None]] = set()
+    create_task = asyncio.create_task
+    last: asyncio.Task[None]
+    start = clock()
+    for _ in range(count):
+        last = create_task(noop())
+        held.add(last)
+        last.add_done_callback(held.discard)
+    await last
+    while held:
+        await asyncio.sleep(0)
+    return (clock() - start) / count
+
+
+def _in_one_loop(loop: asyncio.AbstractEventLoop) -> dict[str, Sample]:
+    go = omniloop.go
+
+    def inside() -> list[float]:
+        gc.collect()
+        return [asyncio.run_coroutine_threadsafe(_set_idiom(MANY), loop).result()]
+
+    return {OURS: lambda: timed(MANY, lambda: go(noop()), omniloop.flush, True), SET: inside}
+
+
+def _own_thread() -> dict[str, Sample]:
+    async def ours(count: int) -> float:
+        go = omniloop.go
+        start = clock()
+        for _ in range(count):
+            last = go(noop())
+        await last
+        return (clock() - start) / count
+
+    def sample(idiom: Callable[[int], Any]) -> list[float]:
+        gc.collect()
+        return [omniloop.run(idiom(MANY // 4))]
+
+    # Both on our loop.
+    return {OURS: lambda: sample(ours), SET: lambda: sample(_set_idiom)}
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop) -> dict[str, Sample]:
+    call_soon, threadsafe = omniloop.call_soon, loop.call_soon_threadsafe
+
+    def finish() -> None:
+        done = threading.Event()
+        threadsafe(done.set)
+        done.wait()
+
+    return {
+        OURS: lambda: timed(BURST, lambda: call_soon(nothing), omniloop.flush, False),
+        "loop.call_soon_threadsafe": lambda: timed(BURST, lambda: threadsafe(nothing), finish, False),
+    }
+
+
+def _to_thread() -> dict[str, Sample]:
+    pool = ThreadPoolExecutor()
+
+    def sample(submit: Callable[[], Any]) -> list[float]:
+        gc.collect()
+        start = clock()
+        futures = [submit() for _ in range(2_000)]
+        wait(futures[-20:])
+        for future in futures:
+            future.result()
+        return [(clock() - start) / 2_000]
+
+    return {
+        OURS: lambda: sample(lambda: omniloop.to_thread(nothing)),
+        "ThreadPoolExecutor.submit": lambda: sample(lambda: pool.submit(nothing)),
+    }
+
+
+# --- waiting ------------------------------------------------------------------------------------------------------------
+
+
+def one_by_one(count: int, call: Callable[[], Any]) -> list[float]:
+    """The cost of each of *count* calls."""
+    costs = []
+    for _ in range(count):
+        start = clock()
+        call()
+        costs.append(clock() - start)
+    return costs
+
+
+def _round_trip(loop: asyncio.AbstractEventLoop, rivals: list[Peer]) -> dict[str, Sample]:
+    run = omniloop.run
+    _, threadsafe = _stdlib_pair(loop, noop)
+    contenders: dict[str, Sample] = {
+        OURS: lambda: one_by_one(100, lambda: run(noop())),
+        RCTS: lambda: one_by_one(100, threadsafe),
+    }
+    for rival in rivals:
+        contenders[rival.name] = lambda it=rival: one_by_one(rival.trips, it.call)
+    contenders["(two bare hand-overs)"] = _hand_overs(asyncio_too=None)
+    contenders["(bare call on the loop)"] = _hand_overs(asyncio_too=loop)
+    return contenders
+
+
+def _hand_overs(asyncio_too: asyncio.AbstractEventLoop | None) -> Sample:
+    """The physical limit: another thread is woken by a lock, or by its loop, and wakes the caller by a lock."""
+    there, back = threading.Lock(), threading.Lock()
+    there.acquire()
+    back.acquire()
+
+    def bounce() -> None:
+        while True:
+            there.acquire()
+            back.release()
+
+    def bare() -> None:
+        there.release()
+        back.acquire()
+
+    def on_loop() -> None:
+        assert asyncio_too is not None
+        asyncio_too.call_soon_threadsafe(back.release)
+        back.acquire()
+
+    if asyncio_too is not None:
+        return lambda: one_by_one(100, on_loop)
+    threading.Thread(target=bounce, daemon=True).start()
+    return lambda: one_by_one(100, bare)
+
+
+def _from_another_loop(
+    make_loop: Callable[[], asyncio.AbstractEventLoop], loop: asyncio.AbstractEventLoop
+) -> dict[str, Sample]:
+    async def ours() -> list[float]:
+        return [await timed_await(lambda: omniloop.go(noop())) for _ in range(100)]
+
+    async def stdlib() -> list[float]:
+        threadsafe, wrap = asyncio.run_coroutine_threadsafe, asyncio.wrap_future
+        return [await timed_await(lambda: wrap(threadsafe(noop(), loop))) for _ in range(100)]
+
+    async def timed_await(start: Callable[[], Any]) -> float:
+        began = clock()
+        await start()
+        return clock() - began
+
+    mine = make_loop()
+    return {
+        OURS: lambda: mine.run_until_complete(ours()),
+        RCTS: lambda: mine.run_until_complete(stdlib()),
+    }
+
+
+# --- in interpreters of their own ---------------------------------------------------------------------------------------
+
+_SLEEPERS = """
+import asyncio, gc, os, sys, threading
+import omniloop
+COUNT = 100_000
+async def sleeper(): await asyncio.sleep(3600)
+async def noop(): pass
+def resident():
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+if sys.argv[2] == "uvloop":
+    import uvloop
+    make_loop = uvloop.new_event_loop
+    omniloop.configure(loop_factory=make_loop)
+else:
+    make_loop = asyncio.new_event_loop
+if sys.argv[1] == "omniloop":
+    submit = omniloop.go
+else:
+    loop = make_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    def submit(coro): return asyncio.run_coroutine_threadsafe(coro, loop)
+submit(noop()).result()
+before = resident()
+tasks = [submit(sleeper()) for _ in range(COUNT)]
+submit(noop()).result()
+print((resident() - before - sys.getsizeof(tasks)) / COUNT, flush=True)
+os._exit(0)
+"""
+
+
+_BYTECODE = tempfile.TemporaryDirectory()
+
+
+def child(source: str, *args: str) -> float:
+    """What an interpreter prints that runs *source*."""
+    # Bytecode is kept, as it is for a user, also where the environment says otherwise.
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": _BYTECODE.name}
+    command = [sys.executable, "-c", source, *args]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=120)
+    return float(done.stdout)
+
+
+def _memory() -> dict[str, Sample]:
+    loop = os.environ.get("OMNILOOP_LOOP", "asyncio")
+    return {name: lambda name=name: [child(_SLEEPERS, name, loop)] for name in (OURS, RCTS)}
+
+
+def _imports() -> dict[str, Sample]:
+    # The process's own time: an import waits for nothing but the disk's cache.
+    source = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
+    return {
+        OURS: lambda: [child(source.format("omniloop"))],
+        "asyncio, concurrent.futures": lambda: [child(source.format("asyncio, concurrent.futures"))],
+    }
+
+
+def percentile(costs: list[float], share: float) -> float:
+    return sorted(costs)[min(len(costs) - 1, int(len(costs) * share))]
+
+
+def median(costs: list[float]) -> float:
+    return statistics.median(costs)

@@ -1,0 +1,207 @@
+"""
+Measure omniloop beside what a user would pick instead: ``python tests/benchmarks/run.py``.
+
+In one process per event loop all contenders take turns, round by round, so that what else the machine does hits all alike;
+medians are shown, and the median of each round's ratio.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+
+HERE = Path(__file__).parent
+CHART = HERE.parents[1] / "docs" / "explanation" / "speed.svg"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], action="append", help="by default both, if there")
+    parser.add_argument("--only", default="", help="measures whose name contains this")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="few rounds, less than 90 s")
+    parser.add_argument("--check", action="store_true", help="fail where a ratio is below its floor")
+    parser.add_argument(
+        "--retries", type=int, default=0, help="measure again what is below its floor: noise goes, slowness stays"
+    )
+    parser.add_argument("--plot", action="store_true", help=f"draw {CHART.name}; measures up to a million tasks")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds = min(options.rounds, 5)
+    if options.here:
+        print(json.dumps(measure(options)))
+        return 0
+    loops = options.loop or ["asyncio", *(["uvloop"] if _has_uvloop() else [])]
+    below: list[str] = []
+    first: dict[str, Any] = {}
+    for loop in loops:
+        results = in_child(loop, options.rounds, options.only, options.quick)
+        first = first or results
+        show(loop, results)
+        if options.check:
+            below += check(loop, results, options)
+    if options.plot:
+        from chart import draw, scale
+
+        draw(CHART, first, scale())
+        print(f"drawn: {CHART}")
+    for line in below:
+        print(line, file=sys.stderr)
+    return 1 if below else 0
+
+
+def _has_uvloop() -> bool:
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def in_child(loop: str, rounds: int, only: str, quick: bool) -> dict[str, Any]:
+    """Measure in a process of its own, on *loop*."""
+    command = [sys.executable, str(HERE / "run.py"), "--here", "--loop", loop, "--rounds", str(rounds), "--only", only]
+    env = {**os.environ, "OMNILOOP_LOOP": loop, "PYTHONPATH": sys.path[0]}
+    done = subprocess.run(
+        [*command, *(["--quick"] if quick else [])], env=env, stdout=subprocess.PIPE, text=True, check=True
+    )
+    *remarks, last = done.stdout.strip().splitlines()
+    for remark in remarks:
+        print(remark)
+    results: dict[str, Any] = json.loads(last)
+    return results
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Take all samples; by measure and contender: median, p99, and the ratio to ours."""
+    from measures import OURS, everything, median, percentile
+
+    import omniloop
+
+    make_loop = asyncio.new_event_loop
+    if options.loop == ["uvloop"]:
+        import uvloop
+
+        make_loop = uvloop.new_event_loop
+    omniloop.run(asyncio.sleep(0))
+    results: dict[str, Any] = {}
+    for measure in everything(make_loop, options.quick):
+        if options.only not in measure.name:
+            continue
+        began = time.perf_counter()
+        for take in measure.contenders.values():
+            # Warm: threads are started, caches filled.
+            take()
+        place(measure.cores)
+        samples: dict[str, list[list[float]]] = {name: [] for name in measure.contenders}
+        names = list(measure.contenders)
+        for turn in range(max(1, round(options.rounds * measure.rounds))):
+            # Another one goes first each time.
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                samples[name].append(measure.contenders[name]())
+        ours = samples[OURS]
+        results[measure.name] = {
+            name: {
+                "unit": measure.unit,
+                "median": median([cost for costs in them for cost in costs]),
+                # Of each round, and of those the median: a pause of the machine is in few rounds.
+                "p99": median([percentile(costs, 0.99) for costs in them]),
+                # Of neighbours in time: what slows the machine for a while slows both.
+                "ratio": median([median(costs) / median(our) for costs, our in zip(them, ours, strict=True)]),
+                "tail ratio": median(
+                    [percentile(costs, 0.99) / percentile(our, 0.99) for costs, our in zip(them, ours, strict=True)]
+                ),
+                "tail": measure.tail,
+            }
+            for name, them in samples.items()
+        }
+        print(f"{measure.name}: {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    return results
+
+
+def place(cores: str) -> None:
+    """
+    Put the calling thread on one core and all others on another, or all on one.
+
+    Left alone the kernel does the one or the other, and stays with it for seconds: a round trip takes 15 to 30 µs on one
+    core and 40 to 60 on two, which says nothing about the contenders.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    allowed = _CORES or sorted(os.sched_getaffinity(0))
+    _CORES[:] = allowed
+    if len(allowed) < 2:
+        return
+    other = {allowed[0] if cores == "together" else allowed[1]}
+    for entry in os.listdir("/proc/self/task"):
+        try:
+            os.sched_setaffinity(int(entry), {allowed[0]} if int(entry) == os.getpid() else other)
+        except ProcessLookupError:
+            # It ended meanwhile.
+            pass
+
+
+_CORES: list[int] = []
+
+
+def show(loop: str, results: dict[str, Any]) -> None:
+    """Print one table."""
+    machine = f"CPython {platform.python_version()}, {loop}, {os.cpu_count()} cores"
+    print(f"\n{machine}\n{'measure':30} {'contender':28} {'median':>10} {'p99':>10} {'ratio':>8}")
+    for name, row in results.items():
+        for contender, it in row.items():
+            scale = {"µs": 1e6, "ms": 1e3, "bytes": 1}[it["unit"]]
+            tail = f"{it['p99'] * scale:10.1f}" if it["tail"] else " " * 10
+            print(f"{name:30} {contender:28} {it['median'] * scale:10.2f} {tail} {it['ratio']:8.2f}  {it['unit']}")
+            name = ""
+
+
+def ratio(results: dict[str, Any], measure: str, against: str) -> float | None:
+    """How many times cheaper omniloop was; None if that was not measured."""
+    from floors import BEST_PEER, RCTS
+
+    tail = measure.endswith(", p99")
+    row = results.get(measure.removesuffix(", p99"))
+    if row is None:
+        return None
+    if against == BEST_PEER:
+        rivals = [name for name in row if name not in ("omniloop", RCTS) and not name.startswith("(")]
+    else:
+        rivals = [against]
+    return min((row[name]["tail ratio" if tail else "ratio"] for name in rivals), default=None)
+
+
+def check(loop: str, results: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    """Compare with the floors; what is below them is measured again, as often as `--retries` says."""
+    from floors import FLOORS, floor_of
+
+    below = []
+    for floor in FLOORS:
+        least = floor_of(floor, loop)
+        got = ratio(results, floor.measure, floor.against)
+        for _ in range(options.retries):
+            if got is None or got >= least:
+                break
+            again = in_child(loop, options.rounds, floor.measure.removesuffix(", p99"), options.quick)
+            got = max(got, ratio(again, floor.measure, floor.against) or 0)
+        if got is None:
+            continue
+        verdict = "ok" if got >= least else "BELOW"
+        goal = "" if floor.goal is None else f", goal {floor.goal:g}"
+        print(f"{verdict:5} {floor.measure}: {got:.2f} of {floor.against} (floor {least:.2f}{goal})")
+        if got < least:
+            below.append(f"{loop}: {floor.measure}: {got:.2f} times {floor.against}, and {least:.2f} is the floor")
+    return below
+
+
+if __name__ == "__main__":
+    sys.exit(main())
