@@ -219,19 +219,24 @@ def test_logging_on_the_loop_and_flushing_there_does_not_hang(logger, sink, runt
 def test_a_signal_handler_and_a_finaliser_may_log(logger, sink, runtime):
     handler = attach(logger, sink, runtime)
 
+    finalised = []
+
     class Loud:
         def __init__(self) -> None:
             self.me = self
 
         def __del__(self) -> None:
             logger.info("finalised")
+            finalised.append(1)
 
     former = signal.signal(signal.SIGUSR1, lambda number, frame: logger.info("signalled"))
     try:
         for _ in range(100):
             Loud()
             signal.raise_signal(signal.SIGUSR1)
-        gc.collect()
+        # More than once: while another thread collects, this does nothing.
+        while len(finalised) < 100:
+            gc.collect()
     finally:
         signal.signal(signal.SIGUSR1, former)
     handler.flush()

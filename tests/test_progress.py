@@ -19,9 +19,16 @@ LONG = """
 """
 
 
+def open_terminal() -> tuple[int, int]:
+    try:
+        return pty.openpty()
+    except OSError as error:
+        pytest.skip(f"no pseudo-terminal is to be had here: {error}")
+
+
 def run_on_a_terminal(source: str, columns: int | None = None) -> tuple[str, str]:
     """What *source* writes to its stdout (a pipe), and to its stderr (a terminal)."""
-    ours, theirs = pty.openpty()
+    ours, theirs = open_terminal()
     if columns is not None:
         import fcntl
         import struct
@@ -133,7 +140,7 @@ def test_without_a_stderr_the_wait_goes_on(stderr):
 
 
 def test_a_terminal_that_goes_away_does_not_end_the_wait():
-    ours, theirs = pty.openpty()
+    ours, theirs = open_terminal()
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(LONG + "    go(long(1.2)); flush(progress=True)\n    print('flushed')")],
         stdin=subprocess.DEVNULL,

@@ -6,13 +6,17 @@ import selectors
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import pytest
 
 from omniloop import Failure, Runtime, WaitTimeoutError, WouldDeadlockError, shared_runtime
 from omniloop._drain import describe
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # How long `Clock.advance` waits for what the clock can't move: a callback that runs, a worker thread. In real seconds.
 _PATIENCE: Final = 5.0
@@ -94,7 +98,7 @@ class _Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._time()
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         future = super().run_in_executor(executor, func, *args)
         self._in_threads += 1
         future.add_done_callback(self._came_back)
