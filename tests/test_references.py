@@ -47,9 +47,9 @@ def test_no_collection_at_any_moment_loses_work(runtime):
         done.append(1)
 
     started, waiting, done = threading.Semaphore(0), [], []
-    for _ in range(20):
+    for _ in range(5):
         runtime.go(waits_on_what_only_it_refers_to())
-    for _ in range(20):
+    for _ in range(5):
         assert started.acquire(timeout=5)
         gc.collect()
     for reference in waiting:
@@ -57,7 +57,7 @@ def test_no_collection_at_any_moment_loses_work(runtime):
         gc.collect()
     runtime.flush(timeout=5)
 
-    assert len(done) == 20
+    assert len(done) == 5
 
 
 def test_collections_all_the_time_lose_nothing(runtime):
@@ -70,7 +70,7 @@ def test_collections_all_the_time_lose_nothing(runtime):
     former = gc.get_threshold()
     gc.set_threshold(1)
     try:
-        for _ in range(200):
+        for _ in range(50):
             runtime.go(work())
             runtime.to_thread(done.append, 1)
             runtime.call_later(0, done.append, 1).result(timeout=5)
@@ -78,7 +78,7 @@ def test_collections_all_the_time_lose_nothing(runtime):
     finally:
         gc.set_threshold(*former)
 
-    assert len(done) == 600
+    assert len(done) == 150
 
 
 # --- let go of when done ----------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_a_finished_handle_keeps_neither_arguments_nor_context_nor_coroutine(run
             "to_thread": lambda: context.run(runtime.to_thread, id, argument),
         }[submit]()
     task.result(timeout=5)
-    del argument, of_the_context, context, coro
+    argument = of_the_context = context = coro = None
 
     assert [is_gone(reference) for reference in references] == [True] * len(references)
     assert task.done()

@@ -1,0 +1,123 @@
+"""`call_later` and `call_at` call a function, plain or async, when it is due; the handle cancels it and has the result."""
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+
+import pytest
+
+from omniloop import Runtime
+
+
+async def double(number):
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+def test_a_plain_and_an_async_function_are_called_on_the_loops_thread(runtime):
+    assert runtime.call_later(0.001, double, 21).result(timeout=5) == 42
+    assert runtime.call_later(0.001, divmod, 7, 2).result(timeout=5) == (3, 1)
+    loop_thread = runtime.call_soon(threading.get_ident).result(timeout=5)
+    assert runtime.call_later(0, threading.get_ident).result(timeout=5) == loop_thread
+
+
+def test_it_is_not_called_before_it_is_due(runtime):
+    start = time.monotonic()
+
+    called = runtime.call_later(0.05, time.monotonic).result(timeout=5)
+    called_at = runtime.call_at(start + 0.1, time.monotonic).result(timeout=5)
+
+    assert called - start >= 0.05
+    assert called_at - start >= 0.1
+
+
+def test_what_is_due_first_is_called_first(runtime):
+    order = []
+    tasks = [runtime.call_later(delay, order.append, delay) for delay in (0.06, 0.02, 0.04)]
+    concurrent.futures.wait(tasks, timeout=5)
+
+    assert order == [0.02, 0.04, 0.06]
+
+
+def test_the_past_is_due_at_once(runtime):
+    assert runtime.call_at(0, int, "7").result(timeout=5) == 7
+
+
+@pytest.mark.parametrize("fn", [double, divmod])
+def test_cancelled_before_it_is_due_it_is_never_called(runtime, fn):
+    task = runtime.call_later(60, fn, 1)
+    runtime.flush(timeout=5)
+    assert not task.running()
+
+    assert task.cancel("not needed") is True
+
+    with pytest.raises(concurrent.futures.CancelledError, match="not needed"):
+        task.result(timeout=5)
+
+
+def test_cancelled_on_the_loops_thread_when_it_is_due_already_it_is_not_called(runtime):
+    """The timer had fired into the loop's queue: it was called though cancel() had returned True."""
+
+    def cancel():
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:
+            pass
+        cancelled.append(task.cancel())
+
+    called, cancelled = [], []
+
+    def submit():
+        nonlocal task
+        task = runtime.call_later(0.01, called.append, 1)
+
+    task = None
+    runtime.call_soon(submit).result(timeout=5)
+    runtime.call_soon(cancel).result(timeout=5)
+    runtime.flush(timeout=5)
+
+    assert cancelled == [True]
+    with pytest.raises(concurrent.futures.CancelledError):
+        task.result(timeout=5)
+    assert called == []
+
+
+def test_an_async_function_that_runs_is_cancelled_as_any_work(runtime):
+    async def work():
+        started.set()
+        await asyncio.sleep(60)
+
+    started = threading.Event()
+    task = runtime.call_later(0, work)
+    assert started.wait(timeout=5)
+    task.cancel()
+
+    with pytest.raises(concurrent.futures.CancelledError):
+        task.result(timeout=5)
+
+
+def test_its_error_comes_out_of_the_handle(runtime):
+    with pytest.raises(ZeroDivisionError):
+        runtime.call_later(0, divmod, 1, 0).result(timeout=5)
+
+
+@pytest.mark.parametrize("delay", [1e6, 1e12, 1e300])
+def test_a_delay_of_ages_is_held_and_can_be_cancelled(runtime, delay):
+    task = runtime.call_later(delay, int)
+    runtime.flush(timeout=5)
+
+    assert task in runtime.tasks()
+    assert not task.done()
+    assert task.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        task.result(timeout=5)
+
+
+def test_flush_and_shutdown_do_not_wait_for_what_is_not_due(caplog):
+    called = []
+    with Runtime(name="later") as runtime:
+        task = runtime.call_later(60, called.append, 1)
+        runtime.flush(timeout=5)
+    assert task.cancelled()
+    assert called == []
+    assert caplog.records == []

@@ -1,0 +1,145 @@
+"""`every` calls a function at a fixed rate, whatever happens in a turn, until its handle is cancelled or the program ends."""
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+
+import pytest
+
+from omniloop import Runtime
+
+
+class Turns:
+    """Counts its calls, and tells when there were enough."""
+
+    def __init__(self, enough):
+        self.times = []
+        self.enough = threading.Event()
+        self._wanted = enough
+
+    def __call__(self):
+        self.times.append(time.monotonic())
+        if len(self.times) >= self._wanted:
+            self.enough.set()
+
+    async def turn(self):
+        await asyncio.sleep(0)
+        self()
+
+
+def test_a_plain_function_is_called_again_and_again_until_it_is_cancelled(runtime):
+    turns = Turns(5)
+    task = runtime.every(0.002, turns)
+    assert turns.enough.wait(timeout=5)
+
+    assert task.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        task.result(timeout=5)
+    count = len(turns.times)
+    runtime.call_later(0.02, int).result(timeout=5)
+    assert len(turns.times) == count
+
+
+def test_an_async_function_is_awaited_each_turn(runtime):
+    turns = Turns(5)
+    runtime.every(0.002, turns.turn)
+
+    assert turns.enough.wait(timeout=5)
+
+
+@pytest.mark.parametrize("immediately", [True, False])
+def test_the_first_turn_comes_after_one_interval_or_at_once(runtime, immediately):
+    turns = Turns(1)
+    start = time.monotonic()
+    runtime.every(0.2, turns, immediately=immediately)
+    assert turns.enough.wait(timeout=5)
+
+    assert (turns.times[0] - start < 0.19) is immediately
+
+
+def test_turns_do_not_drift_and_missed_ones_are_left_out(runtime):
+    """Counted from the start: the length of a turn, and the lateness of a timer, do not add up."""
+    turns = Turns(6)
+
+    def slow():
+        turns()
+        if len(turns.times) == 2:
+            # Misses two turns.
+            until = time.monotonic() + 0.11
+            while time.monotonic() < until:
+                pass
+
+    start = time.monotonic()
+    runtime.every(0.05, slow)
+    assert turns.enough.wait(timeout=5)
+
+    numbers = [(moment - start) / 0.05 for moment in turns.times]
+    assert all(number >= due - 0.05 for number, due in zip(numbers, (1, 2, 4.1, 5, 6, 7), strict=True))
+    assert numbers == sorted(numbers)
+
+
+def test_turns_do_not_overlap(runtime):
+    inside, most, over = 0, 0, threading.Event()
+
+    async def turn():
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0.005)
+        inside -= 1
+        if count() >= 5:
+            over.set()
+
+    calls = []
+
+    def count():
+        calls.append(1)
+        return len(calls)
+
+    runtime.every(0.001, turn)
+    assert over.wait(timeout=5)
+    assert most == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, StopIteration])
+def test_a_turn_that_fails_is_reported_and_the_next_one_comes(runtime, failures, error):
+    turns = Turns(3)
+
+    def fails():
+        turns()
+        raise error("of the turn")
+
+    task = runtime.every(0.002, fails, name="mine")
+    assert turns.enough.wait(timeout=5)
+    task.cancel()
+    concurrent.futures.wait([task], timeout=5)
+    runtime.flush(timeout=5)
+
+    assert len(failures) >= 2
+    assert {type(failure.exception) for failure in failures} == {error}
+    assert "A turn of 'mine' failed; the next one comes" in failures[0].message
+
+
+def test_jitter_makes_a_turn_later_never_earlier(runtime):
+    turns = Turns(5)
+    start = time.monotonic()
+    runtime.every(0.01, turns, jitter=0.005)
+    assert turns.enough.wait(timeout=5)
+
+    assert all(moment - start >= 0.0099 * number for number, moment in enumerate(turns.times, 1))
+
+
+def test_flush_and_shutdown_do_not_wait_for_it_and_say_nothing(caplog):
+    with Runtime(name="periodic") as runtime:
+        task = runtime.every(60, int)
+        runtime.flush(timeout=5)
+        assert task in runtime.tasks()
+
+    assert task.cancelled()
+    assert caplog.records == []
+
+
+def test_it_is_named_after_the_interval_and_the_function(runtime):
+    assert runtime.every(60, int).get_name() == "every 60 s: int"
+    assert runtime.every(0.5, int, name="mine").get_name() == "mine"
