@@ -133,6 +133,7 @@ weakref.finalize(plain2, lambda: tell("weakref.finalize made last"))
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.heavy
 def test_nothing_crashes_the_interpreter_while_tasks_print_without_end():
     """A loop thread that still prints at finalisation: "could not acquire lock for <stdout>", exit status -6, in 17 to 20 of 30 runs."""
     program = """

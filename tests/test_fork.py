@@ -9,7 +9,8 @@ from children import run_child
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 
 # Where a test forks with work pending, CPython is right to warn: threads are there.
-QUIET = ["-W", "ignore::DeprecationWarning"]
+# And in development mode, of what the test programs themselves leave open.
+QUIET = ["-W", "ignore::DeprecationWarning", "-W", "ignore::ResourceWarning"]
 
 START = """
 import asyncio, gc, os, signal, sys, threading, time
@@ -336,6 +337,7 @@ print("parent", run(answer()))
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.heavy
 def test_a_fork_while_eight_threads_submit_loses_nothing_and_leaves_every_child_working():
     result = run_child(
         START
@@ -408,6 +410,7 @@ print(threading.active_count() <= threads)
 """
 
 
+@pytest.mark.heavy
 def test_many_forks_under_load_lose_no_task_and_leak_no_descriptor_and_no_thread():
     result = run_child(START + MANY_FORKS.replace("FORKS", "150"), flags=QUIET)
 

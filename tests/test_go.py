@@ -213,6 +213,7 @@ def test_a_finalisers_work_does_not_run_in_the_middle_of_other_work(runtime):
     assert order == ["begins", "ends", "the finaliser's"]
 
 
+@pytest.mark.heavy
 def test_work_may_start_work_that_starts_work_ten_thousand_deep(runtime):
     reached = threading.Event()
 
