@@ -9,9 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from children import run_child
+from children import Result, run_child
 
 pytest.importorskip("sentry_sdk")
+
+# Importing it takes a second, and several where the machine is busy.
+pytestmark = pytest.mark.timeout(30)
 
 
 class Collector:
@@ -81,9 +84,13 @@ PROGRAM = """
 """
 
 
+def run_program(source: str) -> Result:
+    return run_child(source, timeout=25)
+
+
 @pytest.mark.parametrize("first", ["import omniloop", "import sentry_sdk"])
 def test_events_of_draining_work_arrive_whichever_was_imported_first(collector, first):
-    result = run_child(PROGRAM.format(first=first, dsn=collector.dsn) + "    go(tell())")
+    result = run_program(PROGRAM.format(first=first, dsn=collector.dsn) + "    go(tell())")
 
     assert result.code == 0, result.stderr
     assert collector.messages == ["started", "told while draining"]
@@ -92,7 +99,7 @@ def test_events_of_draining_work_arrive_whichever_was_imported_first(collector, 
 @pytest.mark.parametrize("first", ["import omniloop", "import sentry_sdk"])
 def test_a_forgotten_failure_while_draining_is_an_event(collector, first):
     """The report is a log record of level ERROR, and those Sentry's logging integration takes."""
-    result = run_child(PROGRAM.format(first=first, dsn=collector.dsn) + "    go(fail())")
+    result = run_program(PROGRAM.format(first=first, dsn=collector.dsn) + "    go(fail())")
 
     assert result.code == 0
     assert collector.messages == ["started", "lost while draining"]
@@ -100,7 +107,7 @@ def test_a_forgotten_failure_while_draining_is_an_event(collector, first):
 
 @pytest.mark.parametrize("first", ["import omniloop", "import sentry_sdk"])
 def test_a_failure_that_is_held_to_the_end_is_an_event(collector, first):
-    result = run_child(PROGRAM.format(first=first, dsn=collector.dsn) + "    held = go(fail())")
+    result = run_program(PROGRAM.format(first=first, dsn=collector.dsn) + "    held = go(fail())")
 
     assert result.code == 0
     assert collector.messages == ["started", "lost while draining"]
@@ -120,7 +127,7 @@ def test_a_failure_that_is_held_to_the_end_is_an_event(collector, first):
     ids=["used before", "first use"],
 )
 def test_events_of_work_that_a_thread_submits_after_the_main_thread_ended_arrive(collector, before):
-    result = run_child(
+    result = run_program(
         PROGRAM.format(first="import omniloop", dsn=collector.dsn)
         + f"""
     import threading
@@ -136,7 +143,7 @@ def test_events_of_work_that_a_thread_submits_after_the_main_thread_ended_arrive
 
 def test_the_scope_of_the_view_goes_with_the_task(collector):
     """Sentry keeps its scopes in context variables."""
-    result = run_child(
+    result = run_program(
         PROGRAM.format(first="", dsn=collector.dsn)
         + """
     async def tell_tag():

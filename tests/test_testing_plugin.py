@@ -10,6 +10,9 @@ import omniloop
 
 pytest_plugins = ["pytester"]
 
+# A pytest with its plugins takes a second to start, and several where the machine is busy.
+pytestmark = pytest.mark.timeout(30)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,7 +36,7 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path_f
         pytester.makeini(f"[pytest]\nfilterwarnings = error\nomniloop_timeout = 0.3\n{ini}")
         pytester.makepyfile(source)
         by_name = ("-p", "omniloop") if alone else ()
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *by_name, *args, timeout=9)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *by_name, *args, timeout=25)
 
     return run
 
@@ -392,6 +395,14 @@ def test_it_works_beside_pytest_asyncio_and_anyio(inner, mode):
 
     result.assert_outcomes(passed=6, errors=2)
     result.stdout.fnmatch_lines(["*submitted at*in test_asyncio_leak,*", "*line 42, in test_anyio_loss*"])
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan"])
+def test_a_timeout_that_is_no_number_is_refused_at_the_start(inner, text):
+    result = inner("def test_it(): pass", "-o", f"omniloop_timeout={text}")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*omniloop_timeout='{text}': give seconds as a number of 0 or more."])
 
 
 def test_the_fixtures_are_listed_with_their_first_words(inner):

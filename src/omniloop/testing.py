@@ -159,6 +159,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    _timeout(config)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     # After the fixtures, which may still submit.
@@ -222,10 +226,21 @@ def omniloop_clock(request: pytest.FixtureRequest) -> Iterator[Clock]:
         runtime.configure(loop_factory=former)
 
 
+def _timeout(config: pytest.Config) -> float:
+    text = config.getini("omniloop_timeout")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise pytest.UsageError(f"omniloop_timeout={text!r}: give seconds as a number of 0 or more.")
+    return seconds
+
+
 def _flush(runtime: Runtime, config: pytest.Config) -> list[str]:
     """Wait for what is left; name what does not end."""
     try:
-        runtime.flush(float(config.getini("omniloop_timeout")))
+        runtime.flush(_timeout(config))
     except WaitTimeoutError as error:
         return [describe(task) for task in _unfinished(runtime)] or [f"  {error}"]
     return []
