@@ -8,7 +8,7 @@ class Stats(NamedTuple):
     What a runtime has done in this process, and what it does now. Immutable.
 
     When the runtime is quiet, ``accepted == finished + running + scheduled + queue_depth``; while work comes and goes, a count
-    may be behind by what comes and goes during the look. The first six never go down, so that they can be counters.
+    may be behind by what comes and goes during the look. The first five never go down, so that they can be counters.
 
     Attributes:
         accepted: Submissions that were accepted, of every kind.
