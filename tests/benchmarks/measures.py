@@ -385,5 +385,10 @@ def percentile(costs: list[float], share: float) -> float:
     return sorted(costs)[min(len(costs) - 1, int(len(costs) * share))]
 
 
+def calm(costs: list[float]) -> float:
+    """What the quarter of the rounds that was disturbed least stayed below."""
+    return percentile(costs, 0.25)
+
+
 def median(costs: list[float]) -> float:
     return statistics.median(costs)

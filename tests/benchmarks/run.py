@@ -1,8 +1,9 @@
 """
 Measure omniloop beside what a user would pick instead: ``python tests/benchmarks/run.py``.
 
-In one process per event loop all contenders take turns, round by round, so that what else the machine does hits all alike;
-medians are shown, and the median of each round's ratio.
+In one process per event loop all contenders take turns, round by round, so that what else the machine does hits all alike.
+Shown are the median of the rounds, and the calm quarter: what the machine adds comes and goes, what the code costs stays. Ratios are
+those of the calm quarters.
 """
 
 import argparse
@@ -19,6 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
 HERE = Path(__file__).parent
+# For --quick: seconds for a measure, once it has had so many rounds.
+BUDGET = 4.0
+ENOUGH = 3
 CHART = HERE.parents[1] / "docs" / "explanation" / "speed.svg"
 
 
@@ -82,8 +86,8 @@ def in_child(loop: str, rounds: int, only: str, quick: bool) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Take all samples; by measure and contender: median, p99, and the ratio to ours."""
-    from measures import OURS, everything, median, percentile
+    """Take all samples; by measure and contender: seconds, and the ratio to ours."""
+    from measures import OURS, calm, everything, median, percentile
 
     import omniloop
 
@@ -105,24 +109,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         samples: dict[str, list[list[float]]] = {name: [] for name in measure.contenders}
         names = list(measure.contenders)
         for turn in range(max(1, round(options.rounds * measure.rounds))):
+            if options.quick and turn >= ENOUGH and time.perf_counter() - began > BUDGET:
+                break
             # Another one goes first each time.
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 samples[name].append(measure.contenders[name]())
-        ours = samples[OURS]
+        middles = {name: [median(costs) for costs in them] for name, them in samples.items()}
+        # Of each round, and not of all: a pause of the machine is in few rounds.
+        tails = {name: [percentile(costs, 0.99) for costs in them] for name, them in samples.items()}
         results[measure.name] = {
             name: {
                 "unit": measure.unit,
-                "median": median([cost for costs in them for cost in costs]),
-                # Of each round, and of those the median: a pause of the machine is in few rounds.
-                "p99": median([percentile(costs, 0.99) for costs in them]),
-                # Of neighbours in time: what slows the machine for a while slows both.
-                "ratio": median([median(costs) / median(our) for costs, our in zip(them, ours, strict=True)]),
-                "tail ratio": median(
-                    [percentile(costs, 0.99) / percentile(our, 0.99) for costs, our in zip(them, ours, strict=True)]
-                ),
-                "tail": measure.tail,
+                "median": median(middles[name]),
+                "best": calm(middles[name]),
+                "ratio": calm(middles[name]) / calm(middles[OURS]),
+                "tail": calm(tails[name]) if measure.tail else None,
+                "tail ratio": calm(tails[name]) / calm(tails[OURS]),
             }
-            for name, them in samples.items()
+            for name in samples
         }
         print(f"{measure.name}: {time.perf_counter() - began:.1f} s", file=sys.stderr)
     return results
@@ -156,12 +160,15 @@ _CORES: list[int] = []
 def show(loop: str, results: dict[str, Any]) -> None:
     """Print one table."""
     machine = f"CPython {platform.python_version()}, {loop}, {os.cpu_count()} cores"
-    print(f"\n{machine}\n{'measure':30} {'contender':28} {'median':>10} {'p99':>10} {'ratio':>8}")
+    print(f"\n{machine}\n{'measure':35} {'contender':28} {'median':>10} {'calm':>10} {'p99':>10} {'ratio':>7}")
     for name, row in results.items():
         for contender, it in row.items():
             scale = {"µs": 1e6, "ms": 1e3, "bytes": 1}[it["unit"]]
-            tail = f"{it['p99'] * scale:10.1f}" if it["tail"] else " " * 10
-            print(f"{name:30} {contender:28} {it['median'] * scale:10.2f} {tail} {it['ratio']:8.2f}  {it['unit']}")
+            tail = "" if it["tail"] is None else f"{it['tail'] * scale:.1f}"
+            print(
+                f"{name:35} {contender:28} {it['median'] * scale:10.2f} {it['best'] * scale:10.2f} {tail:>10} {it['ratio']:7.2f}"
+                f"  {it['unit']}"
+            )
             name = ""
 
 
