@@ -2,8 +2,10 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import gc
 import inspect
+import linecache
 import sys
 import threading
 import time
@@ -309,6 +311,49 @@ def test_ctrl_c_while_waiting_for_room_refuses_and_loses_no_place():
         "",
         0,
     )
+
+
+def test_ctrl_c_at_any_line_of_a_submission_loses_no_place():
+    def interrupt_at(line):
+        """Raise at the given line event of the bounded path, as a signal handler may."""
+        lines = 0
+
+        def trace(frame, event, arg):
+            nonlocal lines
+            if frame.f_code.co_name not in ("_put_bounded", "admit", "delivered"):
+                return trace if frame.f_code.co_name in ("go", "_go") else None
+            # Not where a `with` enters or leaves: there the interpreter lets no signal handler come in between.
+            if event == "line" and "with self._lock" not in linecache.getline(frame.f_code.co_filename, frame.f_lineno):
+                lines += 1
+                if lines == line:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        coro = value()
+        sys.settrace(trace)
+        try:
+            runtime.go(coro)
+        finally:
+            sys.settrace(None)
+            runtime.flush(5)
+            coro.close()
+
+    former = sys.gettrace()
+    line = 0
+    with Runtime(max_pending=1, when_full="raise") as runtime:
+        try:
+            while True:
+                line += 1
+                with contextlib.suppress(KeyboardInterrupt):
+                    interrupt_at(line)
+                    break
+        finally:
+            sys.settrace(former)
+        places = len(runtime._bounds._places)
+
+    assert places == 0
+    assert line > 8
 
 
 # --- dropping ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import gc
 import itertools
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -70,9 +71,7 @@ def test_a_result_that_is_there_does_not_wait_for_the_next_items():
 
     def items():
         yield 1
-        task = omniloop.tasks()
-        if task:
-            task[-1].exception(5)
+        omniloop.flush(5)
         yield 2
         assert handed_out.wait(5)
         yield 3
@@ -193,6 +192,25 @@ def test_an_error_in_the_items_comes_out_and_the_rest_is_cancelled():
         list(omniloop.map(work, items()))
 
     assert ended == [0]
+
+
+def test_an_error_that_came_out_is_not_kept_alive():
+    class MyError(Exception):
+        pass
+
+    async def fail(number):
+        raise MyError
+
+    gc.disable()
+    try:
+        for ordered in (True, False):
+            try:
+                next(omniloop.map(fail, [1], ordered=ordered))
+            except MyError as error:
+                watched = weakref.ref(error)
+            assert watched() is None
+    finally:
+        gc.enable()
 
 
 def test_another_runtime_can_be_given():

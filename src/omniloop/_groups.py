@@ -73,7 +73,7 @@ class TaskGroup:
         # No lock: each of the following is changed by single, atomic steps. A submission takes a ticket, and then looks whether the
         # group has ended; the end is marked, and then looks for tickets.
         self._unfinished: dict[object, Task[Any] | None] = {}
-        self._failed: list[Task[Any]] = []
+        self._failed: dict[Task[Any], None] = {}
         self._wakers: list[Callable[[], object]] = []
         self._entered = Lock()
         # Held from the moment when all was asked to end; once, because a second time would interrupt the clean-up.
@@ -273,34 +273,36 @@ class TaskGroup:
                 close_unstarted(work)
                 raise self._refuse()
             task = start()
+            self._unfinished[ticket] = task
+            if self._asked.locked():
+                # In between, by another thread.
+                task.cancel()
+            task._when_done(partial(self._done, ticket, task))
         except BaseException:
+            # Refused; or Ctrl-C at any point, which must not leave a ticket behind that nobody gives back.
             self._leave(ticket)
             raise
-        self._unfinished[ticket] = task
-        if self._asked.locked():
-            # In between, by another thread.
-            task.cancel()
-        task._when_done(partial(self._done, ticket, task))
         return task
 
     def _refuse(self) -> ClosedError:
         why = "has ended" if self._ended else "was cancelled"
         if self._failed:
-            why = f"was cancelled, because {self._failed[0].get_name()} failed"
+            why = f"was cancelled, because {next(iter(self._failed)).get_name()} failed"
         elif self._timed_out:
             why = f"was cancelled after {self._timeout} s"
         error = self._refusals[get_ident()] = ClosedError(f"The TaskGroup {why}: it takes no more. Make a new one.")
         return error
 
     def _done(self, ticket: object, task: Task[Any]) -> None:
+        """Note how *task* ended. May be called again."""
         if task._ended()[0] is FAILED:
-            self._failed.append(task)
+            self._failed[task] = None
             if not self._supervised:
                 self.cancel()
         self._leave(ticket)
 
     def _leave(self, ticket: object) -> None:
-        del self._unfinished[ticket]
+        self._unfinished.pop(ticket, None)
         if not self._unfinished:
             for wake in self._wakers.copy():
                 wake()
@@ -321,10 +323,17 @@ class TaskGroup:
 
     def _check(self) -> Task[Any] | None:
         """One of the unfinished; ForkedError if they are the parent process's."""
-        task = next((task for task in list(self._unfinished.values()) if task is not None), None)
-        if task is not None and not task.done():
-            task._owner.check()
-        return task
+        found = None
+        for ticket, task in list(self._unfinished.items()):
+            if task is None:
+                continue
+            if task.done():
+                # About to be noted; or never, because Ctrl-C came in the middle of that, where it was done at once.
+                self._done(ticket, task)
+            elif found is None:
+                task._owner.check()
+                found = task
+        return found
 
     def _end(self) -> bool:
         """End the group if all is done."""
@@ -552,7 +561,11 @@ class _Window:
                 task._owner.wait_with(task, partial(self._gate.acquire, True), None)
             task = self._done.popleft()
         del self._tasks[task]
-        return task.result()
+        try:
+            return task.result()
+        finally:
+            # This frame is in the traceback of an error that the task holds: a cycle, which would keep both alive.
+            del task
 
     def close(self) -> None:
         """Cancel what is on its way and wait for its clean-up."""

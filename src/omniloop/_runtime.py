@@ -118,7 +118,8 @@ class Runtime:
         Start a coroutine, or any awaitable, on the loop; return its handle at once.
 
         Does not block and takes no lock, so that it may be called anywhere: in signal handlers and finalisers too, and on
-        the loop's own thread, where the coroutine starts after the current callback.
+        the loop's own thread, where the coroutine starts after the current callback. Only where `max_pending` is set, and
+        reached, does `when_full` decide: by default to wait for room.
 
         Args:
             name: For logs and `tasks()`. By default the name of the coroutine.
@@ -129,6 +130,7 @@ class Runtime:
             NotAsyncError: if *coro* can't be awaited here; the message names the call that was meant.
             ClosedError: if the runtime is shut down, or the interpreter ends. The coroutine is closed.
             CannotStartError: if this was the first use, and no thread can be started here.
+            FullError: if `max_pending` is reached, and this call is not to wait, or may not.
         """
         return self._go(coro, name, context, daemon, _getframe(1))
 
@@ -158,6 +160,7 @@ class Runtime:
             NotAsyncError: if *fn* is async, or can't be called.
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
+            FullError: if `max_pending` is reached, and this call is not to wait, or may not.
         """
         return self._call_soon(fn, args, context, _getframe(1))
 
@@ -232,6 +235,7 @@ class Runtime:
             NotAsyncError: if *fn* is async, or can't be called.
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if no thread can be started here.
+            FullError: if `max_pending` is reached, and this call is not to wait, or may not.
         """
         return self._to_thread(fn, args, kwargs, _getframe(1))
 
@@ -556,9 +560,9 @@ class Runtime:
         if not self._bounded or task._daemon is KEEPER:
             return put(task)
         bounds = self._bounds
-        if not bounds.admit(task, self._life, when_full):
-            return task
         try:
+            if not bounds.admit(task, self._life, when_full):
+                return task
             # After a wait for room it may be another.
             task._owner = self._life
             task._when_done(partial(bounds.leave, task))
@@ -607,11 +611,11 @@ class Runtime:
 
     # --- what the process tells ---------------------------------------------------------------------------------------
 
-    def _before_fork(self) -> None:
-        self._life.before_fork()
+    def _held_by_fork(self) -> Life:
+        return self._life
 
     def _after_fork_in_parent(self) -> None:
-        self._life.after_fork_in_parent()
+        self._life.catch_up()
 
     def _after_fork_in_child(self) -> None:
         # Another thread may have held it at the fork.
