@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 from celery import Celery
 from celery.signals import worker_process_shutdown
+from celery.utils.log import get_task_logger
 
 import omniloop
 
@@ -37,6 +38,7 @@ app = Celery(
 # Celery ends its worker processes by os._exit, so that no exit hook of Python runs; it tells them of the end by this.
 @worker_process_shutdown.connect
 def drain(**_: object) -> None:
+    get_task_logger(__name__).info("draining %s", omniloop.shared_runtime())
     omniloop.shutdown()
 
 

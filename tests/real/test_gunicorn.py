@@ -41,13 +41,14 @@ def gunicorn(
         yield running, url
 
 
-@pytest.mark.parametrize("app", ["app:app", "used_in_master:app"])
-@pytest.mark.parametrize("options", ["--worker-class=sync", "--worker-class=gthread --threads=4"])
-@pytest.mark.parametrize("preload", ["", "--preload"])
-def test_a_graceful_stop_drains(tmp_path, app, options, preload):
+@pytest.mark.parametrize("worker", ["--worker-class=sync", "--worker-class=gthread --threads=4"])
+@pytest.mark.parametrize(
+    ("app", "preload"), [("app:app", ""), ("app:app", "--preload"), ("used_in_master:app", "--preload")]
+)
+def test_a_graceful_stop_drains(tmp_path, app, preload, worker):
     with (
         servers.collector(tmp_path) as collector,
-        gunicorn(tmp_path, collector.url, "--workers=2", *options.split(), *preload.split(), app=app) as (server, url),
+        gunicorn(tmp_path, collector.url, "--workers=2", *worker.split(), *preload.split(), app=app) as (server, url),
     ):
         collector.hold()
         load = servers.load(url, 30, tmp_path)

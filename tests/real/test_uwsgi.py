@@ -45,10 +45,8 @@ def uwsgi(tmp_path: Path, service: str, *options: str, app: str = "app:app") -> 
     [
         ("app:app", ""),
         ("app:app", "--threads=2"),
-        ("app:app", "--lazy-apps"),
         ("used_in_master:app", "--lazy-apps"),
         # Without this option uWSGI forks while another thread may hold the interpreter's lock; see docs/how-to/uwsgi.md.
-        ("used_in_master:app", "--py-call-uwsgi-fork-hooks"),
         ("used_in_master:app", "--py-call-uwsgi-fork-hooks --threads=2"),
     ],
 )
