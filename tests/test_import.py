@@ -2,6 +2,8 @@
 
 import statistics
 
+import pytest
+
 from children import run_child
 from test_floors import FLOORS
 
@@ -45,6 +47,8 @@ def test_every_public_name_can_be_had_and_is_sorted():
     assert (result.code, result.stderr) == (0, "")
 
 
+# Fifteen interpreters, one after the other, on a machine that may be busy.
+@pytest.mark.timeout(40)
 def test_importing_costs_little_more_than_asyncio(capsys, tmp_path):
     """
     Measured side by side, each time in a fresh interpreter, so that the state of the machine touches both alike.
@@ -62,7 +66,7 @@ def test_importing_costs_little_more_than_asyncio(capsys, tmp_path):
         return float(result.stdout)
 
     seconds("asyncio, concurrent.futures, omniloop")  # writes the bytecode
-    rounds = [(seconds("asyncio, concurrent.futures"), seconds("omniloop")) for _ in range(9)]
+    rounds = [(seconds("asyncio, concurrent.futures"), seconds("omniloop")) for _ in range(7)]
     asyncios, omniloops = (statistics.median(times) for times in zip(*rounds, strict=True))
 
     with capsys.disabled():
