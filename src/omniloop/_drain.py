@@ -53,7 +53,7 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
             while not interruptions and drain(life, deadline, show):
                 # Daemons, and tasks that were made without the runtime, when the others are done: those may need them.
                 last = time.monotonic() + cancel_timeout
-                if not _cancel(life, last):
+                if not _cancel(life, last, patient=True):
                     break
                 if _refuse(life, last):
                     return interruptions
@@ -143,12 +143,16 @@ def _acquire(gate: Lock, deadline: float) -> bool:
     return gate.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
 
 
-def _cancel(life: Life, deadline: float) -> bool:
-    """Cancel all that is left on the loop and await its clean-up; False if that was not over at the *deadline*."""
+def _cancel(life: Life, deadline: float, patient: bool = False) -> bool:
+    """
+    Cancel all that is left on the loop and await its clean-up; False if that was not over at the *deadline*.
+
+    *patient*: not if there is work to drain, which came meanwhile.
+    """
     if life.thread is None or not life.thread.alive:
         return True
     try:
-        future = asyncio.run_coroutine_threadsafe(_cancel_all(life, deadline), life.thread.loop)
+        future = asyncio.run_coroutine_threadsafe(_cancel_all(life, deadline, patient), life.thread.loop)
     except RuntimeError:
         # The loop was closed by somebody else.
         return True
@@ -159,11 +163,14 @@ def _cancel(life: Life, deadline: float) -> bool:
         return False
 
 
-async def _cancel_all(life: Life, deadline: float) -> bool:
+async def _cancel_all(life: Life, deadline: float, patient: bool) -> bool:
     asked: set[asyncio.Task[Any]] = set()
     # While something is kept open, half of the time is for closing it.
     halftime = (time.monotonic() + deadline) / 2
     while True:
+        if patient and not life.ledger.is_quiet():
+            # What was accepted since the draining is to be done, and not cancelled; the bare tasks may be its own.
+            return True
         life.ledger.cancel_timers()
         left = {task for task in asyncio.all_tasks() if not _cancels_all(task) and not task.done()}
         if not left:
@@ -247,6 +254,9 @@ def _end(life: Life, deadline: float, dropped: dict[Task[Any], str]) -> None:
             except RuntimeError:
                 # The loop was closed by somebody else; its thread ends by itself.
                 joined = thread.join(_JOIN_TIMEOUT)
+        else:
+            # It leaves for a fork, or has left.
+            joined = thread.join(_JOIN_TIMEOUT)
         busy = life.workers.stop(
             max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT if not dropped else _JOIN_TIMEOUT
         )

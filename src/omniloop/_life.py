@@ -142,9 +142,6 @@ class Life:
                 "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
             )
         _process.watch(self._watched)
-        if _process.is_forking():
-            # A thread that starts now would be in the fork's way; `after_fork_in_parent` starts it.
-            return
         me = Lock()
         me.acquire()
         try:
@@ -156,6 +153,9 @@ class Life:
                 return
             if self.thread is None:
                 self._make()
+            if _process.is_forking():
+                # A thread that starts now would be in the fork's way; `catch_up` starts it afterwards.
+                return
             assert self.thread is not None and self._workers is not None
             self._workers.start_one()
             self.watch()
@@ -207,11 +207,17 @@ class Life:
         if self.inbox.closed:
             self.inbox.give_token_back()
         elif thread is not None and thread.alive:
-            thread.post(self.ledger.empty)
+            thread.post(self._empty)
             if self._watchdog is not None and self._watchdog.must_be_told:
                 self._watchdog.wake()
         else:
             self.start()
+
+    def _empty(self) -> None:
+        # A thread that leaves for a fork, because all was quiet, must not start anything in its last turn of the loop: it would
+        # be left hanging. The next start looks into the inbox first.
+        if self.thread is not None and self.thread.alive:
+            self.ledger.empty()
 
     # --- watching -----------------------------------------------------------------------------------------------------
 
@@ -577,7 +583,7 @@ class Life:
                 wait_until_gone(native_ids)
 
     def after_fork_in_parent(self) -> None:
-        """Go on as before."""
+        """Let the loop go on as before."""
         thread = self.thread
         if thread is not None and thread.is_current():
             return
@@ -588,6 +594,10 @@ class Life:
                 return
             if thread is not None:
                 thread.resume()
+
+    def catch_up(self) -> None:
+        """After a fork: start the threads if there is something for them to do."""
+        thread = self.thread
         if not self.inbox.closed and (self.inbox or (thread is not None and not thread.alive and thread.is_wanted())):
             # What was submitted meanwhile; or the loop serves something that is no task: a socket, a timer.
             with suppress(CannotStartError):

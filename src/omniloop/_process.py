@@ -12,10 +12,17 @@ from types import CodeType, FrameType
 from typing import Any, Final, Protocol
 
 
+class Held(Protocol):
+    """What holds still for a fork."""
+
+    def before_fork(self) -> None: ...
+    def after_fork_in_parent(self) -> None: ...
+
+
 class Watched(Protocol):
     """What a runtime does when its process forks or ends."""
 
-    def _before_fork(self) -> None: ...
+    def _held_by_fork(self) -> "Held": ...
     def _after_fork_in_parent(self) -> None: ...
     def _after_fork_in_child(self) -> None: ...
     def _drain_early(self, since: float) -> bool: ...
@@ -85,8 +92,9 @@ _watched: set[Watched] = set()
 _exiting = False
 _pid = os.getpid()
 
-# Thread by thread, how many forks it is in the middle of. Other libraries' fork hooks run in between.
-_forking: dict[int, int] = {}
+# Thread by thread, the forks that it is in the middle of, and what each holds. Other libraries' fork hooks run in between, and
+# meanwhile another thread may end what is held, and begin anew.
+_forking: dict[int, list[list[Held]]] = {}
 
 
 def watch(runtime: Watched) -> None:
@@ -256,16 +264,20 @@ atexit.register(_drain_at_exit)
 
 def _before() -> None:
     ident = threading.get_ident()
-    _forking[ident] = _forking.get(ident, 0) + 1
+    held: list[Held] = []
+    _forking.setdefault(ident, []).append(held)
     for runtime in list(_watched):
-        runtime._before_fork()
+        held.append(runtime._held_by_fork())
+        held[-1].before_fork()
 
 
 def _after_in_parent() -> None:
     ident = threading.get_ident()
-    _forking[ident] -= 1
+    held = _forking[ident].pop()
     if not _forking[ident]:
         del _forking[ident]
+    for thing in held:
+        thing.after_fork_in_parent()
     for runtime in list(_watched):
         runtime._after_fork_in_parent()
 

@@ -51,9 +51,12 @@ async def work(kind, rng):
             case "waits for ever":
                 await asyncio.Event().wait()
     finally:
-        if rng.random() < 0.3:
-            await asyncio.sleep(0)
-        next(ended)
+        # A second cancellation may interrupt the clean-up.
+        try:
+            if rng.random() < 0.3:
+                await asyncio.sleep(0)
+        finally:
+            next(ended)
     return kind
 
 KINDS = ["at once"] * 6 + ["sleeps", "yields", "fails", "poisons", "cancels itself", "spawns", "uses a thread", "waits for ever"]
