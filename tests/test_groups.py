@@ -629,6 +629,8 @@ def test_ctrl_c_at_any_line_of_a_submission_leaves_no_block_waiting_for_ever():
                     group.go(coro)
                 finally:
                     sys.settrace(None)
+            # Nothing that the block would have waited for, for `cancel_timeout` at the most.
+            assert not group._unfinished
         omniloop.flush(5)
         for coro in coros:
             coro.close()

@@ -267,8 +267,8 @@ class TaskGroup:
 
     def _add(self, work: object, start: Callable[[], Task[T]]) -> Task[T]:
         ticket = object()
-        self._unfinished[ticket] = None
         try:
+            self._unfinished[ticket] = None
             if self._ended or self._asked.locked():
                 close_unstarted(work)
                 raise self._refuse()
