@@ -128,8 +128,9 @@ def test_the_autoreload_of_runserver_drains_and_goes_on(tmp_path, database):
 @SERVER
 def test_nothing_is_started_after_a_rollback_in_a_view(tmp_path, database):
     with servers.collector(tmp_path) as collector, runserver(tmp_path, collector.url) as (server, url):
-        with pytest.raises(urllib.error.HTTPError, match="409"):
+        with pytest.raises(urllib.error.HTTPError, match="409") as answer:
             urllib.request.urlopen(f"{url}/accounts", b"name=rolled+back", timeout=servers.PATIENCE)
+        answer.value.close()
         # Later than what the rolled back request would have left.
         load = servers.load(url, 1, tmp_path)
         servers.wait_until(lambda: sum(collector.arrived().values()) >= 3, server.log)
