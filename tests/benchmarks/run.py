@@ -189,11 +189,11 @@ def ratio(results: dict[str, Any], measure: str, against: str) -> float | None:
 
 def check(loop: str, results: dict[str, Any], options: argparse.Namespace) -> list[str]:
     """Compare with the floors; what is below them is measured again, as often as `--retries` says."""
-    from floors import FLOORS, floor_of
+    from floors import FLOORS, held
 
     below = []
     for floor in FLOORS:
-        least = floor_of(floor, loop)
+        least = held(floor)
         got = ratio(results, floor.measure, floor.against)
         for _ in range(options.retries):
             if got is None or got >= least:
@@ -204,7 +204,8 @@ def check(loop: str, results: dict[str, Any], options: argparse.Namespace) -> li
             continue
         verdict = "ok" if got >= least else "BELOW"
         goal = "" if floor.goal is None else f", goal {floor.goal:g}"
-        print(f"{verdict:5} {floor.measure}: {got:.2f} of {floor.against} (floor {least:.2f}{goal})")
+        instead = "" if least == floor.floor else f" instead of {floor.floor:.2f}"
+        print(f"{verdict:5} {floor.measure}: {got:.2f} times {floor.against} (floor {least:.2f}{instead}{goal})")
         if got < least:
             below.append(f"{loop}: {floor.measure}: {got:.2f} times {floor.against}, and {least:.2f} is the floor")
     return below
