@@ -486,6 +486,14 @@ def test_a_slow_consumer_does_not_use_up_the_pool():
         assert runtime.go(consume()).result(timeout=5) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("when_full", ["block", "raise", "drop_new", "drop_old"])
+def test_bounds_do_not_stand_between_a_source_and_its_consumer(when_full):
+    """With room for one, what filled the buffer kept out what would have emptied it."""
+    with Runtime(max_pending=1, when_full=when_full) as runtime:
+        assert asyncio.run(collect(range(50), runtime=runtime)) == list(range(50))
+        assert list(iterate(count(50), runtime=runtime)) == list(range(50))
+
+
 @pytest.mark.parametrize("source", [count(1), 7])
 def test_what_is_not_iterable_is_refused_with_the_way_out(source):
     with pytest.raises(NotAsyncError, match="Pass an iterable|Use `async for`"):

@@ -59,7 +59,7 @@ class Iteration(Generic[T]):
         self._queue = queue
         # Its end, whichever it was, was told.
         self._ended = False
-        name = f"iterate({getattr(source, '__qualname__', type(source).__qualname__)})"
+        name = _name("iterate", source)
         # Whatever the bounds are: there is no more of it than of those who consume.
         self._task = runtime._go(_feed(source, queue), name, None, True, frame, "accept")
         # However it ends, the consumer hears of it, after the items that are there.
@@ -174,7 +174,8 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
 
 async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame: FrameType) -> AsyncGenerator[T, None]:
     queue: janus.Queue[T] = janus.Queue(buffer)
-    task = runtime._to_thread(_feed_in_thread, (source, queue), {}, frame)
+    # Whatever the bounds are, as in `Iteration`: what fills the queue and what empties it need each other.
+    task = runtime._to_thread(_feed_in_thread, (source, queue), {}, frame, _name("aiterate", source), "accept")
     # It is in the frame of whoever made this.
     del source, frame
     task.add_done_callback(lambda _: queue.shutdown())
@@ -206,7 +207,7 @@ async def _get(queue: "janus.Queue[T]", runtime: Runtime) -> T:
     thread = runtime._current().thread
     if thread is not None and asyncio._get_running_loop() is thread.loop:
         return await queue.async_q.get()
-    return await runtime.go(queue.async_q.get())
+    return await runtime._go(queue.async_q.get(), None, None, False, sys._getframe(), "accept")
 
 
 def _feed_in_thread(source: Iterable[T], queue: "janus.Queue[T]") -> None:
@@ -228,6 +229,10 @@ def _feed_in_thread(source: Iterable[T], queue: "janus.Queue[T]") -> None:
     finally:
         if isinstance(iterator, Generator):
             iterator.close()
+
+
+def _name(call: str, source: object) -> str:
+    return f"{call}({getattr(source, '__qualname__', type(source).__qualname__)})"
 
 
 def _check_buffer(buffer: int) -> None:
