@@ -126,8 +126,11 @@ def test_a_timeout_of_trio_ends_the_wait(runtime):
     work = Cleaning()
 
     async def main():
+        task = runtime.go(work())
+        while not work.started.is_set():
+            await trio.sleep(0.001)
         with pytest.raises(trio.TooSlowError), trio.fail_after(0.01):
-            await runtime.go(work())
+            await task
         return work.cleaned_up
 
     assert trio.run(main)
@@ -224,8 +227,11 @@ class TestAnyio:
         work = Cleaning()
 
         async def main():
+            task = runtime.go(work())
+            while not work.started.is_set():
+                await anyio.sleep(0.001)
             with anyio.move_on_after(0.01) as scope:
-                await runtime.go(work())
+                await task
             assert scope.cancelled_caught
             return work.cleaned_up
 
