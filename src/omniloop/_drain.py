@@ -47,6 +47,7 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
     The first Ctrl-C ends the waiting, a second one the waiting for the clean-up as well. Takes how many there were, and returns it.
     """
     dropped: dict[Task[Any], str] = {}
+    undelivered: list[Any] = []
     last = time.monotonic()
     try:
         try:
@@ -63,7 +64,10 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
         dropped = _describe(life)
         last = time.monotonic() + (cancel_timeout if interruptions < 2 else 0)
         _cancel(life, last)
-        _refuse(life, last)
+        if not _refuse(life, last):
+            # There is always more. From here on it is refused; what was started meanwhile is cancelled too.
+            undelivered = life.inbox.close()
+            _cancel(life, last)
     except KeyboardInterrupt:
         interruptions += 1
         last = time.monotonic()
@@ -71,7 +75,9 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
         # Of two threads that close at once, one does this, and the other waits for it: it takes no longer than the deadline.
         with life.ending:
             if not life.closed:
-                _end(life, last, dropped)
+                _end(life, last, dropped, undelivered)
+            else:
+                life.fail_all(undelivered, _closed_error)
     return interruptions
 
 
@@ -241,9 +247,15 @@ def _refuse(life: Life, deadline: float) -> bool:
     return _acquire(gate, deadline + _JOIN_TIMEOUT / 2) and refused
 
 
-def _end(life: Life, deadline: float, dropped: dict[Task[Any], str]) -> None:
+def _closed_error() -> ClosedError:
+    return ClosedError("The runtime was shut down before this was done.")
+
+
+def _end(life: Life, deadline: float, dropped: dict[Task[Any], str], undelivered: list[Any]) -> None:
     """Stop the threads, tell what was dropped, and let nobody wait for what will not come."""
-    undelivered = life.inbox.close()
+    undelivered += life.inbox.close()
+    # Whoever starts the thread now did not see that it is closed; who comes later does.
+    life.wait_for_start()
     thread = life.thread
     joined = True
     if thread is not None:
@@ -282,7 +294,7 @@ def _end(life: Life, deadline: float, dropped: dict[Task[Any], str]) -> None:
     if thread is not None and joined and not life.dead and (deaf := _deaf(life, thread.loop)):
         say("%s: %d did not end when cancelled, and will not be done:%s", life.name, *_named(deaf))
     life.closed = True
-    life.fail_all(undelivered, lambda: ClosedError("The runtime was shut down before this was done."), dropped)
+    life.fail_all(undelivered, _closed_error, dropped)
     life.report_all()
     if thread is not None and joined:
         thread.close()

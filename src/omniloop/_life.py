@@ -116,12 +116,8 @@ class Life:
             self.start()
         # Another thread may be starting it, which is not long; or, in a signal handler, the frame below, which goes on only
         # after this: hence bounded.
-        if (
-            self._workers is None
-            and (starting := self._starting.get("by"))
-            and starting.acquire(timeout=_START_TIMEOUT)
-        ):
-            starting.release()
+        if self._workers is None:
+            self.wait_for_start()
         if self._workers is None:
             raise CannotStartError(
                 "The runtime is being started by the frame that this call interrupted. Call again later."
@@ -166,6 +162,12 @@ class Life:
             if self._starting.get("by") is me:
                 del self._starting["by"]
             me.release()
+
+    def wait_for_start(self) -> None:
+        """Wait until nobody is starting the thread any more."""
+        starting = self._starting.get("by")
+        if starting is not None and starting.acquire(timeout=_START_TIMEOUT):
+            starting.release()
 
     def _make(self) -> None:
         settings = self._settings()

@@ -137,7 +137,11 @@ class Workers(ThreadPoolExecutor):
         for thread in list(self._staff):
             if thread is threading.current_thread():
                 continue
-            thread.join(max(0.0, deadline - time.monotonic()))
+            try:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            except RuntimeError:
+                # In the middle of its start, by another thread; it ends when it finds nothing to do.
+                continue
             if thread.is_alive():
                 left.append(thread)
         return left
@@ -189,7 +193,7 @@ class Workers(ThreadPoolExecutor):
                 try:
                     job = jobs.get_nowait()
                 except Empty:
-                    if len(self._staff) - len(self._blocked) > self._size:
+                    if self._ending or len(self._staff) - len(self._blocked) > self._size:
                         return
                     self._idle.append(None)
                     job = jobs.get()

@@ -1,0 +1,132 @@
+"""`configure` and the `OMNILOOP_…` variables change settings, each checked where it comes in."""
+
+import asyncio
+import math
+import re
+import threading
+
+import pytest
+
+from children import run_child
+from omniloop import AlreadyRunningError, Runtime, SettingError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("exit_timeout", -1),
+        ("exit_timeout", math.nan),
+        ("exit_timeout", "5"),
+        ("exit_timeout", True),
+        ("cancel_timeout", None),
+        ("cancel_timeout", -0.1),
+        ("slow_callback", -1),
+        ("max_workers", 0),
+        ("max_workers", 2.5),
+        ("max_workers", None),
+        ("max_pending", 0),
+        ("on_error", "log"),
+        ("loop_factory", "uvloop"),
+        ("sigterm", "ignore"),
+        ("when_full", "wait"),
+    ],
+)
+def test_a_value_that_a_setting_can_not_have_is_refused_by_name_and_nothing_changes(runtime, name, value):
+    before = runtime._settings
+
+    with pytest.raises(SettingError, match=f"^{name}={re.escape(repr(value))}: give ") as caught:
+        runtime.configure(**{"on_error": None, name: value})
+
+    assert isinstance(caught.value, ValueError)
+    assert runtime._settings == before
+    with pytest.raises(SettingError, match=f"^{name}="):
+        Runtime(**{name: value})
+
+
+def test_a_setting_that_there_is_not_is_refused_and_all_are_named(runtime):
+    with pytest.raises(SettingError, match=r"There is no setting 'timeout'. The settings are: exit_timeout, "):
+        runtime.configure(timeout=5)
+
+
+def test_settings_that_are_read_when_used_may_change_at_any_time(runtime):
+    failures, came = [], threading.Event()
+
+    def hook(failure):
+        failures.append(failure)
+        came.set()
+
+    runtime.call_soon(int).result(timeout=5)
+    runtime.configure(on_error=hook, exit_timeout=None, cancel_timeout=0)
+
+    async def fails():
+        raise OSError
+
+    runtime.go(fails())
+    assert came.wait(timeout=5)
+    assert len(failures) == 1
+
+
+@pytest.mark.parametrize("change", [{"max_workers": 3}, {"loop_factory": asyncio.SelectorEventLoop}])
+def test_settings_that_shape_the_thread_can_not_change_once_it_runs(change):
+    with Runtime(name="shaped", max_workers=2) as runtime:
+        runtime.configure(**change)
+        runtime.configure(max_workers=2, loop_factory=None)
+        runtime.call_soon(int).result(timeout=5)
+
+        with pytest.raises(AlreadyRunningError, match=r"before the first use, or after shutdown"):
+            runtime.configure(**change)
+        runtime.configure(max_workers=2)  # As it is.
+
+
+def test_a_loop_factory_makes_the_loop():
+    class MyLoop(asyncio.SelectorEventLoop):
+        pass
+
+    with Runtime(name="mine", loop_factory=MyLoop) as runtime:
+        assert isinstance(runtime.call_soon(asyncio.get_running_loop).result(timeout=5), MyLoop)
+
+
+def test_the_environment_sets_what_the_program_does_not():
+    result = run_child(
+        """
+        import omniloop
+        settings = omniloop.shared_runtime()._settings
+        print(settings.exit_timeout, settings.max_workers, settings.slow_callback)
+        print(omniloop.Runtime(max_workers=5)._settings.max_workers)
+        """,
+        env={"OMNILOOP_EXIT_TIMEOUT": "none", "OMNILOOP_MAX_WORKERS": "3", "OMNILOOP_SLOW_CALLBACK": "0.5"},
+    )
+
+    assert (result.stdout, result.stderr, result.code) == ("None 3 0.5\n5\n", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("EXIT_TIMEOUT", "soon"),
+        ("EXIT_TIMEOUT", "-1"),
+        ("MAX_WORKERS", "many"),
+        ("WHEN_FULL", "wait"),
+        ("LOOP", "twisted"),
+    ],
+)
+def test_a_variable_that_can_not_be_used_is_refused_on_first_use_by_name(variable, value):
+    result = run_child(
+        """
+        import omniloop
+        print("imported")
+
+        async def work():
+            pass
+
+        try:
+            omniloop.go(work())
+        except omniloop.SettingError as error:
+            print(error)
+        """,
+        env={f"OMNILOOP_{variable}": value},
+    )
+
+    assert result.stdout.startswith(f"imported\nOMNILOOP_{variable}={value!r}")
+    assert "never awaited" not in result.stderr
+    assert result.code == 0

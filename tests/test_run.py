@@ -1,0 +1,159 @@
+"""`run` blocks until the work is done; a timeout or an interruption cancels it, and waits a bounded time for its clean-up."""
+
+import asyncio
+import concurrent.futures
+import signal
+import threading
+import time
+
+import pytest
+
+from omniloop import Runtime, WaitTimeoutError
+
+
+async def work(value="done"):
+    await asyncio.sleep(0.001)
+    return value
+
+
+class Cancelled:
+    """Work that is cancelled, and whose clean-up waits for an event; or swallows the cancellation, or fails in it."""
+
+    def __init__(self, outcome=None):
+        self.cleaned_up = threading.Event()
+        self._outcome = outcome
+
+    async def work(self):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.02)
+            self.cleaned_up.set()
+            if isinstance(self._outcome, Exception):
+                raise self._outcome from None
+            if self._outcome is not None:
+                return self._outcome
+            raise
+
+
+def test_it_returns_the_value_or_raises_the_error(runtime):
+    async def fails():
+        await asyncio.sleep(0)
+        raise OSError("of the work")
+
+    assert runtime.run(work()) == "done"
+    assert runtime.run(work(None)) is None
+    with pytest.raises(OSError, match="of the work"):
+        runtime.run(fails())
+
+
+def test_it_works_where_another_loop_runs(runtime):
+    """As in a notebook."""
+
+    async def cell():
+        return runtime.run(work())
+
+    assert asyncio.run(cell()) == "done"
+
+
+def test_a_timeout_cancels_the_work_and_waits_for_its_clean_up(runtime):
+    cancelled = Cancelled()
+
+    with pytest.raises(WaitTimeoutError, match=r"was not done after 0.01 s, and was cancelled"):
+        runtime.run(cancelled.work(), timeout=0.01)
+
+    assert cancelled.cleaned_up.is_set()
+    assert runtime.tasks() == []
+
+
+def test_a_timeout_of_nothing_cancels_at_once(runtime):
+    ran = []
+
+    async def work():
+        ran.append(1)
+        await asyncio.sleep(60)
+
+    with pytest.raises(WaitTimeoutError):
+        runtime.run(work(), timeout=0)
+    assert runtime.tasks() == []
+
+
+def test_work_that_swallows_the_cancellation_gives_its_value_and_one_that_fails_its_error(runtime):
+    assert runtime.run(Cancelled("survived").work(), timeout=0.01) == "survived"
+    with pytest.raises(OSError, match="in the clean-up"):
+        runtime.run(Cancelled(OSError("in the clean-up")).work(), timeout=0.01)
+
+
+def test_the_wait_for_the_clean_up_is_bounded():
+    async def deaf():
+        while not over.is_set():
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                pass
+
+    over = threading.Event()
+    with Runtime(name="bounded", cancel_timeout=0.05) as runtime:
+        start = time.monotonic()
+        with pytest.raises(WaitTimeoutError):
+            runtime.run(deaf(), timeout=0.01)
+        assert time.monotonic() - start < 2
+        over.set()
+
+
+def test_a_timeout_of_the_work_is_not_taken_for_ours(runtime):
+    async def times_out():
+        raise TimeoutError("of the work")
+
+    with pytest.raises(TimeoutError, match="of the work") as caught:
+        runtime.run(times_out(), timeout=5)
+    assert not isinstance(caught.value, WaitTimeoutError)
+
+
+def test_work_that_another_cancels_raises_cancelled_error(runtime):
+    async def cancels_itself():
+        asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+
+    with pytest.raises(concurrent.futures.CancelledError):
+        runtime.run(cancels_itself())
+
+
+class Interrupted(Exception):
+    """What a signal handler may raise, other than KeyboardInterrupt."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to a thread")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, Interrupted])
+def test_ctrl_c_and_any_error_of_a_signal_handler_cancel_the_work_and_wait_for_its_clean_up(runtime, error):
+    def handler(number, frame):
+        raise error
+
+    def interrupt():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    cancelled = Cancelled()
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        runtime.call_later(0.05, interrupt)
+        with pytest.raises(error):
+            runtime.run(cancelled.work())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert cancelled.cleaned_up.is_set()
+    assert runtime.tasks() == []
+
+
+def test_many_threads_may_run_at_once(runtime):
+    def call(number):
+        results.append(runtime.run(work(number)))
+
+    results = []
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=5)
+
+    assert sorted(results) == list(range(20))

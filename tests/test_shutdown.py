@@ -1,0 +1,285 @@
+"""`shutdown` drains, cancels what is left, awaits its clean-up and ends the threads; what races with it is delivered or refused."""
+
+import asyncio
+import concurrent.futures
+import gc
+import logging
+import threading
+import time
+
+import pytest
+
+import omniloop
+from omniloop import ClosedError, Runtime
+
+
+def threads_of(name):
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith(name)}
+
+
+def test_work_that_was_accepted_is_done_and_the_threads_are_gone():
+    async def work():
+        await asyncio.sleep(0.001)
+        await asyncio.to_thread(done.append, 1)
+
+    done = []
+    runtime = Runtime(name="drained")
+    for _ in range(50):
+        runtime.go(work())
+    runtime.to_thread(done.append, 1)
+    runtime.shutdown()
+
+    assert len(done) == 51
+    assert threads_of("drained") == set()
+
+
+def test_what_draining_work_starts_is_done_too():
+    async def chain(left):
+        await asyncio.sleep(0)
+        done.append(left)
+        if left:
+            runtime.go(chain(left - 1)) if left % 2 else runtime.to_thread(lambda: runtime.go(chain(left - 1)))
+
+    done = []
+    runtime = Runtime(name="drained")
+    runtime.go(chain(50))
+    runtime.shutdown()
+
+    assert done == list(range(50, -1, -1))
+
+
+def test_daemons_are_cancelled_after_the_others_and_their_clean_up_runs():
+    async def daemon():
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            order.append("the daemon's clean-up")
+
+    async def work():
+        await asyncio.sleep(0.05)
+        order.append("the work")
+
+    order, started = [], threading.Event()
+    runtime = Runtime(name="drained")
+    task = runtime.go(daemon(), daemon=True)
+    assert started.wait(timeout=5)
+    runtime.go(work())
+    runtime.shutdown()
+
+    assert order == ["the work", "the daemon's clean-up"]
+    assert task.cancelled()
+
+
+def test_bare_tasks_of_the_work_are_cancelled_after_the_others():
+    async def bare():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(1)
+
+    async def work():
+        held.append(asyncio.create_task(bare()))
+        await asyncio.sleep(0.01)
+        assert ended == []
+
+    ended, held = [], []
+    runtime = Runtime(name="drained")
+    runtime.go(work())
+    runtime.shutdown()
+
+    assert ended == [1]
+
+
+@pytest.mark.parametrize("timeout", [0, 0.02])
+def test_what_is_not_done_in_time_is_cancelled_awaited_and_named(caplog, timeout):
+    async def late():
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned_up.set()
+
+    started, cleaned_up = threading.Event(), threading.Event()
+    runtime = Runtime(name="drained")
+    task = runtime.go(late(), name="the late one")
+    assert started.wait(timeout=5)
+    with caplog.at_level(logging.WARNING, "omniloop"):
+        runtime.shutdown(timeout=timeout)
+
+    assert cleaned_up.is_set()
+    assert task.cancelled()
+    (record,) = caplog.records
+    assert "drained: 1 unfinished when the time for draining was over, and cancelled:" in record.getMessage()
+    assert "the late one" in record.getMessage()
+    assert "test_shutdown.py" in record.getMessage()
+
+
+def test_async_generators_are_closed():
+    async def numbers():
+        try:
+            yield 1
+        finally:
+            closed.append(1)
+
+    async def work():
+        held.append(numbers())
+        await anext(held[0])
+
+    held, closed = [], []
+    runtime = Runtime(name="drained")
+    runtime.go(work())
+    runtime.shutdown()
+
+    assert closed == [1]
+
+
+def test_nobody_waits_for_ever_for_work_that_blocks_the_loop():
+    gate = threading.Event()
+    runtime = Runtime(name="stuck", cancel_timeout=0.01, slow_callback=None)
+    stuck, behind = runtime.call_soon(gate.wait, 5), runtime.call_soon(int)
+    waiter = threading.Thread(target=lambda: outcomes.append(behind.exception(timeout=5)))
+    outcomes = []
+    waiter.start()
+    runtime.shutdown(timeout=0)
+    waiter.join(timeout=5)
+
+    assert isinstance(outcomes[0], ClosedError)
+    gate.set()
+    assert stuck.result(timeout=5) is True
+
+
+def test_it_may_be_called_again_and_by_many_threads_at_once():
+    runtime = Runtime(name="drained")
+    task = runtime.go(asyncio.sleep(0.01))
+    threads = [threading.Thread(target=runtime.shutdown) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=5)
+    runtime.shutdown()
+
+    assert task.result(timeout=0) is None
+    assert threads_of("drained") == set()
+
+
+def test_a_runtime_that_was_never_used_ends_at_once_and_refuses():
+    runtime = Runtime(name="unused")
+    runtime.shutdown()
+
+    with pytest.raises(ClosedError):
+        runtime.call_soon(int)
+
+
+def test_the_shared_runtime_starts_afresh_on_the_next_use():
+    first = omniloop.run(thread_ident())
+    omniloop.shutdown()
+    assert omniloop.tasks() == []
+    omniloop.flush(timeout=5)
+
+    second = omniloop.run(thread_ident())
+
+    assert first
+    assert second
+    assert omniloop.to_thread(int).result(timeout=5) == 0
+    omniloop.shutdown()
+
+
+async def thread_ident():
+    return threading.get_ident()
+
+
+def test_the_shared_runtime_may_be_used_while_another_thread_shuts_it_down():
+    """What was accepted in between was not drained: the next life was struck off the list together with the former."""
+
+    async def work():
+        await asyncio.sleep(0)
+        done.append(1)
+
+    def shut_down():
+        while not over.is_set():
+            omniloop.shutdown()
+
+    done, over = [], threading.Event()
+    thread = threading.Thread(target=shut_down)
+    thread.start()
+    tasks = []
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        tasks.append(omniloop.go(work()))
+        tasks.append(omniloop.to_thread(done.append, 1))
+    over.set()
+    thread.join(timeout=5)
+    omniloop.shutdown()
+
+    assert [task for task in tasks if not task.done()] == []
+    assert len(done) == len([task for task in tasks if task.exception() is None])
+    assert all(isinstance(task.exception(), ClosedError | None) for task in tasks)
+
+
+# --- the closing race -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first_use", [False, True])
+def test_what_races_with_shutdown_is_delivered_or_refused_and_nothing_between(first_use):
+    async def work(number):
+        if number % 2:
+            await asyncio.sleep(0)
+        done.append(number)
+
+    def submit(start):
+        barrier.wait(timeout=5)
+        for number in range(start, start + 150):
+            try:
+                match number % 4:
+                    case 0 | 1:
+                        task = runtime.go(work(number))
+                    case 2:
+                        task = runtime.call_soon(done.append, number)
+                    case _:
+                        task = runtime.to_thread(done.append, number)
+            except ClosedError:
+                return
+            accepted.append((number, task))
+
+    gc.disable()
+    try:
+        for _ in range(75):
+            done, accepted, barrier = [], [], threading.Barrier(5)
+            runtime = Runtime(name="closing", on_error=lambda failure: None)
+            if not first_use:
+                runtime.call_soon(int).result(timeout=5)
+            threads = [threading.Thread(target=submit, args=(1000 * number,)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+            barrier.wait(timeout=5)
+            runtime.shutdown()
+            for thread in threads:
+                thread.join(timeout=5)
+
+            # Done, or refused through the handle: never pending, never both.
+            outcomes = {number: task.exception(timeout=0) for number, task in accepted}
+            assert {number for number, error in outcomes.items() if error is None} == set(done)
+            assert len(done) == len(set(done))
+            assert all(isinstance(error, ClosedError) for error in outcomes.values() if error is not None)
+    finally:
+        gc.enable()
+
+
+def test_cancellations_that_race_with_shutdown_leave_nothing_pending():
+    async def work():
+        await asyncio.sleep(60)
+
+    for _ in range(50):
+        runtime = Runtime(name="closing")
+        tasks = [runtime.go(work()) for _ in range(20)]
+        thread = threading.Thread(target=lambda tasks=tasks: [task.cancel() for task in tasks])
+        thread.start()
+        runtime.shutdown(timeout=5)
+        thread.join(timeout=5)
+
+        done, not_done = concurrent.futures.wait(tasks, timeout=0)
+        assert not_done == set()
+        assert all(task.cancelled() for task in done)
