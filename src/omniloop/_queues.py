@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 def queue(
     maxsize: int = 0, *, kind: Literal["fifo", "lifo", "priority"] = "fifo", runtime: Runtime | None = None
-) -> "Queue[T]":
+) -> "Queue[T]":  # pyright: ignore[reportInvalidTypeVarUse]
     """
     Make a `janus.Queue` whose async side lives on the loop: ``q.sync_q.put(item)`` in a thread, ``await q.async_q.get()`` in a task.
 
