@@ -68,12 +68,12 @@ def test_a_graceful_stop_drains(tmp_path, app, preload, worker):
 def test_recycling_workers_with_max_requests_drains_each(tmp_path, worker):
     with (
         servers.collector(tmp_path) as collector,
-        gunicorn(tmp_path, collector.url, "--workers=2", "--max-requests=15", *worker.split()) as (server, url),
+        gunicorn(tmp_path, collector.url, "--workers=2", "--max-requests=10", *worker.split()) as (server, url),
     ):
-        load = servers.load(url, 100, tmp_path)
+        load = servers.load(url, 50, tmp_path)
         assert server.stop() == 0
 
-        assert server.log().count("Autorestarting worker") >= 4
+        assert server.log().count("Autorestarting worker") >= 3
         servers.assert_all_arrived_once(collector.arrived(), load.accepted)
 
 
@@ -83,8 +83,8 @@ def test_a_reload_by_sighup_under_load_drains_the_old_workers(tmp_path):
         gunicorn(tmp_path, collector.url, "--workers=2", "--worker-class=gthread", "--threads=2") as (server, url),
         servers.loading(url, 100_000, tmp_path) as finish,
     ):
-        # Three times, each when the workers of the time before are gone.
-        for reload in range(1, 4):
+        # Twice, the second time when the workers of the time before are gone.
+        for reload in (1, 2):
             servers.wait_until(lambda seen=len(collector.arrived()): len(collector.arrived()) > seen + 30, "load")
             server.signal(signal.SIGHUP)
             server.wait_for_log("Worker exiting", times=2 * reload)
