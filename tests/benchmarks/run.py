@@ -193,7 +193,7 @@ def check(loop: str, results: dict[str, Any], options: argparse.Namespace) -> li
 
     below = []
     for floor in FLOORS:
-        least = held(floor)
+        least = held(floor, loop)
         got = ratio(results, floor.measure, floor.against)
         for _ in range(options.retries):
             if got is None or got >= least:
