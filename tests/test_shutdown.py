@@ -136,6 +136,7 @@ def test_async_generators_are_closed():
     assert closed == [1]
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_nobody_waits_for_ever_for_work_that_blocks_the_loop():
     gate = threading.Event()
     runtime = Runtime(name="stuck", cancel_timeout=0.01, slow_callback=None)
@@ -149,6 +150,12 @@ def test_nobody_waits_for_ever_for_work_that_blocks_the_loop():
     assert isinstance(outcomes[0], ClosedError)
     gate.set()
     assert stuck.result(timeout=5) is True
+    # The loop could not be closed: let the collector say so here.
+    for thread in threading.enumerate():
+        if thread.name == "stuck":
+            thread.join(timeout=5)
+    del runtime, stuck, behind, waiter
+    gc.collect()
 
 
 def test_it_may_be_called_again_and_by_many_threads_at_once():

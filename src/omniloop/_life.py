@@ -23,7 +23,7 @@ from ._loop_thread import LoopThread, wait_until_gone
 from ._report import Failure, report, say, thread_stack
 from ._settings import Settings
 from ._tally import Tally
-from ._task import CANCELLED, SUCCEEDED, Task, Unclaimed, traceback_without
+from ._task import SUCCEEDED, Task, Unclaimed, traceback_without
 from ._watchdog import Watchdog
 from ._workers import Workers
 
@@ -401,10 +401,10 @@ class Life:
         in_threads = self.ledger.in_threads
         in_threads.add(task)
         # After the adding: closing sets the mark first, and then looks whether anything is here. If it has looked already, it
-        # fails what it found: the task is settled either there or here.
+        # fails what it found: who has the ticket decides.
         if self.inbox.closed:
             in_threads.discard(task)
-            return not task._settle(CANCELLED, ())
+            return not work.claim()
         try:
             workers.put(partial(self._work, [task], work))
         except BaseException:
@@ -513,6 +513,10 @@ class Life:
                 fail(task)
         if self._ledger is not None:
             for task in [*self._ledger.unfinished(), *self._ledger.keepers.values()]:
+                work = task._work
+                if isinstance(work, ThreadWork) and not work.claim() and task not in self._ledger.in_threads:
+                    # Taken back by `to_thread`, for the next life.
+                    continue
                 fail(task)
         for item in undelivered:
             if type(item) not in (Task, Later):
