@@ -548,7 +548,7 @@ def test_a_runtime_survives_a_storm_of_real_signals_whose_handler_submits_and_ra
     def submit():
         # The clock of the CPU, because pytest-timeout has the other one.
         signal.setitimer(signal.ITIMER_PROF, 0.001)
-        for _ in range(1000):
+        for _ in range(200):
             runtime.go(work())
 
     nested = []

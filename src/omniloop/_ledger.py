@@ -119,7 +119,9 @@ class Ledger:
         tally = self._tally
         if not self._says_asyncio:
             self._says_asyncio = say_asyncio()
-        start = self._start_coroutine if self.loop.get_task_factory() is None else self._start_by_factory
+        own = self.loop.get_task_factory() is None
+        start = self._start_coroutine if own else self._start_by_factory
+        call = self._call if own and _EAGER else self._call_in_turn
         now = self._now = time.monotonic()
         until = now + _BATCH
         item: Any = None
@@ -143,7 +145,7 @@ class Ledger:
                     elif item._args is None:
                         start(item)
                     else:
-                        self._call(item)
+                        call(item)
                 if _monotonic() > until:
                     # The token stays held: this is the look that is due.
                     self.loop.call_soon(self.empty, context=self._context)
@@ -219,6 +221,25 @@ class Ledger:
         task = self.running.pop(runner, None) or self.daemons.pop(runner, None) or self.keepers.pop(runner, None)
         if task is not None:
             task._settle_from(runner)
+
+    def _call_in_turn(self, task: Task[Any]) -> None:
+        """Where coroutines start in the loop's next turn, functions do: what was submitted first starts first."""
+        turn: asyncio.Future[Any] = self.loop.create_future()
+        self.running[turn] = task
+        self.loop.call_soon(self._call_now, turn, context=self._context)
+
+    def _call_now(self, turn: asyncio.Future[Any]) -> None:
+        task = self.running.pop(turn)
+        if task._outcome() is not None:
+            return
+        if self.cancelled_early and task in self.cancelled_early:
+            self.drop(task)
+        else:
+            self._now = _monotonic()
+            self._call(task)
+        del task
+        if self.failures:
+            self.report_failures()
 
     def _call(self, task: Task[Any]) -> None:
         fn, args = task._work, task._args
