@@ -134,6 +134,7 @@ weakref.finalize(plain2, lambda: tell("weakref.finalize made last"))
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(60)
 def test_nothing_crashes_the_interpreter_while_tasks_print_without_end():
     """A loop thread that still prints at finalisation: "could not acquire lock for <stdout>", exit status -6, in 17 to 20 of 30 runs."""
     program = """

@@ -64,6 +64,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.timeout(40)
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_what_a_child_forgot_is_done_before_it_ends_however_it_was_started(method, tmp_path):
     program = tmp_path / "program.py"
@@ -72,7 +73,7 @@ def test_what_a_child_forgot_is_done_before_it_ends_however_it_was_started(metho
     result = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", program, method],
         env=child_environment(),
-        timeout=9,
+        timeout=35,
         text=True,
         capture_output=True,
         check=False,
