@@ -238,6 +238,7 @@ def test_waiting_for_a_time_cancels_the_work_as_with_a_task_of_asyncio(runtime, 
 def test_a_function_in_a_worker_thread_is_waited_for_when_the_waiter_is_cancelled(runtime, run_elsewhere):
     async def main():
         waiter = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
         await asyncio.to_thread(started.wait, 5)
         waiter.cancel()
         await asyncio.sleep(0)

@@ -34,10 +34,10 @@ def test_it_is_not_called_before_it_is_due(runtime):
 
 def test_what_is_due_first_is_called_first(runtime):
     order = []
-    tasks = [runtime.call_later(delay, order.append, delay) for delay in (0.06, 0.02, 0.04)]
+    tasks = [runtime.call_later(delay, order.append, delay) for delay in (0.4, 0.05, 0.2)]
     concurrent.futures.wait(tasks, timeout=5)
 
-    assert order == [0.02, 0.04, 0.06]
+    assert order == [0.05, 0.2, 0.4]
 
 
 def test_the_past_is_due_at_once(runtime):

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import os
 import signal
 import sys
 import threading
@@ -327,6 +328,9 @@ def test_a_task_factory_that_the_user_set_makes_the_tasks(runtime):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio.eager_task_factory is new in 3.12")
+@pytest.mark.skipif(
+    os.environ.get("OMNILOOP_LOOP") == "uvloop", reason="uvloop calls it with what 3.13.0 does not take"
+)
 def test_an_eager_task_factory_is_honoured(runtime):
     async def immediate():
         return "at once"

@@ -6,7 +6,6 @@ The cases are those that the standard library tests for its own; setters and the
 
 import asyncio
 import concurrent.futures
-import sys
 import threading
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION
 
@@ -437,19 +436,6 @@ def test_cancelling_a_wrapped_future_asks_the_work_to_end(runtime):
     with pytest.raises(concurrent.futures.CancelledError):
         task.result(timeout=5)
     assert ended.is_set()
-
-
-@pytest.mark.skipif(sys.version_info < (3, 14), reason="asyncio.future_add_to_awaited_by and friends are new in 3.14")
-def test_the_call_graph_of_an_awaiting_task_can_be_printed(runtime, gate):
-    async def main():
-        waiter = asyncio.ensure_future(asyncio.wait_for(task, 5))
-        await asyncio.sleep(0)
-        assert "test_task_as_future" in asyncio.format_call_graph(waiter)
-        runtime.call_soon(gate._event.set)
-        await waiter
-
-    task = runtime.go(value(1, gate))
-    asyncio.run(main())
 
 
 def test_what_asyncio_asks_a_chained_future_for_in_one_call(runtime, case):
