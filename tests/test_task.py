@@ -27,7 +27,8 @@ class Held:
 
     async def _work(self):
         self._gate = asyncio.Event()
-        self.started.set()
+        # When this step is over, which on 3.12 and later is taken while the task is being started.
+        asyncio.get_running_loop().call_soon(self.started.set)
         try:
             await self._gate.wait()
         finally:
