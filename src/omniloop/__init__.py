@@ -1,5 +1,7 @@
 """One omnipresent event loop: submit async work from anywhere; it is held until done, and finished before the program exits."""
 
+from __future__ import annotations
+
 import importlib
 from typing import TYPE_CHECKING
 

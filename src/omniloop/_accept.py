@@ -1,5 +1,7 @@
 """Turns what a user hands over into something that can be started, or says which call was meant."""
 
+from __future__ import annotations
+
 import asyncio
 import concurrent.futures
 import inspect

@@ -1,5 +1,7 @@
 """A decorator: calling the function starts it, in the background, and returns its task."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 import sys

@@ -1,5 +1,7 @@
 """Bounds what may pile up: a task gets a place, waits for one, or is dropped; and what is dropped is told of."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections import deque

@@ -1,5 +1,7 @@
 """How a life ends: wait, cancel what is left and await its clean-up, name what is dropped, stop the thread."""
 
+from __future__ import annotations
+
 import asyncio
 import concurrent.futures
 import threading

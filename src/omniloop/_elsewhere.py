@@ -1,5 +1,7 @@
 """Waits in async code that asyncio does not run: under trio, which is never imported here, only found."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
 

@@ -1,5 +1,7 @@
 """Enters an async context manager in sync code, its whole life in one task."""
 
+from __future__ import annotations
+
 import asyncio
 import sys
 import threading
@@ -18,8 +20,8 @@ E = TypeVar("E", bound=bool | None)
 
 
 def enter(
-    manager: "AbstractAsyncContextManager[T, E]", *, runtime: Runtime | None = None
-) -> "AbstractContextManager[T, E]":
+    manager: AbstractAsyncContextManager[T, E], *, runtime: Runtime | None = None
+) -> AbstractContextManager[T, E]:
     """
     Make a sync context manager of an async one: ``with enter(connect()) as connection: …``.
 
@@ -148,7 +150,7 @@ async def _hold(manager: AbstractAsyncContextManager[T, Any], door: _Door[T]) ->
     return suppressed
 
 
-def _set(leave: "asyncio.Future[BaseException | None]", error: BaseException | None) -> None:
+def _set(leave: asyncio.Future[BaseException | None], error: BaseException | None) -> None:
     if not leave.done():
         leave.set_result(error)
 

@@ -1,5 +1,7 @@
 """The errors a user can meet: one class per thing that would be handled differently, under one base."""
 
+from __future__ import annotations
+
 
 class OmniloopError(Exception):
     """The base of all errors of omniloop's own."""

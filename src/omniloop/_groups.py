@@ -1,5 +1,7 @@
 """Task groups: what is started in one is done, or cancelled, when it ends; and `map`, which keeps only so much going."""
 
+from __future__ import annotations
+
 import asyncio
 import sys
 import time
@@ -490,7 +492,7 @@ def map(  # noqa: A001
 
 
 def _results(
-    window: "_Window",
+    window: _Window,
     source: Iterator[Any],
     limit: int | None,
     total: int | None,

@@ -1,5 +1,7 @@
 """Takes items from any thread, in order, without waiting for a lock; whoever empties it is woken once, not once an item."""
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,5 +1,7 @@
 """Iterates across the border: over an async iterable in sync code, over a blocking iterator in async code."""
 
+from __future__ import annotations
+
 import asyncio
 import inspect
 import sys
@@ -18,7 +20,7 @@ from ._shared import shared_runtime
 T = TypeVar("T")
 
 
-def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | None = None) -> "Iteration[T]":
+def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | None = None) -> Iteration[T]:
     """
     Iterate over an async iterable in sync code: ``for line in iterate(stream()): …``.
 
@@ -131,7 +133,7 @@ class Iteration(Generic[T]):
                 task.cancel()
 
 
-async def _feed(source: AsyncIterable[T], queue: "janus.Queue[T]") -> None:
+async def _feed(source: AsyncIterable[T], queue: janus.Queue[T]) -> None:
     task = asyncio.current_task()
     iterator = aiter(source)
     try:
@@ -202,7 +204,7 @@ async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame
         queue.close()
 
 
-async def _get(queue: "janus.Queue[T]", runtime: Runtime) -> T:
+async def _get(queue: janus.Queue[T], runtime: Runtime) -> T:
     """The next item, on whichever loop: the queue is the runtime's."""
     thread = runtime._current().thread
     if thread is not None and asyncio._get_running_loop() is thread.loop:
@@ -210,7 +212,7 @@ async def _get(queue: "janus.Queue[T]", runtime: Runtime) -> T:
     return await runtime._go(queue.async_q.get(), None, None, False, sys._getframe(), "accept")
 
 
-def _feed_in_thread(source: Iterable[T], queue: "janus.Queue[T]") -> None:
+def _feed_in_thread(source: Iterable[T], queue: janus.Queue[T]) -> None:
     iterator = iter(source)
     try:
         for item in iterator:

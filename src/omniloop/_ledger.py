@@ -1,5 +1,7 @@
 """Starts what the inbox brings, in order, and holds it until it is done."""
 
+from __future__ import annotations
+
 import asyncio
 import inspect
 import sys
@@ -8,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from types import CoroutineType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ._accept import as_coroutine, not_plain
 from ._elsewhere import say_asyncio
@@ -33,7 +35,7 @@ class Later:
 
     __slots__ = ("_life", "task", "when")
 
-    def __init__(self, task: Task[Any], when: float, life: "HasLedger") -> None:
+    def __init__(self, task: Task[Any], when: float, life: HasLedger) -> None:
         self.task = task
         self.when = when
         self._life = life
@@ -42,11 +44,13 @@ class Later:
         self._life.ledger.schedule(self.task, self.when)
 
 
-class HasLedger(Protocol):
-    """A life: its ledger is made when it starts, after the first item is in the inbox."""
+if TYPE_CHECKING:
 
-    @property
-    def ledger(self) -> "Ledger": ...
+    class HasLedger(Protocol):
+        """A life: its ledger is made when it starts, after the first item is in the inbox."""
+
+        @property
+        def ledger(self) -> Ledger: ...
 
 
 class Ledger:

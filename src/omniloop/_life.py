@@ -1,5 +1,7 @@
 """One life of a runtime, from its first use to its end or to a fork: inbox, thread, ledger and workers, joined."""
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import os
@@ -14,7 +16,7 @@ from threading import Lock, RLock
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
-from . import _process, _waiting, _workers
+from . import _process, _waiting
 from ._accept import check_timeout, close_unstarted, not_plain
 from ._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError, WouldDeadlockError
 from ._inbox import Inbox
@@ -25,10 +27,10 @@ from ._settings import Settings
 from ._tally import Tally
 from ._task import SUCCEEDED, Task, Unclaimed, traceback_without
 from ._watchdog import Watchdog
-from ._workers import Workers
 
 if TYPE_CHECKING:
     from ._stats import Stats
+    from ._workers import Workers
 
 # A wait longer than this looks, once and cheaply, whether it can end at all.
 _LONG_WAIT: Final = 1.0
@@ -38,6 +40,10 @@ _START_TIMEOUT: Final = 1.0
 
 # How long a fork waits for a loop that is in the middle of a callback.
 _PAUSE_TIMEOUT: Final = 1.0
+
+
+def _may_wait() -> bool:
+    return True
 
 
 class ThreadWork:
@@ -94,6 +100,9 @@ class Life:
         self._clock = clock
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
+        # What `_workers` does for a worker that waits; nothing, as long as there are none.
+        self._begin_wait: Callable[[], bool] = _may_wait
+        self._end_wait: Callable[[], object] = _may_wait
         self._watchdog: Watchdog | None = None
         # By whom it is being started: a lock that is held until then.
         self._starting: dict[str, Lock] = {}
@@ -137,6 +146,10 @@ class Life:
             raise ClosedError(
                 "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
             )
+        # Here, and not at import, because concurrent.futures.thread is a tenth of what the package costs. Before `watch`, because
+        # its exit hook must be registered before ours, to run after it.
+        from . import _workers  # noqa: F401
+
         _process.watch(self._watched)
         me = Lock()
         me.acquire()
@@ -186,7 +199,10 @@ class Life:
                     threading.current_thread().name,
                 )
         thread = LoopThread(loop, self.name, self._escaped, self._died, _process.end_orphan)
-        workers = Workers(settings.max_workers, self.name)
+        from . import _workers
+
+        workers = _workers.Workers(settings.max_workers, self.name)
+        self._begin_wait, self._end_wait = _workers.begin_wait, _workers.end_wait
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         loop.set_default_executor(workers)
@@ -290,7 +306,7 @@ class Life:
             self.inbox.nudge()
             thread = self.thread
         ident = thread.ident if thread is not None else None
-        if not _workers.begin_wait():
+        if not self._begin_wait():
             raise WouldDeadlockError(
                 f"Waiting for {task.get_name()!r} would block the last worker thread, and no other can be started."
             )
@@ -304,7 +320,7 @@ class Life:
             return wait_here(timeout)
         finally:
             _waiting.end()
-            _workers.end_wait()
+            self._end_wait()
 
     def _wait_long(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout - _LONG_WAIT
@@ -537,7 +553,7 @@ class Life:
         ledger = self._ledger
         return len(self.inbox) + (len(ledger.running) + len(ledger.in_threads) if ledger is not None else 0)
 
-    def stats(self, drain_time: float) -> "Stats":
+    def stats(self, drain_time: float) -> Stats:
         """Count what there is, for a look."""
         from ._stats import Stats
 
@@ -618,6 +634,8 @@ class Life:
         others = [*asyncio.all_tasks(loop), *getattr(loop, "_asyncgens", ())] if loop is not None else []
         _process.keep_for_ever((self, self.inbox.close(), others))
         _waiting.forget_other_threads()
+        from . import _workers
+
         _workers.forget_other_threads()
         if self.thread is not None:
             self.thread.abandon()

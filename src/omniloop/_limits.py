@@ -1,5 +1,7 @@
 """Lets only so much run at once: the rest waits in order of submission, each in its submitter's context."""
 
+from __future__ import annotations
+
 import asyncio
 import sys
 from asyncio import AbstractEventLoop, Semaphore

@@ -1,5 +1,7 @@
 """One thread, one loop: it runs until it is told to end, whatever its callbacks raise, and holds still for a fork."""
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import os

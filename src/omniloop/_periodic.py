@@ -1,5 +1,7 @@
 """Takes its turns at a fixed rate, without drift or overlap, whatever happens in one of them."""
 
+from __future__ import annotations
+
 import asyncio
 import inspect
 import math

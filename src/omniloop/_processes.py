@@ -1,5 +1,7 @@
 """Runs CPU-bound functions in processes of their own: a crash or a cancellation ends one piece of work, and no other."""
 
+from __future__ import annotations
+
 import asyncio
 import concurrent.futures
 import contextvars
@@ -123,7 +125,7 @@ class ProcessPool:
                 staff.give_back(executor, future)
             return value
 
-    def _current_staff(self) -> "_Staff":
+    def _current_staff(self) -> _Staff:
         """The processes of this life of the runtime; a parent's, or those before a shutdown, are left alone."""
         life = self._runtime._current()
         if self._staff is None or self._keeper is None or self._keeper.done() or self._life is not life:
@@ -157,7 +159,7 @@ class _Staff:
         self.is_over = False
         _staffs.add(self)
 
-    async def start(self, payload: bytes) -> "tuple[ProcessPoolExecutor, concurrent.futures.Future[Any]]":
+    async def start(self, payload: bytes) -> tuple[ProcessPoolExecutor, concurrent.futures.Future[Any]]:
         """Begin the work in an idle process, or in a new one."""
         while self.idle:
             executor = self.idle.pop()
@@ -186,14 +188,14 @@ class _Staff:
             self._kill(executor)
             raise _CannotStart from error
 
-    def _submit_first(self, executor: ProcessPoolExecutor, payload: bytes) -> "concurrent.futures.Future[Any]":
+    def _submit_first(self, executor: ProcessPoolExecutor, payload: bytes) -> concurrent.futures.Future[Any]:
         future = executor.submit(_run, payload)
         # After the start: who killed it meanwhile found no process, or it is seen here.
         if executor not in self.busy:
             self._kill(executor)
         return future
 
-    def give_back(self, executor: ProcessPoolExecutor, future: "concurrent.futures.Future[Any]") -> None:
+    def give_back(self, executor: ProcessPoolExecutor, future: concurrent.futures.Future[Any]) -> None:
         """The work has ended, or nobody waits for it any more."""
         if not future.done():
             self._kill(executor)
@@ -221,7 +223,7 @@ class _Staff:
         for executor in list(self.busy):
             self._kill(executor)
 
-    def _kill(self, executor: ProcessPoolExecutor, started: "asyncio.Future[Any] | None" = None) -> None:
+    def _kill(self, executor: ProcessPoolExecutor, started: asyncio.Future[Any] | None = None) -> None:
         if started is not None and not started.cancelled():
             # Retrieved: nobody else asks.
             started.exception()
@@ -237,7 +239,7 @@ class _Staff:
 
 # --- exit -------------------------------------------------------------------------------------------------------------
 
-_staffs: "weakref.WeakSet[_Staff]" = weakref.WeakSet()
+_staffs: weakref.WeakSet[_Staff] = weakref.WeakSet()
 _hooked_pid: int | None = None
 
 

@@ -1,5 +1,7 @@
 """Shows one line to a person who waits at a terminal, and to nobody else."""
 
+from __future__ import annotations
+
 import math
 import os
 import sys

@@ -1,5 +1,7 @@
 """A queue with two sides: a blocking one for threads, and an async one on the runtime's loop; it ends with the runtime."""
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import sys
@@ -24,7 +26,7 @@ T = TypeVar("T")
 
 def queue(
     maxsize: int = 0, *, kind: Literal["fifo", "lifo", "priority"] = "fifo", runtime: Runtime | None = None
-) -> "Queue[T]":  # pyright: ignore[reportInvalidTypeVarUse]
+) -> Queue[T]:  # pyright: ignore[reportInvalidTypeVarUse]
     """
     Make a `janus.Queue` whose async side lives on the loop: ``q.sync_q.put(item)`` in a thread, ``await q.async_q.get()`` in a task.
 
@@ -65,7 +67,7 @@ class Queue(janus.Queue[T]):
         self._joining = threading.Lock()
 
     @property
-    def sync_q(self) -> "_SyncSide[T]":
+    def sync_q(self) -> _SyncSide[T]:
         """The blocking side."""
         return self._sync_side
 
@@ -159,7 +161,7 @@ async def _keep() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-def _shut_down(this: "weakref.ref[Queue[Any]]", _: Task[None]) -> None:
+def _shut_down(this: weakref.ref[Queue[Any]], _: Task[None]) -> None:
     queue = this()
     if queue is not None:
         queue.shutdown()

@@ -1,5 +1,7 @@
 """Says what went wrong where nobody else would hear it: through logging, or through the user's hook."""
 
+from __future__ import annotations
+
 import logging
 import sys
 import traceback

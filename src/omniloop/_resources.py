@@ -1,5 +1,7 @@
 """Keeps what lives on the loop, a client or a pool: opened on first use, shared by all, closed when nobody can need it any more."""
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import inspect
@@ -22,22 +24,22 @@ R = TypeVar("R")
 
 @overload
 def resource(
-    factory: Callable[[], "AbstractAsyncContextManager[T, Any]"], *, runtime: Runtime | None = None
-) -> "Resource[T]": ...
+    factory: Callable[[], AbstractAsyncContextManager[T, Any]], *, runtime: Runtime | None = None
+) -> Resource[T]: ...
 @overload
 def resource(
     factory: Callable[[], Awaitable[T]],
     close: Callable[[T], object] | None = None,
     *,
     runtime: Runtime | None = None,
-) -> "Resource[T]": ...
+) -> Resource[T]: ...
 @overload
 def resource(
     factory: Callable[[], T], close: Callable[[T], object] | None = None, *, runtime: Runtime | None = None
-) -> "Resource[T]": ...
+) -> Resource[T]: ...
 def resource(
     factory: Callable[[], Any], close: Callable[[Any], object] | None = None, *, runtime: Runtime | None = None
-) -> "Resource[Any]":
+) -> Resource[Any]:
     """
     Share one client, pool or connection on the loop: ``client = resource(lambda: httpx.AsyncClient())``.
 
@@ -161,7 +163,7 @@ class Resource(Generic[T]):
         # Who is cancelled while waiting leaves the opening to the others.
         return await asyncio.shield(opened)
 
-    async def _keep(self, life: Life, opened: "asyncio.Future[T]") -> None:
+    async def _keep(self, life: Life, opened: asyncio.Future[T]) -> None:
         runner = self._opener = asyncio.current_task()
         assert runner is not None
         async with AsyncExitStack() as stack:
@@ -188,7 +190,7 @@ class Resource(Generic[T]):
                 pass
             self._forget(opened)
 
-    def _forget(self, opened: "asyncio.Future[T]") -> None:
+    def _forget(self, opened: asyncio.Future[T]) -> None:
         """From now on the next use opens another."""
         if self._opened is opened:
             self._opened = None

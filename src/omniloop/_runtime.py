@@ -1,5 +1,7 @@
 """A whole runtime: what is submitted to it is held until it is done, and finished before the interpreter exits."""
 
+from __future__ import annotations
+
 import math
 import os
 import sys
@@ -19,11 +21,12 @@ from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutErr
 from ._ledger import Later
 from ._life import Life, ThreadWork
 from ._periodic import periodic
-from ._settings import SHAPES_THE_THREAD, Changes, Settings, WhenFull, changed, from_environment
+from ._settings import SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
 from ._tally import Tally
 from ._task import CANCELLED, KEEPER, Daemon, Task
 
 if TYPE_CHECKING:
+    from ._settings import Changes
     from ._stats import Stats
 
 T = TypeVar("T")
@@ -338,7 +341,7 @@ class Runtime:
         """Return the handles of all work that is accepted and not done."""
         return self._current().unfinished()
 
-    def stats(self) -> "Stats":
+    def stats(self) -> Stats:
         """
         Return what was accepted, finished, failed … so far, and what runs and waits now. Does not block, and costs nothing until called.
 

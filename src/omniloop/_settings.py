@@ -4,7 +4,7 @@ import asyncio
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from ._errors import SettingError
 from ._report import Hook
@@ -31,18 +31,20 @@ class Settings(NamedTuple):
     when_full: WhenFull = "block"
 
 
-class Changes(TypedDict, total=False):
-    """The same, each of them optional: what `configure` and `Runtime` take, for editors and type checkers."""
+if TYPE_CHECKING:
+    # Made for type checkers alone: at run time it would be a tenth of what the package costs to import.
+    class Changes(TypedDict, total=False):
+        """The same, each of them optional: what `configure` and `Runtime` take, for editors and type checkers."""
 
-    exit_timeout: float | None
-    cancel_timeout: float
-    on_error: Hook | None
-    slow_callback: float | None
-    loop_factory: LoopFactory | None
-    max_workers: int
-    sigterm: Literal["drain"] | None
-    max_pending: int | None
-    when_full: WhenFull
+        exit_timeout: float | None
+        cancel_timeout: float
+        on_error: Hook | None
+        slow_callback: float | None
+        loop_factory: LoopFactory | None
+        max_workers: int
+        sigterm: Literal["drain"] | None
+        max_pending: int | None
+        when_full: WhenFull
 
 
 # The thread, its loop and its pool are made from these: they can't change under a running one.

@@ -1,15 +1,17 @@
 """The runtime that the whole process shares, and the plain functions over it."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import IO, TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, TypeVarTuple, Unpack
 
 from ._runtime import FROM_SETTINGS, FromSettings, Runtime
-from ._settings import Changes
 from ._task import Task
 
 if TYPE_CHECKING:
+    from ._settings import Changes
     from ._stats import Stats
 
 T = TypeVar("T")
@@ -91,7 +93,7 @@ def tasks() -> list[Task[Any]]:
     return _runtime.tasks()
 
 
-def stats() -> "Stats":
+def stats() -> Stats:
     """`Runtime.stats` of the runtime that the whole process shares."""
     return _runtime.stats()
 

@@ -1,5 +1,7 @@
 """What a runtime tells of itself. Loaded when first asked for: making the type is a tenth of what importing the package costs."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 

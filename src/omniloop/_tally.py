@@ -1,5 +1,7 @@
 """Counts what a runtime does, off the hot path."""
 
+from __future__ import annotations
+
 from threading import RLock
 from typing import Literal
 

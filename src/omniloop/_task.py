@@ -1,5 +1,7 @@
 """The handle of one piece of work: a `concurrent.futures.Future` that can also be awaited, on any event loop."""
 
+from __future__ import annotations
+
 import asyncio
 import concurrent.futures
 import threading
@@ -10,7 +12,7 @@ from contextvars import Context
 from threading import Lock, RLock
 from traceback import StackSummary
 from types import CodeType, TracebackType
-from typing import Any, Final, Literal, NoReturn, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, final
 
 from . import _elsewhere
 from ._errors import WaitTimeoutError, WouldDeadlockError
@@ -31,18 +33,20 @@ Daemon = bool | Literal["keeper"]
 Outcome = tuple[Ending, Any]
 
 
-class Owner(Protocol):
-    """What a task needs of the runtime that runs it; handed down, so that a task knows no runtime."""
+if TYPE_CHECKING:
 
-    forked: bool
+    class Owner(Protocol):
+        """What a task needs of the runtime that runs it; handed down, so that a task knows no runtime."""
 
-    def wait(self, task: "Task[Any]", timeout: float | None) -> bool: ...
-    def wait_with(self, task: "Task[Any]", wait_here: Callable[[float], bool], timeout: float | None) -> bool: ...
-    def check(self) -> None: ...
-    def cancel(self, task: "Task[Any]", msg: object) -> bool: ...
-    def unclaimed(self, failure: Failure) -> None: ...
-    def hold_failure(self, unclaimed: "Unclaimed") -> None: ...
-    def count_cancelled(self) -> None: ...
+        forked: bool
+
+        def wait(self, task: Task[Any], timeout: float | None) -> bool: ...
+        def wait_with(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool: ...
+        def check(self) -> None: ...
+        def cancel(self, task: Task[Any], msg: object) -> bool: ...
+        def unclaimed(self, failure: Failure) -> None: ...
+        def hold_failure(self, unclaimed: Unclaimed) -> None: ...
+        def count_cancelled(self) -> None: ...
 
 
 class Unclaimed:
@@ -224,7 +228,7 @@ class Task(concurrent.futures.Future[T]):
         work = self._work
         return self._name or _name_of(work)
 
-    def add_done_callback(self, fn: Callable[["Task[T]"], object]) -> None:
+    def add_done_callback(self, fn: Callable[[Task[T]], object]) -> None:
         """
         Call ``fn(task)`` when the work has ended: on the thread where it ends, or at once, here, if it has.
 

@@ -1,5 +1,7 @@
 """Knows which thread waits for which: a wait that can never end is an error, not a hang."""
 
+from __future__ import annotations
+
 import sys
 import threading
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """Tells, while it happens, that a callback blocks the loop, and afterwards for how long. Sleeps when the loop does."""
 
+from __future__ import annotations
+
 import asyncio
 import threading
 import time

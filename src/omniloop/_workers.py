@@ -1,5 +1,7 @@
 """Daemon threads for blocking functions, that still serve while the interpreter ends, and are not starved by their own waits."""
 
+from __future__ import annotations
+
 import threading
 import time
 from collections import deque

@@ -1,5 +1,7 @@
 """A pytest plugin: runtimes whose leaks and lost errors fail the test, and a clock that the test moves instead of sleeping."""
 
+from __future__ import annotations
+
 import asyncio
 import math
 import selectors

@@ -5,6 +5,8 @@ Django's async ORM makes its calls in a thread, one after the other. In work on 
 whole process: it serves until the last drain is over, where asgiref's own is shut before, and a forked worker has its own.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import sys

@@ -6,6 +6,8 @@ stay there. The request's connection does not: after the response it serves anot
 is first read then is empty, or the read fails with "Bad file descriptor"; and what is written to the session is lost without a word.
 """
 
+from __future__ import annotations
+
 import io
 from typing import NoReturn
 

@@ -1,5 +1,7 @@
 """Hands log records to an async sink: a bounded queue takes them at once, a task on the loop delivers them, and the drain sees to the last."""
 
+from __future__ import annotations
+
 import copy
 import logging
 import os

@@ -4,6 +4,8 @@ Exports `Runtime.stats` as OpenTelemetry metrics: observable instruments, which 
 Traces need nothing: a span that is current where work is submitted is the parent of the spans in it, as for all context variables.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter

@@ -1,5 +1,7 @@
 """Exports `Runtime.stats` to prometheus_client: a collector, which looks only when it is scraped."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
