@@ -440,27 +440,43 @@ class RaiseAt:
         if self.raised or not frame.f_globals.get("__name__", "").startswith("omniloop."):
             return None
         if event == "line":
-            self.left -= 1
-            if self.left < 0:
-                self.raised = True
-                sys.settrace(None)
-                self._act()
-                raise Interrupted
+            self._count()
         return self._look
 
+    def _count(self):
+        self.left -= 1
+        if self.left < 0:
+            self.raised = True
+            self._set(None)
+            self._act()
+            raise Interrupted
+
+    _set, _get = staticmethod(sys.settrace), staticmethod(sys.gettrace)
+
     def __enter__(self):
-        self._former = sys.gettrace()
-        sys.settrace(self._look)
+        self._former = self._get()
+        self._set(self._look)
         return self
 
     def __exit__(self, *args):
-        sys.settrace(self._former)
+        self._set(self._former)
 
 
-def interrupted_everywhere(submit, act=lambda: None):
+class RaiseAfterCall(RaiseAt):
+    """The same after the n-th call of a function in C: there CPython runs the handlers, in asyncio's own code too."""
+
+    _set, _get = staticmethod(sys.setprofile), staticmethod(sys.getprofile)
+
+    def _look(self, frame, event, arg):
+        ours = frame.f_globals.get("__name__", "").startswith(("omniloop.", "asyncio."))
+        if not self.raised and ours and event == "c_return":
+            self._count()
+
+
+def interrupted_everywhere(submit, act=lambda: None, how=RaiseAt):
     """Call *submit* with an interruption at its first line, at its second, and so on to its last; yield in between."""
     for point in itertools.count():
-        with RaiseAt(point, act) as interruption:
+        with how(point, act) as interruption:
             try:
                 submit()
             except Interrupted:
@@ -471,8 +487,9 @@ def interrupted_everywhere(submit, act=lambda: None):
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("how", [RaiseAt, RaiseAfterCall])
 @pytest.mark.parametrize("call", ["go", "call_soon"])
-def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_a_submission(runtime, call):
+def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_a_submission(runtime, call, how):
     """A handler that raised between the taking of the wake-up token and the wake-up left the runtime asleep for ever."""
     runs = []
 
@@ -486,7 +503,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_a_submissio
             runtime.call_soon(runs.append, 1)
 
     runtime.flush(timeout=5)
-    for point in interrupted_everywhere(submit):
+    for point in interrupted_everywhere(submit, how=how):
         before = len(runs)
         # Without a wait, which would wake the loop by itself.
         reached = threading.Event()
@@ -494,15 +511,27 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_a_submissio
         assert reached.wait(timeout=0.9), f"asleep after an interruption at line {point}"
         assert len(runs) <= before + 1
 
-    assert point > 15
+    assert point > 5
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-def test_what_a_signal_handler_submitted_before_it_raised_is_not_left_asleep(runtime):
+@pytest.mark.parametrize("how", [RaiseAt, RaiseAfterCall])
+@pytest.mark.parametrize("call", ["go", "to_thread", "cancel", "wake for a failure"])
+def test_what_a_signal_handler_submitted_before_it_raised_is_not_left_asleep(runtime, call, how):
     """The handler's own submission found the token taken, relied on the wake-up of the frame below, and that was torn down."""
 
     async def interrupted():
         pass
+
+    def submit():
+        if call == "go":
+            runtime.go(interrupted())
+        elif call == "to_thread":
+            runtime.to_thread(int)
+        elif call == "cancel":
+            runtime.go(asyncio.sleep(0)).cancel()
+        else:
+            runtime._life.inbox.poke()
 
     def handler():
         nonlocal reached
@@ -512,30 +541,52 @@ def test_what_a_signal_handler_submitted_before_it_raised_is_not_left_asleep(run
     reached = threading.Event()
     reached.set()
     runtime.flush(timeout=5)
-    for point in interrupted_everywhere(lambda: runtime.go(interrupted()), handler):
+    for point in interrupted_everywhere(submit, handler, how):
         assert reached.wait(timeout=0.9), f"left asleep by an interruption at line {point}"
         runtime.flush(timeout=5)
 
-    assert point > 15
+    assert point > 2
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start():
+@pytest.mark.parametrize("how", [RaiseAt, RaiseAfterCall])
+@pytest.mark.parametrize("call", ["go", "to_thread"])
+@pytest.mark.parametrize("submits", [False, True])
+def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(call, submits, how):
+    """What the handler had submitted was never run where `to_thread` had made the start; nor was there an end to shutdown()."""
+
     async def interrupted():
         pass
 
     def new_runtime():
-        return Runtime(name="interrupted", slow_callback=None)
+        return Runtime(name="interrupted")
 
-    runtime = new_runtime()
-    for point in interrupted_everywhere(lambda: runtime.go(interrupted())):
-        reached = threading.Event()
+    def submit():
+        if call == "go":
+            runtime.go(interrupted())
+        else:
+            runtime.to_thread(int)
+
+    def submit_one_more():
+        reached.clear()
         runtime.call_soon(reached.set)
+
+    reached = threading.Event()
+    runtime = new_runtime()
+    for point in interrupted_everywhere(submit, submit_one_more if submits else lambda: None, how):
+        if not submits or point == 0:
+            submit_one_more()
         assert reached.wait(timeout=0.9), f"asleep after an interruption at line {point} of the start"
+        if how is RaiseAfterCall:
+            # No start seems to go on.
+            assert runtime._life._starting == {}
+        # Nothing is left over that a shutdown has to wait for.
+        runtime.flush(timeout=0.9)
         runtime.shutdown(timeout=1)
         runtime = new_runtime()
 
-    assert point > 50
+    runtime.shutdown()
+    assert point > 20
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")

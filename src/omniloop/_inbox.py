@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from threading import Lock
 from typing import Any, Final
 
@@ -38,13 +37,7 @@ class Inbox:
             if self._token.acquire(False):
                 self._wake()
         except BaseException:
-            # A signal handler that raises (Ctrl-C) between the taking of the token and the wake-up would leave it taken for
-            # ever, and the reader asleep.
-            self.give_token_back()
-            # The others found it taken meanwhile and rely on this wake-up: other threads, the handler itself.
-            if any(other is not item for other in self._items.copy()):
-                with suppress(Exception):
-                    self.nudge()
+            self._wake_after_all(item)
             raise
         # After the append: `close` sets the mark and then empties for the last time, so that either the last emptying
         # took the item, or the mark is seen here.
@@ -70,11 +63,11 @@ class Inbox:
 
     def nudge(self) -> None:
         """Wake the reader, due or not. A spare wake-up is harmless."""
-        self._token.acquire(False)
         try:
+            self._token.acquire(False)
             self._wake()
         except BaseException:
-            self.give_token_back()
+            self._wake_after_all()
             raise
 
     def is_due(self) -> bool:
@@ -83,8 +76,32 @@ class Inbox:
 
     def poke(self) -> None:
         """Wake the reader, unless it is due to look."""
-        if self._token.acquire(False):
-            self.nudge()
+        try:
+            if self._token.acquire(False):
+                self._wake()
+        except BaseException:
+            self._wake_after_all()
+            raise
+
+    def _wake_after_all(self, item: Any = None) -> None:
+        """
+        Make up for a wake-up that failed, or was interrupted: all but *item* must be taken nevertheless.
+
+        A signal handler that raises (Ctrl-C) between the taking of the token and the wake-up would leave it taken for ever,
+        and the reader asleep.
+        """
+        self.give_token_back()
+        # The others found it taken meanwhile and rely on this wake-up: other threads, the handler itself.
+        if any(other is not item for other in self._items.copy()):
+            try:
+                self._token.acquire(False)
+                self._wake()
+            except Exception:
+                self.give_token_back()
+            except BaseException:
+                # Interrupted once more.
+                self._wake_after_all(item)
+                raise
 
     def give_token_back(self) -> None:
         """Make the next `put` wake the reader. Giving back a free token is harmless."""

@@ -122,7 +122,8 @@ class Life:
     @property
     def workers(self) -> Workers:
         if self._workers is None:
-            self.start()
+            # By way of the inbox: whoever submits meanwhile leaves the start to this one, which may be interrupted.
+            self.inbox.nudge()
         # Another thread may be starting it, which is not long; or, in a signal handler, the frame below, which goes on only
         # after this: hence bounded.
         if self._workers is None:
@@ -158,23 +159,26 @@ class Life:
             # one that raises right after it took a common lock would leave that taken for ever.
             if self._starting.setdefault("by", me) is not me:
                 return
-            if self.inbox.closed or (self.thread is not None and self.thread.alive):
-                return
-            if self.thread is None:
-                self._make()
-            if _process.is_forking():
-                # A thread that starts now would be in the fork's way; `catch_up` starts it afterwards.
-                return
-            assert self.thread is not None and self._workers is not None
-            self._workers.start_one()
-            self.watch()
-            self.thread.start(self.ledger.empty)
+            if not self.inbox.closed and (self.thread is None or not self.thread.alive):
+                self._start()
         except RuntimeError as error:
             raise CannotStartError(f"omniloop can't start its thread here: {error}.") from error
         finally:
-            if self._starting.get("by") is me:
+            # Without a call, after which a signal handler could raise: nobody would start it again, after a fork say.
+            if self._starting == {"by": me}:
                 del self._starting["by"]
             me.release()
+
+    def _start(self) -> None:
+        if self.thread is None:
+            self._make()
+        if _process.is_forking():
+            # A thread that starts now would be in the fork's way; `catch_up` starts it afterwards.
+            return
+        assert self.thread is not None and self._workers is not None
+        self._workers.start_one()
+        self.watch()
+        self.thread.start(self.ledger.empty)
 
     def wait_for_start(self) -> None:
         """Wait until nobody is starting the thread any more."""
@@ -236,6 +240,8 @@ class Life:
         # be left hanging. The next start looks into the inbox first.
         if self.thread is not None and self.thread.alive:
             self.ledger.empty()
+        else:
+            self.inbox.give_token_back()
 
     # --- watching -----------------------------------------------------------------------------------------------------
 
@@ -415,13 +421,13 @@ class Life:
             return False
         workers = self.workers
         in_threads = self.ledger.in_threads
-        in_threads.add(task)
-        # After the adding: closing sets the mark first, and then looks whether anything is here. If it has looked already, it
-        # fails what it found: who has the ticket decides.
-        if self.inbox.closed:
-            in_threads.discard(task)
-            return not work.claim()
         try:
+            in_threads.add(task)
+            # After the adding: closing sets the mark first, and then looks whether anything is here. If it has looked already, it
+            # fails what it found: who has the ticket decides.
+            if self.inbox.closed:
+                in_threads.discard(task)
+                return not work.claim()
             workers.put(partial(self._work, [task], work))
         except BaseException:
             if work.claim():
@@ -533,6 +539,10 @@ class Life:
                 if isinstance(work, ThreadWork) and not work.claim() and task not in self._ledger.in_threads:
                     # Taken back by `to_thread`, for the next life.
                     continue
+                if task in self._ledger.timers:
+                    # Never due: ended as it was meant to, without a word.
+                    task._end_cancelled(())
+                    continue
                 fail(task)
         for item in undelivered:
             if type(item) not in (Task, Later):
@@ -623,7 +633,7 @@ class Life:
         if not self.inbox.closed and (self.inbox or (thread is not None and not thread.alive and thread.is_wanted())):
             # What was submitted meanwhile; or the loop serves something that is no task: a socket, a timer.
             with suppress(CannotStartError):
-                self.start()
+                self.inbox.nudge()
 
     def after_fork_in_child(self) -> None:
         """Leave all that is the parent's untouched: its work must not run, be closed, or be finalised here."""

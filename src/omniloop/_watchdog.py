@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Final
 
@@ -99,15 +100,24 @@ class Watchdog:
 
     def start(self) -> None:
         self._told_to_end = False
-        self._thread = threading.Thread(target=self._watch, name=f"{self._name}-watchdog", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._watch, name=f"{self._name}-watchdog", daemon=True)
+        try:
+            self._thread = thread
+            thread.start()
+        except BaseException:
+            # No thread can be started; or interrupted (Ctrl-C), and it may come to run all the same.
+            if thread.ident is None:
+                self._thread = None
+            raise
 
     def stop(self, timeout: float) -> None:
         """End the thread and join it, *timeout* seconds at the most."""
         self._told_to_end = True
         self.wake()
         if self._thread is not None:
-            self._thread.join(timeout)
+            with suppress(RuntimeError):
+                # In the middle of its start, by another thread; it ends when it looks.
+                self._thread.join(timeout)
             self._thread = None
 
     def wake(self) -> None:
@@ -120,6 +130,9 @@ class Watchdog:
             pass
 
     def _watch(self) -> None:
+        if self._thread not in (None, threading.current_thread()):
+            # Another was started, because the start of this one was interrupted.
+            return
         self._gate.acquire(False)
         seen = -1
         while not self._told_to_end:

@@ -129,8 +129,7 @@ class Workers(ThreadPoolExecutor):
 
     def _end_all(self, timeout: float) -> list[threading.Thread]:
         self._ending = True
-        for _ in list(self._staff):
-            self._jobs.put(None)
+        self._jobs.put(None)
         return self._join(timeout)
 
     def _join(self, timeout: float) -> list[threading.Thread]:
@@ -171,7 +170,8 @@ class Workers(ThreadPoolExecutor):
                 if len(self._staff) <= len(self._blocked):
                     raise
             finally:
-                if self._starting.get("by") is me:
+                # Without a call, after which a signal handler could raise: no other worker would ever be started.
+                if self._starting == {"by": me}:
                     del self._starting["by"]
 
     def _start(self) -> None:
@@ -204,6 +204,8 @@ class Workers(ThreadPoolExecutor):
                         # Who put a job just before this counted on this worker, as one that waits.
                         self._grow()
                 if job is None:
+                    # For the next one: how many there are is not known, if a start was interrupted.
+                    jobs.put(None)
                     return
                 over = job()
                 # What the job refers to must not live until the next one comes.
