@@ -71,7 +71,7 @@ IMPORTS = """
     import sys, types
     sys.path.insert(0, {path!r})
     import module
-    print(module.outcome)
+    sys.stdout.write(f"{{module.outcome}}\\n")
     """
 
 
@@ -125,10 +125,11 @@ outcome = omniloop.run(work())
 
 def test_submitting_while_importing_what_imports_the_same_is_fine(tmp_path):
     (tmp_path / "module.py").write_text("""
-import omniloop
+import os, omniloop
 async def work():
     import module
-    print(module.outcome, flush=True)
+    # In one piece: the main thread prints at the same time.
+    os.write(1, f"{module.outcome}\\n".encode())
 omniloop.go(work())
 outcome = "imported"
 """)

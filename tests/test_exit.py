@@ -293,3 +293,32 @@ def test_the_deadline_counts_the_time_of_both_hooks_together():
         """)
 
     assert 0.6 <= float(result.stdout) < 1.1
+
+
+@pytest.mark.parametrize("blocks_for", [1.2, 1.5, 2.5])
+def test_a_callback_that_blocks_the_loop_past_every_deadline_and_comes_back_breaks_nothing(blocks_for):
+    """The end had given up, when the loop came to what it had asked for: the inbox was opened again, and the thread started."""
+    result = run_child(
+        f"""
+        import asyncio, time
+        import omniloop
+
+        omniloop.configure(exit_timeout=0.4, cancel_timeout=0.3)
+
+        async def blocks():
+            await asyncio.sleep(0.1)
+            time.sleep({blocks_for})
+
+        async def waits():
+            await asyncio.sleep(50)
+
+        omniloop.go(waits())
+        omniloop.go(blocks())
+        omniloop.call_later(50, print, "never due")
+        """
+    )
+
+    assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
+    assert "never awaited" not in result.stderr and "'print' failed" not in result.stderr
+    assert "2 unfinished when the time for draining was over" in result.stderr
+    assert (result.stdout, result.code) == ("", 0)

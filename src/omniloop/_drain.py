@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from threading import Lock
 from typing import Any, Final
 
 from ._errors import ClosedError, WouldDeadlockError
 from ._life import Life
+from ._loop_thread import LoopThread
 from ._progress import Progress
 from ._report import innermost, say, thread_stack
 from ._task import Task
@@ -157,18 +157,48 @@ def _cancel(life: Life, deadline: float, patient: bool = False) -> bool:
 
     *patient*: not if there is work to drain, which came meanwhile.
     """
-    if life.thread is None or not life.thread.alive:
+    thread = life.thread
+    if thread is None or not thread.alive:
         return True
+
+    def begin(answer: Callable[[bool], None]) -> None:
+        # A task of asyncio's own, whatever factory the user has set.
+        runner = asyncio.Task(_cancel_all(life, deadline, patient), loop=thread.loop)
+        runner.add_done_callback(lambda ended: answer(ended.result()))
+
+    return _on_loop(thread, begin, deadline)
+
+
+def _on_loop(thread: LoopThread, call: Callable[[Callable[[bool], None]], None], deadline: float) -> bool:
+    """
+    Have the loop make *call*, and wait for its answer; False at the *deadline*.
+
+    From then on it is not made any more: a callback that blocked the loop may come back when all is over.
+    """
+    gate = Lock()
+    gate.acquire()
+    turn = Lock()
+    answered = given_up = False
+
+    def answer(value: bool) -> None:
+        nonlocal answered
+        answered = value
+        gate.release()
+
+    def make() -> None:
+        with turn:
+            if not given_up:
+                call(answer)
+
     try:
-        future = asyncio.run_coroutine_threadsafe(_cancel_all(life, deadline, patient), life.thread.loop)
+        thread.post(make)
     except RuntimeError:
         # The loop was closed by somebody else.
         return True
-    try:
-        return future.result(max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT / 2)
-    except concurrent.futures.TimeoutError:
-        # The loop is stuck in a callback.
-        return False
+    if not _acquire(gate, deadline + _JOIN_TIMEOUT / 2):
+        with turn:
+            given_up = True
+    return answered
 
 
 async def _cancel_all(life: Life, deadline: float, patient: bool) -> bool:
@@ -228,25 +258,15 @@ def _refuse(life: Life, deadline: float) -> bool:
             life.inbox.reopen(undelivered)
             return False
         return True
-    gate = Lock()
-    gate.acquire()
-    refused = False
 
-    def refuse() -> None:
-        nonlocal refused
+    def refuse(answer: Callable[[bool], None]) -> None:
         undelivered = life.inbox.close()
-        if undelivered or not life.ledger.is_quiet() or life.ledger.keepers:
+        quiet = not undelivered and life.ledger.is_quiet() and not life.ledger.keepers
+        if not quiet:
             life.inbox.reopen(undelivered)
-        else:
-            refused = True
-        gate.release()
+        answer(quiet)
 
-    try:
-        thread.post(refuse)
-    except RuntimeError:
-        # The loop was closed by somebody else.
-        return True
-    return _acquire(gate, deadline + _JOIN_TIMEOUT / 2) and refused
+    return _on_loop(thread, refuse, deadline)
 
 
 def _closed_error() -> ClosedError:
