@@ -721,3 +721,71 @@ omniloop.call_soon(event.set)
 
     assert result.stdout.splitlines() == ["ended True", "42", "work done here", "work cleaned up here"]
     assert (result.stderr, result.code) == ("", 0)
+
+
+def test_threads_that_notice_a_fork_in_c_at_once_agree_on_the_life_that_begins():
+    """The second went on with the parent's loop, which no thread runs here, while the first was still catching up."""
+    result = run_child(
+        START
+        + IN_C
+        + """
+from omniloop import _process
+class Slow:
+    # One of those that catch up, in no particular order.
+    def _after_fork_in_child(self):
+        catching_up.set()
+        submitted.wait(0.5)
+catching_up, submitted = threading.Event(), threading.Event()
+runtimes = [omniloop.Runtime(name=f"r{number}") for number in range(8)]
+def submit():
+    return [runtime.go(answer()) for runtime in runtimes]
+for task in submit():
+    task.result()
+def child():
+    tasks = []
+    def first():
+        tasks.extend(submit())
+    def second():
+        catching_up.wait()
+        tasks.extend(submit())
+        submitted.set()
+    users = [threading.Thread(target=use) for use in (first, second)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    say("child", [task.result(timeout=2) for task in tasks] == [42] * 16)
+slow = Slow()
+_process.watch(slow)
+pid = fork(child)
+_process.unwatch(slow)
+wait(pid)
+""",
+        flags=QUIET,
+    )
+
+    assert (result.stdout.splitlines(), result.stderr, result.code) == (["child True"], "", 0)
+
+
+def test_what_the_fork_hook_of_another_library_submits_in_the_child_is_run_there():
+    """A hook that was registered before the package's own runs first, and begins the life that the child goes on with."""
+    result = run_child(
+        """
+import os, threading
+early = []
+def submit():
+    early.append(go(answer()))
+os.register_at_fork(after_in_child=submit)
+"""
+        + START
+        + """
+run(answer())
+def child():
+    say("child", early[0].result(timeout=5), early[0] in omniloop.tasks() or early[0].done())
+    say(omniloop.stats().accepted)
+wait(fork(child))
+""",
+        flags=QUIET,
+    )
+
+    assert (result.stdout.splitlines(), result.stderr, result.code) == (["child 42 True", "1"], "", 0)

@@ -90,18 +90,18 @@ class Inbox:
         A signal handler that raises (Ctrl-C) between the taking of the token and the wake-up would leave it taken for ever,
         and the reader asleep.
         """
-        self.give_token_back()
-        # The others found it taken meanwhile and rely on this wake-up: other threads, the handler itself.
-        if any(other is not item for other in self._items.copy()):
-            try:
+        try:
+            self.give_token_back()
+            # The others found it taken meanwhile and rely on this wake-up: other threads, the handler itself.
+            if any(other is not item for other in self._items.copy()):
                 self._token.acquire(False)
                 self._wake()
-            except Exception:
-                self.give_token_back()
-            except BaseException:
-                # Interrupted once more.
-                self._wake_after_all(item)
-                raise
+        except Exception:
+            self.give_token_back()
+        except BaseException:
+            # Interrupted once more.
+            self._wake_after_all(item)
+            raise
 
     def give_token_back(self) -> None:
         """Make the next `put` wake the reader. Giving back a free token is harmless."""

@@ -98,6 +98,7 @@ same_process: Final = _make_mark()
 _watched: set[Watched] = set()
 _exiting = False
 _pid = os.getpid()
+_catching_up: dict[int, threading.RLock] = {}
 
 # Thread by thread, the forks that it is in the middle of, and what each holds. Other libraries' fork hooks run in between, and
 # meanwhile another thread may end what is held, and begin anew.
@@ -131,9 +132,15 @@ def this_thread_forks() -> bool:
 
 
 def notice_fork() -> None:
-    """Catch up on a fork that called no hooks; where there was none, do nothing."""
-    if os.getpid() != _pid:
-        _after_in_child()
+    """Catch up on a fork that called no hooks; where there was none, do nothing. Threads that notice it at once wait for the first."""
+    if same_process[0]:
+        return
+    pid = os.getpid()
+    # Of this process alone: one that a parent had too could be held, for ever, by a thread that is not here. Re-entrant,
+    # because what is done in there looks as well, and so may a signal handler.
+    with _catching_up.setdefault(pid, threading.RLock()):
+        if pid != _pid:
+            _after_in_child()
 
 
 # --- exit -------------------------------------------------------------------------------------------------------------
@@ -291,13 +298,18 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     global _pid, _exiting, _since, _interruptions, _draining_on_sigterm
+    if same_process[0]:
+        # Another's fork hook, before this one, was the first to look.
+        return
     _pid = os.getpid()
-    same_process[0] = 1
     _exiting = _draining_on_sigterm = False
     _since, _interruptions = None, 0
     _forking.clear()
     for runtime in list(_watched):
         runtime._after_fork_in_child()
+    # At last: until then others wait in `notice_fork`.
+    same_process[0] = 1
+    _catching_up.clear()
 
 
 if hasattr(os, "register_at_fork"):
