@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+import omniloop
 from omniloop import Runtime, WouldDeadlockError
 
 
@@ -341,3 +342,14 @@ def test_a_task_that_is_done_can_be_awaited_where_no_loop_runs(runtime):
     with pytest.raises(StopIteration) as stopped:
         wait().send(None)
     assert stopped.value.value == "done"
+
+
+def test_asyncio_wait_on_a_bare_task_is_an_error_and_not_a_hang():
+    async def main():
+        task = omniloop.go(asyncio.sleep(0.01, "slept"))
+        with pytest.raises(omniloop.WrongLoopError, match="ensure_future"):
+            await asyncio.wait([task])
+        done, _ = await asyncio.wait([asyncio.ensure_future(task)], timeout=5)
+        return done.pop().result()
+
+    assert asyncio.run(main()) == "slept"

@@ -119,6 +119,8 @@ def test_a_turn_that_fails_is_reported_and_the_next_one_comes(runtime, failures,
     assert len(failures) >= 2
     assert {type(failure.exception) for failure in failures} == {error}
     assert "A turn of 'mine' failed; the next one comes" in failures[0].message
+    assert failures[0].site.filename == __file__
+    assert failures[0].site.function == "test_a_turn_that_fails_is_reported_and_the_next_one_comes"
 
 
 def test_jitter_makes_a_turn_later_never_earlier(runtime):

@@ -98,3 +98,22 @@ def test_looking_while_much_comes_and_goes(runtime):
     over.set()
     thread.join(timeout=9)
     assert not thread.is_alive()
+
+
+def test_where_a_task_waits_is_told_by_the_users_own_line():
+    """The innermost line is the standard library's, and the same for all that sleep."""
+
+    async def sleeps():
+        await asyncio.sleep(30)
+
+    with Runtime(exit_timeout=0) as runtime:
+        task = runtime.go(sleeps())
+        runtime.call_soon(int).result(timeout=5)
+        # On 3.11 a coroutine starts a turn later.
+        runtime.run(asyncio.sleep(0))
+        out = io.StringIO()
+        runtime.dump(out)
+        task.cancel()
+
+    assert f'waits at File "{__file__}", line' in out.getvalue()
+    assert "sleeps, in sleep" in out.getvalue()

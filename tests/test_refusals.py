@@ -147,9 +147,8 @@ TAKE_FUNCTIONS = {
 def test_a_coroutine_where_a_function_is_meant_is_refused_and_closed(runtime, call):
     coro = work()
 
-    message = refused(
-        lambda: TAKE_FUNCTIONS[call](runtime, coro), rf"^{call}\(\) takes a function .* Use go\(\) for it"
-    )
+    way = "Use go\\(\\) for it" if call in ("call_soon", "to_thread") else "Pass the async function itself"
+    message = refused(lambda: TAKE_FUNCTIONS[call](runtime, coro), rf"^{call}\(\) takes a function, .* {way}")
 
     assert "coroutine object work" in message
     assert coro.cr_frame is None
@@ -158,9 +157,14 @@ def test_a_coroutine_where_a_function_is_meant_is_refused_and_closed(runtime, ca
 @pytest.mark.parametrize("call", TAKE_FUNCTIONS)
 @pytest.mark.parametrize("value", [42, None, "plain"])
 def test_what_can_not_be_called_is_refused(runtime, call, value):
-    message = refused(lambda: TAKE_FUNCTIONS[call](runtime, value), rf"^{call}\(\) takes a function .* can't be called")
+    message = refused(
+        lambda: TAKE_FUNCTIONS[call](runtime, value), rf"^{call}\(\) takes a function, .* can't be called"
+    )
 
     assert repr(value) in message
+    # The way out is written as the call is.
+    usage = {"call_later": "call_later(delay, fn, *args)", "every": "every(interval, fn)"}
+    assert usage.get(call, f"{call}(fn, *args)") in message
 
 
 @pytest.mark.parametrize("call", TAKE_FUNCTIONS)

@@ -59,7 +59,18 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Corout
         raise NotAsyncError(
             f"{work!r} is a plain function. Use call_soon({name}, …) to run it on the loop, or to_thread({name}, …) if it blocks."
         )
-    raise NotAsyncError(f"{work!r} can't be awaited. Pass a coroutine: go(fetch(url)).")
+    raise NotAsyncError(
+        f"{work!r} can't be awaited. Pass a coroutine: go(fetch(url)). If a plain function returned it, that has run already."
+    )
+
+
+# How a call is written that does not take the function first, and its arguments after it.
+_USAGE: Final = {
+    "call_later": "delay, fn, *args",
+    "call_at": "when, fn, *args",
+    "every": "interval, fn",
+    "map": "fn, items",
+}
 
 
 def check_function(fn: object, call: str, or_async: bool = False) -> None:
@@ -69,12 +80,11 @@ def check_function(fn: object, call: str, or_async: bool = False) -> None:
         return
     if inspect.iscoroutine(fn):
         fn.close()
-        raise NotAsyncError(
-            f"{call}() takes a function and its arguments, and was given the coroutine {fn!r}. Use go() for it."
-        )
+        way = "Pass the async function itself" if or_async else "Use go() for it"
+        raise NotAsyncError(f"{call}() takes a function, and was given the coroutine {fn!r}. {way}.")
     if not callable(fn):
         raise NotAsyncError(
-            f"{call}() takes a function and its arguments, and {fn!r} can't be called. Use {call}(fn, *args)."
+            f"{call}() takes a function, and {fn!r} can't be called. Use {call}({_USAGE.get(call, 'fn, *args')})."
         )
     if inspect.isasyncgenfunction(fn):
         raise NotAsyncError(

@@ -48,7 +48,7 @@ class FullError(OmniloopError, RuntimeError):
 
 
 class WrongLoopError(OmniloopError, RuntimeError):
-    """What lives on the runtime's loop was used on another one."""
+    """What lives on the runtime's loop was used on another one, which would never hear of its end."""
 
 
 class NotPicklableError(OmniloopError, TypeError):

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable
 
-from ._report import Failure
+from ._report import Failure, Site
 
 
 async def periodic(
@@ -16,6 +16,7 @@ async def periodic(
     jitter: float,
     immediately: bool,
     name: str,
+    site: Site,
     report: Callable[[Failure], None],
 ) -> None:
     """Call *fn*, and await what it returns, every *interval* seconds by the loop's clock, until cancelled."""
@@ -41,6 +42,6 @@ async def periodic(
             # A cancellation may be the turn's own: that of something it waited for.
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
                 raise
-            report(Failure(f"A turn of {name!r} failed; the next one comes", error, name))
+            report(Failure(f"A turn of {name!r} failed; the next one comes", error, name, site))
         # What is past is left out: late turns do not pile up.
         turn = max(turn + 1, math.ceil((loop.time() - start) / interval))

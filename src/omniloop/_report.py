@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from itertools import islice
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Final
 
 logger = logging.getLogger("omniloop")
 
@@ -112,8 +113,9 @@ def say(message: str, *args: object, level: int = logging.WARNING, error: BaseEx
 
 
 def innermost(coro: Any) -> str:
-    """Where a suspended coroutine waits: the last frame of its chain of awaits."""
+    """Where a suspended coroutine waits: in the user's code, and in what of the standard library that has come to."""
     frame: FrameType | None = None
+    own: FrameType | None = None
     while coro is not None:
         frame = (
             getattr(coro, "cr_frame", None)
@@ -121,8 +123,22 @@ def innermost(coro: Any) -> str:
             or getattr(coro, "ag_frame", None)
             or frame
         )
+        if frame is not None and not _is_library(frame.f_code.co_filename):
+            own = frame
         coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
-    return str(Site(frame.f_code, frame.f_lasti)) if frame is not None else "not started"
+    if frame is None:
+        return "not started"
+    own = own or frame
+    place = str(Site(own.f_code, own.f_lasti))
+    return place if own is frame else f"{place}, in {frame.f_code.co_qualname}"
+
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith(_LIBRARY) and "site-packages" not in filename
+
+
+# Where the standard library is: its lines would make all tasks look alike.
+_LIBRARY: Final = os.path.dirname(os.__file__) + os.sep
 
 
 def thread_stack(ident: int | None) -> str:

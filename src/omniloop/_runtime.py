@@ -21,6 +21,7 @@ from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutErr
 from ._ledger import Later
 from ._life import Life, ThreadWork
 from ._periodic import periodic
+from ._report import Site
 from ._settings import SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
 from ._tally import Tally
 from ._task import CANCELLED, KEEPER, Daemon, Task
@@ -447,7 +448,8 @@ class Runtime:
         if _seconds("interval", interval) <= 0:
             raise ValueError(f"interval={interval!r}: give seconds as a number above 0.")
         title = name or f"every {interval:g} s: {getattr(fn, '__qualname__', None) or type(fn).__name__}"
-        turns = periodic(interval, fn, _seconds("jitter", jitter), immediately, title, self._current().unclaimed)
+        site = Site(frame.f_code, frame.f_lasti)
+        turns = periodic(interval, fn, _seconds("jitter", jitter), immediately, title, site, self._current().unclaimed)
         return self._go(turns, title, None, True, frame, "accept")
 
     def _to_thread(

@@ -15,7 +15,7 @@ from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, final
 
 from . import _elsewhere
-from ._errors import WaitTimeoutError, WouldDeadlockError
+from ._errors import WaitTimeoutError, WouldDeadlockError, WrongLoopError
 from ._report import Failure, Site, innermost
 
 T = TypeVar("T")
@@ -237,7 +237,14 @@ class Task(concurrent.futures.Future[T]):
 
         Raises:
             ForkedError: if the work is a parent process's, and not done.
+            WrongLoopError: if *fn* is that of `asyncio.wait`, whose loop would not hear of it.
         """
+        if getattr(fn, "__module__", None) == asyncio.tasks.__name__:
+            # It sets a future of the caller's loop, from the thread where the task ends: nothing wakes that loop, which hung.
+            raise WrongLoopError(
+                f"asyncio.wait() can't take {self!r}, which ends in another thread. "
+                "Wrap it: asyncio.wait([asyncio.ensure_future(task)])."
+            )
         self._when_done(lambda: fn(self))
 
     # --- asking it to end -----------------------------------------------------------------------------------------
