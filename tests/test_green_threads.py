@@ -8,7 +8,9 @@ pytest.importorskip("gevent")
 
 
 def test_under_gevent_work_is_done_and_a_warning_says_what_does_not_work():
-    child = run_child("""
+    # asyncio's own loop: uvloop has no place for greenlets.
+    child = run_child(
+        """
         import gevent.monkey
         gevent.monkey.patch_all()
         import asyncio
@@ -21,7 +23,9 @@ def test_under_gevent_work_is_done_and_a_warning_says_what_does_not_work():
 
         print("ran", run(work("run"), timeout=5))
         go(work("forgotten"))
-        """)
+        """,
+        env={"OMNILOOP_LOOP": "asyncio"},
+    )
 
     assert (child.stdout.split(), child.code) == (["run", "ran", "run", "forgotten"], 0)
     assert child.stderr.count("RuntimeWarning: gevent has patched threading") == 1
