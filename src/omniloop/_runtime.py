@@ -270,7 +270,10 @@ class Runtime:
 
     def flush(self, timeout: float | None = None, *, progress: bool = False) -> None:
         """
-        Wait until all that was accepted before this call is done, whatever came of it, and every failure is reported.
+        Wait until all that was accepted before this call is done, whatever came of it.
+
+        Failures whose handle was dropped are reported by then. One whose handle somebody holds is left to the holder: it is reported
+        when the handle is dropped unasked, by `shutdown`, or at exit.
 
         Does not wait for daemons, periodic calls, and calls that are not due. Blocks; not for the loop's own thread.
 
