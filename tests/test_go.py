@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -546,6 +547,38 @@ def test_what_a_signal_handler_submitted_before_it_raised_is_not_left_asleep(run
         runtime.flush(timeout=5)
 
     assert point > 2
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_a_submission_near_the_recursion_limit_does_not_leave_the_runtime_asleep(runtime):
+    """The wake-up failed for want of frames, and so did the giving back of its token: nothing was run any more."""
+
+    def submit_below(frames):
+        if frames:
+            submit_below(frames - 1)
+        else:
+            # A plain function, which needs the fewest frames on the way to the inbox.
+            runtime.call_soon(lambda: None)
+
+    refused = 0
+    runtime.flush(timeout=5)
+    depth = sys.getrecursionlimit()
+    while True:
+        depth -= 1
+        while runtime._life.inbox.is_due():
+            # Else this one needs no wake-up.
+            time.sleep(0)
+        try:
+            submit_below(depth)
+        except RecursionError:
+            refused += 1
+        else:
+            break
+        reached = threading.Event()
+        runtime.call_soon(reached.set)
+        assert reached.wait(timeout=0.9), f"asleep after a submission {depth} frames deep"
+
+    assert refused > 5
 
 
 @pytest.mark.filterwarnings("ignore")

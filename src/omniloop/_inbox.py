@@ -37,6 +37,14 @@ class Inbox:
             if self._token.acquire(False):
                 self._wake()
         except BaseException:
+            # A signal handler that raises (Ctrl-C) between the taking of the token and the wake-up would leave it taken for
+            # ever, and the reader asleep. Given back here and at once: near the recursion limit no function can be called, and
+            # the next handler may raise in one.
+            try:
+                self._token.release()
+            except RuntimeError:
+                # It was free already.
+                pass
             self._wake_after_all(item)
             raise
         # After the append: `close` sets the mark and then empties for the last time, so that either the last emptying
@@ -67,6 +75,11 @@ class Inbox:
             self._token.acquire(False)
             self._wake()
         except BaseException:
+            # As in `put`.
+            try:
+                self._token.release()
+            except RuntimeError:
+                pass
             self._wake_after_all()
             raise
 
@@ -76,32 +89,23 @@ class Inbox:
 
     def poke(self) -> None:
         """Wake the reader, unless it is due to look."""
-        try:
-            if self._token.acquire(False):
-                self._wake()
-        except BaseException:
-            self._wake_after_all()
-            raise
+        if not self._token.locked():
+            self.nudge()
 
     def _wake_after_all(self, item: Any = None) -> None:
-        """
-        Make up for a wake-up that failed, or was interrupted: all but *item* must be taken nevertheless.
-
-        A signal handler that raises (Ctrl-C) between the taking of the token and the wake-up would leave it taken for ever,
-        and the reader asleep.
-        """
-        try:
-            self.give_token_back()
-            # The others found it taken meanwhile and rely on this wake-up: other threads, the handler itself.
-            if any(other is not item for other in self._items.copy()):
+        """Make up for a wake-up that failed, or was interrupted: all but *item* must be taken nevertheless."""
+        # They found the token taken meanwhile, and rely on this wake-up: other threads, the handler itself.
+        if any(other is not item for other in self._items.copy()):
+            try:
                 self._token.acquire(False)
                 self._wake()
-        except Exception:
-            self.give_token_back()
-        except BaseException:
-            # Interrupted once more.
-            self._wake_after_all(item)
-            raise
+            except Exception:
+                self.give_token_back()
+            except BaseException:
+                # Interrupted once more.
+                self.give_token_back()
+                self._wake_after_all(item)
+                raise
 
     def give_token_back(self) -> None:
         """Make the next `put` wake the reader. Giving back a free token is harmless."""
