@@ -141,8 +141,8 @@ def test_nobody_waits_for_ever_for_work_that_blocks_the_loop():
     gate = threading.Event()
     runtime = Runtime(name="stuck", cancel_timeout=0.01, slow_callback=None)
     stuck, behind = runtime.call_soon(gate.wait, 5), runtime.call_soon(int)
-    waiter = threading.Thread(target=lambda: outcomes.append(behind.exception(timeout=5)))
     outcomes = []
+    waiter = threading.Thread(target=lambda task: outcomes.append(task.exception(timeout=5)), args=[behind])
     waiter.start()
     runtime.shutdown(timeout=0)
     waiter.join(timeout=5)
