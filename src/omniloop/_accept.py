@@ -59,9 +59,7 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Corout
         raise NotAsyncError(
             f"{work!r} is a plain function. Use call_soon({name}, …) to run it on the loop, or to_thread({name}, …) if it blocks."
         )
-    raise NotAsyncError(
-        f"{work!r} can't be awaited. Pass a coroutine: go(fetch(url)). If a plain function returned it, that has run already."
-    )
+    raise NotAsyncError(f"{work!r} can't be awaited. Pass a coroutine: go(fetch(url)).")
 
 
 # How a call is written that does not take the function first, and its arguments after it.
