@@ -16,7 +16,7 @@ from threading import Lock, RLock
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
-from . import _process, _waiting
+from . import _process, _waiting, _workers
 from ._accept import check_timeout, close_unstarted, not_plain
 from ._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError, WouldDeadlockError
 from ._inbox import Inbox
@@ -40,10 +40,6 @@ _START_TIMEOUT: Final = 1.0
 
 # How long a fork waits for a loop that is in the middle of a callback.
 _PAUSE_TIMEOUT: Final = 1.0
-
-
-def _may_wait() -> bool:
-    return True
 
 
 class ThreadWork:
@@ -100,9 +96,6 @@ class Life:
         self._clock = clock
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
-        # What `_workers` does for a worker that waits; nothing, as long as there are none.
-        self._begin_wait: Callable[[], bool] = _may_wait
-        self._end_wait: Callable[[], object] = _may_wait
         self._watchdog: Watchdog | None = None
         # By whom it is being started: a lock that is held until then.
         self._starting: dict[str, Lock] = {}
@@ -147,10 +140,6 @@ class Life:
             raise ClosedError(
                 "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
             )
-        # Here, and not at import, because concurrent.futures.thread is a tenth of what the package costs. Before `watch`, because
-        # its exit hook must be registered before ours, to run after it.
-        from . import _workers  # noqa: F401
-
         _process.watch(self._watched)
         me = Lock()
         me.acquire()
@@ -203,10 +192,7 @@ class Life:
                     threading.current_thread().name,
                 )
         thread = LoopThread(loop, self.name, self._escaped, self._died, _process.end_orphan)
-        from . import _workers
-
         workers = _workers.Workers(settings.max_workers, self.name)
-        self._begin_wait, self._end_wait = _workers.begin_wait, _workers.end_wait
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         loop.set_default_executor(workers)
@@ -312,7 +298,7 @@ class Life:
             self.inbox.nudge()
             thread = self.thread
         ident = thread.ident if thread is not None else None
-        if not self._begin_wait():
+        if not _workers.begin_wait():
             raise WouldDeadlockError(
                 f"Waiting for {task.get_name()!r} would block the last worker thread, and no other can be started."
             )
@@ -326,7 +312,7 @@ class Life:
             return wait_here(timeout)
         finally:
             _waiting.end()
-            self._end_wait()
+            _workers.end_wait()
 
     def _wait_long(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout - _LONG_WAIT
@@ -539,7 +525,7 @@ class Life:
                 if isinstance(work, ThreadWork) and not work.claim() and task not in self._ledger.in_threads:
                     # Taken back by `to_thread`, for the next life.
                     continue
-                if task in self._ledger.timers:
+                if not self.dead and task in self._ledger.timers:
                     # Never due: ended as it was meant to, without a word.
                     task._end_cancelled(())
                     continue
@@ -644,8 +630,6 @@ class Life:
         others = [*asyncio.all_tasks(loop), *getattr(loop, "_asyncgens", ())] if loop is not None else []
         _process.keep_for_ever((self, self.inbox.close(), others))
         _waiting.forget_other_threads()
-        from . import _workers
-
         _workers.forget_other_threads()
         if self.thread is not None:
             self.thread.abandon()
