@@ -341,6 +341,9 @@ class Life:
     def cancel(self, task: Task[Any], msg: object) -> bool:
         """Ask *task* to end; False if it is too late for that."""
         work = task._work
+        if work is None:
+            # It ended between the caller's look and this one.
+            return False
         if isinstance(work, ThreadWork):
             if not work.claim():
                 return False
