@@ -587,6 +587,8 @@ def test_a_submission_near_the_recursion_limit_does_not_leave_the_runtime_asleep
 @pytest.mark.parametrize("submits", [False, True])
 def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(call, submits, how):
     """What the handler had submitted was never run where `to_thread` had made the start; nor was there an end to shutdown()."""
+    if how is RaiseAfterCall and sys.version_info < (3, 12):
+        pytest.skip("3.11 now and then calls a traceback where a profile function has raised")
 
     async def interrupted():
         pass
