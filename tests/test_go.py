@@ -16,6 +16,9 @@ import omniloop
 from children import run_child
 from omniloop import ClosedError, Runtime
 
+# Fewer of its calls can be seen, and so interrupted, than of asyncio's own loop.
+ON_UVLOOP = os.environ.get("OMNILOOP_LOOP") == "uvloop"
+
 
 async def where():
     await asyncio.sleep(0)
@@ -511,8 +514,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_a_submissio
         assert reached.wait(timeout=0.9), f"asleep after an interruption at line {point}"
         assert len(runs) <= before + 1
 
-    # On uvloop fewer calls are seen than on asyncio's own loop.
-    assert point >= 4
+    assert point > (3 if ON_UVLOOP else 5)
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
@@ -546,7 +548,7 @@ def test_what_a_signal_handler_submitted_before_it_raised_is_not_left_asleep(run
         assert reached.wait(timeout=0.9), f"left asleep by an interruption at line {point}"
         runtime.flush(timeout=5)
 
-    assert point >= 2
+    assert point > (1 if ON_UVLOOP else 2)
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
@@ -623,7 +625,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(c
     runtime.shutdown()
     # A loop that was just made when the handler raised: let the collector say so here.
     gc.collect()
-    assert point >= 15
+    assert point > (14 if ON_UVLOOP else 20)
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
