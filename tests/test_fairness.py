@@ -4,7 +4,6 @@ import asyncio
 import gc
 import socket
 import statistics
-import sys
 import threading
 import time
 
@@ -92,9 +91,9 @@ def test_an_echo_server_answers_while_a_thread_pours_in_coroutines(pouring):
     assert max(late) < LATE_EVER
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="what a batch starts on 3.11 runs in one turn of the loop")
-def test_a_batch_is_bounded_in_time_and_not_in_count(runtime):
-    """A hundred items of a millisecond each: the loop goes round after every second or third of them."""
+@pytest.mark.parametrize("kind", ["functions", "coroutines"])
+def test_a_batch_is_bounded_in_time_and_not_in_count(runtime, kind):
+    """A hundred items of a millisecond each: the loop goes round after every second or third of them, once it has seen the first."""
     turns = []
     loop = runtime.call_soon(asyncio.get_running_loop).result()
     begin, ended = threading.Event(), threading.Event()
@@ -109,11 +108,17 @@ def test_a_batch_is_bounded_in_time_and_not_in_count(runtime):
         while time.perf_counter() < until:
             pass
 
+    async def spin_first():
+        spin()
+
     # All of it is in the inbox before the loop comes to the first.
     runtime.call_soon(begin.wait)
     runtime.call_soon(turn)
     for _ in range(100):
-        runtime.call_soon(spin)
+        if kind == "functions":
+            runtime.call_soon(spin)
+        else:
+            runtime.go(spin_first())
     runtime.call_soon(ended.set)
     begin.set()
     runtime.flush()
