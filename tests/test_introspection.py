@@ -1,6 +1,7 @@
 """`tasks` and `dump` tell what is accepted and not done: name, age, where it was submitted, where it waits."""
 
 import asyncio
+import concurrent.futures
 import io
 import threading
 
@@ -40,7 +41,7 @@ def test_tasks_holds_every_handle_that_is_not_done_whatever_it_is(runtime):
     runtime.call_soon(gate.set)
     for task in (*tasks, *waiting):
         task.cancel()
-    runtime.flush(timeout=5)
+    concurrent.futures.wait([*tasks, *waiting], timeout=5)
     assert runtime.tasks() == []
 
 
