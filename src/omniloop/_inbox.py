@@ -12,7 +12,7 @@ class Inbox:
     """
     A queue of one reader, and of any number of writers who may be signal handlers and finalisers.
 
-    The token is held while the reader is due to look. So under load a `put` is an append and one failed try: no
+    The token is held while the reader is due to look. So under load a `put` is an append and a look: no
     system call. Nobody ever *waits* for the token, or for any other lock here.
     """
 
@@ -34,7 +34,8 @@ class Inbox:
         """Deliver *item*, or return False and leave nothing behind."""
         try:
             self._items.append(item)
-            if self._token.acquire(False):
+            # A look first, for 15 ns, where a try that fails costs 50 to 110 (not on 3.15).
+            if not self._token.locked() and self._token.acquire(False):
                 self._wake()
         except BaseException:
             # A signal handler that raises (Ctrl-C) between the taking of the token and the wake-up would leave it taken for
