@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,10 @@ def get(url: str) -> str | None:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return response.read().decode()
+    except urllib.error.HTTPError as answer:
+        # Else 3.14 complains that its file was left open.
+        answer.close()
+        return None
     except (OSError, http.client.HTTPException):
         return None
 
