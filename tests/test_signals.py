@@ -235,6 +235,27 @@ terminate()
     assert (result.stderr, result.code) == ("", 0)
 
 
+def test_a_handler_of_sigterm_that_calls_the_one_before_it_is_called_once():
+    """The start of the runtime put the drain before it once more, and the two called each other until the recursion ended it."""
+    result = run_child(
+        START
+        + """
+configure(sigterm="drain")
+former = signal.getsignal(signal.SIGTERM)
+def handler(number, frame):
+    print("the program's own", flush=True)
+    former(number, frame)
+signal.signal(signal.SIGTERM, handler)
+go(quick())
+terminate()
+print("never reached")
+"""
+    )
+
+    # Drained before the program's handler, as that of a program that ends in it.
+    assert result == ("quick: done\nthe program's own\n", "", -signal.SIGTERM, result.seconds)
+
+
 def test_sigterm_stays_ignored_where_it_was_ignored():
     result = run_child(
         START

@@ -403,7 +403,6 @@ def ignore_interrupts() -> None:
 # --- SIGTERM ----------------------------------------------------------------------------------------------------------
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
-_former_handler: _Handler = None
 _draining_on_sigterm = False
 
 
@@ -413,20 +412,21 @@ def drain_on_sigterm(wanted: bool) -> None:
 
     Main thread only, as all signal handlers: ValueError elsewhere.
     """
-    global _former_handler
-    ours = signal.getsignal(signal.SIGTERM) is _on_sigterm
+    handler = signal.getsignal(signal.SIGTERM)
+    ours = handler if isinstance(handler, partial) and handler.func is _on_sigterm else None
     if wanted and not ours:
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        if handler is signal.SIG_IGN:
             # The process was told to survive SIGTERM; there is no end to drain for.
             return
-        _former_handler = signal.signal(signal.SIGTERM, _on_sigterm)
-    elif not wanted and ours:
-        signal.signal(signal.SIGTERM, _former_handler if _former_handler is not None else signal.SIG_DFL)
+        # Each knows the one before it: a handler that the program set in between may call an earlier one of ours.
+        signal.signal(signal.SIGTERM, partial(_on_sigterm, handler))
+    elif ours and not wanted:
+        (former,) = ours.args
+        signal.signal(signal.SIGTERM, former if former is not None else signal.SIG_DFL)
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
+def _on_sigterm(former: _Handler, number: int, frame: FrameType | None) -> None:
     global _draining_on_sigterm
-    former = _former_handler
     if callable(former):
         # It decides what becomes of the process, so nothing is closed yet.
         if not _draining_on_sigterm:
