@@ -130,3 +130,22 @@ def test_a_variable_that_can_not_be_used_is_refused_on_first_use_by_name(variabl
     assert result.stdout.startswith(f"imported\nOMNILOOP_{variable}={value!r}")
     assert "never awaited" not in result.stderr
     assert result.code == 0
+
+
+def test_a_start_that_is_interrupted_half_way_closes_the_loop_that_it_made():
+    made = []
+
+    class Interrupted(asyncio.SelectorEventLoop):
+        def set_default_executor(self, executor):
+            made.append(self)
+            if len(made) == 1:
+                raise KeyboardInterrupt
+            super().set_default_executor(executor)
+
+    with Runtime(loop_factory=Interrupted) as runtime:
+        with pytest.raises(KeyboardInterrupt):
+            runtime.call_soon(int)
+
+        assert made[0].is_closed()
+        assert runtime.call_soon(int).result(timeout=5) == 0
+        assert not made[1].is_closed()

@@ -623,7 +623,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(c
         runtime = new_runtime()
 
     runtime.shutdown()
-    # A loop that was just made when the handler raised: let the collector say so here.
+    # A loop whose making was interrupted: let the collector say so here.
     gc.collect()
     assert point > (14 if ON_UVLOOP else 20)
 

@@ -181,6 +181,14 @@ class Life:
         loop = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
         if not isinstance(loop, asyncio.AbstractEventLoop):
             raise OmniloopError(f"loop_factory returned {loop!r}, which is not an asyncio event loop.")
+        try:
+            self._make_around(loop, settings)
+        finally:
+            if self.thread is None:
+                # Interrupted (Ctrl-C); the next use begins anew.
+                loop.close()
+
+    def _make_around(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
         if settings.sigterm == "drain":
             try:
                 _process.drain_on_sigterm(True)
