@@ -240,6 +240,73 @@ def test_exit_takes_no_longer_than_the_deadlines_when_a_worker_thread_is_blocked
     assert result.seconds < 4
 
 
+def test_a_clean_up_that_the_program_asked_for_before_its_end_is_not_interrupted():
+    """The drain cancelled every daemon, those that were about to end as well: what a `finally` awaited was never done."""
+    result = run_child("""
+        import asyncio, threading, omniloop
+        cleaning = threading.Event()
+
+        async def serve():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cleaning.set()
+                await asyncio.sleep(0.3)
+                print("server closed")
+
+        async def lines():
+            try:
+                while True:
+                    yield "line"
+            finally:
+                await asyncio.sleep(0.3)
+                print("source closed")
+
+        for line in omniloop.iterate(lines()):
+            break
+        omniloop.run(asyncio.sleep(0.01))
+        server = omniloop.go(serve(), daemon=True)
+        omniloop.run(asyncio.sleep(0))
+        server.cancel()
+        cleaning.wait()
+        """)
+
+    assert (sorted(result.stdout.splitlines()), result.stderr, result.code) == (
+        ["server closed", "source closed"],
+        "",
+        0,
+    )
+
+
+def test_what_is_slower_to_clean_up_than_it_has_time_is_named():
+    """Of daemons and resources nothing was said: their clean-up was cut off without a word."""
+    result = run_child("""
+        import asyncio, omniloop
+        omniloop.configure(cancel_timeout=0.2)
+
+        async def slow_daemon():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(60)
+
+        class Slow:
+            async def aclose(self):
+                await asyncio.sleep(60)
+
+        async def use(slow):
+            pass
+
+        omniloop.go(slow_daemon(), daemon=True)
+        omniloop.resource(Slow).run(use)
+        """)
+
+    assert (result.stdout, result.code) == ("", 0)
+    assert "2 unfinished when the time for draining was over, and cancelled:" in result.stderr
+    assert "slow_daemon" in result.stderr and "resource(Slow)" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_the_deadlines_of_several_runtimes_run_at_the_same_time():
     result = run_child("""
         import asyncio, omniloop

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any, Final
 
 from ._errors import ClosedError, WouldDeadlockError
+from ._ledger import is_asked
 from ._life import Life
 from ._loop_thread import LoopThread
 from ._progress import Progress
@@ -50,6 +51,7 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
     """
     dropped: dict[Task[Any], str] = {}
     undelivered: list[Any] = []
+    slow: list[Task[Any]] = []
     last = time.monotonic()
     try:
         try:
@@ -57,13 +59,14 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
                 # Daemons, and tasks that were made without the runtime, when the others are done: those may need them.
                 last = time.monotonic() + cancel_timeout
                 if not _cancel(life, last, patient=True):
+                    slow = life.ledger.ending()
                     break
                 if _refuse(life, last):
                     return interruptions
         except KeyboardInterrupt:
             interruptions += 1
             say("%s: interrupted while draining; what is left is cancelled.", life.name)
-        dropped = _describe(life)
+        dropped = _describe(life, slow)
         last = time.monotonic() + (cancel_timeout if interruptions < 2 else 0)
         _cancel(life, last)
         if not _refuse(life, last):
@@ -155,7 +158,7 @@ def _cancel(life: Life, deadline: float, patient: bool = False) -> bool:
     """
     Cancel all that is left on the loop and await its clean-up; False if that was not over at the *deadline*.
 
-    *patient*: not if there is work to drain, which came meanwhile.
+    *patient*: not if there is work to drain, which came meanwhile; and not what the program itself has asked to end.
     """
     thread = life.thread
     if thread is None or not thread.alive:
@@ -223,7 +226,7 @@ async def _cancel_all(life: Life, deadline: float, patient: bool) -> bool:
         # In the order they were started, for a queue in which many wait (an `asyncio.Event`'s) searches for each that leaves it from
         # its head: in any other order 100,000 take ten times as long.
         for task in dict.fromkeys([*life.ledger.running, *life.ledger.daemons, *now]):
-            if task in now and task not in asked:
+            if task in now and task not in asked and not (patient and is_asked(task)):
                 task.cancel()
         # Asked once: a second time would interrupt the clean-up.
         asked |= now
@@ -345,13 +348,14 @@ def _named(entries: Iterable[str]) -> tuple[int, str]:
     return len(lines), "".join(f"\n{line}" for line in [*lines[:_NAMED], *more])
 
 
-def _describe(life: Life) -> dict[Task[Any], str]:
+def _describe(life: Life, slow: list[Task[Any]]) -> dict[Task[Any], str]:
     """Name what will be dropped: name, age, where it was submitted, where it waits."""
     if life.thread is None:
         return {}
-    # Daemons and what is not due yet are not dropped but ended, as they were meant to.
+    # Daemons and what is not due yet are not dropped but ended, as they were meant to; unless their clean-up took too long.
     not_started = [item for item in life.inbox.waiting() if type(item) is Task]
-    return {task: describe(task) for task in [*life.ledger.waited_for(), *not_started]}
+    left = [*life.ledger.waited_for(), *not_started, *(task for task in slow if not task.done())]
+    return {task: describe(task) for task in left}
 
 
 def describe(task: Task[Any]) -> str:

@@ -119,6 +119,11 @@ class Ledger:
         """All started work that is not done. From any thread, for a look."""
         return [*list(self.running.values()), *list(self.daemons.values()), *list(self.timers), *list(self.in_threads)]
 
+    def ending(self) -> list[Task[Any]]:
+        """What the drain does not wait for, and was asked to end. From any thread, for a look."""
+        held = [*list(self.daemons.items()), *list(self.keepers.items())]
+        return [task for runner, task in held if is_asked(runner)]
+
     def opened(self, runner: asyncio.Future[Any]) -> None:
         """Note that a keeper has opened what it keeps: it is ended before all that were opened earlier."""
         task = self.keepers.pop(runner, None)
@@ -415,3 +420,8 @@ class Ledger:
             runner.done() and not runner.cancelled() and runner.exception() is error
             for runner in [*self.running, *self.daemons, *self.keepers]
         )
+
+
+def is_asked(runner: asyncio.Future[Any]) -> bool:
+    """Tell whether *runner* was asked to end: a second time would interrupt its clean-up."""
+    return isinstance(runner, asyncio.Task) and runner.cancelling() > 0
