@@ -32,6 +32,27 @@ EXPECTED = {
         r"hello from omniloop - to MainThread\n\['first', 'second'\] - and this loop went on meanwhile: True\n"
         r"the server has closed its sockets\n"
     ),
+    "background_decorator": (
+        r"the service has: 201\n"
+        r"the service has: 202 - and the checksum begins with 734194ed\n"
+        r"Audit\.record failed: ClientResponseError\n"
+    ),
+    "component_with_group": (
+        r"every channel came: True\nopen connections: 3\n"
+        r"(closed (sport|weather|world)\n){3}unfinished tasks: 0\nopen connections: 0\n"
+    ),
+    "sync_client_over_async": (
+        r"200 calls from 20 threads, each answered \{15\}\nconnections no more than threads: True\nafter the report: 21\n"
+    ),
+    "stream_lines": (
+        r"stopped at: line 1000\nclient: connection closed\n"
+        r"(server: the reader has gone\n)?the other way: 499500\n(server: the reader has gone\n)?"
+    ),
+    "cpu_bound": (
+        r"all right: True\nelsewhere: True\nawaited: True\n"
+        r"crashed: The process that ran crash ended before it was done: .*\n"
+        r"the other one is not touched: True\nasked to end: True\nthe next one: True\n"
+    ),
 }
 
 
