@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from omniloop import Runtime, WaitTimeoutError
+from omniloop import ClosedError, Runtime, WaitTimeoutError
 
 
 async def work(value="done"):
@@ -157,3 +157,16 @@ def test_many_threads_may_run_at_once(runtime):
         thread.join(timeout=5)
 
     assert sorted(results) == list(range(20))
+
+
+def test_what_is_refused_is_refused_at_once():
+    """It was waited for as long as for the clean-up of what Ctrl-C cancels."""
+    runtime = Runtime(cancel_timeout=60)
+    runtime.shutdown()
+    refused = work()
+
+    # pytest's limit of 10 s tells.
+    with pytest.raises(ClosedError):
+        runtime.run(refused)
+
+    assert refused.cr_frame is None

@@ -502,8 +502,8 @@ class Runtime:
             raise
         except BaseException:
             # Ctrl-C, or what another signal handler raises. A second one ends this wait too.
-            task.cancel()
-            task._owner.wait(task, self._settings.cancel_timeout)
+            if task.cancel():
+                task._owner.wait(task, self._settings.cancel_timeout)
             raise
         if not done:
             raise WaitTimeoutError(f"{task.get_name()} was not done after {timeout} s, and was cancelled.")
@@ -540,6 +540,8 @@ class Runtime:
                 raise
             if not self._renew(life):
                 close_unstarted(task._work)
+                # `run` has it, and waits for its end.
+                task._settle(CANCELLED, ())
                 raise self._closed_error()
             task._owner = life = self._life
 
