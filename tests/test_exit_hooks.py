@@ -103,6 +103,22 @@ def test_a_thread_that_outlives_main_may_be_the_first_to_use_the_runtime():
     assert result == ("waited for\nforgotten\n", "", 0, result.seconds)
 
 
+def test_a_runtime_that_is_first_used_while_main_ends_does_not_hold_up_the_exit():
+    """The drain waited for a start that another thread tried, and that failed: exit took until the deadline."""
+    result = run_child(
+        TELL
+        + """
+import threading, omniloop
+threading.excepthook = lambda args: tell("hook")
+# The hook comes while main ends, or a moment before.
+threading.Thread(target=lambda: 1 / 0).start()
+"""
+    )
+
+    assert result.stdout in ("hook done\n", f"hook {COLD}\n")
+    assert (result.stderr, result.code) == ("", 0)
+
+
 def test_finalisers_at_the_very_end_are_refused_in_words_and_leave_nothing_behind():
     result = run_child(
         TELL

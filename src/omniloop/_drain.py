@@ -6,11 +6,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import count
 from threading import Lock
 from typing import Any, Final
 
-from ._errors import ClosedError, WouldDeadlockError
+from ._errors import CannotStartError, ClosedError, WouldDeadlockError
 from ._ledger import is_asked
 from ._life import Life
 from ._loop_thread import LoopThread
@@ -38,8 +39,12 @@ def flush(life: Life, deadline: float | None, show: bool) -> bool:
 def drain(life: Life, deadline: float | None, show: bool) -> bool:
     """Wait, in rounds, until nothing is left to wait for; what draining work submits is waited for too."""
     with Progress(life.name, life.remaining, show) as progress:
-        while (quiet := _round(life, deadline, progress)) is False:
-            pass
+        try:
+            while (quiet := _round(life, deadline, progress)) is False:
+                pass
+        except CannotStartError:
+            # What is left has nothing to run on, and whoever submitted it was told.
+            return False
     return bool(quiet)
 
 
@@ -145,8 +150,20 @@ def _round(life: Life, deadline: float | None, progress: Progress) -> bool | Non
         quiet = life.inbox.closed or life.ledger.is_quiet()
         gate.release()
 
-    if not life.inbox.put(mark):
-        return True
+    try:
+        if not life.inbox.put(mark):
+            return True
+        while not (life.thread is not None and life.thread.alive):
+            # Another thread is starting it. Should that fail, as it does on 3.12 when main has ended, nobody would come to the mark.
+            life.wait_for_start()
+            life.inbox.nudge()
+            if gate.acquire(timeout=_LETTING_GO):
+                return quiet
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+    except BaseException:
+        life.inbox.take_back(mark)
+        raise
     return quiet if progress.acquire(gate, deadline) else None
 
 
@@ -258,7 +275,8 @@ def _refuse(life: Life, deadline: float) -> bool:
     if thread is None or not thread.alive:
         undelivered = life.inbox.close()
         if undelivered and not life.dead:
-            life.inbox.reopen(undelivered)
+            with suppress(CannotStartError):
+                life.inbox.reopen(undelivered)
             return False
         return True
 
