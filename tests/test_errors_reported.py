@@ -308,7 +308,7 @@ def test_a_logging_handler_that_fails_does_not_stop_the_loop(error):
                 runtime.go(fails())
                 reached = threading.Event()
                 runtime.call_soon(reached.set)
-                assert reached.wait(timeout=0.9)
+                assert reached.wait(timeout=5)
             runtime.flush(timeout=5)
     finally:
         logger.removeHandler(handler)

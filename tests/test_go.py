@@ -511,7 +511,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_a_submissio
         # Without a wait, which would wake the loop by itself.
         reached = threading.Event()
         runtime.call_soon(reached.set)
-        assert reached.wait(timeout=0.9), f"asleep after an interruption at line {point}"
+        assert reached.wait(timeout=5), f"asleep after an interruption at line {point}"
         assert len(runs) <= before + 1
 
     assert point > (3 if ON_UVLOOP else 5)
@@ -545,7 +545,7 @@ def test_what_a_signal_handler_submitted_before_it_raised_is_not_left_asleep(run
     reached.set()
     runtime.flush(timeout=5)
     for point in interrupted_everywhere(submit, handler, how):
-        assert reached.wait(timeout=0.9), f"left asleep by an interruption at line {point}"
+        assert reached.wait(timeout=5), f"left asleep by an interruption at line {point}"
         runtime.flush(timeout=5)
 
     assert point > (1 if ON_UVLOOP else 2)
@@ -578,7 +578,7 @@ def test_a_submission_near_the_recursion_limit_does_not_leave_the_runtime_asleep
             break
         reached = threading.Event()
         runtime.call_soon(reached.set)
-        assert reached.wait(timeout=0.9), f"asleep after a submission {depth} frames deep"
+        assert reached.wait(timeout=5), f"asleep after a submission {depth} frames deep"
 
     assert refused > 5
 
@@ -613,12 +613,12 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(c
     for point in interrupted_everywhere(submit, submit_one_more if submits else lambda: None, how):
         if not submits or point == 0:
             submit_one_more()
-        assert reached.wait(timeout=0.9), f"asleep after an interruption at line {point} of the start"
+        assert reached.wait(timeout=5), f"asleep after an interruption at line {point} of the start"
         if how is RaiseAfterCall:
             # No start seems to go on.
             assert runtime._life._starting == {}
         # Nothing is left over that a shutdown has to wait for.
-        runtime.flush(timeout=0.9)
+        runtime.flush(timeout=5)
         runtime.shutdown(timeout=1)
         runtime = new_runtime()
 

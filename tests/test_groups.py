@@ -461,14 +461,14 @@ def test_a_task_that_will_not_end_does_not_hold_up_a_timeout_for_ever():
         return release.wait(5)
 
     with Runtime(cancel_timeout=0.01) as runtime:
-        with pytest.raises(WaitTimeoutError, match="1 are not done"), TaskGroup(timeout=0.3, runtime=runtime) as group:
+        with pytest.raises(WaitTimeoutError, match="1 are not done"), TaskGroup(timeout=1, runtime=runtime) as group:
             task = group.to_thread(block)
         release.set()
         assert task.result(5)
 
 
 def test_failures_come_out_together_with_the_timeout():
-    with pytest.raises(ExceptionGroup) as caught, TaskGroup(timeout=0.3, supervised=True) as group:
+    with pytest.raises(ExceptionGroup) as caught, TaskGroup(timeout=1, supervised=True) as group:
         group.go(fail(ValueError()))
         group.go(forever())
 

@@ -54,11 +54,11 @@ def test_there_is_a_thread_for_every_call_while_there_is_room(runtime):
 
         def ping(first=first, second=second):
             first.set()
-            return second.wait(timeout=0.9)
+            return second.wait(timeout=4)
 
         def pong(first=first, second=second):
             second.set()
-            return first.wait(timeout=0.9)
+            return first.wait(timeout=4)
 
         tasks = [runtime.to_thread(ping), runtime.to_thread(pong)]
         assert [task.result(timeout=5) for task in tasks] == [True, True]
