@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from ._background import background as background
     from ._enter import enter as enter
     from ._groups import TaskGroup as TaskGroup
-    from ._groups import map as map  # noqa: A004
+    from ._groups import map as map  # noqa: A004 - as `Executor.map`
     from ._iterate import Iteration as Iteration
     from ._iterate import aiterate as aiterate
     from ._iterate import iterate as iterate

@@ -197,7 +197,8 @@ class Ledger:
             name = task._name = coro.__qualname__
         try:
             if _EAGER:
-                # Runs the coroutine up to its first suspension, here and now: what never suspends costs no turn of the loop.
+                # Runs the coroutine up to its first suspension, here and now: what never suspends costs no turn of the loop. (The
+                # argument is new in 3.12: `call-arg`.)
                 runner = _AsyncTask(coro, loop=self.loop, name=name, context=task._context, eager_start=True)  # type: ignore[call-arg]
             else:
                 runner = _AsyncTask(coro, loop=self.loop, name=name, context=task._context)
@@ -317,6 +318,7 @@ class Ledger:
         fn, args = task._work, task._args
         task._since = self._now
         try:
+            # What is not done has a context, and a function its arguments.
             value = task._context.run(fn, *args)  # type: ignore[union-attr,misc]
         except BaseException as error:
             error.__traceback__ = traceback_without(error, 1)
@@ -350,6 +352,7 @@ class Ledger:
         self._now = time.monotonic()
         context = task._context
         try:
+            # As in `_call`.
             value = context.run(task._work, *task._args)  # type: ignore[union-attr,misc]
         except BaseException as error:
             error.__traceback__ = traceback_without(error, 1)

@@ -58,6 +58,7 @@ class LoopThread:
             loop.set_exception_handler(_handle)
         self._stop, self._run_forever = loop.stop, loop.run_forever
         try:
+            # On the instance (`method-assign`), where everybody who has the loop finds them.
             loop.stop = _refuse_stop  # type: ignore[method-assign]
             # On 3.13.0 asyncio's own refusal leaves the loop running in no thread.
             loop.run_forever = _refuse_run  # type: ignore[method-assign]
@@ -221,6 +222,7 @@ class LoopThread:
             return
         ready = getattr(self.loop, "_ready", None)
         if ready is not None:
+            # asyncio's own name, the same from 3.11 to 3.15.
             self.loop._ready = _Nothing(ready)  # type: ignore[attr-defined]
         # 3.14 complains of a task that ends after an asyncio.run() in the child, which took the loop out of its thread.
         self.loop.set_exception_handler(lambda _, __: None)

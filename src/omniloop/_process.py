@@ -391,6 +391,7 @@ def _code_of(handler: object) -> CodeType | None:
     while isinstance(handler, partial):
         handler = handler.func
     if not hasattr(handler, "__code__"):
+        # B004 takes it for a question whether it can be called.
         handler = getattr(handler, "__func__", None) or getattr(type(handler), "__call__", None)  # noqa: B004
     return getattr(handler, "__code__", None)
 

@@ -17,6 +17,8 @@ from types import CodeType
 from typing import Any, ClassVar, Self
 
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
+
+# It has no types of its own, and need not be installed.
 from django.db import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
     close_old_connections,
     transaction,

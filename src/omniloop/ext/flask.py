@@ -30,6 +30,7 @@ def guard(app: Flask) -> None:
 
 
 def _end(error: BaseException | None) -> None:
+    # Both are werkzeug's proxies, typed as what they stand for.
     state = request._get_current_object().__dict__  # type: ignore[attr-defined]
     # What was not read of the body, by whichever of its names.
     request.environ["wsgi.input"] = state["stream"] = _Ended("body")

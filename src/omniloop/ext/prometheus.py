@@ -36,10 +36,16 @@ class Collector:
         gauges = {
             "running": GaugeMetricFamily("omniloop_running", "Work that is started and not done.", labels=labels),
             "scheduled": GaugeMetricFamily("omniloop_scheduled", "Calls that are not due yet.", labels=labels),
-            "queue_depth": GaugeMetricFamily("omniloop_queue_depth", "Work that is accepted and not started.", labels=labels),
-            "loop_lag": GaugeMetricFamily("omniloop_loop_lag_seconds", "How late the loop was when last asked.", labels=labels),
-            "drain_time": GaugeMetricFamily("omniloop_drain_time_seconds", "How long the last drain took.", labels=labels),
-        }  # fmt: skip
+            "queue_depth": GaugeMetricFamily(
+                "omniloop_queue_depth", "Work that is accepted and not started.", labels=labels
+            ),
+            "loop_lag": GaugeMetricFamily(
+                "omniloop_loop_lag_seconds", "How late the loop was when last asked.", labels=labels
+            ),
+            "drain_time": GaugeMetricFamily(
+                "omniloop_drain_time_seconds", "How long the last drain took.", labels=labels
+            ),
+        }
         for runtime in self._runtimes:
             stats = runtime.stats()
             for name, metric in (counters | gauges).items():
