@@ -286,6 +286,32 @@ with socket.create_connection(address) as client:
     assert result == ("b'hi' True\n", "", 0, result.seconds)
 
 
+def test_an_async_generator_that_is_open_at_a_fork_is_closed_at_exit():
+    """The thread had ended for the fork, and nothing brought it back."""
+    result = run_child(
+        START
+        + """
+parent = os.getpid()
+async def numbers():
+    try:
+        yield 1
+    finally:
+        await asyncio.sleep(0)
+        say("closed", os.getpid() == parent)
+held = numbers()
+async def first():
+    return await anext(held)
+run(first())
+wait(fork(lambda: None))
+""",
+        flags=QUIET,
+        # uvloop does not show what generators are open.
+        env={"OMNILOOP_LOOP": "asyncio"},
+    )
+
+    assert result == ("closed True\n", "", 0, result.seconds)
+
+
 def test_the_child_leaves_the_parents_sockets_and_loop_alone():
     """Closing the loop in the child breaks the parent's, whose epoll and wake-up pipe are the same ones."""
     result = run_child(

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import gc
 import logging
+import os
 import threading
 import time
 
@@ -134,6 +135,32 @@ def test_async_generators_are_closed():
     runtime.shutdown()
 
     assert closed == [1]
+
+
+@pytest.mark.skipif(os.environ.get("OMNILOOP_LOOP") == "uvloop", reason="uvloop does not show what generators are open")
+def test_async_generators_that_the_closing_of_others_opens_are_closed_too():
+    """asyncio complains of them, which here is an error, and closed them never."""
+
+    async def numbers(name, at_the_end):
+        try:
+            yield name
+        finally:
+            await asyncio.sleep(0)
+            closed.append(name)
+            if at_the_end is not None:
+                tasks.append(runtime.go(at_the_end))
+
+    async def work(generator):
+        held.append(generator)
+        return await anext(generator)
+
+    held, closed, tasks = [], [], []
+    runtime = Runtime(name="drained")
+    runtime.run(work(numbers("first", work(numbers("second", work(numbers("third", None)))))))
+    runtime.shutdown()
+
+    assert [task.result() for task in tasks] == ["second", "third"]
+    assert closed == ["first", "second", "third"]
 
 
 @pytest.mark.filterwarnings("ignore")

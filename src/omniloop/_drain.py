@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -254,9 +255,13 @@ async def _cancel_all(life: Life, deadline: float, patient: bool) -> bool:
             return False
         # All of them, before the next look: what their clean-up starts is not to be cancelled, but waited for.
         await asyncio.wait(now, timeout=remaining)
+    loop = life.ledger.loop
+    if (generators := getattr(loop, "_asyncgens", None)) is not None:
+        # Nothing is refused yet, and asyncio's own hook complains of those that are opened from now on.
+        sys.set_asyncgen_hooks(firstiter=generators.add)
     try:
         async with asyncio.timeout(max(0.01, deadline - time.monotonic())):
-            await asyncio.get_running_loop().shutdown_asyncgens()
+            await loop.shutdown_asyncgens()
     except TimeoutError:
         return False
     # The callbacks of what has just ended, which settle it, come before this goes on.
@@ -282,7 +287,8 @@ def _refuse(life: Life, deadline: float) -> bool:
 
     def refuse(answer: Callable[[bool], None]) -> None:
         undelivered = life.inbox.close()
-        quiet = not undelivered and life.ledger.is_quiet() and not life.ledger.keepers
+        ledger = life.ledger
+        quiet = not undelivered and ledger.is_quiet() and not ledger.keepers and not ledger.has_open_generators()
         if not quiet:
             life.inbox.reopen(undelivered)
         answer(quiet)
