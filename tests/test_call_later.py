@@ -41,7 +41,11 @@ def test_what_is_due_first_is_called_first(runtime):
 
 
 def test_the_past_is_due_at_once(runtime):
+    """A delay that was worked out, `deadline - now`, is below zero by a hair now and then."""
     assert runtime.call_at(0, int, "7").result(timeout=5) == 7
+    assert runtime.call_at(-1, int, "7").result(timeout=5) == 7
+    assert runtime.call_later(-0.001, int, "7").result(timeout=5) == 7
+    assert runtime.call_later(-(10**9), int, "7").result(timeout=5) == 7
 
 
 @pytest.mark.parametrize("fn", [double, divmod])

@@ -41,6 +41,16 @@ def test_a_plain_function_is_called_again_and_again_until_it_is_cancelled(runtim
     assert len(turns.times) == count
 
 
+@pytest.mark.parametrize("interval", [5e-324, 1e-300])
+def test_an_interval_of_almost_nothing_is_no_overflow(runtime, interval):
+    """The number of turns was infinite, and the call ended with an OverflowError."""
+    turns = Turns(5)
+    task = runtime.every(interval, turns)
+
+    assert turns.enough.wait(timeout=5)
+    assert not task.done()
+
+
 def test_an_async_function_is_awaited_each_turn(runtime):
     turns = Turns(5)
     runtime.every(0.002, turns.turn)

@@ -225,7 +225,7 @@ def test_another_runtime_can_be_given():
     ("arguments", "options", "error", "message"),
     [
         ((5, []), {}, NotAsyncError, "5 can't be called"),
-        ((double, 5), {}, TypeError, "not iterable"),
+        ((double, 5), {}, TypeError, "items=5: give"),
         ((double, []), {"limit": 0}, ValueError, "limit=0: give"),
         ((double, []), {"progress": 5}, TypeError, "progress=5: give"),
         ((double, []), {"runtime": 5}, TypeError, "runtime=5: give"),

@@ -202,6 +202,8 @@ def test_a_size_that_is_no_whole_number_is_refused(maxsize):
 def test_a_kind_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="kind='stack'.*lifo"):
         queue(kind="stack")
+    with pytest.raises(ValueError, match=r"kind=\[\].*lifo"):
+        queue(kind=[])
 
 
 def test_the_drain_at_exit_waits_for_what_is_joined():

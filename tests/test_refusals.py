@@ -2,8 +2,10 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import gc
+import io
 import math
 import re
 import sys
@@ -12,7 +14,9 @@ import warnings
 
 import pytest
 
-from omniloop import ClosedError, NotAsyncError, OmniloopError, Runtime
+import omniloop
+from omniloop import ClosedError, NotAsyncError, OmniloopError, Runtime, TaskGroup
+from omniloop.ext.logging import AsyncHandler
 
 
 async def work(argument=None):
@@ -173,20 +177,23 @@ def test_an_async_generator_function_would_do_nothing_and_is_refused(runtime, ca
 
 
 @pytest.mark.parametrize("call", ["call_soon", "to_thread"])
-@pytest.mark.parametrize("fn", [work, functools.partial(work, 1)])
+@pytest.mark.parametrize("fn", [work, functools.partial(work, 1), AsyncCall()])
 def test_an_async_function_where_a_plain_one_is_meant_is_refused(runtime, call, fn):
     refused(lambda: TAKE_FUNCTIONS[call](runtime, fn), rf"^{call}\(\) runs plain functions, and .* is async\. Use go\(")
 
 
 @pytest.mark.parametrize("call", ["call_soon", "to_thread"])
-@pytest.mark.parametrize("fn", [AsyncCall(), lambda: work()], ids=["an async __call__", "a lambda"])
-def test_what_turns_out_to_be_async_when_called_is_the_tasks_failure(runtime, call, fn):
-    task = TAKE_FUNCTIONS[call](runtime, fn)
+def test_what_turns_out_to_be_async_when_called_is_the_tasks_failure(runtime, call):
+    task = TAKE_FUNCTIONS[call](runtime, lambda: work())
 
     refused(lambda: task.result(timeout=5), rf"^{call}\(\) runs plain functions, and .* is async\. Use go\(")
 
 
-@pytest.mark.parametrize("seconds", [-1, -0.001, math.nan, math.inf, "1", None, True, 1j], ids=repr)
+# Too large for a float: what was accepted with it failed on the loop, and its handle never ended.
+HUGE = 10**400
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, HUGE, -HUGE, "1", None, True, 1j], ids=type)
 def test_a_delay_or_interval_that_is_no_number_of_seconds_is_refused(runtime, seconds):
     for call, name in (
         (lambda: runtime.call_later(seconds, plain), "delay"),
@@ -197,8 +204,99 @@ def test_a_delay_or_interval_that_is_no_number_of_seconds_is_refused(runtime, se
         refused(call, f"^{name}={re.escape(repr(seconds))}: give seconds", ValueError)
 
 
+@pytest.mark.parametrize("seconds", [-1, -0.001])
+def test_an_interval_below_zero_is_refused(runtime, seconds):
+    for call, name in (
+        (lambda: runtime.every(seconds, plain), "interval"),
+        (lambda: runtime.every(1, plain, jitter=seconds), "jitter"),
+    ):
+        refused(call, f"^{name}={re.escape(repr(seconds))}: give seconds", ValueError)
+
+
 def test_an_interval_of_nothing_is_refused(runtime):
     refused(lambda: runtime.every(0, plain), "^interval=0: give seconds as a number above 0", ValueError)
+
+
+@pytest.mark.parametrize("timeout", [HUGE, -HUGE, math.nan, "5"], ids=type)
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(runtime, timeout):
+    pending = runtime.go(asyncio.sleep(60), daemon=True)
+
+    for call in (
+        lambda: pending.result(timeout),
+        lambda: pending.exception(timeout),
+        lambda: runtime.run(work(), timeout=timeout),
+        lambda: runtime.flush(timeout),
+        lambda: runtime.shutdown(timeout),
+        lambda: TaskGroup(timeout=timeout),
+    ):
+        refused(call, f"^timeout={re.escape(repr(timeout))}: give seconds as a number, or None", ValueError)
+
+
+@pytest.mark.parametrize("name", [5, b"n", ["n"], work], ids=type)
+def test_a_name_that_is_no_string_is_refused(runtime, name):
+    async def use(client):
+        pass
+
+    group = TaskGroup(runtime=runtime)
+    for call in (
+        lambda: runtime.go(work(), name=name),
+        lambda: runtime.try_go(work(), name=name),
+        lambda: runtime.every(60, plain, name=name),
+        lambda: group.go(work(), name=name),
+        lambda: omniloop.resource(io.StringIO, runtime=runtime).go(use, name=name),
+    ):
+        refused(call, f"^name={re.escape(repr(name))}: give a string, or None", TypeError)
+
+
+@pytest.mark.parametrize("wrong", [5, "shared", 0, Runtime])
+def test_a_runtime_that_is_none_is_refused_by_everything_that_takes_one(wrong):
+    for call in (
+        lambda: TaskGroup(runtime=wrong),
+        lambda: list(omniloop.map(len, ["a"], runtime=wrong)),
+        lambda: omniloop.iterate(numbers(), runtime=wrong),
+        lambda: omniloop.aiterate([1], runtime=wrong),
+        lambda: omniloop.enter(contextlib.AsyncExitStack(), runtime=wrong),
+        lambda: omniloop.queue(runtime=wrong),
+        lambda: omniloop.resource(io.StringIO, runtime=wrong),
+        lambda: omniloop.ProcessPool(runtime=wrong),
+        lambda: omniloop.background(runtime=wrong),
+        lambda: AsyncHandler(work, runtime=wrong),
+    ):
+        refused(call, f"^runtime={re.escape(repr(wrong))}: give a Runtime, or None", TypeError)
+
+
+@pytest.mark.parametrize("fn", [None, 5, "callback"])
+def test_a_done_callback_that_cannot_be_called_is_refused(runtime, fn):
+    task = runtime.go(work())
+
+    refused(lambda: task.add_done_callback(fn), f"{re.escape(repr(fn))} can't be called", TypeError)
+
+
+def test_a_coroutine_where_a_function_or_an_iterable_is_meant_is_closed(runtime):
+    client = omniloop.resource(io.StringIO, runtime=runtime)
+
+    for call, error in (
+        (lambda: omniloop.resource(work(), runtime=runtime), NotAsyncError),
+        (lambda: client.run(work()), NotAsyncError),
+        (lambda: client.go(work()), NotAsyncError),
+        (lambda: omniloop.aiterate(work(), runtime=runtime), NotAsyncError),
+        (lambda: omniloop.map(plain, work(), runtime=runtime), TypeError),
+    ):
+        refused(call, "<coroutine object work", error)
+
+
+def test_a_loop_factory_that_is_async_is_named_and_what_it_made_is_closed():
+    with Runtime(loop_factory=work) as runtime:
+        refused(lambda: runtime.go(work()), "^loop_factory returned <coroutine object work", OmniloopError)
+
+
+def test_items_that_cannot_be_iterated_over_are_named(runtime):
+    for items in (None, 5, numbers()):
+        refused(
+            lambda items=items: omniloop.map(plain, items, runtime=runtime),
+            f"^items={re.escape(repr(items))}: give an iterable",
+            TypeError,
+        )
 
 
 # --- after the end ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from children import run_child
-from omniloop import Runtime, to_thread
+from omniloop import Runtime, TaskGroup, WrongLoopError, queue, to_thread
 
 trio = pytest.importorskip("trio")
 anyio = pytest.importorskip("anyio")
@@ -303,3 +303,14 @@ def test_ctrl_c_under_trio_cancels_the_work():
     """)
 
     assert (result.stdout, result.stderr, result.code) == ("cleaned up\ninterrupted\n", "", 0)
+
+
+def test_what_trio_can_not_use_says_so(runtime):
+    async def main():
+        with pytest.raises(WrongLoopError, match=r"go\(q.async_q.get\(\)\)"):
+            await queue(runtime=runtime).async_q.get()
+        with pytest.raises(RuntimeError, match="needs to run in an asyncio task"):
+            async with TaskGroup(runtime=runtime):
+                pass
+
+    trio.run(main)

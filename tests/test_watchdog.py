@@ -1,6 +1,8 @@
 """A callback that blocks the loop is told of while it blocks, once, and when it ends; an idle loop is not looked at."""
 
+import asyncio
 import logging
+import math
 import os
 import sys
 import threading
@@ -148,3 +150,17 @@ def switches(ids):
 
 async def noop():
     pass
+
+
+@pytest.mark.parametrize("slow", [math.inf, 1e308])
+def test_a_limit_of_ages_never_says_anything(caplog, slow):
+    """The watchdog's thread ended with an OverflowError."""
+    ended = []
+    former, threading.excepthook = threading.excepthook, ended.append
+    try:
+        with Runtime(slow_callback=slow) as runtime:
+            runtime.run(asyncio.sleep(0.01))
+    finally:
+        threading.excepthook = former
+
+    assert (ended, caplog.messages) == ([], [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
+import math
+import sys
 from collections.abc import Awaitable, Coroutine
 from contextvars import Context
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
@@ -62,6 +64,10 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Corout
     raise NotAsyncError(f"{work!r} can't be awaited. Pass a coroutine: go(fetch(url)).")
 
 
+# A whole number may be larger, and then can't be added to a time.
+_MOST: Final = sys.float_info.max
+_ENDLESS: Final = (math.inf, -math.inf)
+
 # How a call is written that does not take the function first, and its arguments after it.
 _USAGE: Final = {
     "call_later": "delay, fn, *args",
@@ -88,8 +94,15 @@ def check_function(fn: object, call: str, or_async: bool = False) -> None:
         raise NotAsyncError(
             f"{call}() runs functions, and {fn!r} is an async generator function, which does nothing when called. Use iterate({_name(fn)}(…))."
         )
-    if not or_async and inspect.iscoroutinefunction(fn):
+    if not or_async and is_async(fn):
         raise not_plain(call, _name(fn))
+
+
+def is_async(fn: object) -> bool:
+    """Tell whether calling *fn*, a function or an object that can be called, makes a coroutine."""
+    # B004 takes it for a question whether *fn* can be called.
+    call = getattr(type(fn), "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(call)
 
 
 def not_plain(call: str, name: str) -> NotAsyncError:
@@ -99,7 +112,7 @@ def not_plain(call: str, name: str) -> NotAsyncError:
 
 def check_timeout(timeout: object) -> None:
     """Raise ValueError if *timeout* is neither None nor a number of seconds; one below 0 is as good as 0."""
-    if timeout is None or (isinstance(timeout, (int, float)) and timeout == timeout):
+    if timeout is None or (isinstance(timeout, (int, float)) and (timeout in _ENDLESS or abs(timeout) <= _MOST)):
         return
     raise ValueError(f"timeout={timeout!r}: give seconds as a number, or None to wait without end.")
 
@@ -110,6 +123,14 @@ def copied(context: object, work: object) -> Context:
         return context.copy()
     close_unstarted(work)
     raise TypeError(f"context={context!r}: give a contextvars.Context, such as copy_context() returns, or None.")
+
+
+def checked_name(name: object, work: object) -> str:
+    """Return *name*; TypeError if it is none. Closes *work* if it refuses."""
+    if isinstance(name, str):
+        return name
+    close_unstarted(work)
+    raise TypeError(f"name={name!r}: give a string, or None for the name of the coroutine.")
 
 
 def close_unstarted(work: object) -> None:

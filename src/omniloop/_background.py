@@ -9,11 +9,12 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
+from ._accept import is_async
 from ._errors import NotAsyncError
 from ._limits import Limiter, go_limited, limiter, to_thread_limited
 from ._report import Hook
 from ._runtime import Runtime
-from ._shared import shared_runtime
+from ._shared import chosen
 from ._task import FAILED, Task
 
 P = ParamSpec("P")
@@ -26,9 +27,10 @@ class _Options(NamedTuple):
     name: str | None
     limit: int | None
     on_error: Hook | None
-    runtime: Runtime | None
+    runtime: Runtime
 
 
+# `overload-overlap`, here and below: a class is a callable too, and the first that fits is meant.
 class Decorator(Protocol):
     """What `background(…)` with options returns: typed as `background` itself."""
 
@@ -93,10 +95,8 @@ def background(
         raise TypeError(f"name={name!r}: give a string, or None for the function's own name.")
     if on_error is not None and not callable(on_error):
         raise TypeError(f"on_error={on_error!r}: give a callable that takes a Failure, or None.")
-    if runtime is not None and not isinstance(runtime, Runtime):
-        raise TypeError(f"runtime={runtime!r}: give a Runtime, or None for the one that the process shares.")
     limiter(limit)
-    options = _Options(daemon, name, limit, on_error, runtime)
+    options = _Options(daemon, name, limit, on_error, chosen(runtime))
     return partial(_decorate, options) if fn is None else _decorate(options, fn)
 
 
@@ -117,7 +117,7 @@ def _decorate(options: _Options, fn: Any) -> Any:
     if getattr(fn, "_is_background", False):
         raise NotAsyncError(f"{fn!r} is decorated with @background already.")
     limit = limiter(options.limit)
-    if _is_async(fn):
+    if is_async(fn):
         return _finish(fn, _async(options, fn, limit))
     if options.daemon:
         raise ValueError(
@@ -131,7 +131,7 @@ def _decorate_class(options: _Options, cls: type) -> type:
         name: value
         for name, value in vars(cls).items()
         if not name.startswith("_")
-        and _is_async(value.__func__ if isinstance(value, (classmethod, staticmethod)) else value)
+        and is_async(value.__func__ if isinstance(value, (classmethod, staticmethod)) else value)
     }
     if not public:
         raise NotAsyncError(f"{cls!r} defines no public async method for @background to decorate.")
@@ -140,16 +140,12 @@ def _decorate_class(options: _Options, cls: type) -> type:
     return cls
 
 
-def _is_async(fn: object) -> bool:
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(type(fn), "__call__", None))  # noqa: B004
-
-
 def _async(options: _Options, fn: Callable[..., Any], limiter: Limiter | None) -> Callable[..., Task[Any]]:
     _, name, _, on_error, runtime = options
 
     def start(*args: Any, **kwargs: Any) -> Task[Any]:
         coro = fn(*args, **kwargs)
-        task = go_limited(runtime or shared_runtime(), limiter, coro, name, None, options.daemon, sys._getframe(1))
+        task = go_limited(runtime, limiter, coro, name, None, options.daemon, sys._getframe(1))
         return _tell(task, on_error)
 
     return start
@@ -160,7 +156,7 @@ def _plain(options: _Options, fn: Callable[..., T], limiter: Limiter | None) -> 
 
     def start(*args: Any, **kwargs: Any) -> Task[T]:
         frame = sys._getframe(1)
-        return _tell(to_thread_limited(runtime or shared_runtime(), limiter, fn, args, kwargs, name, frame), on_error)
+        return _tell(to_thread_limited(runtime, limiter, fn, args, kwargs, name, frame), on_error)
 
     return start
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, final
 
 from ._errors import ForkedError, NotAsyncError, OmniloopError, WouldDeadlockError
 from ._runtime import Runtime
-from ._shared import shared_runtime
+from ._shared import chosen
 from ._task import Task
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ def enter(
 
     Raises:
         NotAsyncError: if *manager* is no async context manager.
+        TypeError: if *runtime* is no `Runtime`.
         OmniloopError: on entering, if it was entered before; on leaving, if it was not.
         WouldDeadlockError: on entering or leaving, if that is on the loop's own thread. Use `async with` there.
         ForkedError: on leaving, if it was entered in the parent process.
@@ -43,7 +44,8 @@ def enter(
     """
     if not hasattr(type(manager), "__aenter__") or not hasattr(type(manager), "__aexit__"):
         raise NotAsyncError(_not_async_manager(manager))
-    return _Entered(manager, runtime or shared_runtime())  # type: ignore[return-value]
+    # Its `__exit__` returns a bool, where E, the manager's own, may be None.
+    return _Entered(manager, chosen(runtime))  # type: ignore[return-value]
 
 
 @final

@@ -7,20 +7,19 @@ import sys
 import time
 from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from inspect import iscoroutinefunction
 from threading import Lock, get_ident
 from types import FrameType, TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar, TypeVarTuple, final, overload
 
-from ._accept import check_function, check_timeout, close_unstarted
+from ._accept import check_function, check_timeout, close_unstarted, is_async
 from ._errors import ClosedError, ForkedError, WaitTimeoutError, WouldDeadlockError
 from ._limits import go_limited, limiter, to_thread_limited
 from ._runtime import Runtime
-from ._shared import shared_runtime
+from ._shared import chosen
 from ._task import FAILED, Task
 
 A = TypeVar("A")
@@ -68,7 +67,7 @@ class TaskGroup:
         runtime: Runtime | None = None,
     ) -> None:
         check_timeout(timeout)
-        self._runtime = _runtime(runtime)
+        self._runtime = chosen(runtime)
         self._limiter = limiter(limit)
         self._timeout = timeout
         self._supervised = supervised
@@ -373,10 +372,11 @@ class _Body:
     """The task in which an ``async with`` block runs, which can be cancelled as long as it does."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        if task is None:
+        loop = asyncio._get_running_loop()
+        task = None if loop is None else asyncio.current_task()
+        if loop is None or task is None:
             raise RuntimeError("`async with TaskGroup()` needs to run in an asyncio task.")
+        self._loop = loop
         self._task = task
         self._cancelling = task.cancelling()
         self._runs = True
@@ -426,12 +426,6 @@ def _wake(loop: AbstractEventLoop, future: asyncio.Future[None]) -> None:
         loop.call_soon_threadsafe(wake)
 
 
-def _runtime(runtime: Runtime | None) -> Runtime:
-    if runtime is not None and not isinstance(runtime, Runtime):
-        raise TypeError(f"runtime={runtime!r}: give a Runtime, or None for the one that the process shares.")
-    return runtime or shared_runtime()
-
-
 # --- map --------------------------------------------------------------------------------------------------------------
 
 
@@ -455,7 +449,7 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     progress: Callable[[int, int | None], object] | None = None,
     runtime: Runtime | None = None,
 ) -> Iterator[T]: ...
-def map(  # noqa: A001
+def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     fn: Callable[[Any], Any],
     items: Iterable[Any],
     *,
@@ -486,9 +480,13 @@ def map(  # noqa: A001
     limiter(limit)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress={progress!r}: give a callable that takes two numbers, or None.")
-    source = iter(items)
-    total = len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
-    return _results(_Window(fn, _runtime(runtime), ordered), source, limit, total, progress)
+    try:
+        source = iter(items)
+    except TypeError as error:
+        close_unstarted(items)
+        raise TypeError(f"items={items!r}: give an iterable; of an async one, iterate(items).") from error
+    total = len(items) if isinstance(items, Sized) else None
+    return _results(_Window(fn, chosen(runtime), ordered), source, limit, total, progress)
 
 
 def _results(
@@ -526,7 +524,7 @@ class _Window:
     def __init__(self, fn: Callable[[Any], Any], runtime: Runtime, ordered: bool) -> None:
         self._fn = fn
         self._runtime = runtime
-        self._is_async = iscoroutinefunction(fn) or iscoroutinefunction(getattr(type(fn), "__call__", None))  # noqa: B004
+        self._is_async = is_async(fn)
         # In order of the items; if the results are to come as they do, what is done is taken from the other.
         self._tasks: dict[Task[Any], None] = {}
         self._done: deque[Task[Any]] | None = None if ordered else deque()

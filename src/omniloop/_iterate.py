@@ -13,9 +13,10 @@ from typing import Generic, Self, TypeVar, final
 import janus
 
 from . import _workers
+from ._accept import close_unstarted
 from ._errors import ForkedError, NotAsyncError
 from ._runtime import Runtime
-from ._shared import shared_runtime
+from ._shared import chosen
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | Non
     Raises:
         NotAsyncError: if *source* is no async iterable.
         ValueError: if *buffer* is not a whole number of 1 or more.
+        TypeError: if *runtime* is no `Runtime`.
         WouldDeadlockError: if called on the loop's own thread. Use `async for` there.
         ClosedError: if the runtime is shut down, or the interpreter ends.
         CannotStartError: if this was the first use, and no thread can be started here.
@@ -44,7 +46,7 @@ def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | Non
     _check_buffer(buffer)
     if not isinstance(source, AsyncIterable):
         raise NotAsyncError(_not_async_iterable(source))
-    return Iteration(source, buffer, runtime or shared_runtime(), sys._getframe(1))
+    return Iteration(source, buffer, chosen(runtime), sys._getframe(1))
 
 
 @final
@@ -164,14 +166,16 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
     Raises:
         NotAsyncError: if *source* is not iterable.
         ValueError: if *buffer* is not a whole number of 1 or more.
+        TypeError: if *runtime* is no `Runtime`.
         ClosedError: at the first item, if the runtime is shut down, or the interpreter ends.
         CannotStartError: at the first item, if no thread can be started here.
     """
     _check_buffer(buffer)
     if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
+        close_unstarted(source)
         way_out = "Use `async for` on it" if isinstance(source, AsyncIterable) else "Pass an iterable: aiterate(cursor)"
         raise NotAsyncError(f"aiterate() takes a sync iterable, and {source!r} is none. {way_out}.")
-    return _from_thread(source, buffer, runtime or shared_runtime(), sys._getframe(1))
+    return _from_thread(source, buffer, chosen(runtime), sys._getframe(1))
 
 
 async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame: FrameType) -> AsyncGenerator[T, None]:
@@ -248,8 +252,7 @@ def _not_async_iterable(source: object) -> str:
     if isinstance(source, AsyncIterator) or hasattr(source, "__anext__"):
         return f"{source!r} has no __aiter__(). Add one that returns self."
     if inspect.isawaitable(source):
-        if inspect.iscoroutine(source):
-            source.close()
+        close_unstarted(source)
         return f"{source!r} is awaited, not iterated over. Use run() for its value; iterate() takes what `async for` takes."
     if isinstance(source, Iterable):
         return f"{source!r} is a sync iterable. Iterate over it as it is; iterate() takes what `async for` takes."

@@ -180,6 +180,7 @@ class Life:
         # In an empty context, because the loop's own callbacks keep the one that they were made in.
         loop = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
         if not isinstance(loop, asyncio.AbstractEventLoop):
+            close_unstarted(loop)
             raise OmniloopError(f"loop_factory returned {loop!r}, which is not an asyncio event loop.")
         try:
             self._make_around(loop, settings)
@@ -441,6 +442,7 @@ class Life:
             return over
         task._since = time.monotonic()
         try:
+            # What is not done has a context.
             value = task._context.run(work.call)  # type: ignore[union-attr]
             if type(value) is CoroutineType:
                 value.close()

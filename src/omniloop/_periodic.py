@@ -24,6 +24,8 @@ async def periodic(
     import random
 
     loop = asyncio.get_running_loop()
+    # As good as nothing, and the number of turns stays one.
+    interval = max(interval, 1e-9)
     task = asyncio.current_task()
     start = loop.time()
     turn = 0 if immediately else 1

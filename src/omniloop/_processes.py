@@ -21,7 +21,7 @@ from ._accept import check_function
 from ._errors import CannotStartError, NotPicklableError, ProcessDiedError
 from ._life import Life
 from ._runtime import Runtime
-from ._shared import shared_runtime
+from ._shared import chosen
 from ._task import KEEPER, Task
 
 try:
@@ -65,6 +65,7 @@ class ProcessPool:
 
     Raises:
         ValueError: if *max_workers* is not a whole number of 1 or more.
+        TypeError: if *runtime* is no `Runtime`.
     """
 
     def __init__(self, max_workers: int | None = None, *, runtime: Runtime | None = None) -> None:
@@ -73,7 +74,7 @@ class ProcessPool:
         ):
             raise ValueError(f"max_workers={max_workers!r}: give a whole number of 1 or more.")
         self._size = max_workers or _cpus()
-        self._runtime = runtime or shared_runtime()
+        self._runtime = chosen(runtime)
         # Touched on the loop's thread alone.
         self._life: Life | None = None
         self._staff: _Staff | None = None

@@ -18,7 +18,7 @@ from . import _workers
 from ._errors import ForkedError, WouldDeadlockError, WrongLoopError
 from ._life import Life
 from ._runtime import Runtime
-from ._shared import shared_runtime
+from ._shared import chosen
 from ._task import KEEPER, Task
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 def queue(
     maxsize: int = 0, *, kind: Literal["fifo", "lifo", "priority"] = "fifo", runtime: Runtime | None = None
-) -> Queue[T]:  # pyright: ignore[reportInvalidTypeVarUse]
+) -> Queue[T]:  # pyright: ignore[reportInvalidTypeVarUse] - the caller says which: jobs: Queue[int] = queue()
     """
     Make a `janus.Queue` whose async side lives on the loop: ``q.sync_q.put(item)`` in a thread, ``await q.async_q.get()`` in a task.
 
@@ -40,13 +40,15 @@ def queue(
 
     Raises:
         ValueError: if *maxsize* is not a whole number of 0 or more, or there is no such *kind*.
+        TypeError: if *runtime* is no `Runtime`.
     """
     if not isinstance(maxsize, int) or isinstance(maxsize, bool) or maxsize < 0:
         raise ValueError(f"maxsize={maxsize!r}: give a whole number of 1 or more, or 0 for no bound.")
-    if kind not in _KINDS:
+    if kind not in tuple(_KINDS):
         raise ValueError(f'kind={kind!r}: give "fifo", "lifo" or "priority".')
+    runtime = chosen(runtime)
     made: Queue[T] = _KINDS[kind](maxsize)
-    made._runtime = runtime or shared_runtime()
+    made._runtime = runtime
     return made
 
 
@@ -95,8 +97,8 @@ class Queue(janus.Queue[T]):
     def _get_loop(self) -> asyncio.AbstractEventLoop:
         # Each call of the async side comes here.
         life = self._join()
-        loop = asyncio.get_running_loop()
-        if life.thread is None or loop is not life.thread.loop:
+        loop = asyncio._get_running_loop()
+        if loop is None or life.thread is None or loop is not life.thread.loop:
             raise WrongLoopError(
                 "The async side of this queue lives on the runtime's loop, and another one runs here. Use go(q.async_q.get()), "
                 "which can be awaited here."

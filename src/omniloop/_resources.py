@@ -8,14 +8,16 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from types import FrameType
 from typing import Any, Generic, TypeVar, final, overload
 
+from ._accept import close_unstarted
 from ._elsewhere import is_trio
 from ._errors import NotAsyncError, WouldDeadlockError, WrongLoopError
 from ._life import Life
 from ._runtime import Runtime
-from ._shared import shared_runtime
+from ._shared import chosen
 from ._task import KEEPER, Task
 
 T = TypeVar("T")
@@ -55,14 +57,16 @@ def resource(
 
     Raises:
         NotAsyncError: if *factory* or *close* can't be called.
+        TypeError: if *runtime* is no `Runtime`.
     """
     if not callable(factory):
+        close_unstarted(factory)
         raise NotAsyncError(
             f"resource() takes a function that makes the client, and {factory!r} can't be called. Use resource(lambda: …)."
         )
     if close is not None and not callable(close):
         raise NotAsyncError(f"close={close!r}: give a function that takes the client and closes it, plain or async.")
-    return Resource(factory, close, runtime or shared_runtime())
+    return Resource(factory, close, chosen(runtime))
 
 
 @final
@@ -131,6 +135,7 @@ class Resource(Generic[T]):
 
     def _check(self, use: object, call: str) -> None:
         if not callable(use):
+            close_unstarted(use)
             raise NotAsyncError(
                 f"{call}() takes a function of the client, and {use!r} can't be called. Use {call}(lambda client: client.get(…))."
             )
@@ -205,8 +210,7 @@ class Resource(Generic[T]):
             made = await made
         close: Callable[[], object] | None
         if self._close is not None:
-            user_close, client = self._close, made
-            close = lambda: user_close(client)  # noqa: E731
+            close = partial(self._close, made)
         elif hasattr(type(made), "__aenter__"):
             entered: T = await stack.enter_async_context(made)
             return entered
@@ -218,7 +222,8 @@ class Resource(Generic[T]):
                 "close(). Give resource() a second argument, a function that closes it."
             )
         stack.push_async_callback(_call, close)
-        return made  # type: ignore[no-any-return]
+        client: T = made
+        return client
 
 
 async def _call(close: Callable[[], object]) -> None:

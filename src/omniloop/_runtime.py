@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from types import CoroutineType, FrameType, FunctionType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
 
 from . import _drain, _process
-from ._accept import NOT_PLAIN, as_coroutine, check_function, check_timeout, close_unstarted, copied
+from ._accept import NOT_PLAIN, as_coroutine, check_function, check_timeout, checked_name, close_unstarted, copied
 from ._bounds import Bounds
 from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutError, WouldDeadlockError
 from ._ledger import Later
@@ -36,6 +35,7 @@ P = ParamSpec("P")
 
 _same_process: Final = _process.same_process
 _getframe: Final = sys._getframe
+_MOST: Final = sys.float_info.max
 
 
 class FromSettings:
@@ -132,6 +132,7 @@ class Runtime:
 
         Raises:
             NotAsyncError: if *coro* can't be awaited here; the message names the call that was meant.
+            TypeError: if *name* is no string, or *context* no `Context`.
             ClosedError: if the runtime is shut down, or the interpreter ends. The coroutine is closed.
             CannotStartError: if this was the first use, and no thread can be started here.
             FullError: if `max_pending` is reached, and this call is not to wait, or may not.
@@ -178,7 +179,7 @@ class Runtime:
         for what is not due.
 
         Args:
-            delay: Seconds from now.
+            delay: Seconds from now; below 0 is as good as 0.
             context: Run in a copy of this context instead of a copy of the caller's.
 
         Raises:
@@ -384,6 +385,8 @@ class Runtime:
         if type(coro) is not CoroutineType or coro.cr_suspended or coro.cr_running:
             thread = self._life.thread
             coro = as_coroutine(coro, None if thread is None else thread.loop)
+        if name is not None:
+            name = checked_name(name, coro)
         if not _same_process[0]:
             _process.notice_fork()
         life = self._life
@@ -430,13 +433,13 @@ class Runtime:
         self, delay: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
     ) -> Task[Any]:
         check_function(fn, "call_later", or_async=True)
-        return self._call_at(self._now() + _seconds("delay", delay), fn, args, context, frame)
+        return self._call_at(self._now() + _seconds("delay", delay, -_MOST), fn, args, context, frame)
 
     def _call_at(
         self, when: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
     ) -> Task[Any]:
         check_function(fn, "call_at", or_async=True)
-        return self._put(self._make_task(fn, args, context, frame), _seconds("when", when))
+        return self._put(self._make_task(fn, args, context, frame), _seconds("when", when, -_MOST))
 
     def _every(
         self,
@@ -525,7 +528,7 @@ class Runtime:
 
     def _put(self, task: Task[T], when: float | None = None) -> Task[T]:
         """Deliver *task*, to be started at *when* or at once, to this life or the next; or refuse it."""
-        # Not `self._life`, which may be another one by now.
+        # Not `self._life`, which may be another one by now. A task knows it only as its `Owner`.
         life: Life = task._owner  # type: ignore[assignment]
         while True:
             item = task if when is None else Later(task, when, life)
@@ -547,6 +550,7 @@ class Runtime:
 
     def _put_to_thread(self, task: Task[T]) -> Task[T]:
         while True:
+            # As in `_put`.
             life: Life = task._owner  # type: ignore[assignment]
             work: Any = task._work
             if life.to_thread(task, work):
@@ -694,10 +698,10 @@ class Runtime:
         return interruptions
 
 
-def _seconds(name: str, value: float) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+def _seconds(name: str, value: float, least: float = 0) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= _MOST:
         return value
-    raise ValueError(f"{name}={value!r}: give seconds as a number of 0 or more.")
+    raise ValueError(f"{name}={value!r}: give seconds as a number{' of 0 or more' if least == 0 else ''}.")
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
@@ -89,13 +90,9 @@ def _problem(name: str, value: object) -> str | None:
         case "cancel_timeout":
             return None if _is_seconds(value) else "give seconds as a number of 0 or more"
         case "max_workers":
-            return None if isinstance(value, int) and value >= 1 else "give a whole number of 1 or more"
+            return None if _is_whole(value) else "give a whole number of 1 or more"
         case "max_pending":
-            return (
-                None
-                if value is None or (isinstance(value, int) and value >= 1)
-                else "give a whole number of 1 or more, or None"
-            )
+            return None if value is None or _is_whole(value) else "give a whole number of 1 or more, or None"
         case "on_error" | "loop_factory":
             return None if value is None or callable(value) else "give a callable, or None"
         case "sigterm":
@@ -109,7 +106,16 @@ def _problem(name: str, value: object) -> str | None:
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and not math.isnan(value)
+    # A whole number may be larger than any float, and then can't be added to a time.
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and (0 <= value <= sys.float_info.max or value == math.inf)
+    )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _seconds(text: str) -> float:

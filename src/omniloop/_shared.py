@@ -29,6 +29,15 @@ def shared_runtime() -> Runtime:
     return _runtime
 
 
+def chosen(runtime: Runtime | None) -> Runtime:
+    """Return *runtime*, or the shared one for None; TypeError if it is none."""
+    if runtime is None:
+        return _runtime
+    if isinstance(runtime, Runtime):
+        return runtime
+    raise TypeError(f"runtime={runtime!r}: give a Runtime, or None for the one that the process shares.")
+
+
 def go(coro: Awaitable[T], *, name: str | None = None, context: Context | None = None, daemon: bool = False) -> Task[T]:
     """`Runtime.go` on the runtime that the whole process shares."""
     return _runtime._go(coro, name, context, daemon, _getframe(1))

@@ -236,9 +236,12 @@ class Task(concurrent.futures.Future[T]):
         claim a failure; asking for `result()` or `exception()` in it does.
 
         Raises:
+            TypeError: if *fn* can't be called.
             ForkedError: if the work is a parent process's, and not done.
             WrongLoopError: if *fn* is that of `asyncio.wait`, whose loop would not hear of it.
         """
+        if not callable(fn):
+            raise TypeError(f"add_done_callback() takes a function of the task, and {fn!r} can't be called.")
         if getattr(fn, "__module__", None) == asyncio.tasks.__name__:
             # It sets a future of the caller's loop, from the thread where the task ends: nothing wakes that loop, which hung.
             raise WrongLoopError(
@@ -298,6 +301,8 @@ class Task(concurrent.futures.Future[T]):
             del self
 
     # --- what concurrent.futures and asyncio look at --------------------------------------------------------------
+
+    # Attributes of Future's, and properties here: hence the `override`s.
 
     @property
     def _state(self) -> str:  # type: ignore[override]
@@ -518,6 +523,7 @@ class Task(concurrent.futures.Future[T]):
     def _claim(self, cancelled: type[BaseException]) -> T:
         ending, value = self._ended()
         if ending is SUCCEEDED:
+            # An outcome is not generic; it came out of a `Coroutine[…, T]`.
             return value  # type: ignore[no-any-return]
         if ending is CANCELLED:
             raise cancelled(*value)

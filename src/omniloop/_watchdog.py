@@ -165,7 +165,7 @@ class Watchdog:
                 # It went to work before it could see that it has to wake somebody.
                 self._asleep = False
                 continue
-            self._gate.acquire(timeout=-1 if pause is None else pause)
+            self._gate.acquire(timeout=-1 if pause is None else min(pause, threading.TIMEOUT_MAX))
 
     def _tell_blocked(self, for_seconds: float, slow: float) -> None:
         busy = (

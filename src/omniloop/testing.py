@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import selectors
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ class Clock:
             TimeoutError: if something does not come to rest: a callback that blocks, a task that never really waits, or work in a
                 worker thread.
         """
-        if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds <= sys.float_info.max:
             raise ValueError(f"seconds={seconds!r}: give seconds as a number of 0 or more.")
         if asyncio._get_running_loop() in self._loops:
             raise WouldDeadlockError(

@@ -13,7 +13,8 @@ from contextvars import Context, ContextVar
 from threading import Lock
 from typing import Final
 
-from omniloop import OmniloopError, Runtime, Task, shared_runtime
+from omniloop import OmniloopError, Runtime, Task
+from omniloop._shared import chosen
 
 Sink = Callable[[list[logging.LogRecord]], Awaitable[object]]
 
@@ -50,7 +51,7 @@ class AsyncHandler(logging.Handler):
 
     Raises:
         ValueError: if *capacity* or *batch* is not a whole number of 1 or more.
-        TypeError: if *sink* can't be called.
+        TypeError: if *sink* can't be called, or *runtime* is no `Runtime`.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class AsyncHandler(logging.Handler):
         runtime: Runtime | None = None,
     ) -> None:
         for name, value in {"capacity": capacity, "batch": batch}.items():
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number of 1 or more.")
         if not callable(sink):
             raise TypeError(f"sink={sink!r} can't be called. Pass an async function of one list of records.")
@@ -72,7 +73,7 @@ class AsyncHandler(logging.Handler):
         self._sink = sink
         self._capacity = capacity
         self._batch = batch
-        self._runtime = runtime or shared_runtime()
+        self._runtime = chosen(runtime)
         self._begin()
 
     def _begin(self) -> None:
@@ -82,7 +83,7 @@ class AsyncHandler(logging.Handler):
         self._token = Lock()
         self._delivery: Task[None] | None = None
 
-    def createLock(self) -> None:  # noqa: N802
+    def createLock(self) -> None:  # noqa: N802 - logging's name for it
         """None: a deque needs no lock, and a `flush` that held one would wait for a loop that waits for it, to log."""
         self.lock = None
 
