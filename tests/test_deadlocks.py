@@ -45,6 +45,27 @@ def test_two_loops_that_wait_for_each_other_are_told(runtime, other):
     assert runtime.run(answer()) == other.run(answer()) == 42
 
 
+@pytest.mark.parametrize("how", ["flush", "shutdown"])
+def test_two_loops_one_of_which_waits_for_all_of_the_others_work_are_told(runtime, how):
+    other = Runtime(name="other")
+    both_run = threading.Barrier(2)
+
+    def waits_for_work():
+        both_run.wait(timeout=SOON)
+        return other.run(answer())
+
+    def waits_for_all():
+        both_run.wait(timeout=SOON)
+        getattr(runtime, how)()
+
+    ours = runtime.call_soon(waits_for_work)
+    theirs = other.call_soon(waits_for_all)
+
+    outcomes = [ours.exception(timeout=SOON), theirs.exception(timeout=SOON)]
+    other.shutdown()
+    assert WouldDeadlockError in map(type, outcomes)
+
+
 def test_three_loops_in_a_circle_are_told(runtime, other):
     with Runtime(name="third") as third:
         loops = [runtime, other, third]

@@ -6,12 +6,13 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from threading import Lock
 from typing import Any, Final
 
+from . import _waiting
 from ._errors import CannotStartError, ClosedError, WouldDeadlockError
 from ._ledger import is_asked
 from ._life import Life
@@ -92,13 +93,21 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
     return interruptions
 
 
-def guard(life: Life, what: str) -> None:
-    """Raise if this thread can't wait for all of the work."""
+@contextmanager
+def waiting(life: Life, what: str) -> Iterator[None]:
+    """Around a wait for all of the work: raise if it could never end, and have others that wait for this thread told of theirs."""
     life.guard(what)
     if life.started and life.workers.is_worker():
         raise WouldDeadlockError(
             f"{what} in a worker thread of the same runtime would wait for itself. Call it from another thread."
         )
+    ident = life.thread.ident if life.thread is not None else None
+    try:
+        if ident is not None and not _waiting.begin(ident):
+            raise WouldDeadlockError(f"{what} would never end: the loop {life.name!r} waits for this thread.")
+        yield
+    finally:
+        _waiting.end()
 
 
 def _round(life: Life, deadline: float | None, progress: Progress) -> bool | None:

@@ -288,11 +288,11 @@ class Runtime:
         """
         life = self._current()
         check_timeout(timeout)
-        _drain.guard(life, "flush()")
-        if not _drain.flush(life, _deadline(timeout), progress):
-            raise WaitTimeoutError(
-                f"flush() was not done after {timeout} s: {len(self.tasks())} tasks are unfinished. They go on."
-            )
+        with _drain.waiting(life, "flush()"):
+            if not _drain.flush(life, _deadline(timeout), progress):
+                raise WaitTimeoutError(
+                    f"flush() was not done after {timeout} s: {len(self.tasks())} tasks are unfinished. They go on."
+                )
 
     def shutdown(self, timeout: float | None | FromSettings = FROM_SETTINGS) -> None:
         """
@@ -311,10 +311,9 @@ class Runtime:
         life = self._current()
         if not isinstance(timeout, FromSettings):
             check_timeout(timeout)
-        _drain.guard(life, "shutdown()")
         seconds = self._settings.exit_timeout if isinstance(timeout, FromSettings) else timeout
         deadline = _deadline(seconds)
-        with self._ending:
+        with _drain.waiting(life, "shutdown()"), self._ending:
             if not self._reopens:
                 self._shut_down = self._ended = True
             self._close(deadline)
