@@ -30,6 +30,21 @@ def fail(words):
     raise LookupError(words)
 
 
+def return_a_lock():
+    return threading.Lock()
+
+
+class Odd:
+    """Can be sent, but not received."""
+
+    def __reduce__(self):
+        return int, ("odd",)
+
+
+def return_oddly():
+    return Odd()
+
+
 class OddError(Exception):
     """Can be sent, but not received: it is made anew with its one argument."""
 
@@ -129,6 +144,21 @@ def test_an_error_comes_back_with_the_other_processs_traceback(pool):
 def test_an_error_that_cannot_be_received_comes_out_as_text_and_the_processes_go_on(pool):
     with pytest.raises(NotPicklableError, match="OddError: 7 odd"):
         pool.to_process(fail_oddly).result(timeout=9)
+
+    assert pool.to_process(square, 2).result(timeout=9) == 4
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (return_a_lock, r"The function returned <unlocked .*lock.*>, which can't be sent .* Return plain data"),
+        (return_oddly, r"The result of return_oddly can't be received .*: ValueError: invalid literal"),
+    ],
+)
+def test_a_result_that_cannot_be_sent_back_is_an_error_that_says_so_and_the_processes_go_on(pool, fn, words):
+    """The one was a bare TypeError of pickle's, the other a crash that there was not."""
+    with pytest.raises(NotPicklableError, match=words):
+        pool.to_process(fn).result(timeout=9)
 
     assert pool.to_process(square, 2).result(timeout=9) == 4
 

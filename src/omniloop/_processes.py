@@ -46,7 +46,8 @@ def to_process(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task
 
     Raises:
         NotAsyncError: if *fn* is async, or can't be called.
-        NotPicklableError: if *fn* or an argument can't be sent to another process. From the handle, if it can't be received there.
+        NotPicklableError: if *fn* or an argument can't be sent to another process. From the handle, if it can't be received there, or
+            if the result can't be sent back.
         ProcessDiedError: from the handle, if the process ended before the work was done. Other work is not touched.
         ClosedError: if the runtime is shut down, or the interpreter ends.
         CannotStartError: if no process can be started here: in one that is just importing the script, for one.
@@ -124,6 +125,8 @@ class ProcessPool:
                 raise ProcessDiedError((_OVER if staff.is_over else _DIED).format(name)) from error
             finally:
                 staff.give_back(executor, future)
+            if isinstance(value, _NotReceived):
+                raise NotPicklableError(f"The result of {name} can't be received from another process: {value}.")
             return value
 
     def _current_staff(self) -> _Staff:
@@ -165,7 +168,7 @@ class _Staff:
         while self.idle:
             executor = self.idle.pop()
             try:
-                future = executor.submit(_run, payload)
+                future = executor.submit(_run_and_pack, payload)
             except BrokenProcessPool:
                 # It died while it had nothing to do.
                 continue
@@ -190,7 +193,7 @@ class _Staff:
             raise _CannotStart from error
 
     def _submit_first(self, executor: ProcessPoolExecutor, payload: bytes) -> concurrent.futures.Future[Any]:
-        future = executor.submit(_run, payload)
+        future = executor.submit(_run_and_pack, payload)
         # After the start: who killed it meanwhile found no process, or it is seen here.
         if executor not in self.busy:
             self._kill(executor)
@@ -308,6 +311,40 @@ def _run(payload: bytes) -> Any:
     except Exception as error:
         _check_sendable(error)
         raise
+
+
+def _run_and_pack(payload: bytes) -> Any:
+    value = _run(payload)
+    try:
+        # Here and not by the executor, whose error would be a bare one of pickle's.
+        return _Packed(bytes(ForkingPickler.dumps(value)))
+    except Exception as error:
+        raise NotPicklableError(
+            f"The function returned {value!r}, which can't be sent to another process: {error}. Return plain data."
+        ) from error
+
+
+class _Packed:
+    """What comes out in the other process as the value that was packed."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpack, (self._payload,)
+
+
+class _NotReceived(str):
+    """Why a value could not be unpacked; an error there would end the executor, and be lost."""
+
+    __slots__ = ()
+
+
+def _unpack(payload: bytes) -> Any:
+    try:
+        return pickle.loads(payload)
+    except Exception as error:
+        return _NotReceived(f"{type(error).__qualname__}: {error}")
 
 
 def _check_sendable(error: Exception) -> None:
