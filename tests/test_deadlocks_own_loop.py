@@ -1,6 +1,7 @@
 """A wait, on the loop's own thread, for work that needs that thread is an error at once, and not a hang."""
 
 import asyncio
+import concurrent.futures
 import threading
 
 import pytest
@@ -18,6 +19,8 @@ WAITS = {
     "result with a timeout": lambda runtime: runtime.go(work()).result(timeout=60),
     "exception": lambda runtime: runtime.go(work()).exception(),
     "result of a thread's work": lambda runtime: runtime.to_thread(threading.Event().wait, 0.05).result(),
+    "concurrent.futures.wait": lambda runtime: concurrent.futures.wait([runtime.go(work())]),
+    "concurrent.futures.as_completed": lambda runtime: list(concurrent.futures.as_completed([runtime.go(work())])),
     "run": lambda runtime: runtime.run(work()),
     "run with a timeout": lambda runtime: runtime.run(work(), timeout=60),
     "flush": lambda runtime: runtime.flush(),
@@ -92,6 +95,8 @@ def test_asking_on_the_loops_own_thread_for_what_is_done_is_fine(runtime):
         task = runtime.go(work())
         await task
         assert task.exception() is None
+        assert concurrent.futures.wait([task]).done == {task}
+        assert list(concurrent.futures.as_completed([task])) == [task]
         return task.result()
 
     assert runtime.go(main()).result(timeout=5) == "done"

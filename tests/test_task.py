@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import math
+import signal
 import threading
 import time
 
@@ -230,6 +231,15 @@ def test_done_callbacks_are_called_with_the_task_in_order_and_at_once_if_it_is_d
 
     held.task.add_done_callback(calls.append)
     assert calls[3] is held.task
+
+
+def test_ctrl_c_in_a_done_callback_that_is_called_at_once_reaches_the_program(runtime):
+    """It was reported as the callback's own error, and the program went on."""
+    task = runtime.go(asyncio.sleep(0))
+    task.result(timeout=5)
+
+    with pytest.raises(KeyboardInterrupt):
+        task.add_done_callback(lambda _: signal.raise_signal(signal.SIGINT))
 
 
 def test_a_done_callback_that_fails_is_reported_and_the_others_are_called(runtime, failures):

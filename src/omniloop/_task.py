@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         def wait(self, task: Task[Any], timeout: float | None) -> bool: ...
         def wait_with(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool: ...
         def check(self) -> None: ...
+        def guard(self, what: str | Task[Any]) -> None: ...
         def cancel(self, task: Task[Any], msg: object) -> bool: ...
         def unclaimed(self, failure: Failure) -> None: ...
         def hold_failure(self, unclaimed: Unclaimed) -> None: ...
@@ -233,7 +234,7 @@ class Task(concurrent.futures.Future[T]):
         Call ``fn(task)`` when the work has ended: on the thread where it ends, or at once, here, if it has.
 
         An error in *fn* is reported, and harms neither the task nor the other callbacks. The callback alone does not
-        claim a failure; asking for `result()` or `exception()` in it does.
+        claim a failure; asking for `result()` or `exception()` in it does. Ctrl-C in what is called at once comes out of it.
 
         Raises:
             TypeError: if *fn* can't be called.
@@ -324,6 +325,9 @@ class Task(concurrent.futures.Future[T]):
 
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]
+        # Whoever asks is about to wait: `concurrent.futures.wait` and `as_completed` look at nothing else that tells.
+        if self._outcome() is None:
+            self._owner.guard(self)
         return self._meet().waiters
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
@@ -410,7 +414,7 @@ class Task(concurrent.futures.Future[T]):
                 if meeting.outcome is None:
                     meeting.callbacks.append(lambda: self._call_back(callback))
                     return
-        self._call_back(callback)
+        self._call_back(callback, at_once=True)
 
     def _wait_here(self, timeout: float) -> bool:
         """Block until the outcome is known, *timeout* seconds at the most; -1 waits without end."""
@@ -506,10 +510,13 @@ class Task(concurrent.futures.Future[T]):
                 callback()
         return True
 
-    def _call_back(self, callback: Callable[[], object]) -> None:
+    def _call_back(self, callback: Callable[[], object], at_once: bool = False) -> None:
         try:
             callback()
         except BaseException as error:
+            if at_once and isinstance(error, KeyboardInterrupt) and not _is_raised(error):
+                # Ctrl-C, which is meant for the program.
+                raise
             # SystemExit too: it would leave through the loop and take the others' callbacks with it.
             name = self.get_name()
             self._owner.unclaimed(Failure(f"A done callback of task {name!r} failed", error, name, self._site()))
@@ -570,6 +577,16 @@ class _Bridge(asyncio.Future[None]):
     def _finish(self) -> None:
         if not self.done():
             self.set_result(None)
+
+
+def _is_raised(error: BaseException) -> bool:
+    """Tell whether *error* comes from a `raise`, and not from a signal in the middle of something else."""
+    import opcode
+
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return tb is not None and tb.tb_frame.f_code.co_code[tb.tb_lasti] == opcode.opmap["RAISE_VARARGS"]
 
 
 def _name_of(work: Any) -> str:
