@@ -35,6 +35,10 @@ _EAGER: Final = sys.version_info >= (3, 12)
 _monotonic: Final = time.monotonic
 
 
+# uvloop counts in whole milliseconds, from the one that has begun, and calls early by up to this.
+_EARLY: Final = 0.002
+
+
 class Later:
     """In the inbox: a task whose function is to be called at a given time."""
 
@@ -92,6 +96,8 @@ class Ledger:
         # What the `when` of scheduled calls is told by.
         self._clock = clock
         self._context = context
+        # As asyncio's own never is; what has no selector is uvloop.
+        self._may_be_early = not hasattr(loop, "_selector")
         self._now = 0.0
         # When the batch that goes on is to end.
         self._until = 0.0
@@ -200,6 +206,8 @@ class Ledger:
             self._start_coroutine(task)
         else:
             self._start_by_factory(task)
+        # As in `_start_coroutine`.
+        del task
 
     def _start_coroutine(self, task: Task[Any]) -> None:
         coro = task._work
@@ -268,12 +276,16 @@ class Ledger:
     def _start_in_turn(self, task: Task[Any]) -> None:
         """Start a coroutine, whose first step comes in the loop's next turn."""
         self._start(task)
+        # As in `_start_coroutine`.
+        del task
         self._count_ahead()
 
     def _call_in_turn(self, task: Task[Any]) -> None:
         """Call a function: at once, or in the next turn too if something waits for that. What was submitted first starts first."""
         if not self._ahead:
             self._call(task)
+            # As in `_start_coroutine`.
+            del task
             return
         turn: asyncio.Future[Any] = self.loop.create_future()
         self.running[turn] = task
@@ -351,11 +363,17 @@ class Ledger:
         if self.cancelled_early and task in self.cancelled_early:
             self.drop(task)
             return
+        self._wait_until(when, task)
+
+    def _wait_until(self, when: float, task: Task[Any]) -> None:
         # Relative, because uvloop's clock is not the runtime's.
         delay = max(0.0, when - self._clock())
-        self.timers[task] = self.loop.call_later(delay, self._due, task, context=self._context)
+        self.timers[task] = self.loop.call_later(delay, self._due, when, task, context=self._context)
 
-    def _due(self, task: Task[Any]) -> None:
+    def _due(self, when: float, task: Task[Any]) -> None:
+        if self._may_be_early and 0 < when - self._clock() < _EARLY:
+            self._wait_until(when, task)
+            return
         del self.timers[task]
         if self.cancelled_early and task in self.cancelled_early:
             self.drop(task)
