@@ -617,6 +617,33 @@ print(run(answer()))
     assert result == ("child 42\nchild 42\n42\n", "", 0, result.seconds)
 
 
+@pytest.mark.parametrize("call", ["omniloop.to_thread(forks)", "go(asyncio.to_thread(forks))"])
+@pytest.mark.parametrize("end", ["return 0", "sys.exit(3)"])
+def test_a_child_that_comes_back_from_the_worker_that_it_was_forked_in_ends(call, end):
+    """It waited for the next call, for ever."""
+    result = run_child(
+        START
+        + f"""
+def forks():
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.alarm(7)
+    async def forgotten():
+        await asyncio.sleep(0.05)
+        say("child: done at exit", run_pid != os.getpid())
+    go(forgotten())
+    {end}
+run_pid = os.getpid()
+wait({call}.result())
+print(run(answer()))
+""",
+        flags=QUIET,
+    )
+
+    assert result == ("child: done at exit True\n42\n", "", 0, result.seconds)
+
+
 # --- other libraries' fork hooks --------------------------------------------------------------------------------------
 
 

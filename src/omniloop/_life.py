@@ -201,7 +201,7 @@ class Life:
                     threading.current_thread().name,
                 )
         thread = LoopThread(loop, self.name, self._escaped, self._died, _process.end_orphan)
-        workers = _workers.Workers(settings.max_workers, self.name)
+        workers = _workers.Workers(settings.max_workers, self.name, _process.end_orphan)
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         loop.set_default_executor(workers)

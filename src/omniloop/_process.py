@@ -347,7 +347,7 @@ def _hold(thing: object) -> None:
 
 def end_orphan() -> None:
     """
-    End a child whose only thread has nothing more to run: one forked inside a task, that came back from the task.
+    End a child whose only thread has nothing more to run: one forked inside a piece of work, that came back from it.
 
     Left alone it would end the same way, but without its own forgotten work done and its output written.
     """

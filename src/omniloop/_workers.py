@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -24,9 +25,10 @@ class Workers(ThreadPoolExecutor):
     threads or queues are used, because they are shut before the first `atexit` handler runs.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, on_orphaned: Callable[[], None]) -> None:
         self._size = size
         self._name = name
+        self._on_orphaned = on_orphaned
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         # An entry for each worker that waits for a job, made and removed by itself; so that submitting takes no lock.
         self._idle: deque[None] = deque()
@@ -58,12 +60,16 @@ class Workers(ThreadPoolExecutor):
         def job() -> None:
             if not future.set_running_or_notify_cancel():
                 return
+            pid = os.getpid()
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:
-                future.set_exception(error)
+                if os.getpid() == pid:
+                    future.set_exception(error)
             else:
-                future.set_result(result)
+                # In a child that was forked in there, whoever waits is the parent's, and would be woken there.
+                if os.getpid() == pid:
+                    future.set_result(result)
 
         self.put(job)
         return future
@@ -187,6 +193,7 @@ class Workers(ThreadPoolExecutor):
 
     def _serve(self) -> None:
         jobs = self._jobs
+        pid = os.getpid()
         # Again, should the start have been interrupted.
         self._staff.add(threading.current_thread())
         _pools[threading.get_ident()] = self
@@ -208,6 +215,9 @@ class Workers(ThreadPoolExecutor):
                     jobs.put(None)
                     return
                 over = job()
+                if os.getpid() != pid:
+                    # The child of a fork that was made inside the job, and came back from it: nobody else is here to end it.
+                    self._on_orphaned()
                 # What the job refers to must not live until the next one comes.
                 del job
                 if over is not None:

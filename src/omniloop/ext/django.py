@@ -26,6 +26,7 @@ from django.db import (  # type: ignore[import-untyped,import-not-found,unused-i
 
 from omniloop._accept import as_coroutine, close_unstarted
 from omniloop._errors import NotAsyncError
+from omniloop._process import end_orphan
 from omniloop._shared import shared_runtime
 from omniloop._workers import Workers
 
@@ -127,7 +128,7 @@ class _DatabaseThread:
     _by_process: ClassVar[dict[int, Self]] = {}
 
     def __init__(self) -> None:
-        self.workers = Workers(1, "omniloop-database")
+        self.workers = Workers(1, "omniloop-database", end_orphan)
         # Adding and discarding are atomic; the thread does one thing at a time.
         self.users: set[ThreadSensitiveContext] = set()
 
