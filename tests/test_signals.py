@@ -332,6 +332,27 @@ omniloop.run(asyncio.sleep(0))
     assert result.seconds < 4
 
 
+def test_sigterm_in_the_middle_of_a_submission_drains_and_dies_of_it():
+    """The submission was about to wake the loop, and the drain, which relied on that, waited until the deadline."""
+    result = run_child(
+        START
+        + """
+configure(sigterm="drain", exit_timeout=None)
+go(quick())
+omniloop.run(asyncio.sleep(0))
+def before_the_wake_up(frame, event, argument):
+    if frame.f_code is omniloop._life.Life._wake.__code__:
+        sys.settrace(None)
+        terminate()
+        time.sleep(0)
+sys.settrace(before_the_wake_up)
+go(quick())
+"""
+    )
+
+    assert result == ("quick: done\nquick: done\n", "", -signal.SIGTERM, result.seconds)
+
+
 def test_exit_is_not_held_up_by_a_daemon_thread_in_a_shutdown_without_end():
     result = run_child(
         START

@@ -163,6 +163,8 @@ def _round(life: Life, deadline: float | None, progress: Progress) -> bool | Non
     try:
         if not life.inbox.put(mark):
             return True
+        # This may be the handler of a SIGTERM, which interrupts a submission that has taken the token and not yet woken the loop.
+        life.inbox.nudge()
         while not (life.thread is not None and life.thread.alive):
             # Another thread is starting it. Should that fail, as it does on 3.12 when main has ended, nobody would come to the mark.
             life.wait_for_start()
