@@ -388,7 +388,7 @@ def submits(number):
 threads = [threading.Thread(target=submits, args=(number,)) for number in range(8)]
 for thread in threads:
     thread.start()
-for _ in range(10):
+for _ in range(6):
     wait(fork(lambda: run(answer(), timeout=5)))
 stop.set()
 for thread in threads:
