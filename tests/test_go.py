@@ -1,6 +1,7 @@
 """`go` takes work from anywhere, returns at once, and what it took is done; also if it was interrupted in the middle."""
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import logging
@@ -688,3 +689,42 @@ def test_a_runtime_that_is_shut_down_refuses_and_closes_the_coroutine():
         runtime.go(coro)
 
     assert coro.cr_frame is None
+
+
+class CallAt(RaiseAt):
+    """Calls, and does not raise: as a signal handler that submits and comes back."""
+
+    def _count(self):
+        with contextlib.suppress(Interrupted):
+            super()._count()
+
+
+@pytest.mark.parametrize("call", ["go", "to_thread"])
+def test_a_signal_handler_that_submits_anywhere_in_a_start_leaves_the_start_to_the_frame_below(call):
+    """One that started the runtime as well would leave two loops, and threads for both."""
+
+    async def running_loop():
+        return asyncio.get_running_loop()
+
+    def handler():
+        submitted.append(runtime.go(running_loop()))
+        # As a wait does; the submission alone finds the token taken.
+        runtime._life.inbox.nudge()
+
+    for point in itertools.count():
+        runtime, submitted = Runtime(name="started"), []
+        with CallAt(point, handler) as call_at:
+            if call == "go":
+                submitted.append(runtime.go(running_loop()))
+            else:
+                runtime.to_thread(int)
+        submitted.append(runtime.go(running_loop()))
+        loops = {task.result(timeout=5) for task in submitted}
+        threads = [thread.name for thread in threading.enumerate() if thread.name == "started"]
+        runtime.shutdown()
+
+        assert (len(loops), threads) == (1, ["started"]), f"two starts, after a submission at line {point}"
+        if not call_at.raised:
+            break
+
+    assert point > 20
