@@ -14,7 +14,18 @@ PACKAGE = Path(omniloop.__file__).parent
 # From the ground up. A module imports from lower floors only, and from no neighbour.
 FLOORS = [
     {"_errors", "_settings", "_report", "_stats", "_tally", "_elsewhere"},
-    {"_accept", "_inbox", "_task", "_workers", "_process", "_waiting", "_periodic", "_progress", "_watchdog"},
+    {
+        "_accept",
+        "_first_steps",
+        "_inbox",
+        "_task",
+        "_workers",
+        "_process",
+        "_waiting",
+        "_periodic",
+        "_progress",
+        "_watchdog",
+    },
     {"_loop_thread", "_ledger"},
     {"_life"},
     {"_bounds", "_drain"},

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ._accept import as_coroutine, not_plain
 from ._elsewhere import say_asyncio
 from ._errors import NotAsyncError
+from ._first_steps import FirstSteps
 from ._inbox import Inbox
 from ._report import Failure
 from ._tally import Tally
@@ -24,20 +25,10 @@ from ._task import KEEPER, SUCCEEDED, Task, traceback_without
 # because an eager start runs the coroutine up to its first suspension. A turn of the loop costs 10 to 20 µs, 1 % of it.
 _BATCH: Final = 0.002
 
-# Where a coroutine's first step comes in the loop's next turn, a batch is bounded by how many of them fit into that time, as the last
-# batches showed: so many at first, and so many at the most. What is made and done with 64 at a time is still in the processor's
-# cache, and costs half of what it does with 1,024 (on 3.11).
-_FIRST_STEPS: Final = 16
-_MOST_STEPS: Final = 64
-
-# A turn of the loop that takes longer waits for other threads: twice the interpreter's switch interval.
-_BUSY: Final = 0.01
-
 # Looked up once: 60 ns of the 1,100 that starting and settling a no-op takes on 3.13.
 _AsyncTask: Final = asyncio.Task
 _EAGER: Final = sys.version_info >= (3, 12)
 _monotonic: Final = time.monotonic
-_thread_time: Final = time.thread_time
 
 
 # uvloop counts in whole milliseconds, from the one that has begun, and calls early by up to this.
@@ -107,12 +98,7 @@ class Ledger:
         # When the batch is to end, and whether the next one is due in the loop's next turn.
         self._until = 0.0
         self._goes_on = False
-        # Where nothing starts eagerly: how much waits for the loop's next turn, and did so before this batch; how much of one may.
-        self._ahead = self._ahead_before = 0
-        self._steps = _FIRST_STEPS
-        # When the batch was over, how long its turn took to come, and when the second step began.
-        self._over = self._waited = 0.0
-        self._steps_since: float | None = None
+        self._first_steps = FirstSteps(loop, context, _BATCH)
         self._says_asyncio = False
 
     # --- what is there ------------------------------------------------------------------------------------------------
@@ -170,7 +156,8 @@ class Ledger:
         eager = _EAGER and self.loop.get_task_factory() is None
         start = self._start_coroutine if eager else self._start_in_turn
         call = self._call if eager else self._call_in_turn
-        self._ahead_before = self._ahead
+        if not eager:
+            self._first_steps.begin()
         now = self._now = time.monotonic()
         self._until = now + _BATCH
         item: Any = None
@@ -180,7 +167,8 @@ class Ledger:
                     item = take()
                 except IndexError:
                     if inbox.rest():
-                        self._catch_up()
+                        if not eager:
+                            self._first_steps.end()
                         break
                     continue
                 if type(item) is not Task:
@@ -212,7 +200,7 @@ class Ledger:
             self.report_failures()
 
     def _look_again(self) -> None:
-        self._catch_up()
+        self._first_steps.end()
         self._goes_on = True
         self.loop.call_soon(self._go_on, context=self._context)
 
@@ -297,11 +285,12 @@ class Ledger:
         self._start(task)
         # As in `_start_coroutine`.
         del task
-        self._count_ahead()
+        if self._first_steps.add():
+            self._until = 0.0
 
     def _call_in_turn(self, task: Task[Any]) -> None:
         """Call a function: at once, or in the next turn too if something waits for that. What was submitted first starts first."""
-        if not self._ahead:
+        if not self._first_steps.waiting:
             self._call(task)
             # As in `_start_coroutine`.
             del task
@@ -309,39 +298,8 @@ class Ledger:
         turn: asyncio.Future[Any] = self.loop.create_future()
         self.running[turn] = task
         self.loop.call_soon(self._call_now, turn, context=self._context)
-        self._count_ahead()
-
-    def _count_ahead(self) -> None:
-        self._ahead += 1
-        count = self._ahead - self._ahead_before
-        if count == 2:
-            # Not before the first: what is alone needs no measuring.
-            self.loop.call_soon(self._begin_steps, context=self._context)
-        if count >= self._steps:
+        if self._first_steps.add():
             self._until = 0.0
-
-    def _begin_steps(self) -> None:
-        self._waited = _monotonic() - self._over
-        self._steps_since = _thread_time()
-
-    def _catch_up(self) -> None:
-        count = self._ahead - self._ahead_before
-        if count:
-            self._over = _monotonic()
-            self.loop.call_soon(self._caught_up, count, context=self._context)
-
-    def _caught_up(self, count: int) -> None:
-        """The first steps of a batch have been taken, and show how many the next one may have."""
-        self._ahead -= count
-        since, self._steps_since = self._steps_since, None
-        if since is None:
-            return
-        took = _thread_time() - since
-        # Where other threads keep the interpreter busy each turn of the loop waits for it: then fewer of them, which may take as long.
-        # (Four such threads, 20,000 no-ops on 3.11: 5 s, so 1.2.)
-        budget, most = (_BATCH, _MOST_STEPS) if self._waited < _BUSY else (self._waited, sys.maxsize)
-        if took > budget or count >= self._steps:
-            self._steps = max(2, min(2 * count, int(count * budget / max(took, 1e-9)), most))
 
     def _call_now(self, turn: asyncio.Future[Any]) -> None:
         task = self.running.pop(turn)
