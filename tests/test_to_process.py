@@ -325,6 +325,43 @@ if __name__ == "__main__":
     assert (result.stdout, result.stderr, result.returncode) == ("worked 1\nworked 2\n2\n", "", 0)
 
 
+def test_a_process_may_use_processes_of_its_own(tmp_path):
+    """Up to 3.12 it waited, at its end, for its own without telling them to end: for ever, and the program with it."""
+    result, _ = run_script(
+        tmp_path,
+        """
+def inner(number):
+    return number * 2
+
+def outer(number):
+    return to_process(inner, number).result(timeout=8) + 1
+
+if __name__ == "__main__":
+    print(to_process(outer, 5).result(timeout=8))
+""",
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == ("11\n", "", 0)
+
+
+def test_work_given_to_a_process_in_the_last_line_is_killed_at_the_deadline_too(tmp_path):
+    """The hook that kills it came too late: the program waited until the work was done."""
+    result, seconds = run_script(
+        tmp_path,
+        """
+if __name__ == "__main__":
+    omniloop.configure(exit_timeout=2, cancel_timeout=0.2)
+    # The loop comes to it when the program has ended.
+    omniloop.call_soon(time.sleep, 0.5)
+    to_process(time.sleep, 60)
+""",
+    )
+
+    assert (result.stdout, result.returncode) == ("", 0)
+    assert "sleep" in result.stderr
+    assert seconds < 8
+
+
 def test_at_the_deadline_the_work_is_named_and_its_process_killed(tmp_path):
     result, seconds = run_script(
         tmp_path,

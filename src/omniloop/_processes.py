@@ -107,6 +107,8 @@ class ProcessPool:
                 f"to_process({name}) can't send the function and its arguments to another process: {error}. Use a function at the top "
                 "of a module, and plain data."
             ) from error
+        # Here and not on the loop: by then the program may have come to its end.
+        _hook_exit()
         return self._runtime._go(self._work(payload, name), name, None, False, frame)
 
     async def _work(self, payload: bytes, name: str) -> Any:
@@ -133,7 +135,6 @@ class ProcessPool:
         """The processes of this life of the runtime; a parent's, or those before a shutdown, are left alone."""
         life = self._runtime._current()
         if self._staff is None or self._keeper is None or self._keeper.done() or self._life is not life:
-            _hook_exit()
             staff = _Staff(self._size)
             self._life, self._staff = life, staff
             self._keeper = self._runtime._go(staff.keep(), "processes", contextvars.Context(), KEEPER, sys._getframe())
@@ -214,14 +215,17 @@ class _Staff:
         finally:
             self.kill_busy()
             # In a thread, because it waits for them to end.
-            await asyncio.to_thread(self._end_idle)
+            await asyncio.to_thread(self.end_idle)
 
-    def _end_idle(self) -> None:
+    def end_idle(self) -> None:
+        """End those that have nothing to do, and wait until they have ended."""
         idle, self.idle = self.idle, []
+        processes = [process for executor in idle for process in (executor._processes or {}).values()]
         for executor in idle:
             executor.shutdown(wait=False)
-        for executor in idle:
-            executor.shutdown(wait=True)
+        # All at a time; and not by the executors, which after that wait for nothing any more.
+        for process in processes:
+            process.join()
 
     def kill_busy(self) -> None:
         for executor in list(self.busy):
@@ -256,14 +260,15 @@ def _hook_exit() -> None:
     global _hooked_pid
     if _hooked_pid != os.getpid():
         _hooked_pid = os.getpid()
-        _process.after_early_drain(_kill_all)
+        _process.after_early_drain(_end_all)
 
 
-def _kill_all() -> None:
+def _end_all() -> None:
     for staff in list(_staffs):
-        if staff.pid == os.getpid() and staff.busy:
-            staff.is_over = True
+        if staff.pid == os.getpid():
+            staff.is_over = staff.is_over or bool(staff.busy)
             staff.kill_busy()
+            staff.end_idle()
 
 
 def _forget_parents() -> None:
