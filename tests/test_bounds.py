@@ -444,6 +444,7 @@ def test_what_is_dropped_is_told_of_at_once_then_once_a_second_and_at_the_end():
         assert len(reports) == 1
 
     assert [report.message.split(",")[0] for report in reports] == ["1 dropped", "1000 dropped"]
+    assert "; the last was '" in reports[0].message
     assert {type(report.exception) for report in reports} == {FullError}
     assert reports[0].site.filename == __file__
     assert "max_pending" in str(reports[0])

@@ -118,3 +118,28 @@ def test_where_a_task_waits_is_told_by_the_users_own_line():
 
     assert f'waits at File "{__file__}", line' in out.getvalue()
     assert "sleeps, in sleep" in out.getvalue()
+
+
+def test_dump_tells_a_daemon_and_what_waits_for_nothing(runtime):
+    """A call in a worker thread "waits at in a worker thread"."""
+    go_on, started = threading.Event(), threading.Event()
+
+    def block():
+        started.set()
+        go_on.wait(timeout=5)
+
+    runtime.go(asyncio.sleep(60), daemon=True, name="serves")
+    runtime.to_thread(block)
+    runtime.call_later(60, print)
+    out = io.StringIO()
+    try:
+        assert started.wait(timeout=5)
+        runtime.call_soon(int).result(timeout=5)
+        runtime.dump(out)
+    finally:
+        go_on.set()
+
+    lines = out.getvalue().splitlines()
+    assert any(line.startswith("  serves (daemon), for ") and ", waits at File " in line for line in lines)
+    assert any("block" in line and line.endswith(", runs in a worker thread") for line in lines)
+    assert any("print" in line and line.endswith(", not started") for line in lines)

@@ -39,6 +39,7 @@ class Bounds:
         self._queue: deque[tuple[Task[Any], Lock]] = deque()
         self._untold = 0
         self._last_site: Site | None = None
+        self._last_name = ""
         self._report_is_due = False
         self._next_report = 0.0
 
@@ -89,7 +90,7 @@ class Bounds:
             self._next_report = time.monotonic() + _REPORT_EVERY
         if count:
             error = FullError(f"max_pending={self.size} was reached")
-            message = f"{count} dropped, because {error}; the last was one of these"
+            message = f"{count} dropped, because {error}; the last was {self._last_name!r}"
             life.unclaimed(Failure(message, error, life.name, self._last_site))
 
     # --- under the lock -----------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ class Bounds:
         self._tally.count("dropped")
         with self._lock:
             self._untold += 1
-            self._last_site = task._site()
+            self._last_site, self._last_name = task._site(), task.get_name()
             due, self._report_is_due = self._report_is_due, True
         if not due:
             # By the loop, because this may be a signal handler, or a logging handler. What it does not come to, the end

@@ -397,4 +397,5 @@ def describe(task: Task[Any]) -> str:
     """One line on an unfinished task, for a person to read."""
     age = task._age()
     since = "" if age is None else f", for {age:.1f} s"
-    return f"  {task.get_name()}{since}, submitted at {task._site().short()}, waits at {task._place()}"
+    kind = " (daemon)" if task._daemon is True else ""
+    return f"  {task.get_name()}{kind}{since}, submitted at {task._site().short()}, {task._place()}"

@@ -441,8 +441,8 @@ class Task(concurrent.futures.Future[T]):
         """Where the work is now, for a person to read."""
         work = self._work
         if isinstance(work, asyncio.Task):
-            return innermost(work.get_coro())
-        return "in a worker thread" if self._is_started() else "not started"
+            return f"waits at {innermost(work.get_coro())}"
+        return "runs in a worker thread" if self._is_started() else "not started"
 
     def _age(self) -> float | None:
         """Seconds since the work was started; None if it was not."""
