@@ -514,7 +514,11 @@ class Task(concurrent.futures.Future[T]):
         try:
             callback()
         except BaseException as error:
-            if at_once and isinstance(error, KeyboardInterrupt) and not _is_raised(error):
+            if (
+                at_once
+                and isinstance(error, KeyboardInterrupt)
+                and threading.current_thread() is threading.main_thread()
+            ):
                 # Ctrl-C, which is meant for the program.
                 raise
             # SystemExit too: it would leave through the loop and take the others' callbacks with it.
@@ -577,16 +581,6 @@ class _Bridge(asyncio.Future[None]):
     def _finish(self) -> None:
         if not self.done():
             self.set_result(None)
-
-
-def _is_raised(error: BaseException) -> bool:
-    """Tell whether *error* comes from a `raise`, and not from a signal in the middle of something else."""
-    import opcode
-
-    tb = error.__traceback__
-    while tb is not None and tb.tb_next is not None:
-        tb = tb.tb_next
-    return tb is not None and tb.tb_frame.f_code.co_code[tb.tb_lasti] == opcode.opmap["RAISE_VARARGS"]
 
 
 def _name_of(work: Any) -> str:
