@@ -8,7 +8,6 @@ import gc
 import os
 import threading
 import time
-from contextlib import nullcontext
 
 import pytest
 
@@ -118,7 +117,7 @@ def test_whatever_a_done_callback_raises_is_reported_and_harms_no_other_callback
     task.result(timeout=5)
     # Called at once, in the main thread, where a KeyboardInterrupt is Ctrl-C and meant for the program.
     comes_out = error is KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt) if comes_out else nullcontext():
+    with pytest.raises(KeyboardInterrupt) if comes_out else contextlib.nullcontext():
         task.add_done_callback(poison)
 
     assert_lives(runtime, thread)

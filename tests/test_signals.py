@@ -52,7 +52,7 @@ go(in_the_drain(interrupt))
 
     assert result.stdout.splitlines() == ["late: cleans up", "late: cleaned up", "later hooks run"]
     # The one that sends the signal may be named as well: it is in its last step.
-    assert "unfinished when the time for draining was over, and cancelled" in result.stderr
+    assert "unfinished when Ctrl-C ended the draining, and cancelled" in result.stderr
     assert "late, for" in result.stderr
     assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
     assert result.code == 0

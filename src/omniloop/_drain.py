@@ -57,6 +57,7 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
     The first Ctrl-C ends the waiting, a second one the waiting for the clean-up as well. Takes how many there were, and returns it.
     """
     dropped: dict[Task[Any], str] = {}
+    why = "the time for draining was over"
     undelivered: list[Any] = []
     slow: list[Task[Any]] = []
     last = time.monotonic()
@@ -72,8 +73,8 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
                     return interruptions
         except KeyboardInterrupt:
             interruptions += 1
-            say("%s: interrupted while draining; what is left is cancelled.", life.name)
         dropped = _describe(life, slow)
+        why = "Ctrl-C ended the draining" if interruptions else why
         last = time.monotonic() + (cancel_timeout if interruptions < 2 else 0)
         _cancel(life, last)
         if not _refuse(life, last):
@@ -87,7 +88,7 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
         # Of two threads that close at once, one does this, and the other waits for it: it takes no longer than the deadline.
         with life.ending:
             if not life.closed:
-                _end(life, last, dropped, undelivered)
+                _end(life, last, dropped, why, undelivered)
             else:
                 life.fail_all(undelivered, _closed_error)
     return interruptions
@@ -311,7 +312,7 @@ def _closed_error() -> ClosedError:
     return ClosedError("The runtime was shut down before this was done.")
 
 
-def _end(life: Life, deadline: float, dropped: dict[Task[Any], str], undelivered: list[Any]) -> None:
+def _end(life: Life, deadline: float, dropped: dict[Task[Any], str], why: str, undelivered: list[Any]) -> None:
     """Stop the threads, tell what was dropped, and let nobody wait for what will not come."""
     undelivered += life.inbox.close()
     # Whoever starts the thread now did not see that it is closed; who comes later does.
@@ -347,12 +348,14 @@ def _end(life: Life, deadline: float, dropped: dict[Task[Any], str], undelivered
             )
     if dropped:
         say(
-            "%s: %d unfinished when the time for draining was over, and cancelled:%s",
+            "%s: %d unfinished when %s, and cancelled:%s",
             life.name,
-            *_named(dropped.values()),
+            len(dropped),
+            why,
+            _named(dropped.values()),
         )
     if thread is not None and joined and not life.dead and (deaf := _deaf(life, thread.loop)):
-        say("%s: %d did not end when cancelled, and will not be done:%s", life.name, *_named(deaf))
+        say("%s: %d did not end when cancelled, and will not be done:%s", life.name, len(deaf), _named(deaf))
     life.closed = True
     life.fail_all(undelivered, _closed_error, dropped)
     life.report_all()
@@ -376,11 +379,11 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> list[str]:
     return lines
 
 
-def _named(entries: Iterable[str]) -> tuple[int, str]:
-    """How many, and the first of them line by line."""
+def _named(entries: Iterable[str]) -> str:
+    """The first of *entries*, line by line, and how many more there are."""
     lines = list(entries)
     more = [f"  … and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
-    return len(lines), "".join(f"\n{line}" for line in [*lines[:_NAMED], *more])
+    return "".join(f"\n{line}" for line in [*lines[:_NAMED], *more])
 
 
 def _describe(life: Life, slow: list[Task[Any]]) -> dict[Task[Any], str]:
