@@ -19,7 +19,7 @@ PATIENCE = 15.0
 
 WORK = """\
 import asyncio
-from omniloop import go, run, tasks
+from omniloop import call_soon, go, run, tasks
 async def work(value, pause=0.05): await asyncio.sleep(pause); print('worked', value); return value
 
 """
@@ -118,12 +118,11 @@ def test_at_a_prompt_run_blocks_and_go_goes_on_behind_it(python):
 def test_ctrl_c_at_the_prompt_leaves_the_work_alone_and_in_run_cancels_it(python):
     python.read_until(">>> ")
     python.type(WORK)
-    python.type("task = go(work(1, 0.5))\nprint('at', 'the prompt')\n")
+    python.type("gate = asyncio.Event()\ntask = go(gate.wait())\nprint('at', 'the prompt')\n")
     python.read_until("at the prompt\n>>> ")
     python.interrupt_prompt()
-    python.type("task.result(), print('still', 'here')\n")
-    python.read_until("worked 1\n")
-    python.read_until("still here\n(1, None)\n>>> ")
+    python.type("call_soon(gate.set) and task.result(), print('still', 'here')\n")
+    python.read_until("still here\n(True, None)\n>>> ")
     python.type("go(work(2, 0.1)) and run(work(3, 60))\n")
     python.read_until("worked 2\n")
     python.type("\x03")
@@ -140,7 +139,7 @@ def test_ctrl_c_at_the_prompt_leaves_the_work_alone_and_in_run_cancels_it(python
 def test_leaving_the_prompt_drains_and_shows_what_is_left(python):
     python.read_until(">>> ")
     python.type(WORK)
-    python.type("for n in range(3): task = go(work(n, 0.9))\n\nprint('started', 3)\n")
+    python.type("for n in range(3): task = go(work(n, 1.8))\n\nprint('started', 3)\n")
     python.read_until("started 3\n>>> ")
     python.type("exit()\n")
 
