@@ -67,8 +67,8 @@ def everything(make_loop: Callable[[], asyncio.AbstractEventLoop], quick: bool) 
     threading.Thread(target=loop.run_forever, name="stdlib loop", daemon=True).start()
     rivals = peers()
     return [
-        Measure("submit", "µs", _submit(loop, rivals), rounds=3),
-        Measure("all done", "µs", _all_done(loop, rivals)),
+        Measure("submit", "µs", _forgotten(loop, rivals, BURST, BURST // 5, until_done=False), rounds=3),
+        Measure("all done", "µs", _forgotten(loop, rivals, MANY, MANY // 10, until_done=True)),
         Measure("all done, 4 threads", "µs", _threads(loop, 4)),
         Measure("all done, 16 threads", "µs", _threads(loop, 16)),
         Measure("all done, sleep(0)", "µs", _suspending(loop)),
@@ -107,30 +107,19 @@ def _stdlib_pair(loop: asyncio.AbstractEventLoop, work: Callable[[], Any]) -> tu
     return lambda: threadsafe(work(), loop), lambda: threadsafe(work(), loop).result()
 
 
-def _submit(loop: asyncio.AbstractEventLoop, rivals: list[Peer]) -> dict[str, Sample]:
+def _forgotten(
+    loop: asyncio.AbstractEventLoop, rivals: list[Peer], count: int, fewer: int, until_done: bool
+) -> dict[str, Sample]:
     go = omniloop.go
     submit, finish = _stdlib_pair(loop, noop)
     contenders: dict[str, Sample] = {
-        OURS: lambda: timed(BURST, lambda: go(noop()), omniloop.flush, False),
-        RCTS: lambda: timed(BURST, submit, finish, False),
+        OURS: lambda: timed(count, lambda: go(noop()), omniloop.flush, until_done),
+        RCTS: lambda: timed(count, submit, finish, until_done),
     }
     for rival in rivals:
         if rival.submit is not None:
             # Fewer, because they take their time.
-            contenders[rival.name] = lambda it=rival: timed(BURST // 5, it.submit, it.call, False)
-    return contenders
-
-
-def _all_done(loop: asyncio.AbstractEventLoop, rivals: list[Peer]) -> dict[str, Sample]:
-    go = omniloop.go
-    submit, finish = _stdlib_pair(loop, noop)
-    contenders: dict[str, Sample] = {
-        OURS: lambda: timed(MANY, lambda: go(noop()), omniloop.flush, True),
-        RCTS: lambda: timed(MANY, submit, finish, True),
-    }
-    for rival in rivals:
-        if rival.submit is not None:
-            contenders[rival.name] = lambda it=rival: timed(MANY // 10, it.submit, it.call, True)
+            contenders[rival.name] = lambda it=rival: timed(fewer, it.submit, it.call, until_done)
     return contenders
 
 
