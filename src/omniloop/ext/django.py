@@ -85,10 +85,12 @@ class _OnCommit:
                 )
             self._work = as_coroutine(made, None)
         _DatabaseThread.of_this_process().start()
-        name = self._name or getattr(self._work, "__qualname__", None)
-        task = shared_runtime()._go(self._run(), name, self._context, False, sys._getframe())
+        runtime = shared_runtime()
+        task = runtime._make_task(self._run(), None, self._context, sys._getframe())
+        task._name = self._name or getattr(self._work, "__qualname__", None)
         # Where go_on_commit() was called, and not where the transaction ended.
         task._code, task._lasti = self._code, self._lasti
+        runtime._put_bounded(task, runtime._put)
 
     async def _run(self) -> None:
         async with database():
