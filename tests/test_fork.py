@@ -682,6 +682,37 @@ if {pending}:
     assert (result.stderr, result.code) == ("", 0)
 
 
+def test_a_fork_waits_for_a_start_in_another_thread_which_may_be_importing():
+    """Of a module that a thread was importing at the fork, the child waits for ever for the lock: of uvloop, for one."""
+    result = run_child(
+        START
+        + """
+import importlib.abc, importlib.util
+importing = threading.Event()
+class Slow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == "slow" else None
+    def exec_module(self, module):
+        importing.set()
+        time.sleep(0.2)
+sys.meta_path.append(Slow())
+def new_loop():
+    import slow
+    return asyncio.new_event_loop()
+omniloop.configure(loop_factory=new_loop)
+thread = threading.Thread(target=lambda: run(answer()))
+thread.start()
+importing.wait()
+wait(fork(lambda: say("child", run(answer()))))
+thread.join()
+print("parent", run(answer()))
+""",
+        flags=QUIET,
+    )
+
+    assert result == ("child 42\nparent 42\n", "", 0, result.seconds)
+
+
 # --- forks that call no hook ------------------------------------------------------------------------------------------
 
 IN_C = """

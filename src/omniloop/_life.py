@@ -595,6 +595,8 @@ class Life:
 
     def before_fork(self) -> None:
         """End the threads if nothing is pending; else have the loop hold still between two callbacks."""
+        # Another thread may be in the middle of an import there, of uvloop say: the child could never import that module.
+        self.wait_for_start()
         thread = self.thread
         if thread is None or thread.is_current():
             # On the loop's own thread it holds still by itself.

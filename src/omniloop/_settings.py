@@ -139,15 +139,20 @@ def _loop_named(name: str) -> LoopFactory | None:
         case "asyncio" | "":
             return None
         case "uvloop":
-            try:
-                import uvloop
-            except ImportError as error:
-                raise SettingError(
-                    "OMNILOOP_LOOP=uvloop, but uvloop is not installed: pip install 'omniloop[uvloop]'."
-                ) from error
-            return uvloop.new_event_loop
+            from importlib.util import find_spec
+
+            if find_spec("uvloop") is None:
+                raise SettingError("OMNILOOP_LOOP=uvloop, but uvloop is not installed: pip install 'omniloop[uvloop]'.")
+            return _new_uvloop
         case _:
             raise SettingError(f"OMNILOOP_LOOP={name!r} is not a loop that is known here: use asyncio or uvloop.")
+
+
+def _new_uvloop() -> asyncio.AbstractEventLoop:
+    # Imported in a start, which a fork waits for: a child of a fork in the middle of an import can never import that module.
+    import uvloop
+
+    return uvloop.new_event_loop()
 
 
 _READERS: dict[str, Callable[[str], object]] = {
