@@ -1,6 +1,7 @@
 """What holds for every test: a `Runtime` of its own is shut down at the end, so that no thread is left behind."""
 
 import inspect
+import logging
 import signal
 from collections.abc import Iterator
 
@@ -12,6 +13,10 @@ from omniloop import _process
 # A script's background jobs (`pytest &`) are born deaf to Ctrl-C, and so would be the children that are tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# What asyncio's debug mode remarks about a busy machine, as in `children.without_remarks`.
+logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing <"))
 
 
 @pytest.fixture(autouse=True)

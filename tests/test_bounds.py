@@ -378,7 +378,12 @@ def test_drop_old_ends_the_oldest_and_keeps_the_order_of_the_others():
     with Runtime(max_pending=3, when_full="drop_old", on_error=reports.append) as runtime:
         old = [runtime.go(forever(ended)) for _ in range(3)]
         runtime.run(value())
+        blocked, release = threading.Event(), threading.Event()
+        runtime.call_later(0, lambda: (blocked.set(), release.wait(5)))
+        assert blocked.wait(5)
+        # Neither is done, and has left its place, before the other comes.
         new = [runtime.call_soon(done.append, number) for number in range(2)]
+        release.set()
         for task in new:
             task.result(5)
         concurrent.futures.wait(old[:2], timeout=5)

@@ -635,6 +635,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(c
     assert point > (14 if ON_UVLOOP else 20)
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 def test_a_runtime_survives_a_storm_of_real_signals_whose_handler_submits_and_raises():
     """In a child, because the handler's error may come out anywhere: in pytest's own hooks as well."""
