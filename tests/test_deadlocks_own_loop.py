@@ -64,7 +64,7 @@ def in_a_bare_callback_of_the_loop(runtime, wait):
     "place", [in_a_coroutine, in_a_callback, in_a_delayed_callback, in_a_bare_callback_of_the_loop]
 )
 def test_waiting_on_the_loops_own_thread_is_refused_at_once(runtime, place, wait):
-    with pytest.raises(WouldDeadlockError, match=r"would wait, on the loop's own thread, .* Use await"):
+    with pytest.raises(WouldDeadlockError, match=r"would wait, on the loop's own thread, .* Instead "):
         place(runtime, wait).result(timeout=5)
 
     # It goes on, and nothing that was refused is left.

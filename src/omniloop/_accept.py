@@ -22,8 +22,8 @@ NOT_EVEN_ASYNC: Final = CO_ASYNC_GENERATOR
 NOT_PLAIN: Final = CO_ASYNC_GENERATOR | CO_COROUTINE
 
 
-def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Coroutine[Any, Any, Any]:
-    """Return *work*, or a coroutine that awaits it; NotAsyncError if it can't be awaited on *loop*."""
+def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None, call: str = "go") -> Coroutine[Any, Any, Any]:
+    """Return *work*, or a coroutine that awaits it; NotAsyncError if it can't be awaited on *loop*. *call* is what was called."""
     if isinstance(work, CoroutineType):
         if work.cr_running or work.cr_suspended:
             # Not closed: it belongs to whoever runs it.
@@ -33,7 +33,7 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Corout
         return work
     if inspect.iscoroutinefunction(work):
         name = _name(work)
-        raise NotAsyncError(f"{work!r} is a coroutine function. Call it: go({name}(…)).")
+        raise NotAsyncError(f"{work!r} is a coroutine function. Call it: {call}({name}(…)).")
     if inspect.isasyncgen(work):
         raise NotAsyncError(
             f"{work!r} is an async generator. Use iterate() to consume it, or go() on a coroutine that does."
@@ -61,7 +61,11 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None) -> Corout
         raise NotAsyncError(
             f"{work!r} is a plain function. Use call_soon({name}, …) to run it on the loop, or to_thread({name}, …) if it blocks."
         )
-    raise NotAsyncError(f"{work!r} can't be awaited. Pass a coroutine: go(fetch(url)).")
+    if work is None:
+        raise NotAsyncError(
+            f"None can't be awaited. Pass a coroutine: {call}(fetch(url)). A plain function was called, perhaps, and has run already."
+        )
+    raise NotAsyncError(f"{work!r} can't be awaited. Pass a coroutine: {call}(fetch(url)).")
 
 
 # A whole number may be larger, and then can't be added to a time.

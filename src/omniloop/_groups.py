@@ -150,7 +150,7 @@ class TaskGroup:
     # --- the block, in sync code --------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._runtime._current().guard("The end of `with TaskGroup()`, where `async with` is meant,")
+        self._runtime._current().guard("The end of `with TaskGroup()`", "use `async with`")
         self._enter(sys._getframe(1))
         return self
 

@@ -278,13 +278,15 @@ class Life:
                 "This work belongs to the parent process, and is not done. Submit it in this process to run it here."
             )
 
-    def guard(self, what: str | Task[Any]) -> None:
+    def guard(
+        self, what: str | Task[Any], instead: str = "call it from another thread, or await the work itself"
+    ) -> None:
         """Raise if this thread can't wait for the loop."""
         self.check()
         thread = self.thread
         if thread is not None and thread.ident == threading.get_ident():
             raise WouldDeadlockError(
-                f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Use await."
+                f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Instead {instead}."
             )
         if _process.is_forking() and _process.this_thread_forks():
             raise WouldDeadlockError(
@@ -301,7 +303,7 @@ class Life:
 
     def wait_with(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
         """Block until *wait_here*, called with seconds, says that *task* has brought it about; False if *timeout* passed first."""
-        self.guard(task)
+        self.guard(task, "await it")
         thread = self.thread
         if thread is None or not thread.alive:
             self.inbox.nudge()

@@ -487,7 +487,7 @@ class Runtime:
             check_timeout(timeout)
             life = self._current()
             life.guard("run()")
-            coro = as_coroutine(coro, None if life.thread is None else life.thread.loop)
+            coro = as_coroutine(coro, None if life.thread is None else life.thread.loop, "run")
         except BaseException:
             close_unstarted(coro)
             raise
