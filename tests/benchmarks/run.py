@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], action="append", help="by default both, if there")
     parser.add_argument("--only", default="", help="measures whose name contains this")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="few rounds, less than 90 s")
+    parser.add_argument("--quick", action="store_true", help="few rounds, about a minute for each loop")
     parser.add_argument("--check", action="store_true", help="fail where a ratio is below its floor")
     parser.add_argument(
         "--retries", type=int, default=0, help="measure again what is below its floor: noise goes, slowness stays"
