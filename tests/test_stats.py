@@ -177,21 +177,22 @@ def test_a_late_loop_shows_its_lag_while_it_is_late_and_after(runtime):
 
 def test_the_time_of_the_drain_is_told_afterwards():
     runtime = Runtime()
-    runtime.go(asyncio.sleep(0.05))
+    runtime.go(asyncio.sleep(0.5))
     assert runtime.stats().drain_time == 0
     runtime.shutdown(timeout=5)
 
-    assert 0.04 < runtime.stats().drain_time < 5
+    # Less what passed between the two calls.
+    assert 0.05 < runtime.stats().drain_time < 5
 
 
 def test_at_exit_a_handler_of_the_program_can_read_how_long_the_drain_took():
     result = run_child(
         """
         import atexit
-        atexit.register(lambda: print(stats().drain_time > 0.09, stats().finished))
+        atexit.register(lambda: print(stats().drain_time > 0.05, stats().finished))
         import asyncio
         from omniloop import go, stats
-        go(asyncio.sleep(0.1))
+        go(asyncio.sleep(0.5))
         """
     )
 
