@@ -1,6 +1,7 @@
 """`TaskGroup`: what is started in it is done, or cancelled, when its block ends."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 import gc
@@ -348,6 +349,24 @@ def test_being_refused_after_a_failure_ends_the_block_and_is_no_error_of_its_own
             group.go(value(1)).exception()
 
     assert [repr(error) for error in caught.value.exceptions] == ["ValueError('the cause')"]
+
+
+def test_waiting_for_work_that_a_failure_cancels_ends_the_block_and_is_no_error_of_its_own():
+    with pytest.raises(ExceptionGroup) as caught, TaskGroup() as group:
+        other = group.go(forever())
+        group.go(fail(ValueError("the cause")))
+        other.result(timeout=5)
+
+    assert [repr(error) for error in caught.value.exceptions] == ["ValueError('the cause')"]
+
+
+def test_waiting_for_work_that_was_cancelled_by_itself_is_an_error_of_the_block():
+    with pytest.raises(ExceptionGroup) as caught, TaskGroup() as group:
+        other = group.go(forever())
+        other.cancel()
+        other.result(timeout=5)
+
+    assert [type(error) for error in caught.value.exceptions] == [concurrent.futures.CancelledError]
 
 
 def test_a_component_cancels_what_it_started_when_it_stops():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import sys
 import time
 from asyncio import AbstractEventLoop
@@ -81,7 +82,7 @@ class TaskGroup:
         self._asked = Lock()
         self._ended = False
         # Why a thread was refused: not an error of the block's if it comes out there.
-        self._refusals: dict[int, ClosedError] = {}
+        self._refusals: dict[int, Exception] = {}
         self._timed_out = False
         self._give_up_at: float | None = None
         self._timer: Task[Any] | None = None
@@ -158,6 +159,9 @@ class TaskGroup:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
         patient = error is None or isinstance(error, Exception)
+        if isinstance(error, concurrent.futures.CancelledError) and self._asked.locked():
+            # The block waited for work that the group had asked to end.
+            self._refusals[get_ident()] = error
         if error is not None:
             self.cancel()
         try:
