@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import inspect
 import math
-import sys
 from collections.abc import Awaitable, Coroutine
 from contextvars import Context
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
@@ -14,6 +13,7 @@ from types import CoroutineType, FunctionType
 from typing import Any, Final, TypeVar
 
 from ._errors import NotAsyncError
+from ._settings import MOST_SECONDS
 
 T = TypeVar("T")
 
@@ -68,8 +68,6 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None, call: str
     raise NotAsyncError(f"{work!r} can't be awaited. Pass a coroutine: {call}(fetch(url)).")
 
 
-# A whole number may be larger, and then can't be added to a time.
-_MOST: Final = sys.float_info.max
 _ENDLESS: Final = (math.inf, -math.inf)
 
 # How a call is written that does not take the function first, and its arguments after it.
@@ -116,7 +114,7 @@ def not_plain(call: str, name: str) -> NotAsyncError:
 
 def check_timeout(timeout: object) -> None:
     """Raise ValueError if *timeout* is neither None nor a number of seconds; one below 0 is as good as 0."""
-    if timeout is None or (isinstance(timeout, (int, float)) and (timeout in _ENDLESS or abs(timeout) <= _MOST)):
+    if timeout is None or (isinstance(timeout, (int, float)) and (timeout in _ENDLESS or abs(timeout) <= MOST_SECONDS)):
         return
     raise ValueError(f"timeout={timeout!r}: give seconds as a number, or None to wait without end.")
 

@@ -90,7 +90,7 @@ class Inbox:
 
     def poke(self) -> None:
         """Wake the reader, unless it is due to look."""
-        if not self._token.locked():
+        if not self.is_due():
             self.nudge()
 
     def _wake_after_all(self, item: Any = None) -> None:

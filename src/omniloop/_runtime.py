@@ -21,7 +21,7 @@ from ._ledger import Later
 from ._life import Life, ThreadWork
 from ._periodic import periodic
 from ._report import Site
-from ._settings import SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
+from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
 from ._tally import Tally
 from ._task import CANCELLED, KEEPER, Daemon, Task
 
@@ -35,7 +35,6 @@ P = ParamSpec("P")
 
 _same_process: Final = _process.same_process
 _getframe: Final = sys._getframe
-_MOST: Final = sys.float_info.max
 
 
 class FromSettings:
@@ -432,13 +431,13 @@ class Runtime:
         self, delay: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
     ) -> Task[Any]:
         check_function(fn, "call_later", or_async=True)
-        return self._call_at(self._now() + _seconds("delay", delay, -_MOST), fn, args, context, frame)
+        return self._call_at(self._now() + _seconds("delay", delay, -MOST_SECONDS), fn, args, context, frame)
 
     def _call_at(
         self, when: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
     ) -> Task[Any]:
         check_function(fn, "call_at", or_async=True)
-        return self._put(self._make_task(fn, args, context, frame), _seconds("when", when, -_MOST))
+        return self._put(self._make_task(fn, args, context, frame), _seconds("when", when, -MOST_SECONDS))
 
     def _every(
         self,
@@ -698,7 +697,7 @@ class Runtime:
 
 
 def _seconds(name: str, value: float, least: float = 0) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= _MOST:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= MOST_SECONDS:
         return value
     raise ValueError(f"{name}={value!r}: give seconds as a number{' of 0 or more' if least == 0 else ''}.")
 

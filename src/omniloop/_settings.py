@@ -5,10 +5,13 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict
 
 from ._errors import SettingError
 from ._report import Hook
+
+# A whole number may be larger than any float, and then can't be added to a time.
+MOST_SECONDS: Final = sys.float_info.max
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 WhenFull = Literal["block", "raise", "drop_new", "drop_old"]
@@ -106,11 +109,10 @@ def _problem(name: str, value: object) -> str | None:
 
 
 def _is_seconds(value: object) -> bool:
-    # A whole number may be larger than any float, and then can't be added to a time.
     return (
         isinstance(value, (int, float))
         and not isinstance(value, bool)
-        and (0 <= value <= sys.float_info.max or value == math.inf)
+        and (0 <= value <= MOST_SECONDS or value == math.inf)
     )
 
 
