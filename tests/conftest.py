@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import omniloop
-from omniloop import _process
+from omniloop._process import fork
 
 # A script's background jobs (`pytest &`) are born deaf to Ctrl-C, and so would be the children that are tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -21,12 +21,12 @@ logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().st
 
 @pytest.fixture(autouse=True)
 def _no_runtime_is_left_behind() -> Iterator[None]:
-    before = set(_process._watched)
+    before = set(fork.watched)
 
     yield
 
     # The shared runtime may go on: it serves the whole session, on the loop that OMNILOOP_LOOP names.
-    left = _process._watched - before - {omniloop.shared_runtime()}
+    left = fork.watched - before - {omniloop.shared_runtime()}
     for runtime in left:
         runtime.shutdown(timeout=0)
     assert not left, f"shut down each Runtime that a test makes: {left}"

@@ -40,40 +40,40 @@ from ._shared import (
     to_thread,
     try_go,
 )
-from ._task import Task
+from ._work.task import Task
 
 if TYPE_CHECKING:
-    from ._background import background as background
-    from ._enter import enter as enter
-    from ._groups import TaskGroup as TaskGroup
-    from ._groups import map as map  # noqa: A004 - as `Executor.map`
-    from ._iterate import Iteration as Iteration
-    from ._iterate import aiterate as aiterate
-    from ._iterate import iterate as iterate
-    from ._processes import ProcessPool as ProcessPool
-    from ._processes import to_process as to_process
-    from ._queues import Queue as Queue
-    from ._queues import queue as queue
-    from ._resources import Resource as Resource
-    from ._resources import resource as resource
+    from ._bridges.background import background as background
+    from ._bridges.enter import enter as enter
+    from ._bridges.groups import TaskGroup as TaskGroup
+    from ._bridges.groups import map as map
+    from ._bridges.iterate import Iteration as Iteration
+    from ._bridges.iterate import aiterate as aiterate
+    from ._bridges.iterate import iterate as iterate
+    from ._bridges.process_pool import ProcessPool as ProcessPool
+    from ._bridges.process_pool import to_process as to_process
+    from ._bridges.queue import Queue as Queue
+    from ._bridges.queue import queue as queue
+    from ._bridges.resource import Resource as Resource
+    from ._bridges.resource import resource as resource
     from ._stats import Stats as Stats
 
 # What is dear to import, and its module: loaded when the name is first used.
 _LAZY = {
-    "Iteration": "_iterate",
-    "ProcessPool": "_processes",
-    "Queue": "_queues",
-    "Resource": "_resources",
+    "Iteration": "_bridges.iterate",
+    "ProcessPool": "_bridges.process_pool",
+    "Queue": "_bridges.queue",
+    "Resource": "_bridges.resource",
     "Stats": "_stats",
-    "TaskGroup": "_groups",
-    "aiterate": "_iterate",
-    "background": "_background",
-    "enter": "_enter",
-    "iterate": "_iterate",
-    "map": "_groups",
-    "queue": "_queues",
-    "resource": "_resources",
-    "to_process": "_processes",
+    "TaskGroup": "_bridges.groups",
+    "aiterate": "_bridges.iterate",
+    "background": "_bridges.background",
+    "enter": "_bridges.enter",
+    "iterate": "_bridges.iterate",
+    "map": "_bridges.groups",
+    "queue": "_bridges.queue",
+    "resource": "_bridges.resource",
+    "to_process": "_bridges.process_pool",
 }
 
 

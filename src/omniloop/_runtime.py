@@ -13,17 +13,18 @@ from threading import TIMEOUT_MAX, RLock
 from types import CoroutineType, FrameType, FunctionType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
 
-from . import _drain, _process
-from ._accept import NOT_PLAIN, as_coroutine, check_function, check_timeout, checked_name, close_unstarted, copied
-from ._bounds import Bounds
+from ._admission import Bounds
+from ._arguments import NOT_PLAIN, as_coroutine, check_function, check_timeout, checked_name, close_unstarted, copied
 from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutError, WouldDeadlockError
-from ._ledger import Later
-from ._life import Life, ThreadWork
-from ._periodic import periodic
+from ._life import drain
+from ._life.life import Life, ThreadWork
+from ._process import exit, fork, signals
 from ._report import Site
 from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
-from ._tally import Tally
-from ._task import CANCELLED, KEEPER, Daemon, Task
+from ._work.ledger import Later
+from ._work.periodic import periodic
+from ._work.tally import Tally
+from ._work.task import CANCELLED, KEEPER, Daemon, Task
 
 if TYPE_CHECKING:
     from ._settings import Changes
@@ -33,7 +34,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 P = ParamSpec("P")
 
-_same_process: Final = _process.same_process
+_same_process: Final = fork.same_process
 _getframe: Final = sys._getframe
 
 
@@ -287,8 +288,8 @@ class Runtime:
         """
         life = self._current()
         check_timeout(timeout)
-        with _drain.waiting(life, "flush()"):
-            if not _drain.flush(life, _deadline(timeout), progress):
+        with drain.waiting(life, "flush()"):
+            if not drain.flush(life, _deadline(timeout), progress):
                 raise WaitTimeoutError(
                     f"flush() was not done after {timeout} s: {len(self.tasks())} tasks are unfinished. They go on."
                 )
@@ -312,7 +313,7 @@ class Runtime:
             check_timeout(timeout)
         seconds = self._settings.exit_timeout if isinstance(timeout, FromSettings) else timeout
         deadline = _deadline(seconds)
-        with _drain.waiting(life, "shutdown()"), self._ending:
+        with drain.waiting(life, "shutdown()"), self._ending:
             if not self._reopens:
                 self._shut_down = self._ended = True
             self._close(deadline)
@@ -336,7 +337,7 @@ class Runtime:
                     f"{name} shapes the thread, which runs already. Call configure() before the first use, or after shutdown()."
                 )
         if "sigterm" in settings:
-            _process.drain_on_sigterm(new.sigterm == "drain")
+            signals.drain_on_sigterm(new.sigterm == "drain")
         self._choose(new)
         self._current().watch()
 
@@ -358,7 +359,7 @@ class Runtime:
         tasks = self.tasks()
         print(f"{self.name}: {len(tasks)} unfinished", file=out)
         for task in tasks:
-            print(_drain.describe(task), file=out)
+            print(drain.describe(task), file=out)
 
     def __enter__(self) -> Self:
         return self
@@ -386,7 +387,7 @@ class Runtime:
         if name is not None:
             name = checked_name(name, coro)
         if not _same_process[0]:
-            _process.notice_fork()
+            fork.notice_fork()
         life = self._life
         task: Task[T] = Task(
             life,
@@ -411,7 +412,7 @@ class Runtime:
         if type(fn) is not FunctionType or fn.__code__.co_flags & NOT_PLAIN:
             check_function(fn, "call_soon")
         if not _same_process[0]:
-            _process.notice_fork()
+            fork.notice_fork()
         life = self._life
         task: Task[T] = Task(
             life,
@@ -592,14 +593,14 @@ class Runtime:
 
     def _current(self) -> Life:
         if not _same_process[0]:
-            _process.notice_fork()
+            fork.notice_fork()
         return self._life
 
     def _renew(self, life: Life) -> bool:
         """Begin another life after *life* refused, unless this runtime is not to have one."""
         if life is not self._life:
             return True
-        if self._ended or _process.exiting() or not (life.dead or self._reopens):
+        if self._ended or exit.exiting() or not (life.dead or self._reopens):
             return False
         self._begin(life.generation + 1)
         return True
@@ -639,13 +640,13 @@ class Runtime:
             self._choose(self._chosen)
         self._ended = self._shut_down
         old = self._life
-        _process.unwatch(self)
+        exit.unwatch(self)
         self._begin(old.generation + 1)
         old.after_fork_in_child()
 
     def _drain_early(self, since: float) -> bool:
         """Wait only: the program may go on for minutes, in threads that are not daemons. False if the deadline passed."""
-        return _drain.drain(self._life, self._exit_deadline(since), show=True)
+        return drain.drain(self._life, self._exit_deadline(since), show=True)
 
     def _count_drain(self, since: float) -> None:
         self._drained_for += time.monotonic() - since
@@ -685,14 +686,14 @@ class Runtime:
         if not life.closed:
             start = time.monotonic()
             try:
-                interruptions = _drain.close(life, deadline, self._settings.cancel_timeout, interruptions, show)
+                interruptions = drain.close(life, deadline, self._settings.cancel_timeout, interruptions, show)
             finally:
                 self._drain_time = self._drained_for + time.monotonic() - start
                 self._bounds.report(life)
-                _process.unwatch(self)
+                exit.unwatch(self)
                 if self._life is not life:
                     # Somebody went on meanwhile: the next life is to be drained as well.
-                    _process.watch(self)
+                    exit.watch(self)
         return interruptions
 
 

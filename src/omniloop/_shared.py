@@ -8,7 +8,7 @@ from contextvars import Context
 from typing import IO, TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, TypeVarTuple, Unpack
 
 from ._runtime import FROM_SETTINGS, FromSettings, Runtime
-from ._task import Task
+from ._work.task import Task
 
 if TYPE_CHECKING:
     from ._settings import Changes

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 import pytest
 
 from omniloop import Failure, Runtime, WaitTimeoutError, WouldDeadlockError, shared_runtime
-from omniloop._drain import describe
+from omniloop._life.drain import describe
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

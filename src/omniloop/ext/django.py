@@ -24,11 +24,11 @@ from django.db import (  # type: ignore[import-untyped,import-not-found,unused-i
     transaction,
 )
 
-from omniloop._accept import as_coroutine, close_unstarted
+from omniloop._arguments import as_coroutine, close_unstarted
 from omniloop._errors import NotAsyncError
-from omniloop._process import end_orphan
+from omniloop._life.workers import Workers
+from omniloop._process.exit import end_orphan
 from omniloop._shared import shared_runtime
-from omniloop._workers import Workers
 
 
 def go_on_commit(

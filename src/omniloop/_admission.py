@@ -1,0 +1,206 @@
+"""Bounds what may pile up: a task gets a place, waits for one, or is dropped; and what is dropped is told of."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from functools import partial
+from threading import Lock, RLock
+from typing import Any, Final
+
+from ._arguments import close_unstarted
+from ._errors import FullError, WouldDeadlockError
+from ._life.life import Life
+from ._process import signals
+from ._report import Failure, Site
+from ._settings import WhenFull
+from ._work.tally import Tally
+from ._work.task import CANCELLED, Task
+
+# Seconds between two reports of what was dropped.
+_REPORT_EVERY: Final = 1.0
+
+
+class Bounds:
+    """
+    Places for so many unfinished tasks; who waits for one gets it in the order of asking.
+
+    From any thread. The lock is held for a look and a change, never for a call of the user's or a wait; re-entrant, because a
+    signal handler or a finaliser may submit in the middle of it (and may then get one place too many).
+    """
+
+    def __init__(self, tally: Tally) -> None:
+        self.size: int | None = None
+        self._tally = tally
+        self._lock = RLock()
+        # In order of admission; true once it is delivered, and so can be ended.
+        self._places: dict[Task[Any], bool] = {}
+        self._queue: deque[tuple[Task[Any], Lock]] = deque()
+        self._untold = 0
+        self._last_site: Site | None = None
+        self._last_name = ""
+        self._report_is_due = False
+        self._next_report = 0.0
+
+    def resize(self, size: int | None) -> None:
+        """Have *size* places from now on; what is there already stays."""
+        with self._lock:
+            self.size = size
+            self._seat()
+
+    def admit(self, task: Task[Any], life: Life, when_full: WhenFull) -> bool:
+        """Give *task* a place; False if it was dropped instead. Raises FullError."""
+        with self._lock:
+            if not self._queue and self._has_room():
+                self._places[task] = False
+                return True
+        match when_full:
+            case "block":
+                self._wait(task, life)
+                return True
+            case "drop_old" if self._replace_oldest(task, life):
+                return True
+            case "raise":
+                close_unstarted(task._work)
+                raise FullError(
+                    f"{task.get_name()} was refused, because max_pending={self.size} was reached. Submit it later."
+                )
+            case _:
+                self._drop(task, life)
+                return False
+
+    def delivered(self, task: Task[Any]) -> None:
+        """*task* is on its way: from now on it may be dropped."""
+        with self._lock:
+            if task in self._places:
+                self._places[task] = True
+
+    def leave(self, task: Task[Any]) -> None:
+        """Give the place of *task* to the next."""
+        with self._lock:
+            self._places.pop(task, None)
+            self._seat()
+
+    def report(self, life: Life) -> None:
+        """Tell what was dropped since the last report."""
+        with self._lock:
+            count, self._untold = self._untold, 0
+            self._report_is_due = False
+            self._next_report = time.monotonic() + _REPORT_EVERY
+        if count:
+            error = FullError(f"max_pending={self.size} was reached")
+            message = f"{count} dropped, because {error}; the last was {self._last_name!r}"
+            life.unclaimed(Failure(message, error, life.name, self._last_site))
+
+    # --- under the lock -----------------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        return self.size is None or len(self._places) < self.size
+
+    def _seat(self) -> None:
+        while self._queue and self._has_room():
+            task, gate = self._queue.popleft()
+            self._places[task] = False
+            gate.release()
+
+    def _oldest(self) -> Task[Any] | None:
+        while True:
+            try:
+                return next((task for task, delivered in self._places.items() if delivered), None)
+            except RuntimeError:
+                # A signal handler or a finaliser submitted between two looks.
+                pass
+
+    # --- when there is no room ----------------------------------------------------------------------------------------
+
+    def _wait(self, task: Task[Any], life: Life) -> None:
+        try:
+            if asyncio._get_running_loop() is not None:
+                raise FullError(self._may_not_wait(task, "this thread runs an event loop"))
+            if life.started and life.workers.is_worker():
+                raise FullError(self._may_not_wait(task, "a worker thread has one of these places itself"))
+            if signals.in_signal_handler():
+                raise FullError(self._may_not_wait(task, "a signal handler must not block"))
+        except FullError:
+            close_unstarted(task._work)
+            raise
+        gate = Lock()
+        gate.acquire()
+        try:
+            with self._lock:
+                self._queue.append((task, gate))
+                self._seat()
+            life.wait_with(task, partial(gate.acquire, True), None)
+        except BaseException as error:
+            with self._lock:
+                self._queue = deque(entry for entry in self._queue if entry[0] is not task)
+            self.leave(task)
+            close_unstarted(task._work)
+            if isinstance(error, WouldDeadlockError):
+                raise FullError(self._may_not_wait(task, "the wait could never end")) from error
+            raise
+
+    def _may_not_wait(self, task: Task[Any], why: str) -> str:
+        return (
+            f"max_pending={self.size} was reached, and {task.get_name()} can't wait for room here: {why}. "
+            'Use try_go(), or another when_full than "block".'
+        )
+
+    def _replace_oldest(self, task: Task[Any], life: Life) -> bool:
+        """Give *task* the place of the oldest that can be ended; False if none can: calls that run in threads."""
+        with self._lock:
+            tries = len(self._places)
+        for _ in range(tries):
+            with self._lock:
+                victim = self._oldest()
+                if victim is None:
+                    return False
+                del self._places[victim]
+                self._places[task] = False
+            # Without the lock: callbacks of the user's may run.
+            if self._end(victim, life):
+                self._count(victim, life)
+                return True
+            with self._lock:
+                if victim.done():
+                    # Its place was about to be free.
+                    return True
+                del self._places[task]
+                self._places[victim] = True
+        return False
+
+    def _end(self, victim: Task[Any], life: Life) -> bool:
+        why = f"dropped, because max_pending={self.size} was reached"
+        if not life.inbox.take_back(victim):
+            return victim.cancel(why)
+        # Here, and not by the loop: while that is blocked, what is dropped would pile up for it. The tally
+        # counts what was taken by another than the loop like this.
+        self._tally.count("in_threads")
+        self._settle(victim, why)
+        return True
+
+    def _drop(self, task: Task[Any], life: Life) -> None:
+        self._settle(task, f"dropped, because max_pending={self.size} was reached")
+        self._count(task, life)
+
+    def _settle(self, task: Task[Any], why: str) -> None:
+        close_unstarted(task._work)
+        task._settle(CANCELLED, (why,))
+
+    def _count(self, task: Task[Any], life: Life) -> None:
+        self._tally.count("dropped")
+        with self._lock:
+            self._untold += 1
+            self._last_site, self._last_name = task._site(), task.get_name()
+            due, self._report_is_due = self._report_is_due, True
+        if not due:
+            # By the loop, because this may be a signal handler, or a logging handler. What it does not come to, the end
+            # of the drain tells.
+            life.inbox.put(partial(self._schedule_report, life))
+
+    def _schedule_report(self, life: Life) -> None:
+        thread = life.thread
+        assert thread is not None
+        delay = max(0.0, self._next_report - time.monotonic())
+        thread.loop.call_later(delay, self.report, life, context=thread.context)

@@ -1,0 +1,182 @@
+"""A decorator: calling the function starts it, in the background, and returns its task."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+
+from .._arguments import is_async
+from .._errors import NotAsyncError
+from .._report import Hook
+from .._runtime import Runtime
+from .._shared import chosen
+from .._work.task import FAILED, Task
+from .limiter import Limiter, go_limited, limiter, to_thread_limited
+
+P = ParamSpec("P")
+T = TypeVar("T")
+C = TypeVar("C")
+
+
+class _Options(NamedTuple):
+    daemon: bool
+    name: str | None
+    limit: int | None
+    on_error: Hook | None
+    runtime: Runtime
+
+
+# `overload-overlap`, here and below: a class is a callable too, and the first that fits is meant.
+class Decorator(Protocol):
+    """What `background(…)` with options returns: typed as `background` itself."""
+
+    @overload
+    def __call__(self, fn: type[C], /) -> type[C]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, Task[T]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, T], /) -> Callable[P, Task[T]]: ...
+
+
+@overload
+def background(fn: type[C], /) -> type[C]: ...  # type: ignore[overload-overlap]
+@overload
+def background(fn: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, Task[T]]: ...
+@overload
+def background(fn: Callable[P, T], /) -> Callable[P, Task[T]]: ...
+@overload
+def background(
+    *,
+    daemon: bool = False,
+    name: str | None = None,
+    limit: int | None = None,
+    on_error: Hook | None = None,
+    runtime: Runtime | None = None,
+) -> Decorator: ...
+def background(
+    fn: Any = None,
+    /,
+    *,
+    daemon: bool = False,
+    name: str | None = None,
+    limit: int | None = None,
+    on_error: Hook | None = None,
+    runtime: Runtime | None = None,
+) -> Any:
+    """
+    Decorate a function so that calling it starts it in the background, and returns its `Task` at once.
+
+    An async function runs on the loop, as with `go`: ``await f()`` only waits, on any event loop, and a bare ``f()`` is fire and
+    forget. A plain function runs in a worker thread, as with `to_thread`. Methods, class methods and static methods too; with a class,
+    every public async method that it defines. Signature and docstring are kept.
+
+    Args:
+        daemon: Cancel the work at exit instead of waiting for it. Not for plain functions, which can't be cancelled.
+        name: For logs and `tasks()`. By default the name of the function.
+        limit: So many calls run at once; the others wait their turn, in order, each in its caller's context. Counted for each
+            function by itself. A call that awaits another of the same function while it runs may wait for ever.
+        on_error: Called with the `Failure` of a call that failed and that nobody asked about, instead of the hook of
+            `configure`.
+        runtime: Run on this one instead of the one that the process shares.
+
+    Raises:
+        NotAsyncError: if *fn* is nothing that can be called to be run: a coroutine, a generator function, a class without a public
+            async method.
+        TypeError: if an option is of the wrong type.
+        ValueError: if *limit* is below 1, or *daemon* is given for a plain function.
+    """
+    if not isinstance(daemon, bool):
+        raise TypeError(f"daemon={daemon!r}: give True or False.")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name={name!r}: give a string, or None for the function's own name.")
+    if on_error is not None and not callable(on_error):
+        raise TypeError(f"on_error={on_error!r}: give a callable that takes a Failure, or None.")
+    limiter(limit)
+    options = _Options(daemon, name, limit, on_error, chosen(runtime))
+    return partial(_decorate, options) if fn is None else _decorate(options, fn)
+
+
+def _decorate(options: _Options, fn: Any) -> Any:
+    if isinstance(fn, (classmethod, staticmethod)):
+        return type(fn)(_decorate(options, fn.__func__))
+    if inspect.isclass(fn):
+        return _decorate_class(options, fn)
+    if inspect.iscoroutine(fn):
+        fn.close()
+        raise NotAsyncError(f"@background decorates a function, and was given the coroutine {fn!r}. Use go() for it.")
+    if not callable(fn):
+        raise NotAsyncError(f"@background decorates a function, a method or a class, and {fn!r} can't be called.")
+    if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
+        raise NotAsyncError(
+            f"{fn!r} is a generator function, which does nothing when called. Decorate a function that consumes it."
+        )
+    if getattr(fn, "_is_background", False):
+        raise NotAsyncError(f"{fn!r} is decorated with @background already.")
+    limit = limiter(options.limit)
+    if is_async(fn):
+        return _finish(fn, _async(options, fn, limit))
+    if options.daemon:
+        raise ValueError(
+            f"daemon=True: {fn!r} is a plain function, and what runs in a thread can't be cancelled at exit."
+        )
+    return _finish(fn, _plain(options, fn, limit))
+
+
+def _decorate_class(options: _Options, cls: type) -> type:
+    public = {
+        name: value
+        for name, value in vars(cls).items()
+        if not name.startswith("_")
+        and is_async(value.__func__ if isinstance(value, (classmethod, staticmethod)) else value)
+    }
+    if not public:
+        raise NotAsyncError(f"{cls!r} defines no public async method for @background to decorate.")
+    for name, value in public.items():
+        setattr(cls, name, _decorate(options, value))
+    return cls
+
+
+def _async(options: _Options, fn: Callable[..., Any], limiter: Limiter | None) -> Callable[..., Task[Any]]:
+    _, name, _, on_error, runtime = options
+
+    def start(*args: Any, **kwargs: Any) -> Task[Any]:
+        coro = fn(*args, **kwargs)
+        task = go_limited(runtime, limiter, coro, name, None, options.daemon, sys._getframe(1))
+        return _tell(task, on_error)
+
+    return start
+
+
+def _plain(options: _Options, fn: Callable[..., T], limiter: Limiter | None) -> Callable[..., Task[T]]:
+    _, name, _, on_error, runtime = options
+
+    def start(*args: Any, **kwargs: Any) -> Task[T]:
+        frame = sys._getframe(1)
+        return _tell(to_thread_limited(runtime, limiter, fn, args, kwargs, name, frame), on_error)
+
+    return start
+
+
+def _tell(task: Task[T], on_error: Hook | None) -> Task[T]:
+    if on_error is not None:
+
+        def hand_over() -> None:
+            ending, value = task._ended()
+            if ending is FAILED:
+                value.failure.hook = on_error
+
+        task._when_done(hand_over)
+    return task
+
+
+def _finish(fn: Callable[..., Any], start: Callable[..., Any]) -> Callable[..., Any]:
+    functools.update_wrapper(start, fn)
+    # What `inspect.markcoroutinefunction` and its forerunner set on the original: calling this one returns a task.
+    for mark in ("_is_coroutine_marker", "_is_coroutine"):
+        vars(start).pop(mark, None)
+    vars(start)["_is_background"] = True
+    return start

@@ -1,0 +1,170 @@
+"""Enters an async context manager in sync code, its whole life in one task."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
+from types import TracebackType
+from typing import Any, Generic, TypeVar, final
+
+from .._errors import ForkedError, NotAsyncError, OmniloopError, WouldDeadlockError
+from .._runtime import Runtime
+from .._shared import chosen
+from .._work.task import Task
+
+T = TypeVar("T")
+E = TypeVar("E", bound=bool | None)
+
+
+def enter(
+    manager: AbstractAsyncContextManager[T, E], *, runtime: Runtime | None = None
+) -> AbstractContextManager[T, E]:
+    """
+    Make a sync context manager of an async one: ``with enter(connect()) as connection: …``.
+
+    Entering and leaving run on the loop in one and the same task, as cancel scopes, `asyncio.timeout` and task groups need it, in
+    a copy of the context of whoever enters. An error in the block goes in, and what the manager raises or suppresses comes out.
+    Cancelled at exit, if the block never ends: then the manager is left with a `CancelledError`.
+
+    Args:
+        manager: What `async with` takes.
+        runtime: On whose loop; by default on the shared one's.
+
+    Raises:
+        NotAsyncError: if *manager* is no async context manager.
+        TypeError: if *runtime* is no `Runtime`.
+        OmniloopError: on entering, if it was entered before; on leaving, if it was not.
+        WouldDeadlockError: on entering or leaving, if that is on the loop's own thread. Use `async with` there.
+        ForkedError: on leaving, if it was entered in the parent process.
+        ClosedError: on entering, if the runtime is shut down, or the interpreter ends.
+        CannotStartError: on entering, if this was the first use, and no thread can be started here.
+    """
+    if not hasattr(type(manager), "__aenter__") or not hasattr(type(manager), "__aexit__"):
+        raise NotAsyncError(_not_async_manager(manager))
+    # Its `__exit__` returns a bool, where E, the manager's own, may be None.
+    return _Entered(manager, chosen(runtime))  # type: ignore[return-value]
+
+
+@final
+class _Door(Generic[T]):
+    """What the block's thread and the task on the loop share."""
+
+    def __init__(self) -> None:
+        # Set when the value is there, or never will be.
+        self.open = threading.Event()
+        self.values: list[T] = []
+        # Its result is the error that the block raised, if it did.
+        self.leave: asyncio.Future[BaseException | None] | None = None
+
+
+@final
+class _Entered(AbstractContextManager[T, bool]):
+    def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime) -> None:
+        self._manager: AbstractAsyncContextManager[T, Any] | None = manager
+        self._runtime = runtime
+        self._door: _Door[T] = _Door()
+        self._task: Task[bool] | None = None
+
+    def __enter__(self) -> T:
+        self._runtime._current().guard("enter()")
+        manager, self._manager = self._manager, None
+        if manager is None:
+            raise OmniloopError(
+                "This was entered before, and an async context manager can be entered once. Call enter() again, with a new one."
+            )
+        door = self._door
+        name = f"enter({getattr(manager, '__qualname__', type(manager).__qualname__)})"
+        task = self._task = self._runtime._make_task(_hold(manager, door), None, None, sys._getframe(1))
+        task._name, task._daemon = name, True
+        with self._ending(task):
+            # In here, because Ctrl-C may come when the loop has the task already.
+            self._runtime._put(task)
+            task.add_done_callback(lambda _: door.open.set())
+            task._owner.wait_with(task, door.open.wait, None)
+            if not door.values:
+                # Raises what `__aenter__` raised; else it returned, and only the loop's end can have come between.
+                task.result(0)
+            return door.values.pop()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
+        task, leave = self._task, self._door.leave
+        if task is None or leave is None:
+            raise OmniloopError("This was never entered. Use it in a `with` statement.")
+        if not task.done():
+            task._owner.check()
+            # The loop may be closed by now: then the task is done.
+            with suppress(RuntimeError):
+                leave.get_loop().call_soon_threadsafe(_set, leave, error)
+        try:
+            with self._ending(task):
+                task._owner.wait(task, None)
+            if error is not None and task.cancelled():
+                # At exit, say. The block's own error tells more.
+                return False
+            return task.result(0)
+        finally:
+            if error is not None:
+                # Without the frames that it went through on the loop.
+                error.__traceback__ = tb
+            del error, tb
+
+    @contextmanager
+    def _ending(self, task: Task[bool]) -> Iterator[None]:
+        """On Ctrl-C, cancel the task and wait, bounded, for its clean-up. A second Ctrl-C ends this wait too."""
+        try:
+            yield
+        except BaseException:
+            if task.cancel():
+                with suppress(WouldDeadlockError):
+                    task._owner.wait(task, self._runtime._settings.cancel_timeout)
+            raise
+
+    def __del__(self) -> None:
+        # Entered, and dropped without leaving. Asks only: a finaliser must not wait.
+        if self._task is not None:
+            with suppress(ForkedError):
+                self._task.cancel()
+
+
+async def _hold(manager: AbstractAsyncContextManager[T, Any], door: _Door[T]) -> bool:
+    """Enter, wait until the block is left, and leave; returns whether the block's error was suppressed."""
+    error: BaseException | None = None
+    try:
+        async with manager as value:
+            door.leave = asyncio.get_running_loop().create_future()
+            door.values.append(value)
+            del value
+            door.open.set()
+            error = await door.leave
+            if error is not None:
+                raise error
+    except BaseException as raised:
+        if raised is not error:
+            raise
+        return False
+    finally:
+        suppressed = error is not None
+        # This frame is in the error's traceback.
+        del error
+    return suppressed
+
+
+def _set(leave: asyncio.Future[BaseException | None], error: BaseException | None) -> None:
+    if not leave.done():
+        leave.set_result(error)
+
+
+def _not_async_manager(manager: object) -> str:
+    if hasattr(type(manager), "__enter__"):
+        return (
+            f"{manager!r} is a sync context manager. Use it in `with` as it is; enter() takes what `async with` takes."
+        )
+    if asyncio.iscoroutine(manager):
+        manager.close()
+        return f"{manager!r} is a coroutine. Pass what it returns: enter(run(…))."
+    if callable(manager):
+        return f"{manager!r} is a function. Call it: enter({getattr(manager, '__name__', type(manager).__name__)}(…))."
+    return f"{manager!r} is no async context manager. Pass what `async with` takes: enter(connect())."

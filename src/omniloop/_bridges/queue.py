@@ -1,0 +1,169 @@
+"""A queue with two sides: a blocking one for threads, and an async one on the runtime's loop; it ends with the runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import janus
+
+from .._errors import ForkedError, WouldDeadlockError, WrongLoopError
+from .._life import workers
+from .._life.life import Life
+from .._runtime import Runtime
+from .._shared import chosen
+from .._work.task import KEEPER, Task
+
+T = TypeVar("T")
+
+
+def queue(
+    maxsize: int = 0, *, kind: Literal["fifo", "lifo", "priority"] = "fifo", runtime: Runtime | None = None
+) -> Queue[T]:  # pyright: ignore[reportInvalidTypeVarUse] - the caller says which: jobs: Queue[int] = queue()
+    """
+    Make a `janus.Queue` whose async side lives on the loop: ``q.sync_q.put(item)`` in a thread, ``await q.async_q.get()`` in a task.
+
+    The drain shuts it down when all other work is done: whoever still waits then gets `janus.SyncQueueShutDown` or
+    `janus.AsyncQueueShutDown`. A task that takes items for ever is best a daemon. Starts nothing until it is used.
+
+    Args:
+        maxsize: How many items it holds before `put` waits; 0 for any number.
+        kind: Which item comes out first: the oldest, the newest, or the smallest.
+        runtime: On whose loop; by default on the shared one's.
+
+    Raises:
+        ValueError: if *maxsize* is not a whole number of 0 or more, or there is no such *kind*.
+        TypeError: if *runtime* is no `Runtime`.
+    """
+    if not isinstance(maxsize, int) or isinstance(maxsize, bool) or maxsize < 0:
+        raise ValueError(f"maxsize={maxsize!r}: give a whole number of 1 or more, or 0 for no bound.")
+    if kind not in tuple(_KINDS):
+        raise ValueError(f'kind={kind!r}: give "fifo", "lifo" or "priority".')
+    runtime = chosen(runtime)
+    made: Queue[T] = _KINDS[kind](maxsize)
+    made._runtime = runtime
+    return made
+
+
+class Queue(janus.Queue[T]):
+    """
+    A `janus.Queue` that is joined to a runtime; made by `queue`.
+
+    Its `sync_q` may be used in any thread, where it may wait anywhere but on the loop's own; its `async_q` in tasks of the runtime.
+    A queue belongs to the process that first used it; in a child it refuses, as what was put in would come out twice.
+    """
+
+    _runtime: Runtime
+
+    def __init__(self, maxsize: int = 0) -> None:
+        super().__init__(maxsize)
+        self._sync_side = _SyncSide(self)
+        self._keeper: Task[None] | None = None
+        self._joining = threading.Lock()
+
+    @property
+    def sync_q(self) -> _SyncSide[T]:
+        """The blocking side."""
+        return self._sync_side
+
+    def __del__(self) -> None:
+        if self._keeper is not None:
+            with suppress(ForkedError):
+                self._keeper.cancel()
+
+    def _join(self) -> Life:
+        """Join the runtime's life on first use; ForkedError if that was the parent process's."""
+        life = self._runtime._current()
+        keeper = self._keeper
+        if keeper is None:
+            with self._joining:
+                if self._keeper is None:
+                    self._keeper = keeper = self._runtime._go(
+                        _keep(), "queue", contextvars.Context(), KEEPER, sys._getframe()
+                    )
+                    keeper.add_done_callback(partial(_shut_down, weakref.ref(self)))
+            life = self._runtime._current()
+        if keeper is not None and keeper._owner is not life and not self._is_shutdown:
+            raise ForkedError("This queue belongs to the parent process, which has used it. Make one in this process.")
+        return life
+
+    def _get_loop(self) -> asyncio.AbstractEventLoop:
+        # Each call of the async side comes here.
+        life = self._join()
+        loop = asyncio._get_running_loop()
+        if loop is None or life.thread is None or loop is not life.thread.loop:
+            raise WrongLoopError(
+                "The async side of this queue lives on the runtime's loop, and another one runs here. Use go(q.async_q.get()), "
+                "which can be awaited here."
+            )
+        self._loop = loop
+        return loop
+
+    @contextmanager
+    def _waiting(self, call: str) -> Iterator[None]:
+        self._join().guard(call)
+        if not workers.begin_wait():
+            raise WouldDeadlockError(
+                f"{call} would block the last worker thread, and no other can be started to end the wait."
+            )
+        try:
+            yield
+        finally:
+            workers.end_wait()
+
+
+class _LifoQueue(Queue[T], janus.LifoQueue[T]):
+    pass
+
+
+class _PriorityQueue(Queue[T], janus.PriorityQueue[T]):
+    pass
+
+
+_KINDS: dict[str, type[Queue[Any]]] = {"fifo": Queue, "lifo": _LifoQueue, "priority": _PriorityQueue}
+
+
+# janus' own class for it, since 0.4; a rewrite of its protocol would be thirteen methods that only pass on.
+class _SyncSide(janus._SyncQueueProxy[T]):
+    _parent: Queue[T]
+
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
+        self._parent._join()
+        try:
+            super().put(item, block=False)
+        except janus.SyncQueueFull:
+            if not block:
+                raise
+            with self._parent._waiting("sync_q.put()"):
+                super().put(item, block, timeout)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        self._parent._join()
+        try:
+            return super().get(block=False)
+        except janus.SyncQueueEmpty:
+            if not block:
+                raise
+            with self._parent._waiting("sync_q.get()"):
+                return super().get(block, timeout)
+
+    def join(self) -> None:
+        with self._parent._waiting("sync_q.join()"):
+            super().join()
+
+
+async def _keep() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+def _shut_down(this: weakref.ref[Queue[Any]], _: Task[None]) -> None:
+    queue = this()
+    if queue is not None:
+        queue.shutdown()

@@ -1,0 +1,658 @@
+"""One life of a runtime, from its first use to its end or to a fork: inbox, thread, ledger and workers, joined."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import partial
+from threading import Lock, RLock
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final
+
+from .._arguments import check_timeout, close_unstarted, not_plain
+from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError, WouldDeadlockError
+from .._process import exit, fork, signals
+from .._report import Failure, report, say, thread_stack
+from .._settings import Settings
+from .._work.inbox import Inbox
+from .._work.ledger import Later, Ledger
+from .._work.tally import Tally
+from .._work.task import SUCCEEDED, Task, Unclaimed, traceback_without
+from . import waits, workers
+from .thread import LoopThread, wait_until_gone
+from .watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from .._stats import Stats
+    from .workers import Workers
+
+# A wait longer than this looks, once and cheaply, whether it can end at all.
+_LONG_WAIT: Final = 1.0
+
+# How long one thread waits for another to start the runtime.
+_START_TIMEOUT: Final = 1.0
+
+# How long a fork waits for a loop that is in the middle of a callback.
+_PAUSE_TIMEOUT: Final = 1.0
+
+
+class ThreadWork:
+    """A call that a worker is to make: whoever takes the ticket first, the worker or the canceller, has it."""
+
+    __slots__ = ("__name__", "__qualname__", "_ticket", "call")
+
+    def __init__(self, fn: object, call: Callable[[], Any]) -> None:
+        self.__name__ = self.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__name__
+        self.call = call
+        # list.pop is atomic.
+        self._ticket = [None]
+
+    def claim(self) -> bool:
+        try:
+            self._ticket.pop()
+        except IndexError:
+            return False
+        return True
+
+
+class Life:
+    """
+    What `go` submits to. Starts on first use; its methods may be called from any thread.
+
+    After a fork, or when its thread died, the runtime begins another one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        generation: int,
+        settings: Callable[[], Settings],
+        watched: fork.Watched,
+        tally: Tally,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.generation = generation
+        self.inbox = Inbox(self._wake)
+        self.debug = sys.flags.dev_mode or (
+            not sys.flags.ignore_environment and bool(os.environ.get("PYTHONASYNCIODEBUG"))
+        )
+        self.thread: LoopThread | None = None
+        self.dead = False
+        self.forked = False
+        # Its thread is gone, and all that it could say is said.
+        self.closed = False
+        # Held by whoever ends it. Re-entrant, because a SIGTERM may come in the middle.
+        self.ending = RLock()
+        self._settings = settings
+        self._watched = watched
+        self._tally = tally
+        self._clock = clock
+        self._ledger: Ledger | None = None
+        self._workers: Workers | None = None
+        self._watchdog: Watchdog | None = None
+        # By whom it is being started: a lock that is held until then.
+        self._starting: dict[str, Lock] = {}
+        # Failures that somebody holds and has not asked for; the drain reports them.
+        self._held: weakref.WeakSet[Unclaimed] = weakref.WeakSet()
+        # A failure that is told of already, and may leave through the loop.
+        self._escaping: BaseException | None = None
+        # How many threads are forking. The lock is held while the first of them makes the loop hold still.
+        self._forks = 0
+        self._fork_lock = RLock()
+
+    @property
+    def ledger(self) -> Ledger:
+        assert self._ledger is not None
+        return self._ledger
+
+    @property
+    def workers(self) -> Workers:
+        if self._workers is None:
+            # By way of the inbox: whoever submits meanwhile leaves the start to this one, which may be interrupted.
+            self.inbox.nudge()
+        # Another thread may be starting it, which is not long; or, in a signal handler, the frame below, which goes on only
+        # after this: hence bounded.
+        if self._workers is None:
+            self.wait_for_start()
+        if self._workers is None:
+            raise CannotStartError(
+                "The runtime is being started by the frame that this call interrupted. Call again later."
+            )
+        return self._workers
+
+    @property
+    def started(self) -> bool:
+        """Tell whether the thread was ever started."""
+        return self.thread is not None
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread, or leave it to whoever is starting it now. Raises CannotStartError or ClosedError."""
+        if exit.exiting():
+            raise ClosedError(
+                "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
+            )
+        exit.watch(self._watched)
+        me = Lock()
+        me.acquire()
+        try:
+            # Tried, not waited for: a signal handler may come here in the middle of a start. And told by identity, because
+            # one that raises right after it took a common lock would leave that taken for ever.
+            if self._starting.setdefault("by", me) is not me:
+                return
+            if not self.inbox.closed and (self.thread is None or not self.thread.alive):
+                self._start()
+        except RuntimeError as error:
+            raise CannotStartError(f"omniloop can't start its thread here: {error}.") from error
+        finally:
+            # Without a call, after which a signal handler could raise: nobody would start it again, after a fork say.
+            if self._starting == {"by": me}:
+                del self._starting["by"]
+            me.release()
+
+    def _start(self) -> None:
+        if self.thread is None:
+            self._make()
+        if fork.is_forking():
+            # A thread that starts now would be in the fork's way; `catch_up` starts it afterwards.
+            return
+        assert self.thread is not None and self._workers is not None
+        self._workers.start_one()
+        self.watch()
+        self.thread.start(self.ledger.empty)
+
+    def wait_for_start(self) -> None:
+        """Wait until nobody is starting the thread any more."""
+        starting = self._starting.get("by")
+        if starting is not None and starting.acquire(timeout=_START_TIMEOUT):
+            starting.release()
+
+    def _make(self) -> None:
+        settings = self._settings()
+        # In an empty context, because the loop's own callbacks keep the one that they were made in.
+        loop = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
+        if not isinstance(loop, asyncio.AbstractEventLoop):
+            close_unstarted(loop)
+            raise OmniloopError(f"loop_factory returned {loop!r}, which is not an asyncio event loop.")
+        try:
+            self._make_around(loop, settings)
+        finally:
+            if self.thread is None:
+                # Interrupted (Ctrl-C); the next use begins anew.
+                loop.close()
+
+    def _make_around(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
+        if settings.sigterm == "drain":
+            try:
+                signals.drain_on_sigterm(True)
+            except ValueError:
+                say(
+                    '%s: sigterm="drain" can be set up in the main thread only, and this is the thread %r. '
+                    'Call configure(sigterm="drain") in the main thread.',
+                    self.name,
+                    threading.current_thread().name,
+                )
+        thread = LoopThread(loop, self.name, self._escaped, self._died, exit.end_orphan)
+        pool = workers.Workers(settings.max_workers, self.name, exit.end_orphan)
+        # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
+        # task looks up a host name would fail.
+        loop.set_default_executor(pool)
+        self._ledger = Ledger(loop, thread.context, self.inbox, self._report, self._tally, self._clock)
+        self._watchdog = Watchdog(
+            self.name,
+            lambda: self._settings().slow_callback,
+            lambda: thread_stack(thread.ident),
+            lambda message: say("%s: %s", self.name, message),
+            self._ping,
+        )
+        self._watchdog.attach(loop)
+        self._workers = pool
+        self.debug = self.debug or loop.get_debug()
+        self.thread = thread
+
+    def _wake(self) -> None:
+        """Make the loop look into the inbox; called with the token held."""
+        thread = self.thread
+        if self.inbox.closed:
+            self.inbox.give_token_back()
+        elif thread is not None and thread.alive:
+            thread.post(self._empty)
+            if self._watchdog is not None and self._watchdog.must_be_told:
+                self._watchdog.wake()
+        else:
+            self.start()
+
+    def _empty(self) -> None:
+        # A thread that leaves for a fork, because all was quiet, must not start anything in its last turn of the loop: it would
+        # be left hanging. The next start looks into the inbox first.
+        if self.thread is not None and self.thread.alive:
+            self.ledger.empty()
+        else:
+            self.inbox.give_token_back()
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Watch the loop if `slow_callback` is set; called again when the settings change."""
+        watchdog = self._watchdog
+        if watchdog is None:
+            return
+        if watchdog.running:
+            watchdog.wake()
+        elif self._settings().slow_callback is not None and not self.inbox.closed:
+            watchdog.start()
+
+    def stop_watching(self, timeout: float) -> None:
+        """End the watchdog's thread; before the loop's, so that it does not log while the interpreter ends."""
+        if self._watchdog is not None:
+            self._watchdog.stop(timeout)
+
+    def _ping(self, answer: Callable[[], None]) -> bool:
+        thread = self.thread
+        if thread is None or not thread.alive:
+            return False
+        if self.ledger.is_quiet() and not self.ledger.daemons and not self.inbox.is_due():
+            return False
+        with suppress(RuntimeError):
+            # The loop is closed: nothing will answer, and nothing is waited for.
+            thread.post(answer)
+            return True
+        return False
+
+    # --- what a task needs --------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise ForkedError if this life was the parent process's."""
+        if not fork.same_process[0]:
+            fork.notice_fork()
+        if self.forked:
+            raise ForkedError(
+                "This work belongs to the parent process, and is not done. Submit it in this process to run it here."
+            )
+
+    def guard(
+        self, what: str | Task[Any], instead: str = "call it from another thread, or await the work itself"
+    ) -> None:
+        """Raise if this thread can't wait for the loop."""
+        self.check()
+        thread = self.thread
+        if thread is not None and thread.ident == threading.get_ident():
+            raise WouldDeadlockError(
+                f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Instead {instead}."
+            )
+        if fork.is_forking() and fork.this_thread_forks():
+            raise WouldDeadlockError(
+                f"{_title(what)} would wait for the loop, which holds still until this thread has forked."
+            )
+
+    def wait(self, task: Task[Any], timeout: float | None) -> bool:
+        """Block until *task* is done; False if *timeout* passed first."""
+        check_timeout(timeout)
+        if timeout is not None and timeout <= 0:
+            self.check()
+            return task._outcome() is not None
+        return self.wait_with(task, task._wait_here, timeout)
+
+    def wait_with(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
+        """Block until *wait_here*, called with seconds, says that *task* has brought it about; False if *timeout* passed first."""
+        self.guard(task, "await it")
+        thread = self.thread
+        if thread is None or not thread.alive:
+            self.inbox.nudge()
+            thread = self.thread
+        ident = thread.ident if thread is not None else None
+        if not workers.begin_wait():
+            raise WouldDeadlockError(
+                f"Waiting for {task.get_name()!r} would block the last worker thread, and no other can be started."
+            )
+        try:
+            if ident is not None and not waits.begin(ident):
+                raise WouldDeadlockError(
+                    f"Waiting for {task.get_name()!r} would never end: the thread that runs it waits for this one."
+                )
+            if timeout is None or timeout > _LONG_WAIT:
+                return wait_here(_LONG_WAIT) or self._wait_long(task, wait_here, timeout)
+            return wait_here(timeout)
+        finally:
+            waits.end()
+            workers.end_wait()
+
+    def _wait_long(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout - _LONG_WAIT
+        if not task._is_started():
+            # Should a wake-up have been lost after all.
+            self.inbox.nudge()
+        # Only who holds a module's lock need look again: everybody else sleeps to the end.
+        importing = waits.imports_now()
+        pause = _LONG_WAIT
+        while True:
+            ident = self.thread.ident if self.thread is not None else None
+            if importing and ident is not None and waits.needs_my_import(ident):
+                raise WouldDeadlockError(
+                    f"Waiting for {task.get_name()!r} while importing would never end: the loop waits for this very import. "
+                    "Wait after the import, or import that module first."
+                )
+            left = (
+                threading.TIMEOUT_MAX if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+            )
+            if left <= 0:
+                return wait_here(0)
+            if wait_here(min(left, pause) if importing else left):
+                return True
+            pause *= 2
+
+    def cancel(self, task: Task[Any], msg: object) -> bool:
+        """Ask *task* to end; False if it is too late for that."""
+        work = task._work
+        if work is None:
+            # It ended between the caller's look and this one.
+            return False
+        if isinstance(work, ThreadWork):
+            if not work.claim():
+                return False
+            self.ledger.in_threads.discard(task)
+            task._end_cancelled(() if msg is None else (msg,))
+            return True
+        args: tuple[object, ...] = () if msg is None else (msg,)
+        if self._ledger is None:
+            # Accepted in the middle of a fork, or of the first start: the loop is not made yet.
+            if self._take_back(task):
+                close_unstarted(task._work)
+                task._end_cancelled(args)
+                return True
+            if self._ledger is None:
+                # Refused.
+                return False
+        ledger = self._ledger
+        if self.thread is not None and self.thread.is_current():
+            if task._is_started():
+                ledger.cancel(task, msg)
+                return True
+        if not task._is_started():
+            # Never starts, if the loop has not come to it yet.
+            ledger.cancelled_early[task] = args
+        # In order with what was submitted: where this comes to its turn, the task was started or dropped.
+        self.inbox.put(partial(ledger.cancel, task, msg))
+        return True
+
+    def _take_back(self, task: Task[Any]) -> bool:
+        for item in self.inbox.waiting():
+            if (item.task if type(item) is Later else item) is task:
+                return self.inbox.take_back(item)
+        return False
+
+    def unclaimed(self, failure: Failure) -> None:
+        """Have *failure* reported by the loop's thread. Only appends, so that a finaliser may call it."""
+        ledger = self._ledger
+        if ledger is None or self.closed:
+            self._report(failure)
+            return
+        ledger.failures.append(failure)
+        with suppress(RuntimeError):
+            # The loop is closed: the drain reports it.
+            self.inbox.poke()
+
+    def hold_failure(self, unclaimed: Unclaimed) -> None:
+        """Remember a failure that nobody asked for yet."""
+        self._held.add(unclaimed)
+        self._tally.count("failed")
+        error = unclaimed.failure.exception
+        if isinstance(error, (SystemExit, KeyboardInterrupt)) and self.thread is not None and self.thread.is_current():
+            # uvloop lets it out only after the task was settled; see `_escaped`.
+            self._escaping = error
+            self.thread.post(self._none_escaping)
+
+    def count_cancelled(self) -> None:
+        self._tally.count("cancelled")
+
+    # --- worker threads -----------------------------------------------------------------------------------------------
+
+    def to_thread(self, task: Task[Any], work: ThreadWork) -> bool:
+        """Have a worker make the call; False if this life is over."""
+        if self.inbox.closed:
+            return False
+        workers = self.workers
+        in_threads = self.ledger.in_threads
+        try:
+            in_threads.add(task)
+            # After the adding: closing sets the mark first, and then looks whether anything is here. If it has looked already, it
+            # fails what it found: who has the ticket decides.
+            if self.inbox.closed:
+                in_threads.discard(task)
+                return not work.claim()
+            workers.put(partial(self._work, [task], work))
+        except BaseException:
+            if work.claim():
+                in_threads.discard(task)
+            raise
+        self._tally.count("in_threads")
+        return True
+
+    def _work(self, held: list[Task[Any]], work: ThreadWork) -> Callable[[], None]:
+        """Make the call; what is returned is to be called when no frame refers to the task any more."""
+        task = held[0]
+        over = partial(self._over, held)
+        if not work.claim() or task._outcome() is not None:
+            return over
+        task._since = time.monotonic()
+        try:
+            # What is not done has a context.
+            value = task._context.run(work.call)  # type: ignore[union-attr]
+            if type(value) is CoroutineType:
+                value.close()
+                raise not_plain("to_thread", work.__name__)
+        except BaseException as error:
+            error.__traceback__ = traceback_without(error, 1)
+            task._fail(error)
+        else:
+            task._settle(SUCCEEDED, value)
+        finally:
+            # The error's frames refer to this one, as their caller; left here, the task would live until a garbage collection.
+            del task, work, held
+        return over
+
+    def _over(self, held: list[Task[Any]]) -> None:
+        # The last reference, if nobody holds the handle: a failure is put aside for the report before a flush sees that the
+        # call is over.
+        self.ledger.in_threads.discard(held.pop())
+
+    # --- what goes wrong ----------------------------------------------------------------------------------------------
+
+    def report_all(self) -> None:
+        """Report every failure that nobody asked for, held or dropped."""
+        held: list[Unclaimed] | None = None
+        while held is None:
+            # Work that still goes on may fail, and be added, in the middle of the copying.
+            with suppress(RuntimeError):
+                held = list(self._held)
+        for unclaimed in held:
+            unclaimed.report(self._report)
+        if self._ledger is not None:
+            self._ledger.report_failures()
+
+    def _report(self, failure: Failure) -> None:
+        report(failure, self._settings().on_error)
+
+    def _escaped(self, error: BaseException) -> None:
+        """Something left through the loop: SystemExit or KeyboardInterrupt, from a task or from a bare callback."""
+        if error is not self._escaping and not self.ledger.is_known(error):
+            self._report(
+                Failure(f"A callback on the loop raised {type(error).__name__}; the loop goes on", error, "callback")
+            )
+
+    def _none_escaping(self) -> None:
+        self._escaping = None
+
+    def _died(self, cause: BaseException | None) -> None:
+        """The thread ended without being told to: nothing here can be finished."""
+        if not fork.same_process[0] or self.forked:
+            return
+        self.dead = True
+        why = "" if cause is None else f", because the loop is broken ({cause!r})"
+        what = f"The thread of the loop {self.name!r} ended{why}"
+
+        def make_error() -> LoopDiedError:
+            error = LoopDiedError(f"{what} before this was done. Submit it again: the next use starts a new one.")
+            error.__cause__ = cause
+            return error
+
+        undelivered = self.inbox.close()
+        self._report(Failure(what, cause or make_error(), "loop thread"))
+        for runner in [*self.ledger.running, *self.ledger.daemons, *self.ledger.keepers]:
+            # asyncio's own name for it: their handles tell of it already.
+            runner._log_destroy_pending = False  # type: ignore[attr-defined]
+            if isinstance(runner, asyncio.Task):
+                close_unstarted(runner.get_coro())
+        self.stop_watching(0)
+        self.workers.stop(0)
+        with suppress(Exception):
+            # A broken one may not even close.
+            self.ledger.loop.close()
+        # At last: whoever is told may shut down at once.
+        self.fail_all(undelivered, make_error)
+
+    def fail_all(
+        self, undelivered: list[Any], make_error: Callable[[], BaseException], named: Collection[Task[Any]] = ()
+    ) -> None:
+        """Settle whatever is left, so that nobody waits for ever. Those that the log has *named* are not reported as well."""
+
+        def fail(task: Task[Any]) -> None:
+            if task._fail(make_error()) and task in named:
+                task._ended()[1].claim()
+
+        for item in undelivered:
+            task = item.task if type(item) is Later else item
+            if type(task) is Task:
+                self._tally.started += 1
+                close_unstarted(task._work)
+                fail(task)
+        if self._ledger is not None:
+            for task in [*self._ledger.unfinished(), *self._ledger.keepers.values()]:
+                work = task._work
+                if isinstance(work, ThreadWork) and not work.claim() and task not in self._ledger.in_threads:
+                    # Taken back by `to_thread`, for the next life.
+                    continue
+                if not self.dead and task in self._ledger.timers:
+                    # Never due: ended as it was meant to, without a word.
+                    task._end_cancelled(())
+                    continue
+                fail(task)
+        for item in undelivered:
+            if type(item) not in (Task, Later):
+                # A flush that waits finds nothing left to wait for; a cancellation comes too late.
+                with suppress(RuntimeError):
+                    item()
+        if self._ledger is not None:
+            self._ledger.report_failures()
+
+    def unfinished(self) -> list[Task[Any]]:
+        """All that is accepted and not done, for a look."""
+        started = self._ledger.unfinished() if self._ledger is not None else []
+        waiting = [item.task if type(item) is Later else item for item in self.inbox.waiting()]
+        return [*started, *(task for task in waiting if type(task) is Task)]
+
+    def remaining(self) -> int:
+        """How much the drain has to wait for, for a look."""
+        ledger = self._ledger
+        return len(self.inbox) + (len(ledger.running) + len(ledger.in_threads) if ledger is not None else 0)
+
+    def stats(self, drain_time: float) -> Stats:
+        """Count what there is, for a look."""
+        from .._stats import Stats
+
+        tally, ledger = self._tally, self._ledger
+        # First; see `Tally.totals`.
+        taken = tally.started + tally.in_threads
+        running = scheduled = waiting = 0
+        # What a closed or dead life left behind is settled.
+        if ledger is not None and not self.closed and not self.dead:
+            in_threads = list(ledger.in_threads)
+            waiting = sum(not task._is_started() for task in in_threads)
+            running = len(ledger.running) + len(ledger.daemons) + len(ledger.keepers) + len(in_threads) - waiting
+            scheduled = len(ledger.timers)
+        queued = sum(type(item) in (Task, Later) for item in self.inbox.waiting())
+        accepted, finished = tally.totals(taken, running + waiting, scheduled, queued)
+        return Stats(
+            accepted=accepted,
+            finished=finished,
+            failed=tally.failed,
+            cancelled=tally.cancelled,
+            dropped=tally.dropped,
+            drain_time=drain_time,
+            running=running,
+            scheduled=scheduled,
+            queue_depth=queued + waiting,
+            loop_lag=self.thread.lag() if self.thread is not None and not self.closed else 0.0,
+        )
+
+    # --- fork ---------------------------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """End the threads if nothing is pending; else have the loop hold still between two callbacks."""
+        # Another thread may be in the middle of an import there, of uvloop say: the child could never import that module.
+        self.wait_for_start()
+        thread = self.thread
+        if thread is None or thread.is_current():
+            # On the loop's own thread it holds still by itself.
+            return
+        with self._fork_lock:
+            self._forks += 1
+            if self._forks > 1 or not thread.alive:
+                return
+            native_ids = self.workers.idents()
+            if thread.hold_or_leave(self.ledger.is_idle, _PAUSE_TIMEOUT):
+                if self._watchdog is not None:
+                    native_ids.append(self._watchdog.native_id)
+                self.stop_watching(_PAUSE_TIMEOUT)
+                thread.join(_PAUSE_TIMEOUT)
+                thread.ended()
+                self.workers.park(_PAUSE_TIMEOUT)
+                wait_until_gone(native_ids)
+
+    def after_fork_in_parent(self) -> None:
+        """Let the loop go on as before."""
+        thread = self.thread
+        if thread is not None and thread.is_current():
+            return
+        with self._fork_lock:
+            if self._forks:
+                self._forks -= 1
+            if self._forks:
+                return
+            if thread is not None:
+                thread.resume()
+
+    def catch_up(self) -> None:
+        """After a fork: start the threads if there is something for them to do."""
+        thread = self.thread
+        if not self.inbox.closed and (self.inbox or (thread is not None and not thread.alive and thread.is_wanted())):
+            # What was submitted meanwhile; or the loop serves something that is no task: a socket, a timer.
+            with suppress(CannotStartError):
+                self.inbox.nudge()
+
+    def after_fork_in_child(self) -> None:
+        """Leave all that is the parent's untouched: its work must not run, be closed, or be finalised here."""
+        self.forked = True
+        # What is the loop's but no work of ours is referred to weakly there, and what waits in the inbox must not be started by
+        # an emptying that the fork was made in.
+        loop = self.thread.loop if self.thread is not None else None
+        others = [*asyncio.all_tasks(loop), *getattr(loop, "_asyncgens", ())] if loop is not None else []
+        fork.keep_for_ever((self, self.inbox.close(), others))
+        waits.forget_other_threads()
+        workers.forget_other_threads()
+        if self.thread is not None:
+            self.thread.abandon()
+
+
+def _title(what: str | Task[Any]) -> str:
+    # Put together only where it is said: 0.4 µs a wait.
+    return what if isinstance(what, str) else f"Waiting for {what.get_name()!r}"

@@ -1,0 +1,293 @@
+"""One thread, one loop: it runs until it is told to end, whatever its callbacks raise, and holds still for a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .._errors import OmniloopError
+from .._process.hosts import warn_of_host
+
+# How long to wait for the system to forget a thread that `join` says is gone: on 3.12.1 it returned before that in 30
+# of 400 forks.
+_GONE_TIMEOUT = 0.1
+
+
+class LoopThread:
+    """
+    Runs an event loop on a daemon thread.
+
+    A daemon, because the interpreter joins every other thread before it calls anyone who could stop this one.
+    May be ended and started again: the loop stays the same.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        on_escape: Callable[[BaseException], None],
+        on_death: Callable[[BaseException | None], None],
+        on_orphaned: Callable[[], None],
+    ) -> None:
+        self.loop = loop
+        self.ident: int | None = None
+        self._name = name
+        self._on_escape = on_escape
+        self._on_death = on_death
+        self._on_orphaned = on_orphaned
+        # The thread that was last started, and the one that runs the loop: the same, unless a start was interrupted.
+        self._started: threading.Thread | None = None
+        self._runner: threading.Thread | None = None
+        self._running = threading.Lock()
+        self._told_to_end = False
+        self._gate: threading.Lock | None = None
+        # When it was asked how late it is, until it answers; and the last answer.
+        self._asked: float | None = None
+        self._lag = 0.0
+        # All callbacks of ours run in this one, empty context: without it each would copy its submitter's, and keep
+        # that alive. Not the thread's own, which can't be entered twice.
+        self.context = contextvars.Context()
+        if loop.get_exception_handler() is None:
+            loop.set_exception_handler(_handle)
+        self._stop, self._run_forever = loop.stop, loop.run_forever
+        try:
+            # On the instance (`method-assign`), where everybody who has the loop finds them.
+            loop.stop = _refuse_stop  # type: ignore[method-assign]
+            # On 3.13.0 asyncio's own refusal leaves the loop running in no thread.
+            loop.run_forever = _refuse_run  # type: ignore[method-assign]
+        except AttributeError:
+            # A loop with slots. It is entered again after a stop, as after an error.
+            pass
+
+    @property
+    def _thread(self) -> threading.Thread | None:
+        return self._runner or self._started
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether the thread runs, or is about to."""
+        return self._thread is not None and not self._told_to_end
+
+    def is_current(self) -> bool:
+        return threading.get_ident() == self.ident
+
+    def start(self, first: Callable[[], object]) -> None:
+        """Start the thread; *first* is the first thing that the loop calls."""
+        self._told_to_end = False
+        warn_of_host()
+        self.post(first)
+        thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+        try:
+            self._started = thread
+            thread.start()
+        except BaseException:
+            # Interrupted (Ctrl-C): the thread may come to run all the same, and then says so itself.
+            self._started = None
+            raise
+        if self.ident is None:
+            self.ident = thread.ident
+
+    def post(self, fn: Callable[..., object], *args: Any) -> None:
+        """Have the loop call *fn*; from any thread. RuntimeError if the loop is closed."""
+        self.loop.call_soon_threadsafe(fn, *args, context=self.context)
+
+    def lag(self) -> float:
+        """
+        Ask the loop how late it is, without waiting; return its last answer, or how long it has not answered for.
+
+        So it costs nothing but when asked.
+        """
+        asked = self._asked
+        lag = self._lag
+        if asked is not None:
+            return max(lag, time.monotonic() - asked)
+        if self.alive:
+            self._asked = time.monotonic()
+            try:
+                self.post(self._answer)
+            except RuntimeError:
+                # The loop was closed.
+                self._asked = None
+        return lag
+
+    def _answer(self) -> None:
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._lag = time.monotonic() - asked
+
+    def end(self, timeout: float | None) -> bool:
+        """Leave the loop after its current callbacks and join the thread; False if that took longer than *timeout*."""
+        thread = self._thread
+        if thread is None:
+            return True
+        self.post(self._leave)
+        if not self.join(timeout):
+            return False
+        self.ended()
+        return True
+
+    def join(self, timeout: float | None) -> bool:
+        thread = self._thread
+        if thread is None:
+            return True
+        native_id = thread.native_id
+        thread.join(timeout)
+        if thread.is_alive():
+            return False
+        wait_until_gone([native_id])
+        return True
+
+    def ended(self) -> None:
+        """Forget a thread that left and was joined."""
+        self._started = self._runner = self.ident = None
+
+    def close(self) -> None:
+        """Close the loop; the thread must have ended."""
+        self.loop.close()
+
+    # --- holding still ------------------------------------------------------------------------------------------------
+
+    def hold_or_leave(self, may_leave: Callable[[], bool], timeout: float) -> bool:
+        """
+        Hold the loop between two callbacks until `resume`; or, if *may_leave* says so there, end the thread and return True.
+
+        Waits no longer than *timeout* for the callback that runs now; the loop then goes on unhindered.
+        """
+        gate = threading.Lock()
+        gate.acquire()
+        self._gate = gate
+        reached = threading.Lock()
+        reached.acquire()
+        left = False
+
+        def hold() -> None:
+            nonlocal left
+            if self._gate is not gate:
+                # Too late: the fork is over.
+                return
+            if may_leave():
+                left = True
+                self._leave()
+                reached.release()
+                return
+            reached.release()
+            with gate:
+                pass
+
+        self.post(hold)
+        reached.acquire(timeout=timeout)
+        return left
+
+    def resume(self) -> None:
+        """Let a paused loop go on."""
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.release()
+
+    def is_wanted(self) -> bool:
+        """Tell whether the loop has sockets, timers or callbacks to serve, or whether that can't be seen from here."""
+        # asyncio's own names, the same from 3.11 to 3.15; on a loop that has others (uvloop) the answer is yes.
+        selector = getattr(self.loop, "_selector", None)
+        scheduled, ready = getattr(self.loop, "_scheduled", None), getattr(self.loop, "_ready", None)
+        if selector is None or scheduled is None or ready is None:
+            return True
+        # The one is the loop's own wake-up pipe.
+        return len(selector.get_map()) > 1 or bool(scheduled) or bool(ready)
+
+    def abandon(self) -> None:
+        """In a forked child: if the fork was made inside a callback of this loop, run none of the parent's others here."""
+        if not self.is_current():
+            return
+        ready = getattr(self.loop, "_ready", None)
+        if ready is not None:
+            # asyncio's own name, the same from 3.11 to 3.15.
+            self.loop._ready = _Nothing(ready)  # type: ignore[attr-defined]
+        # 3.14 complains of a task that ends after an asyncio.run() in the child, which took the loop out of its thread.
+        self.loop.set_exception_handler(lambda _, __: None)
+        self._told_to_end = True
+        self._stop()
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        if not self._running.acquire(False):
+            # The thread of a start that was interrupted was first.
+            return
+        pid = os.getpid()
+        self.ident = threading.get_ident()
+        self._runner = threading.current_thread()
+        error = None
+        try:
+            # An empty context, not the one of whoever happened to submit first (free-threaded 3.14 inherits it).
+            error = contextvars.Context().run(self._run, pid)
+        finally:
+            if os.getpid() != pid:
+                self._on_orphaned()
+            elif not self._told_to_end:
+                self.ended()
+                self._on_death(error)
+            self._running.release()
+
+    def _run(self, pid: int) -> BaseException | None:
+        while not self._told_to_end and not self.loop.is_closed():
+            try:
+                self._run_forever()
+            except BaseException as error:
+                if os.getpid() != pid:
+                    # The child of a fork that was made inside a task, and came back from it: see `abandon`.
+                    return None
+                if not isinstance(error, (SystemExit, KeyboardInterrupt)):
+                    # Of what a callback raises asyncio lets only those two out: it is the loop that is broken, and going back
+                    # into it would spin.
+                    return error
+                self._on_escape(error)
+        return None
+
+    def _leave(self) -> None:
+        self._told_to_end = True
+        self._stop()
+
+
+class _Nothing(deque[Any]):
+    """The queue of a loop that must run nothing more: keeps what is in it, and what comes, and the loop that looks raises."""
+
+    def popleft(self) -> NoReturn:
+        raise IndexError
+
+
+def wait_until_gone(native_ids: Sequence[int | None]) -> None:
+    """
+    Wait, bounded, until the system has forgotten threads that ended.
+
+    CPython's warning about forking with threads counts what the system lists. Elsewhere than on Linux nothing is listed.
+    """
+    if sys.platform != "linux":
+        return
+    deadline = time.monotonic() + _GONE_TIMEOUT
+    for native_id in native_ids:
+        while native_id is not None and os.path.exists(f"/proc/self/task/{native_id}") and time.monotonic() < deadline:
+            time.sleep(0.0001)
+
+
+def _handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # Those two leave through the loop, or through an eager start, and are told of there. asyncio says it again when the task is
+    # destroyed, whose exception nobody could retrieve.
+    if not isinstance(context.get("exception"), (SystemExit, KeyboardInterrupt)):
+        loop.default_exception_handler(context)
+
+
+def _refuse_stop() -> None:
+    raise OmniloopError(
+        "The loop serves the whole process and can't be stopped from inside. Use omniloop.shutdown() to end it."
+    )
+
+
+def _refuse_run() -> None:
+    raise RuntimeError("The loop runs already, on the runtime's thread. Use go() or run() to run something on it.")

@@ -1,0 +1,202 @@
+"""The end of the process: three hooks, in which what the runtimes have accepted is finished."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .fork import forget_after_fork, notice_fork, watched
+from .hosts import is_multiprocessing_child
+
+if TYPE_CHECKING:
+    from .fork import Watched
+
+_exiting = False
+
+
+def watch(runtime: Watched) -> None:
+    """Keep *runtime*, and tell it of forks and of the end. May be called again; once it is told of the end only once."""
+    watched.add(runtime)
+    _hook_exit()
+
+
+def unwatch(runtime: Watched) -> None:
+    """Forget *runtime*."""
+    watched.discard(runtime)
+
+
+def exiting() -> bool:
+    """Tell whether the last drain is over, so that nothing more can be done in this process."""
+    return _exiting
+
+
+_hooked_pid: int | None = None
+
+# What is called when the early drain is over.
+_after_early: list[Callable[[], None]] = []
+
+# When the drain that goes on began. The deadlines of all runtimes count from here: their work goes on at the same time, and a
+# signal handler may end what a hook began.
+_since: float | None = None
+
+# How often Ctrl-C came in a drain. The first ends the waiting for work, in all runtimes; the second that for clean-up.
+_interruptions = 0
+
+
+def _hook_exit() -> None:
+    """
+    Register with this process's exit, on first use.
+
+    The early hook runs before the pools of others are shut, if it is registered after theirs: hence now, and not at import.
+    """
+    global _hooked_pid
+    if _hooked_pid == os.getpid():
+        return
+    _hooked_pid = os.getpid()
+    # Private, and there since 3.9; without it there is atexit alone. It raises RuntimeError once the shutdown began.
+    register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        try:
+            register(_drain_early)
+        except RuntimeError:
+            # A thread that outlives the main one is the first to use the runtime.
+            _hook_before_others()
+    if is_multiprocessing_child():
+        # multiprocessing clears in its children what was registered before; from 3.13 on it then runs what was
+        # registered after that.
+        atexit.register(drain_at_exit)
+
+
+def after_early_drain(fn: Callable[[], None]) -> None:
+    """
+    Have *fn* called at exit, after the early drain and before `concurrent.futures` ends those of its pools that are loaded by now.
+
+    The hooks run last-in-first-out, hence the drain is registered once more: it must come before the pools' end, too.
+    """
+    global _hooked_pid
+    # Not a hook of its own: in the middle of the drain none can be registered any more.
+    if fn not in _after_early:
+        _after_early.append(fn)
+    _hooked_pid = None
+    _hook_exit()
+    if sys.version_info < (3, 13) and is_multiprocessing_child():
+        # Such a child waits, without a deadline, for its own children before it comes to any hook of ours.
+        from multiprocessing.util import Finalize
+
+        # Before its queues close, whose priority is 10.
+        Finalize(None, _wait_and_end_pools, exitpriority=100)
+
+
+def _drain_early() -> None:
+    # Up to 3.12 a child of multiprocessing ends by os._exit, and atexit does not run: this is the last hook.
+    last = sys.version_info < (3, 13) and is_multiprocessing_child()
+    _wait_and_end_pools()
+    if last:
+        drain_at_exit()
+        return
+    _hook_before_others()
+
+
+def _wait_and_end_pools() -> None:
+    wait_for_all()
+    for fn in _after_early:
+        fn()
+
+
+def _hook_before_others() -> None:
+    # The last to be registered, and so the first to run.
+    atexit.unregister(_before_others)
+    atexit.register(_before_others)
+
+
+def _before_others() -> None:
+    """
+    Finish and tell what others' exit hooks would come too early for: Sentry's and OpenTelemetry's send what they have, and close.
+
+    That is the work of threads that ended only now, and failures that somebody holds and has not asked for.
+    """
+    if not _interruptions:
+        wait_for_all()
+    for runtime in list(watched):
+        runtime._report_held()
+
+
+def wait_for_all() -> None:
+    """Wait for the work of all runtimes, up to their deadlines; cancel and close nothing."""
+    global _since, _interruptions
+    notice_fork()
+    since = _since = _since or time.monotonic()
+    try:
+        in_time, before, now = True, -1, _started()
+        # Again, if anything was started meanwhile: what one has finished may have gone on in another.
+        while in_time and before != now:
+            for runtime in list(watched):
+                in_time = runtime._drain_early(since) and in_time
+            before, now = now, _started()
+    except KeyboardInterrupt:
+        _interruptions += 1
+    finally:
+        for runtime in list(watched):
+            runtime._count_drain(since)
+        _since = None
+
+
+def _started() -> int:
+    return sum(runtime._started() for runtime in list(watched))
+
+
+def drain_at_exit() -> None:
+    global _exiting, _since, _interruptions
+    if not _interruptions:
+        wait_for_all()
+    notice_fork()
+    since = _since = _since or time.monotonic()
+    # Again and again: what ends one runtime may start another.
+    while watched:
+        runtime = next(iter(watched))
+        try:
+            _interruptions = runtime._drain_at_exit(since, _interruptions)
+        finally:
+            watched.discard(runtime)
+    _exiting = True
+
+
+# At import, and so before those that the program registers later: they run first, and may still submit.
+atexit.register(drain_at_exit)
+
+
+def end_orphan() -> None:
+    """
+    End a child whose only thread has nothing more to run: one forked inside a piece of work, that came back from it.
+
+    Left alone it would end the same way, but without its own forgotten work done and its output written.
+    """
+    _drain_early()
+    drain_at_exit()
+    flush_streams()
+    os._exit(0)
+
+
+def flush_streams() -> None:
+    """Write out what the process has printed."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            # Closed, broken or absent: nothing to save there.
+            pass
+
+
+def _forget() -> None:
+    """In a forked child: the parent's end is not its own."""
+    global _exiting, _since, _interruptions
+    _exiting = False
+    _since, _interruptions = None, 0
+
+
+forget_after_fork(_forget)

@@ -1,0 +1,1 @@
+"""A piece of work, from its submission to its outcome."""

@@ -1,0 +1,436 @@
+"""Starts what the inbox brings, in order, and holds it until it is done."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from .._arguments import as_coroutine, not_plain
+from .._errors import NotAsyncError
+from .._report import Failure
+from .first_steps import FirstSteps
+from .inbox import Inbox
+from .tally import Tally
+from .task import KEEPER, SUCCEEDED, Task, traceback_without
+from .trio import say_asyncio
+
+# How long the emptying may keep the loop from its timers and sockets, in seconds: measured in time and not in items,
+# because an eager start runs the coroutine up to its first suspension. A turn of the loop costs 10 to 20 µs, 1 % of it.
+_BATCH: Final = 0.002
+
+# Looked up once: 60 ns of the 1,100 that starting and settling a no-op takes on 3.13.
+_AsyncTask: Final = asyncio.Task
+_EAGER: Final = sys.version_info >= (3, 12)
+_monotonic: Final = time.monotonic
+
+
+# uvloop counts in whole milliseconds, from the one that has begun, and calls early by up to this.
+_EARLY: Final = 0.002
+
+
+class Later:
+    """In the inbox: a task whose function is to be called at a given time."""
+
+    __slots__ = ("_life", "task", "when")
+
+    def __init__(self, task: Task[Any], when: float, life: HasLedger) -> None:
+        self.task = task
+        self.when = when
+        self._life = life
+
+    def __call__(self) -> None:
+        self._life.ledger.schedule(self.task, self.when)
+
+
+if TYPE_CHECKING:
+
+    class HasLedger(Protocol):
+        """A life: its ledger is made when it starts, after the first item is in the inbox."""
+
+        @property
+        def ledger(self) -> Ledger: ...
+
+
+class Ledger:
+    """
+    The work of one loop. All methods are for the loop's thread, except where they say otherwise.
+
+    The strong references are here: asyncio itself refers to its tasks only weakly.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        inbox: Inbox,
+        report: Callable[[Failure], None],
+        tally: Tally,
+        clock: Callable[[], float],
+    ) -> None:
+        self.loop = loop
+        self.inbox = inbox
+        # What the drain waits for, and what it cancels: two tables, so that "is there anything left" is one look.
+        self.running: dict[asyncio.Future[Any], Task[Any]] = {}
+        self.daemons: dict[asyncio.Future[Any], Task[Any]] = {}
+        # What the others may need to the last: ended after all of them, the youngest first.
+        self.keepers: dict[asyncio.Future[Any], Task[Any]] = {}
+        self.timers: dict[Task[Any], asyncio.TimerHandle] = {}
+        # Work in worker threads; these add and remove themselves, from any thread.
+        self.in_threads: set[Task[Any]] = set()
+        # Asked to end before they were started, from any thread; and the arguments of the cancellation.
+        self.cancelled_early: dict[Task[Any], tuple[object, ...]] = {}
+        self.failures: deque[Failure] = deque()
+        self._report = report
+        self._tally = tally
+        # What the `when` of scheduled calls is told by.
+        self._clock = clock
+        self._context = context
+        # As asyncio's own never is; what has no selector is uvloop.
+        self._may_be_early = not hasattr(loop, "_selector")
+        self._now = 0.0
+        # When the batch is to end, and whether the next one is due in the loop's next turn.
+        self._until = 0.0
+        self._goes_on = False
+        self._first_steps = FirstSteps(loop, context, _BATCH)
+        self._says_asyncio = False
+
+    # --- what is there ------------------------------------------------------------------------------------------------
+
+    def waited_for(self) -> list[Task[Any]]:
+        """The started, unfinished work that `flush` and the drain wait for."""
+        return [*self.running.values(), *self.in_threads]
+
+    def is_quiet(self) -> bool:
+        """Tell whether there is nothing that the drain waits for, started or not."""
+        return not self.running and not self.in_threads and not self.inbox
+
+    def is_idle(self) -> bool:
+        """Tell whether there is nothing at all, tasks that were made without the runtime included."""
+        return (
+            self.is_quiet()
+            and not self.daemons
+            and not self.timers
+            and not self.has_open_generators()
+            and not asyncio.all_tasks(self.loop)
+        )
+
+    def has_open_generators(self) -> bool:
+        """Tell whether an async generator waits to be closed, as far as the loop lets that be seen: uvloop does not."""
+        # asyncio's own name for them, the same from 3.11 to 3.15.
+        return bool(getattr(self.loop, "_asyncgens", ()))
+
+    def unfinished(self) -> list[Task[Any]]:
+        """All started work that is not done. From any thread, for a look."""
+        return [*list(self.running.values()), *list(self.daemons.values()), *list(self.timers), *list(self.in_threads)]
+
+    def ending(self) -> list[Task[Any]]:
+        """What the drain does not wait for, and was asked to end. From any thread, for a look."""
+        held = [*list(self.daemons.items()), *list(self.keepers.items())]
+        return [task for runner, task in held if is_asked(runner)]
+
+    def opened(self, runner: asyncio.Future[Any]) -> None:
+        """Note that a keeper has opened what it keeps: it is ended before all that were opened earlier."""
+        task = self.keepers.pop(runner, None)
+        if task is not None:
+            self.keepers[runner] = task
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    def empty(self) -> None:
+        """Start all that was delivered, or as much as fits into a batch; then the loop goes round before the rest."""
+        if self._goes_on:
+            # A spare wake-up: with this there would be two batches a turn.
+            return
+        inbox = self.inbox
+        take = inbox.take
+        tally = self._tally
+        if not self._says_asyncio:
+            self._says_asyncio = say_asyncio()
+        eager = _EAGER and self.loop.get_task_factory() is None
+        start = self._start_coroutine if eager else self._start_in_turn
+        call = self._call if eager else self._call_in_turn
+        if not eager:
+            self._first_steps.begin()
+        now = self._now = time.monotonic()
+        self._until = now + _BATCH
+        item: Any = None
+        try:
+            while True:
+                try:
+                    item = take()
+                except IndexError:
+                    if inbox.rest():
+                        if not eager:
+                            self._first_steps.end()
+                        break
+                    continue
+                if type(item) is not Task:
+                    # A control item: reports first, so that a flush that is done has nothing left to say.
+                    if self.failures:
+                        self.report_failures()
+                    item()
+                else:
+                    tally.started += 1
+                    if self.cancelled_early and item in self.cancelled_early:
+                        self.drop(item)
+                    elif item._args is None:
+                        start(item)
+                    else:
+                        call(item)
+                if _monotonic() > self._until:
+                    # The token stays held: this is the look that is due.
+                    self._look_again()
+                    break
+        except BaseException as error:
+            # Whatever it is, an odd task of the user's factory for one: the rest must still be started.
+            self._look_again()
+            if type(item) is Task:
+                item._fail(error)
+            raise
+        # Dropped here, not with the frame: if nobody else holds it and it failed, the report is due now.
+        item = None
+        if self.failures:
+            self.report_failures()
+
+    def _look_again(self) -> None:
+        self._first_steps.end()
+        self._goes_on = True
+        self.loop.call_soon(self._go_on, context=self._context)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self.empty()
+
+    def _start(self, task: Task[Any]) -> None:
+        if self.loop.get_task_factory() is None:
+            self._start_coroutine(task)
+        else:
+            self._start_by_factory(task)
+        # As in `_start_coroutine`.
+        del task
+
+    def _start_coroutine(self, task: Task[Any]) -> None:
+        coro = task._work
+        name = task._name
+        if name is None:
+            name = task._name = coro.__qualname__
+        try:
+            if _EAGER:
+                # Runs the coroutine up to its first suspension, here and now: what never suspends costs no turn of the loop. (The
+                # argument is new in 3.12: `call-arg`.)
+                runner = _AsyncTask(coro, loop=self.loop, name=name, context=task._context, eager_start=True)  # type: ignore[call-arg]
+            else:
+                runner = _AsyncTask(coro, loop=self.loop, name=name, context=task._context)
+        except BaseException as error:
+            # An eager start lets SystemExit and KeyboardInterrupt out of the constructor: there is no task to settle from.
+            error.__traceback__ = traceback_without(error, 1)
+            task._fail(error)
+            # The error's frames refer to this one, as their caller: left here, the task would live, and its failure stay unsaid,
+            # until a garbage collection.
+            del task, coro
+            return
+        if runner.done():
+            task._settle_from(runner)
+            # As above.
+            del task, coro, runner
+        else:
+            self._hold(task, runner)
+
+    def _start_by_factory(self, task: Task[Any]) -> None:
+        name = task._name = task.get_name()
+        try:
+            runner: asyncio.Future[Any] = self.loop.create_task(task._work, name=name, context=task._context)
+            if not asyncio.isfuture(runner):
+                raise TypeError(f"The task factory of the loop returned {runner!r}, which is not a task.")
+        except BaseException as error:
+            task._work.close()
+            task._fail(error)
+            # As in `_start_coroutine`.
+            del task
+            return
+        if runner.done():
+            task._settle_from(runner)
+            del task, runner
+        else:
+            self._hold(task, runner)
+
+    def _hold(self, task: Task[Any], runner: asyncio.Future[Any]) -> None:
+        # First, because a task of the user's factory may refuse.
+        runner.add_done_callback(self._done, context=self._context)
+        task._work = runner
+        task._since = self._now
+        if not task._daemon:
+            self.running[runner] = task
+        elif task._daemon == KEEPER:
+            self.keepers[runner] = task
+        else:
+            self.daemons[runner] = task
+
+    def _done(self, runner: asyncio.Future[Any]) -> None:
+        task = self.running.pop(runner, None) or self.daemons.pop(runner, None) or self.keepers.pop(runner, None)
+        if task is not None:
+            task._settle_from(runner)
+
+    # --- where nothing starts eagerly: up to 3.11, and with a task factory of the user's -------------------------------
+
+    def _start_in_turn(self, task: Task[Any]) -> None:
+        """Start a coroutine, whose first step comes in the loop's next turn."""
+        self._start(task)
+        # As in `_start_coroutine`.
+        del task
+        if self._first_steps.add():
+            self._until = 0.0
+
+    def _call_in_turn(self, task: Task[Any]) -> None:
+        """Call a function: at once, or in the next turn too if something waits for that. What was submitted first starts first."""
+        if not self._first_steps.waiting:
+            self._call(task)
+            # As in `_start_coroutine`.
+            del task
+            return
+        turn: asyncio.Future[Any] = self.loop.create_future()
+        self.running[turn] = task
+        self.loop.call_soon(self._call_now, turn, context=self._context)
+        if self._first_steps.add():
+            self._until = 0.0
+
+    def _call_now(self, turn: asyncio.Future[Any]) -> None:
+        task = self.running.pop(turn)
+        if task._outcome() is not None:
+            return
+        if self.cancelled_early and task in self.cancelled_early:
+            self.drop(task)
+        else:
+            self._now = _monotonic()
+            self._call(task)
+        del task
+        if self.failures:
+            self.report_failures()
+
+    def _call(self, task: Task[Any]) -> None:
+        fn, args = task._work, task._args
+        task._since = self._now
+        try:
+            # What is not done has a context, and a function its arguments.
+            value = task._context.run(fn, *args)  # type: ignore[union-attr,misc]
+        except BaseException as error:
+            error.__traceback__ = traceback_without(error, 1)
+            task._fail(error)
+            # As in `_start_coroutine`.
+            del task, fn, args
+            return
+        if type(value) is CoroutineType:
+            value.close()
+            task._fail(not_plain("call_soon", task.get_name()))
+            return
+        task._settle(SUCCEEDED, value)
+
+    # --- later --------------------------------------------------------------------------------------------------------
+
+    def schedule(self, task: Task[Any], when: float) -> None:
+        """Call a task's function at *when*, by the runtime's clock."""
+        self._tally.started += 1
+        if self.cancelled_early and task in self.cancelled_early:
+            self.drop(task)
+            return
+        self._wait_until(when, task)
+
+    def _wait_until(self, when: float, task: Task[Any]) -> None:
+        # Relative, because uvloop's clock is not the runtime's.
+        delay = max(0.0, when - self._clock())
+        self.timers[task] = self.loop.call_later(delay, self._due, when, task, context=self._context)
+
+    def _due(self, when: float, task: Task[Any]) -> None:
+        if self._may_be_early and 0 < when - self._clock() < _EARLY:
+            self._wait_until(when, task)
+            return
+        del self.timers[task]
+        if self.cancelled_early and task in self.cancelled_early:
+            self.drop(task)
+            return
+        self._now = time.monotonic()
+        context = task._context
+        try:
+            # As in `_call`.
+            value = context.run(task._work, *task._args)  # type: ignore[union-attr,misc]
+        except BaseException as error:
+            error.__traceback__ = traceback_without(error, 1)
+            task._fail(error)
+            # As in `_start_coroutine`.
+            del task, context
+            return
+        if type(value) is not CoroutineType and inspect.isawaitable(value):
+            # A handle, say.
+            try:
+                value = as_coroutine(value, self.loop)
+            except NotAsyncError as error:
+                task._fail(error)
+                return
+        if type(value) is CoroutineType:
+            task._name = task.get_name()
+            task._work, task._args = value, None
+            # The function has run in the context, so the coroutine goes on in it.
+            self._start(task)
+            # As in `_start_coroutine`.
+            del task, value
+            return
+        task._settle(SUCCEEDED, value)
+
+    # --- cancelling ---------------------------------------------------------------------------------------------------
+
+    def cancel(self, task: Task[Any], msg: object) -> None:
+        """Cancel *task* now, wherever it is."""
+        args = self.cancelled_early.pop(task, ())
+        if task._outcome() is not None:
+            return
+        work = task._work
+        if isinstance(work, asyncio.Future):
+            work.cancel(msg)
+        elif (timer := self.timers.pop(task, None)) is not None:
+            timer.cancel()
+            self.cancelled_early[task] = args
+            self.drop(task)
+
+    def drop(self, task: Task[Any]) -> None:
+        """End work that was never started, as cancelled."""
+        args = self.cancelled_early.pop(task, ())
+        work = task._work
+        task._name = task.get_name()
+        if task._args is None and hasattr(work, "close"):
+            work.close()
+        task._end_cancelled(args)
+
+    def cancel_timers(self) -> None:
+        """Cancel what is not due yet, without a word."""
+        for task in list(self.timers):
+            self.cancel(task, None)
+
+    # --- reporting ----------------------------------------------------------------------------------------------------
+
+    def report_failures(self) -> None:
+        """Report what was put aside by whoever could not log."""
+        while True:
+            try:
+                failure = self.failures.popleft()
+            except IndexError:
+                return
+            self._report(failure)
+
+    def is_known(self, error: BaseException) -> bool:
+        """Tell whether *error*, which left through the loop, is the failure of a task that is about to be settled."""
+        return any(
+            runner.done() and not runner.cancelled() and runner.exception() is error
+            for runner in [*self.running, *self.daemons, *self.keepers]
+        )
+
+
+def is_asked(runner: asyncio.Future[Any]) -> bool:
+    """Tell whether *runner* was asked to end: a second time would interrupt its clean-up."""
+    return isinstance(runner, asyncio.Task) and runner.cancelling() > 0

@@ -1,0 +1,597 @@
+"""The handle of one piece of work: a `concurrent.futures.Future` that can also be awaited, on any event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Generator
+from contextvars import Context
+from threading import Lock, RLock
+from traceback import StackSummary
+from types import CodeType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, final
+
+from .._errors import WaitTimeoutError, WouldDeadlockError, WrongLoopError
+from .._report import Failure, Site, innermost
+from .trio import is_trio, wait_in_trio
+
+T = TypeVar("T")
+
+SUCCEEDED: Final = "succeeded"
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
+Ending = Literal["succeeded", "failed", "cancelled"]
+
+# What `daemon` is for a task that is ended after all others, daemons included: it keeps something open for them.
+KEEPER: Final = "keeper"
+Daemon = bool | Literal["keeper"]
+
+# Ending, and what came out: the value, the `Unclaimed` error, or the arguments of the cancellation.
+Outcome = tuple[Ending, Any]
+
+
+if TYPE_CHECKING:
+
+    class Owner(Protocol):
+        """What a task needs of the runtime that runs it; handed down, so that a task knows no runtime."""
+
+        forked: bool
+
+        def wait(self, task: Task[Any], timeout: float | None) -> bool: ...
+        def wait_with(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool: ...
+        def check(self) -> None: ...
+        def guard(self, what: str | Task[Any], instead: str) -> None: ...
+        def cancel(self, task: Task[Any], msg: object) -> bool: ...
+        def unclaimed(self, failure: Failure) -> None: ...
+        def hold_failure(self, unclaimed: Unclaimed) -> None: ...
+        def count_cancelled(self) -> None: ...
+
+
+class Unclaimed:
+    """
+    An error that waits to be asked for; whoever drops the last reference unasked gets it reported.
+
+    Kept apart from the task, so that only failures pay for a `__del__` (on the hot path it would cost 0.1 µs a task).
+    """
+
+    __slots__ = ("__weakref__", "_report", "failure", "traceback")
+
+    def __init__(self, failure: Failure, report: Callable[[Failure], None]) -> None:
+        self.failure = failure
+        self.traceback = failure.exception.__traceback__
+        self._report: Callable[[Failure], None] | None = report
+
+    @property
+    def exception(self) -> BaseException:
+        # As it was when the work failed: every raise adds its frames to an exception's traceback,
+        # so without this it would grow with each `result()`, and keep the frames of whoever asked alive.
+        return self.failure.exception.with_traceback(self.traceback)
+
+    def claim(self) -> BaseException:
+        self._report = None
+        return self.exception
+
+    def report(self, at_once: Callable[[Failure], None] | None = None) -> None:
+        """Report the error if nobody claimed it, at most once; *at_once* does it here and now."""
+        tell, self._report = self._report, None
+        if tell is not None:
+            self.failure.exception.__traceback__ = self.traceback
+            (at_once or tell)(self.failure)
+
+    def __del__(self) -> None:
+        # Never logs: a collection inside a logging handler that holds a plain lock would deadlock. `tell` only appends.
+        self.report()
+
+
+@final
+class _Meeting:
+    """Where those who wait for a task meet its outcome; made only when somebody waits."""
+
+    __slots__ = ("callbacks", "condition", "gates", "lock", "outcome", "waiters")
+
+    def __init__(self) -> None:
+        # Re-entrant, because a signal handler may look at the task that the interrupted frame is looking at.
+        self.lock = RLock()
+        self.outcome: Outcome | None = None
+        self.gates: list[Lock] = []
+        self.callbacks: list[Callable[[], None]] = []
+        self.waiters: list[Any] = []
+        self.condition: threading.Condition | None = None
+
+
+_OUR_CLAIM: Final = "a task is settled by the runtime that runs it"
+
+
+@final
+class Task(concurrent.futures.Future[T]):
+    """
+    A piece of work that a runtime has accepted: wait for it with `result()`, or await it on any event loop.
+
+    Made by `go`, `call_soon` and their kin, never by hand. It takes part in `concurrent.futures.wait` and
+    `as_completed`, and in `asyncio.wrap_future`. Drop it, and the work goes on; if the work then fails, that is reported.
+
+    Unless a method says otherwise, it may be called from any thread.
+    """
+
+    # Not the attributes of Future, whose `__init__` is not called: a lock, a condition and two lists for each
+    # task are most of what `run_coroutine_threadsafe` costs. What others may look at is a property below.
+    __slots__ = (
+        "_args",
+        "_code",
+        "_context",
+        "_daemon",
+        "_lasti",
+        "_meeting",
+        "_name",
+        "_owner",
+        "_since",
+        "_stack",
+        "_work",
+    )
+
+    _work: Any
+
+    # Set only where there is something to say: when the work started to wait, and its whole stack in debug mode.
+    _since: float
+    _stack: StackSummary
+
+    def __init__(
+        self,
+        owner: Owner,
+        work: Any,
+        args: tuple[Any, ...] | None,
+        context: Context | None,
+        name: str | None,
+        daemon: Daemon,
+        code: CodeType | None,
+        lasti: int,
+    ) -> None:
+        self._owner = owner
+        # A coroutine or a function, then the asyncio task that runs it, then None: a finished task that somebody
+        # holds keeps neither the arguments nor the context alive.
+        self._work = work
+        # None for a coroutine.
+        self._args = args
+        self._context = context
+        self._name = name
+        self._daemon = daemon
+        self._code = code
+        self._lasti = lasti
+        # The rendezvous, without a lock: whoever appends first is at index 0, and list.append is atomic. That is either
+        # the outcome (nobody waited), or the meeting that the first waiter opened. A dict's setdefault decides as
+        # well, but making a `__dict__` costs 270 ns on 3.13, the empty list 20.
+        self._meeting: list[Outcome | _Meeting] = []
+
+    # --- asking ---------------------------------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        """Tell whether the work has ended, in whichever way."""
+        return self._outcome() is not None
+
+    def cancelled(self) -> bool:
+        """Tell whether the work ended by cancellation, its clean-up included."""
+        outcome = self._outcome()
+        return outcome is not None and outcome[0] is CANCELLED
+
+    def running(self) -> bool:
+        """Tell whether the work was started and has not ended."""
+        return self._outcome() is None and self._is_started()
+
+    def result(self, timeout: float | None = None) -> T:
+        """
+        Wait for the work and return its value, or raise the error it raised.
+
+        Blocks; may be called from any thread but the loop's own, and not from a signal handler or a finaliser.
+
+        Args:
+            timeout: Seconds to wait. None waits without end, 0 asks without waiting.
+
+        Raises:
+            WaitTimeoutError: if *timeout* passed. The work goes on; ask again or cancel it.
+            WouldDeadlockError: if the wait could never end: on the loop's own thread, for one.
+            ForkedError: if the work is a parent process's, and not done.
+            CancelledError: of `concurrent.futures`, if the work was cancelled.
+        """
+        try:
+            self._wait(timeout)
+            return self._claim(concurrent.futures.CancelledError)
+        finally:
+            # As in `_claim`: this frame is in the error's traceback.
+            del self
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """
+        Wait for the work and return the error it raised, or None.
+
+        Blocks, and may be called, as `result()`.
+
+        Args:
+            timeout: Seconds to wait. None waits without end, 0 asks without waiting.
+
+        Raises:
+            WaitTimeoutError: if *timeout* passed. The work goes on.
+            WouldDeadlockError: if the wait could never end.
+            ForkedError: if the work is a parent process's, and not done.
+            CancelledError: of `concurrent.futures`, if the work was cancelled.
+        """
+        self._wait(timeout)
+        ending, value = self._ended()
+        if ending is CANCELLED:
+            raise concurrent.futures.CancelledError(*value)
+        return value.claim() if ending is FAILED else None
+
+    def get_name(self) -> str:
+        """Return the name that was given, or that of the coroutine or function."""
+        # In this order, because settling names the task before it lets go of the work.
+        work = self._work
+        return self._name or _name_of(work)
+
+    def add_done_callback(self, fn: Callable[[Task[T]], object]) -> None:
+        """
+        Call ``fn(task)`` when the work has ended: on the thread where it ends, or at once, here, if it has.
+
+        An error in *fn* is reported, and harms neither the task nor the other callbacks. The callback alone does not
+        claim a failure; asking for `result()` or `exception()` in it does. Ctrl-C in what is called at once comes out of it.
+
+        Raises:
+            TypeError: if *fn* can't be called.
+            ForkedError: if the work is a parent process's, and not done.
+            WrongLoopError: if *fn* is that of `asyncio.wait`, whose loop would not hear of it.
+        """
+        if not callable(fn):
+            raise TypeError(f"add_done_callback() takes a function of the task, and {fn!r} can't be called.")
+        if getattr(fn, "__module__", None) == asyncio.tasks.__name__:
+            # It sets a future of the caller's loop, from the thread where the task ends: nothing wakes that loop, which hung.
+            raise WrongLoopError(
+                f"asyncio.wait() can't take {self!r}, which ends in another thread. "
+                "Wrap it: asyncio.wait([asyncio.ensure_future(task)])."
+            )
+        self._when_done(lambda: fn(self))
+
+    # --- asking it to end -----------------------------------------------------------------------------------------
+
+    def cancel(self, msg: object = None) -> bool:
+        """
+        Ask the work to end, as `asyncio.Task.cancel` does: a `CancelledError` is raised inside it.
+
+        Does not block. The task is done only when the work's clean-up is done: wait for that with `result()`.
+        A function in a worker thread can be cancelled only before it starts.
+
+        Returns:
+            False if the work is done, or can't be cancelled any more; True if it was asked.
+
+        Raises:
+            ForkedError: if the work is a parent process's, and not done.
+        """
+        if self._outcome() is not None:
+            return False
+        self._owner.check()
+        if self._is_started() and not isinstance(self._work, asyncio.Future):
+            # A function that runs: nothing can interrupt it.
+            return False
+        return self._owner.cancel(self, msg)
+
+    # --- awaiting -------------------------------------------------------------------------------------------------
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """
+        Wait in async code, on any asyncio loop or under trio, and return the value or raise the error.
+
+        Cancelling the waiter asks the work to end and waits until it has, as awaiting an `asyncio.Task` does.
+        """
+        under_trio = is_trio()
+        if self._outcome() is None:
+            self._owner.check()
+            loop = asyncio._get_running_loop()
+            if under_trio:
+                yield from wait_in_trio(self._when_done, self.cancel, self.cancelled).__await__()
+            elif loop is None:
+                raise RuntimeError("No event loop runs here to await the task on. In sync code, use result().")
+            else:
+                if self._is_current(loop):
+                    raise WouldDeadlockError(f"{self!r} awaits itself: it would wait for ever.")
+                yield from _Bridge(self, loop)
+        try:
+            # asyncio's own is nothing that trio knows.
+            return self._claim(concurrent.futures.CancelledError if under_trio else asyncio.CancelledError)
+        finally:
+            # As in `_claim`: this frame is in the error's traceback.
+            del self
+
+    # --- what concurrent.futures and asyncio look at --------------------------------------------------------------
+
+    # Attributes of Future's, and properties here: hence the `override`s.
+
+    @property
+    def _state(self) -> str:  # type: ignore[override]
+        outcome = self._outcome()
+        if outcome is None:
+            return "RUNNING" if self._is_started() else "PENDING"
+        # NOTIFIED, because `wait` and `as_completed` count only that.
+        return "CANCELLED_AND_NOTIFIED" if outcome[0] is CANCELLED else "FINISHED"
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        if self._outcome() is None:
+            self._owner.check()
+        meeting = self._meet()
+        with meeting.lock:
+            if meeting.condition is None:
+                meeting.condition = threading.Condition(meeting.lock)
+            return meeting.condition
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        # Whoever asks is about to wait: `concurrent.futures.wait` and `as_completed` look at nothing else that tells.
+        if self._outcome() is None:
+            self._owner.guard(self, "await it")
+        return self._meet().waiters
+
+    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+        # asyncio of 3.15 asks: done, cancelled, result, error.
+        outcome = self._outcome()
+        if outcome is None:
+            return (False, False, None, None)
+        ending, value = outcome
+        if ending is FAILED:
+            return (True, False, None, value.claim())
+        return (True, ending is CANCELLED, value if ending is SUCCEEDED else None, None)
+
+    def set_result(self, result: T) -> NoReturn:
+        """Not for users: raises RuntimeError."""
+        raise RuntimeError(f"set_result() is not for users: {_OUR_CLAIM}.")
+
+    def set_exception(self, exception: BaseException | None) -> NoReturn:
+        """Not for users: raises RuntimeError."""
+        raise RuntimeError(f"set_exception() is not for users: {_OUR_CLAIM}.")
+
+    def set_running_or_notify_cancel(self) -> NoReturn:
+        """Not for users: raises RuntimeError."""
+        raise RuntimeError(f"set_running_or_notify_cancel() is not for users: {_OUR_CLAIM}.")
+
+    def __repr__(self) -> str:
+        outcome = self._outcome()
+        state = outcome[0] if outcome else "running" if self._is_started() else "pending"
+        return f"<Task {self.get_name()!r} {state}, submitted at {self._site().short()}>"
+
+    # --- for the runtime ------------------------------------------------------------------------------------------
+
+    def _settle(self, ending: Ending, value: Any) -> bool:
+        """Make the outcome known; only the first call does, and returns True."""
+        outcome: Outcome = (ending, value)
+        self._meeting.append(outcome)
+        first = self._meeting[0]
+        if first is not outcome:
+            if type(first) is not _Meeting or not self._tell(first, outcome):
+                return False
+        if self._name is None:
+            self._name = _name_of(self._work)
+        self._work = self._args = self._context = None
+        return True
+
+    def _fail(self, error: BaseException) -> bool:
+        """Settle with an error, which is reported unless somebody asks for it."""
+        if isinstance(error, StopIteration):
+            # It can't be thrown into a coroutine: an awaiter hung for ever on 3.11 and 3.12.
+            instead = RuntimeError(f"{self.get_name()} raised StopIteration")
+            instead.__cause__ = error
+            return self._fail(instead)
+        name = self.get_name()
+        failure = Failure(f"Task {name!r} failed, and nobody asked for its outcome", error, name, self._site())
+        unclaimed = Unclaimed(failure, self._owner.unclaimed)
+        if self._settle(FAILED, unclaimed):
+            self._owner.hold_failure(unclaimed)
+            return True
+        unclaimed.claim()
+        return False
+
+    def _end_cancelled(self, args: tuple[object, ...]) -> None:
+        """Settle as cancelled."""
+        if self._settle(CANCELLED, args):
+            self._owner.count_cancelled()
+
+    def _settle_from(self, runner: asyncio.Future[T]) -> None:
+        """Settle with what came out of the asyncio task that ran the work."""
+        try:
+            failure = runner.exception()
+        except asyncio.CancelledError as error:
+            self._end_cancelled(error.args)
+            return
+        if failure is not None:
+            self._fail(failure)
+        else:
+            self._settle(SUCCEEDED, runner.result())
+
+    def _when_done(self, callback: Callable[[], object]) -> None:
+        """Call back when the outcome is known, or at once; what the callback raises is reported."""
+        if self._outcome() is None:
+            self._owner.check()
+            meeting = self._meet()
+            with meeting.lock:
+                if meeting.outcome is None:
+                    meeting.callbacks.append(lambda: self._call_back(callback))
+                    return
+        self._call_back(callback, at_once=True)
+
+    def _wait_here(self, timeout: float) -> bool:
+        """Block until the outcome is known, *timeout* seconds at the most; -1 waits without end."""
+        meeting = self._meet()
+        # A bare lock, handed over once: half of what a Condition costs, which makes one for each wait as well.
+        gate = Lock()
+        gate.acquire()
+        with meeting.lock:
+            if meeting.outcome is not None:
+                return True
+            meeting.gates.append(gate)
+        if gate.acquire(timeout=timeout):
+            return True
+        with meeting.lock:
+            if gate in meeting.gates:
+                meeting.gates.remove(gate)
+        return self._outcome() is not None
+
+    def _site(self) -> Site:
+        stack: StackSummary | None = getattr(self, "_stack", None)
+        return Site(self._code, self._lasti, stack)
+
+    def _place(self) -> str:
+        """Where the work is now, for a person to read."""
+        work = self._work
+        if isinstance(work, asyncio.Task):
+            return f"waits at {innermost(work.get_coro())}"
+        return "runs in a worker thread" if self._is_started() else "not started"
+
+    def _age(self) -> float | None:
+        """Seconds since the work was started; None if it was not."""
+        since: float | None = getattr(self, "_since", None)
+        return None if since is None else time.monotonic() - since
+
+    def _is_started(self) -> bool:
+        return isinstance(self._work, asyncio.Future) or getattr(self, "_since", None) is not None
+
+    def _is_current(self, loop: AbstractEventLoop) -> bool:
+        work, current = self._work, asyncio.current_task(loop)
+        # In the first step of an eager start the work is still the coroutine.
+        return current is not None and work is not None and (work is current or work is current.get_coro())
+
+    def _outcome(self) -> Outcome | None:
+        meeting = self._meeting
+        if not meeting:
+            return None
+        first = meeting[0]
+        return first.outcome if isinstance(first, _Meeting) else first
+
+    def _ended(self) -> Outcome:
+        outcome = self._outcome()
+        assert outcome is not None
+        return outcome
+
+    def _meet(self) -> _Meeting:
+        """The meeting of this task; if the outcome came first, one at which it is already known."""
+        meeting = self._meeting
+        if not meeting:
+            meeting.append(_Meeting())
+        first = meeting[0]
+        if type(first) is _Meeting:
+            return first
+        # Done before anyone met. `concurrent.futures.wait` takes and gives back the condition in two looks, which must
+        # see the same one: of those that are appended, the first that knows the outcome. (One that does not was
+        # appended above, a moment too late, and nobody will ever tell it.)
+        late = _Meeting()
+        late.outcome = first
+        meeting.append(late)
+        return next(item for item in meeting if type(item) is _Meeting and item.outcome is not None)
+
+    def _tell(self, meeting: _Meeting, outcome: Outcome) -> bool:
+        with meeting.lock:
+            if meeting.outcome is not None:
+                return False
+            meeting.outcome = outcome
+            gates, meeting.gates = meeting.gates, []
+            callbacks, meeting.callbacks = meeting.callbacks, []
+            for waiter in meeting.waiters:
+                match outcome[0]:
+                    case "succeeded":
+                        waiter.add_result(self)
+                    case "failed":
+                        waiter.add_exception(self)
+                    case _:
+                        waiter.add_cancelled(self)
+            if meeting.condition is not None:
+                meeting.condition.notify_all()
+        for gate in gates:
+            gate.release()
+        if not self._owner.forked:
+            # In a child that was forked in the work itself, and comes back from it, they are the parent's to call.
+            for callback in callbacks:
+                callback()
+        return True
+
+    def _call_back(self, callback: Callable[[], object], at_once: bool = False) -> None:
+        try:
+            callback()
+        except BaseException as error:
+            if (
+                at_once
+                and isinstance(error, KeyboardInterrupt)
+                and threading.current_thread() is threading.main_thread()
+            ):
+                # Ctrl-C, which is meant for the program.
+                raise
+            # SystemExit too: it would leave through the loop and take the others' callbacks with it.
+            name = self.get_name()
+            self._owner.unclaimed(Failure(f"A done callback of task {name!r} failed", error, name, self._site()))
+
+    def _wait(self, timeout: float | None) -> None:
+        if self._outcome() is None and not self._owner.wait(self, timeout):
+            raise WaitTimeoutError(
+                f"{self.get_name()} was not done after {timeout} s. It goes on: ask again, or cancel() it."
+            )
+
+    def _claim(self, cancelled: type[BaseException]) -> T:
+        ending, value = self._ended()
+        if ending is SUCCEEDED:
+            # An outcome is not generic; it came out of a `Coroutine[…, T]`.
+            return value  # type: ignore[no-any-return]
+        if ending is CANCELLED:
+            raise cancelled(*value)
+        error = value.claim()
+        try:
+            raise error
+        finally:
+            # This frame is in the traceback that the error holds: without this the two keep each other alive, and
+            # with them whatever the frames below refer to.
+            del self, error, value
+
+
+class _Bridge(asyncio.Future[None]):
+    """Wakes an awaiting loop when the task is done, and hands a cancellation of the waiter on to the task."""
+
+    def __init__(self, task: Task[Any], loop: AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._task = task
+        self._asked = False
+        self._ident = threading.get_ident()
+        task._when_done(self._wake)
+
+    def cancel(self, msg: object = None) -> bool:
+        # As asyncio.Task does for the task it awaits: the waiter stays until the work's clean-up is done, and if
+        # the work swallows the cancellation, its result comes out.
+        if self.done():
+            return False
+        # Once: anyio asks again in every turn of the loop, and a second time would interrupt the clean-up.
+        if not self._asked:
+            self._asked = True
+            self._task.cancel(msg)
+        return True
+
+    def _wake(self) -> None:
+        if threading.get_ident() == self._ident:
+            self._finish()
+            return
+        try:
+            self.get_loop().call_soon_threadsafe(self._finish)
+        except RuntimeError:
+            # That loop was closed while its task still waited: nobody is left to wake.
+            pass
+
+    def _finish(self) -> None:
+        if not self.done():
+            self.set_result(None)
+
+
+def _name_of(work: Any) -> str:
+    if isinstance(work, asyncio.Task):
+        return work.get_name()
+    return getattr(work, "__qualname__", None) or getattr(work, "__name__", None) or type(work).__name__
+
+
+def traceback_without(error: BaseException, frames: int) -> TracebackType | None:
+    """The traceback of *error* less its outermost *frames*: those of the machinery that caught it."""
+    tb = error.__traceback__
+    for _ in range(frames):
+        tb = tb.tb_next if tb is not None else None
+    return tb

@@ -1,0 +1,81 @@
+"""Runs every ```python block of the README and the docs, so that none can go stale."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from children import run_child
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+BLOCK = re.compile(r"^(?P<mark><!-- not run.*?-->\n+)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+OUTPUT = re.compile(r"\s*```text\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    code: str
+    # What the page says that the block prints, if a ```text block follows it.
+    output: str | None
+    runs: bool
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in BLOCK.finditer(text):
+        output = OUTPUT.match(text, match.end())
+        # Padded, so that a traceback names the page's own line.
+        line = text.count("\n", 0, match.start("code"))
+        found.append(Block("\n" * line + match["code"], output["text"] if output else None, match["mark"] is None))
+    return found
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+# One namespace for the page, as in a session; each block is compiled by itself, so that a traceback names its line.
+RUNNER = """
+import linecache, sys, __main__
+
+page, sources = {page!r}, {sources!r}
+for number, source in enumerate(sources):
+    filename = page if number == 0 else f"{{page}}#{{number + 1}}"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    exec(compile(source, filename, "exec", dont_inherit=True), vars(__main__))
+"""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks(page))], ids=name)
+def test_every_block_of_a_page_runs(page):
+    """In order, in one interpreter, as a reader would; the output that the page shows is among what is printed."""
+    running = [block for block in blocks(page) if block.runs]
+
+    result = run_child(RUNNER.format(page=name(page), sources=[block.code for block in running]), timeout=9)
+
+    assert result.code == 0, result.stderr
+    for block in running:
+        for line in (block.output or "").splitlines():
+            # An ellipsis stands for whatever differs from run to run.
+            pattern = ".*".join(re.escape(part) for part in line.strip().split("…"))
+            assert re.search(pattern, result.stdout + result.stderr), f"{name(page)} shows {line!r}; {result}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_block_that_does_not_run_says_why(page):
+    for mark in re.findall(r"<!-- not run(.*?)-->", page.read_text(encoding="utf-8")):
+        assert re.fullmatch(r": \S.*", mark.strip(), re.DOTALL), f"{name(page)}: write <!-- not run: reason -->"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_between_files_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), f"{name(page)} links to {target}"

@@ -1,0 +1,87 @@
+"""A docstring is the contract: it is there for everything public, and the errors that it names exist."""
+
+import ast
+import builtins
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from test_floors import modules, tree_of
+
+import omniloop
+
+# `Name: …` in a section "Raises:", which ends at the next line that is indented no deeper than its title.
+SECTION = re.compile(r"^Raises:\n((?:[ ]+.*\n?|\n)+)", re.MULTILINE)
+ENTRY = re.compile(r"^ {4}(\S.*)$", re.MULTILINE)
+
+
+def public_things():
+    for name in omniloop.__all__:
+        thing = getattr(omniloop, name)
+        yield name, thing
+        if inspect.isclass(thing):
+            for attribute, value in vars(thing).items():
+                function = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+                if not attribute.startswith("_") and (inspect.isroutine(function) or isinstance(function, property)):
+                    yield f"{name}.{attribute}", function
+
+
+def docstrings():
+    for module in modules():
+        for node in ast.walk(tree_of(module)):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                doc = ast.get_docstring(node)
+                if doc:
+                    yield f"{module}.{getattr(node, 'name', '')}", doc
+
+
+@pytest.mark.parametrize(("name", "thing"), [pytest.param(*pair, id=pair[0]) for pair in public_things()])
+def test_every_public_name_has_a_docstring(name, thing):
+    if inspect.isclass(thing) or inspect.isroutine(thing) or isinstance(thing, property):
+        # Of its own: `inspect.getdoc` would find an ancestor's.
+        assert (thing.__doc__ or "").strip(), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_module_says_in_its_first_line_what_it_promises(module):
+    assert ast.get_docstring(tree_of(module)), f"{module} has no docstring"
+
+
+def test_every_error_that_a_docstring_names_exists():
+    wrong = []
+    for where, doc in docstrings():
+        for section in SECTION.findall(doc):
+            for entry in ENTRY.findall(section):
+                match = re.match(r"(\w+): (?:of `([\w.]+)`)?", entry)
+                if match is None:
+                    wrong.append(f"{where}: {entry!r} is not of the form 'Error: if …'")
+                    continue
+                name, home = match.groups()
+                places = [importlib.import_module(home)] if home else [omniloop, builtins]
+                error = next((getattr(place, name) for place in places if hasattr(place, name)), None)
+                if not (inspect.isclass(error) and issubclass(error, BaseException)):
+                    wrong.append(f"{where}: there is no error {name}")
+
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_error_of_ours_has_the_common_base_and_a_guessable_one():
+    errors = [thing for name, thing in public_things() if inspect.isclass(thing) and name.endswith("Error")]
+
+    for error in errors:
+        assert issubclass(error, omniloop.OmniloopError)
+        if error is not omniloop.OmniloopError:
+            assert any(base.__module__ == "builtins" for base in error.__bases__), f"{error} is no built-in error"
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = Path(__file__).resolve().parents[2] / "docs" / "reference"
+    documented = {
+        name
+        for page in ("api.md", "errors.md")
+        for name in re.findall(r"^\.\. auto\w+:: (\w+)", (pages / page).read_text(encoding="utf-8"), re.MULTILINE)
+    }
+
+    assert documented == set(omniloop.__all__)
