@@ -7,9 +7,11 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from programs import source_of
 
 SRC = Path(__file__).resolve().parent.parent / "src"
 
@@ -42,12 +44,17 @@ def without_remarks(stderr: str) -> str:
 
 
 def run_child(
-    source: str, *, env: Mapping[str, str] | None = None, timeout: float = 8, flags: Sequence[str] = ()
+    *programs: Callable[..., object] | str,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 8,
+    flags: Sequence[str] = (),
 ) -> Result:
     """
-    Run *source* (dedented) in a fresh interpreter, without stdin, and wait until it and all that hold its streams ended.
+    Run *programs* in a fresh interpreter, without stdin, and wait until it and all that hold its streams ended.
 
     Args:
+        programs: Functions of the test's file, whose bodies are the program's top level: see `programs.source_of`. Or a text,
+            where a function can't say it.
         env: Set on top of the parent's environment.
         timeout: Seconds; then the child is killed, and the test fails with what it had said until then.
         flags: For the interpreter: `["-X", "dev"]`.
@@ -55,9 +62,10 @@ def run_child(
     Raises:
         AssertionError: if *timeout* passed.
     """
+    source = textwrap.dedent(programs[0]) if isinstance(programs[0], str) else source_of(*programs)
     started = time.monotonic()
     child = subprocess.Popen(
-        [sys.executable, *flags, "-c", textwrap.dedent(source)],
+        [sys.executable, *flags, "-c", source],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
