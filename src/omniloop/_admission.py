@@ -91,7 +91,7 @@ class Bounds:
         if count:
             error = FullError(f"max_pending={self.size} was reached")
             message = f"{count} dropped, because {error}; the last was {self._last_name!r}"
-            life.unclaimed(Failure(message, error, life.name, self._last_site))
+            life.failures.drop(Failure(message, error, life.name, self._last_site))
 
     # --- under the lock -----------------------------------------------------------------------------------------------
 

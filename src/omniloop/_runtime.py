@@ -21,6 +21,7 @@ from ._life.life import Life, ThreadWork
 from ._process import exit, fork, signals
 from ._report import Site
 from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
+from ._work.failures import Failures
 from ._work.ledger import Later
 from ._work.periodic import periodic
 from ._work.tally import Tally
@@ -86,6 +87,7 @@ class Runtime:
         # Spent in the drains at exit, in which two hooks take part.
         self._drained_for = 0.0
         self._drain_time = 0.0
+        self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
         self._bounds = Bounds(self._tally)
         # The switch of the hot path. On until the settings are known.
@@ -289,10 +291,13 @@ class Runtime:
         life = self._current()
         check_timeout(timeout)
         with drain.waiting(life, "flush()"):
-            if not drain.flush(life, _deadline(timeout), progress):
-                raise WaitTimeoutError(
-                    f"flush() was not done after {timeout} s: {len(self.tasks())} tasks are unfinished. They go on."
-                )
+            done = drain.flush(life, _deadline(timeout), progress)
+        # Also where no loop's thread is left to do it, because it died.
+        self._failures.tell_dropped()
+        if not done:
+            raise WaitTimeoutError(
+                f"flush() was not done after {timeout} s: {len(self.tasks())} tasks are unfinished. They go on."
+            )
 
     def shutdown(self, timeout: float | None | FromSettings = FROM_SETTINGS) -> None:
         """
@@ -454,7 +459,7 @@ class Runtime:
             raise ValueError(f"interval={interval!r}: give seconds as a number above 0.")
         title = name or f"every {interval:g} s: {getattr(fn, '__qualname__', None) or type(fn).__name__}"
         site = Site(frame.f_code, frame.f_lasti)
-        turns = periodic(interval, fn, _seconds("jitter", jitter), immediately, title, site, self._current().unclaimed)
+        turns = periodic(interval, fn, _seconds("jitter", jitter), immediately, title, site, self._failures.drop)
         return self._go(turns, title, None, True, frame, "accept")
 
     def _to_thread(
@@ -606,10 +611,11 @@ class Runtime:
         return True
 
     def _begin(self, generation: int) -> None:
-        life = Life(self.name, generation, lambda: self._settings, self, self._tally, self._now)
+        life = Life(self.name, generation, lambda: self._settings, self, self._failures, self._tally, self._now)
         key = os.getpid(), generation
         # Two threads that begin one at once agree, because setdefault is atomic.
         self._life = self._lives.setdefault(key, life)
+        self._failures.inbox = self._life.inbox
         for old in [other for other in list(self._lives) if other != key]:
             self._lives.pop(old, None)
 
@@ -634,6 +640,8 @@ class Runtime:
         # Another thread may have held it at the fork.
         self._ending = RLock()
         self._drained_for = self._drain_time = 0.0
+        self._failures.abandon()
+        self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
         self._bounds = Bounds(self._tally)
         if self._chosen is not None:
@@ -656,8 +664,8 @@ class Runtime:
         """How much was ever started, or waits to be."""
         return self._tally.started + self._tally.in_threads + len(self._life.inbox)
 
-    def _report_held(self) -> None:
-        self._life.report_all()
+    def _tell_failures(self) -> None:
+        self._failures.tell_all()
 
     def _drain_at_exit(self, since: float, interruptions: int) -> int:
         """The end: whatever comes after this is refused."""
@@ -690,6 +698,7 @@ class Runtime:
             finally:
                 self._drain_time = self._drained_for + time.monotonic() - start
                 self._bounds.report(life)
+                self._failures.tell_dropped()
                 exit.unwatch(self)
                 if self._life is not life:
                     # Somebody went on meanwhile: the next life is to be drained as well.

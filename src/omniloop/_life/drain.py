@@ -157,7 +157,7 @@ def _round(life: Life, deadline: float | None, progress: Progress) -> bool | Non
             # A worker is about to let go of what it did.
             life.ledger.loop.call_later(_LETTING_GO, finish)
             return
-        life.ledger.report_failures()
+        life.failures.tell_dropped()
         quiet = life.inbox.closed or life.ledger.is_quiet()
         gate.release()
 
@@ -358,7 +358,7 @@ def _end(life: Life, deadline: float, dropped: dict[Task[Any], str], why: str, u
         say("%s: %d did not end when cancelled, and will not be done:%s", life.name, len(deaf), _named(deaf))
     life.closed = True
     life.fail_all(undelivered, _closed_error, dropped)
-    life.report_all()
+    life.failures.tell_all()
     if thread is not None and joined:
         thread.close()
 

@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 from .._arguments import check_timeout, close_unstarted, not_plain
 from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError, WouldDeadlockError
 from .._process import exit, fork, signals
-from .._report import Failure, report, say, thread_stack
+from .._report import Failure, say, thread_stack
 from .._settings import Settings
+from .._work.failures import Failures, Unclaimed
 from .._work.inbox import Inbox
 from .._work.ledger import Later, Ledger
 from .._work.tally import Tally
-from .._work.task import SUCCEEDED, Task, Unclaimed, traceback_without
+from .._work.task import SUCCEEDED, Task, traceback_without
 from . import waits, workers
 from .thread import LoopThread, wait_until_gone
 from .watchdog import Watchdog
@@ -75,6 +75,7 @@ class Life:
         generation: int,
         settings: Callable[[], Settings],
         watched: fork.Watched,
+        failures: Failures,
         tally: Tally,
         clock: Callable[[], float],
     ) -> None:
@@ -93,6 +94,7 @@ class Life:
         self.ending = RLock()
         self._settings = settings
         self._watched = watched
+        self.failures = failures
         self._tally = tally
         self._clock = clock
         self._ledger: Ledger | None = None
@@ -100,8 +102,6 @@ class Life:
         self._watchdog: Watchdog | None = None
         # By whom it is being started: a lock that is held until then.
         self._starting: dict[str, Lock] = {}
-        # Failures that somebody holds and has not asked for; the drain reports them.
-        self._held: weakref.WeakSet[Unclaimed] = weakref.WeakSet()
         # A failure that is told of already, and may leave through the loop.
         self._escaping: BaseException | None = None
         # How many threads are forking. The lock is held while the first of them makes the loop hold still.
@@ -206,7 +206,7 @@ class Life:
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         loop.set_default_executor(pool)
-        self._ledger = Ledger(loop, thread.context, self.inbox, self._report, self._tally, self._clock)
+        self._ledger = Ledger(loop, thread.context, self.inbox, self.failures, self._tally, self._clock)
         self._watchdog = Watchdog(
             self.name,
             lambda: self._settings().slow_callback,
@@ -390,20 +390,9 @@ class Life:
                 return self.inbox.take_back(item)
         return False
 
-    def unclaimed(self, failure: Failure) -> None:
-        """Have *failure* reported by the loop's thread. Only appends, so that a finaliser may call it."""
-        ledger = self._ledger
-        if ledger is None or self.closed:
-            self._report(failure)
-            return
-        ledger.failures.append(failure)
-        with suppress(RuntimeError):
-            # The loop is closed: the drain reports it.
-            self.inbox.poke()
-
     def hold_failure(self, unclaimed: Unclaimed) -> None:
         """Remember a failure that nobody asked for yet."""
-        self._held.add(unclaimed)
+        self.failures.hold(unclaimed)
         self._tally.count("failed")
         error = unclaimed.failure.exception
         if isinstance(error, (SystemExit, KeyboardInterrupt)) and self.thread is not None and self.thread.is_current():
@@ -467,25 +456,10 @@ class Life:
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
-    def report_all(self) -> None:
-        """Report every failure that nobody asked for, held or dropped."""
-        held: list[Unclaimed] | None = None
-        while held is None:
-            # Work that still goes on may fail, and be added, in the middle of the copying.
-            with suppress(RuntimeError):
-                held = list(self._held)
-        for unclaimed in held:
-            unclaimed.report(self._report)
-        if self._ledger is not None:
-            self._ledger.report_failures()
-
-    def _report(self, failure: Failure) -> None:
-        report(failure, self._settings().on_error)
-
     def _escaped(self, error: BaseException) -> None:
         """Something left through the loop: SystemExit or KeyboardInterrupt, from a task or from a bare callback."""
         if error is not self._escaping and not self.ledger.is_known(error):
-            self._report(
+            self.failures.tell(
                 Failure(f"A callback on the loop raised {type(error).__name__}; the loop goes on", error, "callback")
             )
 
@@ -506,7 +480,7 @@ class Life:
             return error
 
         undelivered = self.inbox.close()
-        self._report(Failure(what, cause or make_error(), "loop thread"))
+        self.failures.tell(Failure(what, cause or make_error(), "loop thread"))
         for runner in [*self.ledger.running, *self.ledger.daemons, *self.ledger.keepers]:
             # asyncio's own name for it: their handles tell of it already.
             runner._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -551,8 +525,7 @@ class Life:
                 # A flush that waits finds nothing left to wait for; a cancellation comes too late.
                 with suppress(RuntimeError):
                     item()
-        if self._ledger is not None:
-            self._ledger.report_failures()
+        self.failures.tell_dropped()
 
     def unfinished(self) -> list[Task[Any]]:
         """All that is accepted and not done, for a look."""

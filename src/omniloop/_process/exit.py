@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _exiting = False
 
+_tellers: list[Callable[[], None]] = []
+
 
 def watch(runtime: Watched) -> None:
     """Keep *runtime*, and tell it of forks and of the end. May be called again; once it is told of the end only once."""
@@ -28,6 +30,11 @@ def watch(runtime: Watched) -> None:
 def unwatch(runtime: Watched) -> None:
     """Forget *runtime*."""
     watched.discard(runtime)
+
+
+def tell_at_exit(tell: Callable[[], None]) -> None:
+    """Have *tell* called when the work is done: what is still to be said then is said before others' exit hooks, and at last."""
+    _tellers.append(tell)
 
 
 def exiting() -> bool:
@@ -123,7 +130,13 @@ def _before_others() -> None:
     if not _interruptions:
         wait_for_all()
     for runtime in list(watched):
-        runtime._report_held()
+        runtime._tell_failures()
+    _tell()
+
+
+def _tell() -> None:
+    for tell in _tellers:
+        tell()
 
 
 def wait_for_all() -> None:
@@ -163,6 +176,7 @@ def drain_at_exit() -> None:
             _interruptions = runtime._drain_at_exit(since, _interruptions)
         finally:
             watched.discard(runtime)
+    _tell()
     _exiting = True
 
 

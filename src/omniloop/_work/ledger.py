@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from types import CoroutineType
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._arguments import as_coroutine, not_plain
 from .._errors import NotAsyncError
-from .._report import Failure
+from .failures import Failures
 from .first_steps import FirstSteps
 from .inbox import Inbox
 from .tally import Tally
@@ -70,7 +69,7 @@ class Ledger:
         loop: asyncio.AbstractEventLoop,
         context: Context,
         inbox: Inbox,
-        report: Callable[[Failure], None],
+        failures: Failures,
         tally: Tally,
         clock: Callable[[], float],
     ) -> None:
@@ -86,8 +85,7 @@ class Ledger:
         self.in_threads: set[Task[Any]] = set()
         # Asked to end before they were started, from any thread; and the arguments of the cancellation.
         self.cancelled_early: dict[Task[Any], tuple[object, ...]] = {}
-        self.failures: deque[Failure] = deque()
-        self._report = report
+        self.failures = failures
         self._tally = tally
         # What the `when` of scheduled calls is told by.
         self._clock = clock
@@ -174,7 +172,7 @@ class Ledger:
                 if type(item) is not Task:
                     # A control item: reports first, so that a flush that is done has nothing left to say.
                     if self.failures:
-                        self.report_failures()
+                        self.failures.tell_dropped()
                     item()
                 else:
                     tally.started += 1
@@ -197,7 +195,7 @@ class Ledger:
         # Dropped here, not with the frame: if nobody else holds it and it failed, the report is due now.
         item = None
         if self.failures:
-            self.report_failures()
+            self.failures.tell_dropped()
 
     def _look_again(self) -> None:
         self._first_steps.end()
@@ -312,7 +310,7 @@ class Ledger:
             self._call(task)
         del task
         if self.failures:
-            self.report_failures()
+            self.failures.tell_dropped()
 
     def _call(self, task: Task[Any]) -> None:
         fn, args = task._work, task._args
@@ -411,17 +409,6 @@ class Ledger:
         """Cancel what is not due yet, without a word."""
         for task in list(self.timers):
             self.cancel(task, None)
-
-    # --- reporting ----------------------------------------------------------------------------------------------------
-
-    def report_failures(self) -> None:
-        """Report what was put aside by whoever could not log."""
-        while True:
-            try:
-                failure = self.failures.popleft()
-            except IndexError:
-                return
-            self._report(failure)
 
     def is_known(self, error: BaseException) -> bool:
         """Tell whether *error*, which left through the loop, is the failure of a task that is about to be settled."""

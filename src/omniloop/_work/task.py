@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeV
 
 from .._errors import WaitTimeoutError, WouldDeadlockError, WrongLoopError
 from .._report import Failure, Site, innermost
+from .failures import Failures, Unclaimed
 from .trio import is_trio, wait_in_trio
 
 T = TypeVar("T")
@@ -39,51 +40,15 @@ if TYPE_CHECKING:
         """What a task needs of the runtime that runs it; handed down, so that a task knows no runtime."""
 
         forked: bool
+        failures: Failures
 
         def wait(self, task: Task[Any], timeout: float | None) -> bool: ...
         def wait_with(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool: ...
         def check(self) -> None: ...
         def guard(self, what: str | Task[Any], instead: str) -> None: ...
         def cancel(self, task: Task[Any], msg: object) -> bool: ...
-        def unclaimed(self, failure: Failure) -> None: ...
         def hold_failure(self, unclaimed: Unclaimed) -> None: ...
         def count_cancelled(self) -> None: ...
-
-
-class Unclaimed:
-    """
-    An error that waits to be asked for; whoever drops the last reference unasked gets it reported.
-
-    Kept apart from the task, so that only failures pay for a `__del__` (on the hot path it would cost 0.1 µs a task).
-    """
-
-    __slots__ = ("__weakref__", "_report", "failure", "traceback")
-
-    def __init__(self, failure: Failure, report: Callable[[Failure], None]) -> None:
-        self.failure = failure
-        self.traceback = failure.exception.__traceback__
-        self._report: Callable[[Failure], None] | None = report
-
-    @property
-    def exception(self) -> BaseException:
-        # As it was when the work failed: every raise adds its frames to an exception's traceback,
-        # so without this it would grow with each `result()`, and keep the frames of whoever asked alive.
-        return self.failure.exception.with_traceback(self.traceback)
-
-    def claim(self) -> BaseException:
-        self._report = None
-        return self.exception
-
-    def report(self, at_once: Callable[[Failure], None] | None = None) -> None:
-        """Report the error if nobody claimed it, at most once; *at_once* does it here and now."""
-        tell, self._report = self._report, None
-        if tell is not None:
-            self.failure.exception.__traceback__ = self.traceback
-            (at_once or tell)(self.failure)
-
-    def __del__(self) -> None:
-        # Never logs: a collection inside a logging handler that holds a plain lock would deadlock. `tell` only appends.
-        self.report()
 
 
 @final
@@ -381,7 +346,7 @@ class Task(concurrent.futures.Future[T]):
             return self._fail(instead)
         name = self.get_name()
         failure = Failure(f"Task {name!r} failed, and nobody asked for its outcome", error, name, self._site())
-        unclaimed = Unclaimed(failure, self._owner.unclaimed)
+        unclaimed = Unclaimed(failure, self._owner.failures)
         if self._settle(FAILED, unclaimed):
             self._owner.hold_failure(unclaimed)
             return True
@@ -523,7 +488,7 @@ class Task(concurrent.futures.Future[T]):
                 raise
             # SystemExit too: it would leave through the loop and take the others' callbacks with it.
             name = self.get_name()
-            self._owner.unclaimed(Failure(f"A done callback of task {name!r} failed", error, name, self._site()))
+            self._owner.failures.drop(Failure(f"A done callback of task {name!r} failed", error, name, self._site()))
 
     def _wait(self, timeout: float | None) -> None:
         if self._outcome() is None and not self._owner.wait(self, timeout):

@@ -1,0 +1,167 @@
+"""A failure that nobody asked for is told once, whatever became of the loop in which it happened."""
+
+import asyncio
+import threading
+
+import pytest
+
+from children import run_child
+from omniloop import Failure, LoopDiedError, Runtime
+
+
+class Breakable(asyncio.SelectorEventLoop):
+    """A loop that can be broken as a lost descriptor breaks one: what it waits with raises."""
+
+    broken = False
+
+    def _run_once(self):
+        if self.broken:
+            raise OSError(9, "Bad file descriptor")
+        super()._run_once()
+
+    def break_down(self):
+        self.broken = True
+        self._write_to_self()
+
+
+async def fail():
+    raise LookupError("of the first loop")
+
+
+async def running_loop():
+    return asyncio.get_running_loop()
+
+
+async def waits_for_ever():
+    await asyncio.Event().wait()
+
+
+@pytest.fixture
+def reported():
+    return []
+
+
+def failed_and_then_died(reported: list[Failure]):
+    """A runtime whose loop has died, and a handle whose failure nobody has asked for."""
+    runtime = Runtime(name="breaks", loop_factory=Breakable, on_error=reported.append)
+    held = runtime.go(fail())
+    loop = runtime.run(running_loop())
+    last = runtime.go(waits_for_ever())
+    loop.break_down()
+    assert isinstance(last.exception(timeout=5), LoopDiedError)
+    assert [type(failure.exception) for failure in reported] == [OSError]
+    reported.clear()
+    return runtime, held
+
+
+def test_a_failure_outlives_the_loop_it_happened_in_and_is_told_when_its_handle_is_dropped(reported):
+    """It was told to the ledger of a life that was over, which nobody read any more."""
+    runtime, held = failed_and_then_died(reported)
+    assert runtime.run(running_loop(), timeout=5)
+
+    del held
+    runtime.flush(timeout=5)
+
+    assert [str(failure.exception) for failure in reported] == ["of the first loop"]
+    runtime.shutdown()
+    assert len(reported) == 1
+
+
+def test_a_failure_that_is_dropped_while_no_loop_runs_is_told_by_the_next_flush(reported):
+    runtime, held = failed_and_then_died(reported)
+
+    del held
+    runtime.flush(timeout=5)
+
+    assert [str(failure.exception) for failure in reported] == ["of the first loop"]
+    runtime.shutdown()
+    assert len(reported) == 1
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["another loop runs", "no other loop runs"])
+def test_a_failure_of_a_loop_that_died_is_told_by_shutdown(reported, goes_on):
+    runtime, held = failed_and_then_died(reported)
+    if goes_on:
+        runtime.run(running_loop(), timeout=5)
+
+    runtime.shutdown()
+
+    assert [str(failure.exception) for failure in reported] == ["of the first loop"]
+    assert isinstance(held.exception(), LookupError)
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["another loop runs", "no other loop runs"])
+def test_a_failure_of_a_loop_that_died_is_told_at_exit(goes_on):
+    def program():
+        import omniloop
+
+        omniloop.configure(loop_factory=Breakable, on_error=lambda failure: print(repr(failure.exception)))
+        held = omniloop.go(fail())
+        loop = omniloop.run(running_loop())
+        last = omniloop.go(waits_for_ever())
+        loop.break_down()
+        last.exception(timeout=5)
+        del last
+        if goes_on:
+            omniloop.run(running_loop())
+
+    result = run_child(program)
+
+    assert (result.stderr, result.code) == ("", 0)
+    assert result.stdout.splitlines() == ["OSError(9, 'Bad file descriptor')", "LookupError('of the first loop')"]
+
+
+def test_a_failure_that_is_dropped_after_shutdown_is_told_at_exit():
+    """A worker that comes back late: its handle was settled, what it calls back is not."""
+
+    def program():
+        import threading
+
+        import omniloop
+
+        runtime = omniloop.Runtime(on_error=lambda failure: print(failure.message), cancel_timeout=0.01)
+        asked, go_on = threading.Event(), threading.Event()
+        task = runtime.to_thread(lambda: (asked.set(), go_on.wait(5)))
+        asked.wait(5)
+        runtime.shutdown(timeout=0)
+        task.exception()
+        # At once, here, because the task is done; and of a runtime whose loop is closed.
+        task.add_done_callback(lambda task: 1 / 0)
+        go_on.set()
+
+    result = run_child(program)
+
+    assert result.code == 0
+    assert result.stdout == "A done callback of task '<lambda>' failed\n"
+
+
+def test_dropping_a_failure_never_logs_on_the_thread_that_drops_it(reported):
+    """A garbage collection inside a logging handler that holds a plain lock deadlocked."""
+    threads = []
+    runtime, held = failed_and_then_died(reported)
+    runtime.configure(on_error=lambda failure: threads.append(threading.current_thread()))
+
+    del held
+
+    assert threads == []
+    runtime.shutdown()
+    assert len(threads) == 1
+
+
+def test_a_forked_child_does_not_tell_of_its_parents_failures():
+    def program():
+        import os
+
+        import omniloop
+
+        omniloop.configure(on_error=lambda failure: print("told in", "parent" if os.getpid() == parent else "child"))
+        parent = os.getpid()
+        held = omniloop.go(fail())
+        omniloop.flush()
+        if os.fork():
+            os.wait()
+        del held
+
+    result = run_child(program)
+
+    assert (result.stdout, result.stderr, result.code) == ("told in parent\n", "", 0)
