@@ -35,7 +35,9 @@ def _add(part: str, owner: Callable[..., object] | str, parts: dict[str, None], 
     for name in sorted(names & around.keys()):
         value = around[name]
         if isinstance(value, FunctionType):
-            _add("\n".join(["if True:", *_text(_file(value), _node(value))]), value, parts, (*above, part))
+            _add(_definition(value), value, parts, (*above, part))
+            if value.__name__ != name:
+                parts[f"{name} = {value.__name__}"] = None
         else:
             parts[f"{name} = {_plain(name, value)}"] = None
     for statement, bound in _top_level(file):
@@ -81,6 +83,11 @@ def _body(program: Callable[..., object]) -> str:
             line = lines[inner.lineno - 1]
             lines[inner.lineno - 1] = line.replace("nonlocal", "global", 1)
     return "\n".join(["if True:", *lines[node.body[0].lineno - 1 :]])
+
+
+def _definition(function: Callable[..., object]) -> str:
+    node = _node(function)
+    return "\n".join([*(["if True:"] if node.col_offset else []), *_text(_file(function), node)])
 
 
 def _text(file: str, node: ast.stmt) -> list[str]:

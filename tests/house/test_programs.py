@@ -73,6 +73,14 @@ def test_it_takes_the_values_and_functions_of_the_test_around_it(word):
     assert run_child(program).stdout == f"{word * 2!r} {numbers}\n"
 
 
+@pytest.mark.parametrize("ask", [is_even, is_odd])
+def test_a_function_may_be_a_parameter_of_the_test(ask):
+    def program():
+        print(ask(3))
+
+    assert run_child(program).stdout == f"{ask is is_odd}\n"
+
+
 def test_a_value_that_cannot_be_written_down_is_refused_by_its_name():
     path = Path("x")
 

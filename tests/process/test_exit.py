@@ -1,18 +1,24 @@
 """What becomes of accepted work when the program ends, in whichever way it ends. Each test is an interpreter of its own."""
 
+import asyncio
+import atexit
+import concurrent.futures
+import os
 import signal
+import socket
+import sys
+import threading
+import time
 
 import pytest
 
+import omniloop
 from children import run_child
+from omniloop import configure, go
+
 
 # Work of every kind that needs something which the interpreter takes away while it ends. Each piece starts to need it only
 # after the program's last line.
-FINISHING = """
-import asyncio, concurrent.futures, os, signal, socket, sys, threading
-import omniloop
-from omniloop import configure, go
-
 async def uses_a_socket():
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=ours)
@@ -22,41 +28,48 @@ async def uses_a_socket():
     writer.close()
     theirs.close()
 
+
 async def uses_a_thread():
     await asyncio.sleep(0.2)
     await asyncio.gather(*(asyncio.to_thread(sum, [1]) for _ in range(6)))
+
 
 async def uses_our_thread():
     await asyncio.sleep(0.2)
     await omniloop.to_thread(sum, [1])
 
+
 async def looks_up_a_name():
     await asyncio.sleep(0.2)
     await asyncio.get_running_loop().getaddrinfo("localhost", 80)
 
-# 3.12 starts no thread once the program ended: its one thread is started now.
+
 pool = concurrent.futures.ThreadPoolExecutor(1)
-pool.submit(int).result()
+
 
 async def uses_a_pool_of_the_users_own():
     await asyncio.sleep(0.2)
     await asyncio.get_running_loop().run_in_executor(pool, sum, [1])
+
 
 async def runs_a_program():
     await asyncio.sleep(0.2)
     child = await asyncio.create_subprocess_exec("true")
     assert await child.wait() == 0
 
+
 async def spawns(depth=3):
     await asyncio.sleep(0.05)
     if depth:
         go(spawns(depth - 1)) if depth > 1 else go(tell(asyncio.sleep(0.05), "spawned"))
+
 
 async def runs_for_ever():
     try:
         await asyncio.Event().wait()
     finally:
         await asyncio.sleep(0)
+
 
 async def tell(work, name=None):
     try:
@@ -66,11 +79,22 @@ async def tell(work, name=None):
         print(name or work.__name__, "cancelled", flush=True)
         raise
 
-for work in (uses_a_socket, uses_a_thread, uses_our_thread, looks_up_a_name, uses_a_pool_of_the_users_own,
-             runs_a_program, spawns):
-    go(tell(work()))
-go(tell(runs_for_ever()), daemon=True)
-"""
+
+def finishing():
+    # 3.12 starts no thread once the program ended: its one thread is started now.
+    pool.submit(int).result()
+    for work in (
+        uses_a_socket,
+        uses_a_thread,
+        uses_our_thread,
+        looks_up_a_name,
+        uses_a_pool_of_the_users_own,
+        runs_a_program,
+        spawns,
+    ):
+        go(tell(work()))
+    go(tell(runs_for_ever()), daemon=True)
+
 
 FINISHED = {
     "uses_a_socket",
@@ -84,18 +108,15 @@ FINISHED = {
     "runs_for_ever cancelled",
 }
 
-# Work that does not end by itself.
-UNENDING = """
-import asyncio, os, signal, sys, threading
-import omniloop
-from omniloop import configure, go
 
+# Work that does not end by itself.
 async def late():
     try:
         await asyncio.Event().wait()
     finally:
         await asyncio.sleep(0.01)
         print("late: cleaned up", flush=True)
+
 
 async def stubborn():
     try:
@@ -104,6 +125,7 @@ async def stubborn():
         await asyncio.sleep(0.01)
         print("stubborn: done all the same", flush=True)
 
+
 async def deaf():
     while True:
         try:
@@ -111,64 +133,92 @@ async def deaf():
         except asyncio.CancelledError:
             pass
 
-configure(exit_timeout=0.1, cancel_timeout=0.2)
-for work in late, stubborn, deaf:
-    go(work())
-# All of them wait.
-omniloop.run(asyncio.sleep(0))
-"""
 
-# How a program may end: its last lines, its exit code, and the last line of stderr.
-ENDINGS = {
-    "the end of main": ("", 0, ""),
-    "sys.exit": ("sys.exit(3)", 3, ""),
-    "an uncaught error": ("raise ValueError('main failed')", 1, "ValueError: main failed"),
-    "sys.exit in a thread": ("threading.Thread(target=sys.exit).start()", 0, ""),
-    "Ctrl-C": (
-        "signal.signal(signal.SIGINT, signal.default_int_handler); os.kill(os.getpid(), signal.SIGINT)",
-        -signal.SIGINT,
-        "KeyboardInterrupt",
-    ),
-    "SIGTERM with a handler that exits": (
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(4)); os.kill(os.getpid(), signal.SIGTERM)",
-        4,
-        "",
-    ),
-    "SIGTERM with sigterm='drain'": (
-        "configure(sigterm='drain'); os.kill(os.getpid(), signal.SIGTERM)",
-        -signal.SIGTERM,
-        "",
-    ),
-}
+def unending():
+    configure(exit_timeout=0.1, cancel_timeout=0.2)
+    for work in late, stubborn, deaf:
+        go(work())
+    # All of them wait.
+    omniloop.run(asyncio.sleep(0))
+
+
+# How a program may end: its last lines.
+
+
+def ends():
+    pass
+
+
+def calls_sys_exit():
+    sys.exit(3)
+
+
+def raises_an_error():
+    raise ValueError("main failed")
+
+
+def calls_sys_exit_in_a_thread():
+    threading.Thread(target=sys.exit).start()
+
+
+def interrupts_itself():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def exits_in_a_handler_of_sigterm():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def drains_on_sigterm():
+    configure(sigterm="drain")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# With the exit code, and the last line of stderr.
+ENDINGS = [
+    (ends, 0, ""),
+    (calls_sys_exit, 3, ""),
+    (raises_an_error, 1, "ValueError: main failed"),
+    (calls_sys_exit_in_a_thread, 0, ""),
+    (interrupts_itself, -signal.SIGINT, "KeyboardInterrupt"),
+    (exits_in_a_handler_of_sigterm, 4, ""),
+    (drains_on_sigterm, -signal.SIGTERM, ""),
+]
+
 
 # Nothing of Python's runs then, and so nothing of ours.
-ABRUPT = {
-    "SIGTERM without a handler": ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
-    "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
-    "os._exit": ("os._exit(5)", 5),
-}
+
+
+def terminates_itself():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kills_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def calls_os_exit():
+    os._exit(5)
 
 
 def last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_work_that_was_accepted_is_done_however_the_program_ends(ending):
-    source, code, error = ENDINGS[ending]
-
-    result = run_child(FINISHING + source)
+@pytest.mark.parametrize(("ending", "code", "error"), ENDINGS)
+def test_work_that_was_accepted_is_done_however_the_program_ends(ending, code, error):
+    result = run_child(finishing, ending)
 
     assert set(result.stdout.splitlines()) == FINISHED
     assert last_line(result.stderr) == error
     assert result.code == code
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_work_past_the_deadline_is_cancelled_awaited_and_named_however_the_program_ends(ending):
-    source, code, error = ENDINGS[ending]
-
-    result = run_child(UNENDING + source)
+@pytest.mark.parametrize(("ending", "code", "error"), ENDINGS)
+def test_work_past_the_deadline_is_cancelled_awaited_and_named_however_the_program_ends(ending, code, error):
+    result = run_child(unending, ending)
 
     assert set(result.stdout.splitlines()) == {"late: cleaned up", "stubborn: done all the same"}
     assert "3 unfinished when the time for draining was over, and cancelled" in result.stderr
@@ -181,24 +231,25 @@ def test_work_past_the_deadline_is_cancelled_awaited_and_named_however_the_progr
     assert result.seconds < 4
 
 
-@pytest.mark.parametrize("ending", ABRUPT)
-def test_nothing_is_done_where_python_runs_no_exit_hooks(ending):
-    source, code = ABRUPT[ending]
-
-    result = run_child(FINISHING + source)
+@pytest.mark.parametrize(
+    ("ending", "code"), [(terminates_itself, -signal.SIGTERM), (kills_itself, -signal.SIGKILL), (calls_os_exit, 5)]
+)
+def test_nothing_is_done_where_python_runs_no_exit_hooks(ending, code):
+    result = run_child(finishing, ending)
 
     assert result == ("", "", code, result.seconds)
 
 
 def test_a_chain_of_work_without_end_ends_at_the_deadline():
-    result = run_child("""
-        import asyncio, omniloop
+    def program():
         async def again():
             await asyncio.sleep(0.001)
             omniloop.go(again())
+
         omniloop.configure(exit_timeout=0.2, cancel_timeout=0.2)
         omniloop.go(again())
-        """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.code) == ("", 0)
     assert "never awaited" not in result.stderr and "Traceback" not in result.stderr
@@ -206,16 +257,19 @@ def test_a_chain_of_work_without_end_ends_at_the_deadline():
 
 
 def test_exit_takes_no_longer_than_the_deadlines_when_a_callback_blocks_the_loop_and_the_log_says_where():
-    result = run_child("""
-        import asyncio, time, omniloop
+    def program():
         omniloop.configure(exit_timeout=0.1, cancel_timeout=0.1, slow_callback=None)
+
         async def innocent():
             await asyncio.Event().wait()
+
         def blocks_the_loop():
             time.sleep(60)
+
         omniloop.go(innocent())
         omniloop.call_soon(blocks_the_loop)
-        """)
+
+    result = run_child(program)
 
     assert result.code == 0
     assert "did not end, because a callback blocks it here" in result.stderr
@@ -226,13 +280,15 @@ def test_exit_takes_no_longer_than_the_deadlines_when_a_callback_blocks_the_loop
 
 
 def test_exit_takes_no_longer_than_the_deadlines_when_a_worker_thread_is_blocked_and_the_log_says_where():
-    result = run_child("""
-        import time, omniloop
+    def program():
         omniloop.configure(exit_timeout=0.1, cancel_timeout=0.1)
+
         def blocks_a_worker():
             time.sleep(60)
+
         omniloop.to_thread(blocks_a_worker)
-        """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.code) == ("", 0)
     assert "did not end; it runs here" in result.stderr
@@ -242,8 +298,8 @@ def test_exit_takes_no_longer_than_the_deadlines_when_a_worker_thread_is_blocked
 
 def test_a_clean_up_that_the_program_asked_for_before_its_end_is_not_interrupted():
     """The drain cancelled every daemon, those that were about to end as well: what a `finally` awaited was never done."""
-    result = run_child("""
-        import asyncio, threading, omniloop
+
+    def program():
         cleaning = threading.Event()
 
         async def serve():
@@ -269,7 +325,8 @@ def test_a_clean_up_that_the_program_asked_for_before_its_end_is_not_interrupted
         omniloop.run(asyncio.sleep(0))
         server.cancel()
         cleaning.wait()
-        """)
+
+    result = run_child(program)
 
     assert (sorted(result.stdout.splitlines()), result.stderr, result.code) == (
         ["server closed", "source closed"],
@@ -280,8 +337,8 @@ def test_a_clean_up_that_the_program_asked_for_before_its_end_is_not_interrupted
 
 def test_what_is_slower_to_clean_up_than_it_has_time_is_named():
     """Of daemons and resources nothing was said: their clean-up was cut off without a word."""
-    result = run_child("""
-        import asyncio, omniloop
+
+    def program():
         omniloop.configure(cancel_timeout=0.2)
 
         async def slow_daemon():
@@ -299,7 +356,8 @@ def test_what_is_slower_to_clean_up_than_it_has_time_is_named():
 
         omniloop.go(slow_daemon(), daemon=True)
         omniloop.resource(Slow).run(use)
-        """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.code) == ("", 0)
     assert "2 unfinished when the time for draining was over, and cancelled:" in result.stderr
@@ -308,13 +366,14 @@ def test_what_is_slower_to_clean_up_than_it_has_time_is_named():
 
 
 def test_the_deadlines_of_several_runtimes_run_at_the_same_time():
-    result = run_child("""
-        import asyncio, omniloop
+    def program():
         async def late():
             await asyncio.Event().wait()
+
         for number in range(4):
             omniloop.Runtime(name=f"r{number}", exit_timeout=0.8, cancel_timeout=0.1).go(late())
-        """)
+
+    result = run_child(program)
 
     assert result.code == 0
     assert result.stderr.count("1 unfinished when the time for draining was over") == 4
@@ -323,13 +382,14 @@ def test_the_deadlines_of_several_runtimes_run_at_the_same_time():
 
 def test_the_end_of_main_cancels_nothing_while_other_threads_still_work():
     """Tried first: the early hook closed the runtime, and threads that went on for minutes found it shut."""
-    result = run_child("""
-        import asyncio, threading, omniloop
-        from omniloop import go
+
+    def program():
         omniloop.configure(exit_timeout=0.1, cancel_timeout=0.1)
+
         async def waits_for(event):
             await event.wait()
             return "done"
+
         def outlives_main():
             threading.main_thread().join()
             # By now the early hook has waited for as long as it may.
@@ -337,27 +397,32 @@ def test_the_end_of_main_cancels_nothing_while_other_threads_still_work():
             omniloop.call_soon(event.set)
             print(task.result(timeout=5))
             print(omniloop.run(waits_for(event)))
+
         event = asyncio.Event()
         task = go(waits_for(event))
         threading.Thread(target=outlives_main).start()
-        """)
+
+    result = run_child(program)
 
     assert result == ("done\ndone\n", "", 0, result.seconds)
 
 
 def test_the_deadline_counts_the_time_of_both_hooks_together():
-    result = run_child("""
-        import asyncio, atexit, time
+    def program():
         end_of_main = 0
         # Registered before the import: called after the last drain.
         atexit.register(lambda: print(time.monotonic() - end_of_main))
         import omniloop
+
         omniloop.configure(exit_timeout=1.5, cancel_timeout=0.1)
+
         async def late():
             await asyncio.Event().wait()
+
         omniloop.go(late())
         end_of_main = time.monotonic()
-        """)
+
+    result = run_child(program)
 
     # Twice would be three seconds.
     assert 1.5 <= float(result.stdout) < 2.8
@@ -366,16 +431,13 @@ def test_the_deadline_counts_the_time_of_both_hooks_together():
 @pytest.mark.parametrize("blocks_for", [1.2, 1.5, 2.5])
 def test_a_callback_that_blocks_the_loop_past_every_deadline_and_comes_back_breaks_nothing(blocks_for):
     """The end had given up, when the loop came to what it had asked for: the inbox was opened again, and the thread started."""
-    result = run_child(
-        f"""
-        import asyncio, time
-        import omniloop
 
+    def program():
         omniloop.configure(exit_timeout=0.4, cancel_timeout=0.3)
 
         async def blocks():
             await asyncio.sleep(0.1)
-            time.sleep({blocks_for})
+            time.sleep(blocks_for)
 
         async def waits():
             await asyncio.sleep(50)
@@ -383,8 +445,8 @@ def test_a_callback_that_blocks_the_loop_past_every_deadline_and_comes_back_brea
         omniloop.go(waits())
         omniloop.go(blocks())
         omniloop.call_later(50, print, "never due")
-        """
-    )
+
+    result = run_child(program)
 
     assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
     assert "never awaited" not in result.stderr and "'print' failed" not in result.stderr

@@ -1,39 +1,51 @@
 """What the other hooks of a program's end may submit, what is written while it ends, and to whom. Each test is an interpreter of its own."""
 
+import asyncio
+import atexit
+import io
+import logging
 import os
 import subprocess
 import sys
+import threading
+import weakref
 
 import pytest
 
+import omniloop
 from children import child_environment, run_child
+from programs import source_of
 
-TELL = """
+
 def tell(name):
     async def work():
         print(name, "done", flush=True)
+
     try:
         omniloop.go(work())
     except (omniloop.ClosedError, omniloop.CannotStartError) as error:
         print(name, "refused", flush=True)
-"""
+
 
 # CPython starts no thread any more when main has ended; 3.12.3 and later do.
 COLD = "refused" if (3, 12) <= sys.version_info < (3, 12, 3) else "done"
 
 
+# What is registered before the import gets `tell` by way of this list, because `tell` brings the import with it.
+told = []
+
+
 def test_what_an_exit_handler_submits_is_done_or_refused_wherever_it_was_registered():
-    result = run_child(
-        TELL
-        + """
-import atexit
-atexit.register(tell, "registered before the import")
-import omniloop
-atexit.register(tell, "registered before the start")
-omniloop.run(__import__("asyncio").sleep(0))
-atexit.register(tell, "registered after the start")
-"""
-    )
+    def before_the_import():
+        atexit.register(lambda: told[0]("registered before the import"))
+
+    def program():
+        told.append(tell)
+        atexit.register(tell, "registered before the start")
+        omniloop.run(asyncio.sleep(0))
+        atexit.register(tell, "registered after the start")
+
+    result = run_child(before_the_import, program)
 
     assert result.stdout.splitlines() == [
         "registered after the start done",
@@ -44,101 +56,104 @@ atexit.register(tell, "registered after the start")
 
 
 def test_a_runtime_that_is_first_used_in_an_exit_handler_works_or_refuses():
-    result = run_child(
-        TELL
-        + """
-import atexit, omniloop
-atexit.register(tell, "first use")
-"""
-    )
+    def program():
+        atexit.register(tell, "first use")
+
+    result = run_child(program)
 
     assert result == (f"first use {COLD}\n", "", 0, result.seconds)
 
 
 def test_an_exit_handler_may_wait_for_work_and_use_threads():
-    result = run_child("""
-        import asyncio, atexit, omniloop
+    def program():
         omniloop.run(asyncio.sleep(0))
+
         @atexit.register
         def save():
             print(omniloop.run(asyncio.to_thread(sum, [1, 2])))
             print(omniloop.to_thread(sum, [3, 4]).result())
             omniloop.flush()
-        """)
+
+    result = run_child(program)
 
     assert result == ("3\n7\n", "", 0, result.seconds)
 
 
 def test_a_thread_that_outlives_main_may_submit_and_wait():
-    result = run_child("""
-        import asyncio, threading, omniloop
+    def program():
         async def work(text):
             await asyncio.to_thread(int)
             print(text, flush=True)
+
         def outlives_main():
             threading.main_thread().join()
             omniloop.run(work("waited for"))
             omniloop.go(work("forgotten"))
+
         omniloop.go(work("of main's"))
         threading.Thread(target=outlives_main).start()
-        """)
+
+    result = run_child(program)
 
     assert result == ("of main's\nwaited for\nforgotten\n", "", 0, result.seconds)
 
 
 @pytest.mark.skipif(COLD == "refused", reason="this Python starts no thread once main has ended")
 def test_a_thread_that_outlives_main_may_be_the_first_to_use_the_runtime():
-    result = run_child("""
-        import asyncio, threading, omniloop
+    def program():
         async def work(text):
             await asyncio.to_thread(int)
             print(text, flush=True)
+
         def outlives_main():
             threading.main_thread().join()
             omniloop.run(work("waited for"))
             omniloop.go(work("forgotten"))
+
         threading.Thread(target=outlives_main).start()
-        """)
+
+    result = run_child(program)
 
     assert result == ("waited for\nforgotten\n", "", 0, result.seconds)
 
 
 def test_a_runtime_that_is_first_used_while_main_ends_does_not_hold_up_the_exit():
     """The drain waited for a start that another thread tried, and that failed: exit took until the deadline."""
-    result = run_child(
-        TELL
-        + """
-import threading, omniloop
-threading.excepthook = lambda args: tell("hook")
-# The hook comes while main ends, or a moment before.
-threading.Thread(target=lambda: 1 / 0).start()
-"""
-    )
+
+    def program():
+        threading.excepthook = lambda args: tell("hook")
+        # The hook comes while main ends, or a moment before.
+        threading.Thread(target=lambda: 1 / 0).start()
+
+    result = run_child(program)
 
     assert result.stdout in ("hook done\n", f"hook {COLD}\n")
     assert (result.stderr, result.code) == ("", 0)
 
 
+class Plain:
+    pass
+
+
 def test_finalisers_at_the_very_end_are_refused_in_words_and_leave_nothing_behind():
-    result = run_child(
-        TELL
-        + """
-import weakref
-class Thing:
-    def __del__(self):
-        tell(self.name)
-class Plain: pass
-plain = Plain()
-weakref.finalize(plain, lambda: tell("weakref.finalize made first"))
-import omniloop
-omniloop.run(__import__("asyncio").sleep(0))
-thing = Thing()
-thing.name = "__del__ of a global"
-thing.tell, thing.omniloop = tell, omniloop
-plain2 = Plain()
-weakref.finalize(plain2, lambda: tell("weakref.finalize made last"))
-"""
-    )
+    def before_the_import():
+        plain = Plain()
+        weakref.finalize(plain, lambda: told[0]("weakref.finalize made first"))
+
+    def program():
+        class Thing:
+            def __del__(self):
+                tell(self.name)
+
+        told.append(tell)
+        omniloop.run(asyncio.sleep(0))
+        thing = Thing()
+        thing.name = "__del__ of a global"
+        thing.tell, thing.omniloop = tell, omniloop
+        plain2 = Plain()
+        weakref.finalize(plain2, lambda: tell("weakref.finalize made last"))
+
+    result = run_child(before_the_import, program)
 
     # All finalisers of weakref share one exit handler, registered with the first.
     assert sorted(result.stdout.splitlines()) == [
@@ -153,24 +168,26 @@ weakref.finalize(plain2, lambda: tell("weakref.finalize made last"))
 @pytest.mark.timeout(60)
 def test_nothing_crashes_the_interpreter_while_tasks_print_without_end():
     """A loop thread that still prints at finalisation: "could not acquire lock for <stdout>", exit status -6, in 17 to 20 of 30 runs."""
-    program = """
-        import asyncio, omniloop
+
+    def program():
         omniloop.configure(exit_timeout=0.02, cancel_timeout=0.02)
+
         async def prints(daemon):
             while True:
                 print("x" * 200)
                 await asyncio.sleep(0)
+
         async def prints_on():
             while True:
                 try:
                     await prints(False)
                 except asyncio.CancelledError:
                     pass
+
         omniloop.go(prints(True), daemon=True)
         omniloop.go(prints(False), name="prints")
         omniloop.go(prints_on())
         omniloop.every(0.001, lambda: print("turn"))
-        """
 
     for _ in range(30):
         result = run_child(program, env={"PYTHONUNBUFFERED": ""})
@@ -181,16 +198,17 @@ def test_nothing_crashes_the_interpreter_while_tasks_print_without_end():
 
 
 def test_no_output_of_work_is_lost():
-    result = run_child(
-        """
-        import asyncio, sys, omniloop
+    def program():
         async def writes():
             await asyncio.sleep(0.01)
             for number in range(5000):
                 print(number)
                 print(number, file=sys.stderr)
+
         omniloop.go(writes())
-        """,
+
+    result = run_child(
+        program,
         env={"PYTHONUNBUFFERED": ""},
     )
 
@@ -201,14 +219,15 @@ def test_no_output_of_work_is_lost():
 
 
 def test_a_failure_in_the_last_drain_is_reported_once():
-    result = run_child("""
-        import asyncio, omniloop
+    def program():
         async def fails():
             await asyncio.sleep(0.05)
             raise ValueError("too late to tell anyone")
+
         held = omniloop.go(fails())
         omniloop.go(fails())
-        """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.code) == ("", 0)
     assert result.stderr.count("ValueError: too late to tell anyone") == 2
@@ -216,21 +235,25 @@ def test_a_failure_in_the_last_drain_is_reported_once():
 
 
 def test_logging_may_be_shut_down_before_the_drain():
-    result = run_child("""
-        import asyncio, logging, sys, omniloop
+    def program():
         class Handler(logging.StreamHandler):
             pass
+
         logging.basicConfig(handlers=[Handler(sys.stdout)])
+
         async def fails():
             await asyncio.sleep(0.05)
             raise ValueError("too late to tell anyone")
+
         async def works():
             await asyncio.sleep(0.06)
             print("done", flush=True)
+
         omniloop.go(fails())
         omniloop.go(works())
         logging.shutdown()
-        """)
+
+    result = run_child(program)
 
     assert result.stdout.splitlines()[-1] == "done" or "done\n" in result.stdout
     assert "ValueError: too late to tell anyone" in result.stdout
@@ -238,58 +261,75 @@ def test_logging_may_be_shut_down_before_the_drain():
 
 
 def test_a_handler_of_logging_that_is_closed_harms_nobody():
-    result = run_child("""
-        import asyncio, io, logging, omniloop
+    def program():
         stream = io.StringIO()
         logging.basicConfig(stream=stream)
         logging.raiseExceptions = False
+
         async def fails():
             await asyncio.sleep(0.05)
             raise ValueError
+
         async def works():
             await asyncio.sleep(0.06)
             print("done", flush=True)
+
         omniloop.go(fails())
         omniloop.go(works())
         stream.close()
-        """)
+
+    result = run_child(program)
 
     assert result == ("done\n", "", 0, result.seconds)
 
 
-WITHOUT_STREAMS = """
-import asyncio, os, sys, omniloop
-async def fails():
-    await asyncio.sleep(0.05)
-    print("a word", flush=True)
-    raise ValueError("unheard")
-async def works():
-    await asyncio.sleep(0.06)
-    os.write(3, b"done")
-async def late():
-    await asyncio.Event().wait()
-omniloop.configure(exit_timeout=0.2, cancel_timeout=0.1)
-omniloop.go(fails())
-omniloop.go(works())
-omniloop.go(late())
-"""
+def works_and_fails():
+    async def fails():
+        await asyncio.sleep(0.05)
+        print("a word", flush=True)
+        raise ValueError("unheard")
+
+    async def works():
+        await asyncio.sleep(0.06)
+        os.write(3, b"done")
+
+    async def late():
+        await asyncio.Event().wait()
+
+    omniloop.configure(exit_timeout=0.2, cancel_timeout=0.1)
+    omniloop.go(fails())
+    omniloop.go(works())
+    omniloop.go(late())
 
 
-@pytest.mark.parametrize(
-    "without",
-    [
-        "sys.stdout.close()",
-        "sys.stderr.close()",
-        "sys.stdout.close(); sys.stderr.close()",
-        "sys.stdout = sys.stderr = None",
-        "os.close(1); os.close(2)",
-    ],
-)
-def test_work_is_done_with_the_streams_closed(without):
+def closes_stdout():
+    sys.stdout.close()
+
+
+def closes_stderr():
+    sys.stderr.close()
+
+
+def closes_both():
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def has_none():
+    sys.stdout = sys.stderr = None
+
+
+def closes_the_descriptors():
+    os.close(1)
+    os.close(2)
+
+
+@pytest.mark.parametrize("ending", [closes_stdout, closes_stderr, closes_both, has_none, closes_the_descriptors])
+def test_work_is_done_with_the_streams_closed(ending):
     reader, writer = os.pipe()
 
     child = subprocess.Popen(
-        [sys.executable, "-c", f"import os; os.dup2({writer}, 3)\n" + WITHOUT_STREAMS + without],
+        [sys.executable, "-c", f"import os; os.dup2({writer}, 3)\n" + source_of(works_and_fails, ending)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=child_environment(),
@@ -313,7 +353,7 @@ def test_work_is_done_with_a_stream_that_nobody_reads(broken):
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, broken: mouth}
 
     child = subprocess.Popen(
-        [sys.executable, "-c", f"import os; os.dup2({writer}, 3)\n" + WITHOUT_STREAMS],
+        [sys.executable, "-c", f"import os; os.dup2({writer}, 3)\n" + source_of(works_and_fails)],
         env=child_environment(),
         pass_fds=[writer],
         **streams,

@@ -1,10 +1,26 @@
 """What a fork does to the runtime, in the parent and in the child. Each test is an interpreter of its own."""
 
+import asyncio
+import atexit
+import concurrent.futures
+import ctypes
+import gc
+import importlib.abc
+import importlib.util
+import logging
 import os
+import signal
+import socket
+import sys
+import threading
+import time
 
 import pytest
 
+import omniloop
 from children import run_child
+from omniloop import go, run
+from omniloop._process import exit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 
@@ -12,16 +28,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks h
 # And in development mode, of what the test programs themselves leave open.
 QUIET = ["-W", "ignore::DeprecationWarning", "-W", "ignore::ResourceWarning"]
 
-START = """
-import asyncio, gc, os, signal, sys, threading, time
-import omniloop
-from omniloop import go, run
-
-# A child of a fork that hangs is ended by this.
-signal.alarm(7)
 
 def fork(child):
-    '''Fork; call *child* there and end as a program does. Returns the pid.'''
+    """Fork; call *child* there and end as a program does. Returns the pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -29,45 +38,58 @@ def fork(child):
     child()
     sys.exit(0)
 
+
 def wait(pid):
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code:
         print("the child ended with", code, flush=True)
 
+
 async def answer(value=42):
     await asyncio.sleep(0)
     return value
 
+
 def say(*words):
     # One system call, so that lines of parent and child do not mix.
-    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
 
 async def holds(name, event=None):
-    '''Waits, and tells where its clean-up runs.'''
+    """Waits, and tells where its clean-up runs."""
     pid = os.getpid()
     try:
         await (event or asyncio.Event()).wait()
         say(name, "done", "here" if os.getpid() == pid else "IN THE CHILD")
     finally:
         say(name, "cleaned up", "here" if os.getpid() == pid else "IN THE CHILD")
-"""
+
+
+def start():
+    # A child of a fork that hangs is ended by this.
+    signal.alarm(7)
 
 
 def test_the_runtime_works_at_once_in_a_child_and_goes_on_in_the_parent():
+    def program():
+        run(answer())
+
+        def child():
+            assert omniloop.tasks() == []
+            say("child", run(answer()), omniloop.to_thread(sum, [1, 2]).result())
+
+            async def forgotten():
+                await asyncio.sleep(0.05)
+                say("child: done at exit")
+
+            go(forgotten())
+
+        wait(fork(child))
+        say("parent", run(answer()), omniloop.to_thread(sum, [1, 2]).result())
+
     result = run_child(
-        START
-        + """
-run(answer())
-def child():
-    assert omniloop.tasks() == []
-    say("child", run(answer()), omniloop.to_thread(sum, [1, 2]).result())
-    async def forgotten():
-        await asyncio.sleep(0.05)
-        say("child: done at exit")
-    go(forgotten())
-wait(fork(child))
-say("parent", run(answer()), omniloop.to_thread(sum, [1, 2]).result())
-""",
+        start,
+        program,
         # CPython drops the warning if it is made an error.
         flags=["-W", "always::DeprecationWarning"],
     )
@@ -76,19 +98,23 @@ say("parent", run(answer()), omniloop.to_thread(sum, [1, 2]).result())
 
 
 def test_a_fork_of_a_fork_works():
+    def program():
+        run(answer())
+
+        def grandchild():
+            say("grandchild", run(answer()))
+
+        def child():
+            say("child", run(answer()))
+            wait(fork(grandchild))
+            say("child", run(answer()))
+
+        wait(fork(child))
+        say("parent", run(answer()))
+
     result = run_child(
-        START
-        + """
-run(answer())
-def grandchild():
-    say("grandchild", run(answer()))
-def child():
-    say("child", run(answer()))
-    wait(fork(grandchild))
-    say("child", run(answer()))
-wait(fork(child))
-say("parent", run(answer()))
-""",
+        start,
+        program,
         # CPython drops the warning if it is made an error.
         flags=["-W", "always::DeprecationWarning"],
     )
@@ -98,37 +124,45 @@ say("parent", run(answer()))
 
 def test_nothing_of_the_parents_runs_or_is_cleaned_up_in_the_child_not_even_when_the_child_ends():
     """A module global does not outlive finalisation: the `finally` blocks of the parent's work ran in the child."""
+
+    def program():
+        event = asyncio.Event()
+        task = go(holds("work", event))
+        daemon = go(holds("daemon"), daemon=True)
+
+        async def generator():
+            try:
+                yield 1
+                yield 2
+            finally:
+                say("generator cleaned up", os.getpid() == parent)
+
+        parent = os.getpid()
+        agen = generator()
+
+        async def first():
+            return await anext(agen)
+
+        run(first())
+        timer = omniloop.call_later(0.1, say, "timer")
+        gone = go(holds("nobody holds its handle", event))
+        omniloop.call_soon(gone.add_done_callback, lambda _: say("callback", os.getpid() == parent)).result()
+        del gone
+
+        def child():
+            nonlocal task, daemon, agen, timer, event
+            say("child", run(answer()))
+            omniloop.run(asyncio.sleep(0.2))
+            del task, daemon, agen, timer, event
+            gc.collect()
+
+        wait(fork(child))
+        timer.result()
+        omniloop.call_soon(event.set)
+
     result = run_child(
-        START
-        + """
-event = asyncio.Event()
-task = go(holds("work", event))
-daemon = go(holds("daemon"), daemon=True)
-async def generator():
-    try:
-        yield 1
-        yield 2
-    finally:
-        say("generator cleaned up", os.getpid() == parent)
-parent = os.getpid()
-agen = generator()
-async def first():
-    return await anext(agen)
-run(first())
-timer = omniloop.call_later(0.1, say, "timer")
-gone = go(holds("nobody holds its handle", event))
-omniloop.call_soon(gone.add_done_callback, lambda _: say("callback", os.getpid() == parent)).result()
-del gone
-def child():
-    global task, daemon, agen, timer, event
-    say("child", run(answer()))
-    omniloop.run(asyncio.sleep(0.2))
-    del task, daemon, agen, timer, event
-    gc.collect()
-wait(fork(child))
-timer.result()
-omniloop.call_soon(event.set)
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
@@ -147,19 +181,37 @@ omniloop.call_soon(event.set)
     assert (result.stderr, result.code) == ("", 0)
 
 
-@pytest.mark.parametrize("ending", ["pass", "omniloop.shutdown()", "os._exit(0)", "del omniloop.go; gc.collect()"])
+def ends():
+    pass
+
+
+def shuts_down():
+    omniloop.shutdown()
+
+
+def calls_os_exit():
+    os._exit(0)
+
+
+def deletes_and_collects():
+    del omniloop.go
+    gc.collect()
+
+
+@pytest.mark.parametrize("ending", [ends, shuts_down, calls_os_exit, deletes_and_collects])
 def test_a_child_that_does_not_use_the_runtime_ends_at_once_and_clean(ending):
+    def program():
+        task = go(holds("work"))
+        daemon = go(holds("daemon"), daemon=True)
+        run(answer())
+        started = time.monotonic()
+        wait(fork(ending))
+        print(time.monotonic() - started < 4)
+        task.cancel()
+
     result = run_child(
-        START
-        + f"""
-task = go(holds("work"))
-daemon = go(holds("daemon"), daemon=True)
-run(answer())
-started = time.monotonic()
-wait(fork(lambda: exec({ending!r})))
-print(time.monotonic() - started < 4)
-task.cancel()
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
@@ -169,41 +221,46 @@ task.cancel()
 
 
 def test_a_handle_of_the_parents_raises_in_the_child_at_once_unless_it_is_done():
+    def program():
+        event = asyncio.Event()
+        task = go(holds("work", event))
+
+        async def fails():
+            raise ValueError("of the parent's")
+
+        done, failed = go(answer(7)), go(fails())
+        concurrent.futures.wait([done, failed])
+
+        async def awaits():
+            await task
+
+        def child():
+            for wait_for_it in (
+                lambda: task.result(),
+                lambda: task.result(timeout=1),
+                lambda: task.result(timeout=0),
+                lambda: task.exception(),
+                lambda: task.cancel(),
+                lambda: task.add_done_callback(print),
+                lambda: concurrent.futures.wait([task]),
+                lambda: asyncio.run(awaits()),
+                lambda: run(awaits()),
+            ):
+                try:
+                    wait_for_it()
+                except omniloop.ForkedError as error:
+                    pass
+                else:
+                    say("no error")
+            say(task.done(), done.result(), repr(failed.exception()))
+
+        wait(fork(child))
+        omniloop.call_soon(event.set)
+        failed.exception()
+
     result = run_child(
-        START
-        + """
-import concurrent.futures
-event = asyncio.Event()
-task = go(holds("work", event))
-async def fails():
-    raise ValueError("of the parent's")
-done, failed = go(answer(7)), go(fails())
-concurrent.futures.wait([done, failed])
-async def awaits():
-    await task
-def child():
-    for wait_for_it in (
-        lambda: task.result(),
-        lambda: task.result(timeout=1),
-        lambda: task.result(timeout=0),
-        lambda: task.exception(),
-        lambda: task.cancel(),
-        lambda: task.add_done_callback(print),
-        lambda: concurrent.futures.wait([task]),
-        lambda: asyncio.run(awaits()),
-        lambda: run(awaits()),
-    ):
-        try:
-            wait_for_it()
-        except omniloop.ForkedError as error:
-            pass
-        else:
-            say("no error")
-    say(task.done(), done.result(), repr(failed.exception()))
-wait(fork(child))
-omniloop.call_soon(event.set)
-failed.exception()
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
@@ -217,23 +274,26 @@ failed.exception()
 
 def test_a_fork_with_no_work_pending_warns_of_no_threads():
     """CPython 3.12 and later warn of threads around a fork: ours end before it, and come back when they are used."""
+
+    def program():
+        def child():
+            run(answer())
+
+        pids = []
+        run(answer())
+        omniloop.to_thread(sum, [1]).result()
+        idents = set()
+        for _ in range(20):
+            pids.append(fork(child))
+            idents.add(omniloop.call_soon(threading.get_ident).result())
+            omniloop.to_thread(sum, [1]).result()
+        for pid in pids:
+            wait(pid)
+        print(run(answer()))
+
     result = run_child(
-        START
-        + """
-def child():
-    run(answer())
-pids = []
-run(answer())
-omniloop.to_thread(sum, [1]).result()
-idents = set()
-for _ in range(20):
-    pids.append(fork(child))
-    idents.add(omniloop.call_soon(threading.get_ident).result())
-    omniloop.to_thread(sum, [1]).result()
-for pid in pids:
-    wait(pid)
-print(run(answer()))
-""",
+        start,
+        program,
         # CPython drops the warning if it is made an error.
         flags=["-W", "always::DeprecationWarning"],
     )
@@ -243,15 +303,17 @@ print(run(answer()))
 
 def test_a_fork_with_work_pending_leaves_the_loops_thread_the_same():
     """sqlite3 connections and `threading.local` belong to it."""
+
+    def program():
+        task = go(holds("work"))
+        before = omniloop.call_soon(threading.get_native_id).result()
+        wait(fork(lambda: None))
+        print(omniloop.call_soon(threading.get_native_id).result() == before)
+        task.cancel()
+
     result = run_child(
-        START
-        + """
-task = go(holds("work"))
-before = omniloop.call_soon(threading.get_native_id).result()
-wait(fork(lambda: None))
-print(omniloop.call_soon(threading.get_native_id).result() == before)
-task.cancel()
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
@@ -259,25 +321,29 @@ task.cancel()
 
 
 def test_sockets_and_timers_made_without_the_runtime_outlast_a_fork():
+    def program():
+        async def serve():
+            async def echo(reader, writer):
+                writer.write(await reader.readexactly(2))
+                await writer.drain()
+                writer.close()
+
+            server = await asyncio.start_server(echo, "127.0.0.1", 0)
+            asyncio.get_running_loop().call_later(0.1, fired.set)
+            return server.sockets[0].getsockname()
+
+        import socket
+
+        fired = threading.Event()
+        address = run(serve())
+        wait(fork(lambda: None))
+        with socket.create_connection(address) as client:
+            client.sendall(b"hi")
+            print(client.recv(2), fired.wait(2))
+
     result = run_child(
-        START
-        + """
-async def serve():
-    async def echo(reader, writer):
-        writer.write(await reader.readexactly(2))
-        await writer.drain()
-        writer.close()
-    server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    asyncio.get_running_loop().call_later(0.1, fired.set)
-    return server.sockets[0].getsockname()
-import socket
-fired = threading.Event()
-address = run(serve())
-wait(fork(lambda: None))
-with socket.create_connection(address) as client:
-    client.sendall(b"hi")
-    print(client.recv(2), fired.wait(2))
-""",
+        start,
+        program,
         flags=QUIET,
         # uvloop crashes at the end of a child that was forked with a server open, without us as well.
         env={"OMNILOOP_LOOP": "asyncio"},
@@ -288,22 +354,28 @@ with socket.create_connection(address) as client:
 
 def test_an_async_generator_that_is_open_at_a_fork_is_closed_at_exit():
     """The thread had ended for the fork, and nothing brought it back."""
+
+    def program():
+        parent = os.getpid()
+
+        async def numbers():
+            try:
+                yield 1
+            finally:
+                await asyncio.sleep(0)
+                say("closed", os.getpid() == parent)
+
+        held = numbers()
+
+        async def first():
+            return await anext(held)
+
+        run(first())
+        wait(fork(lambda: None))
+
     result = run_child(
-        START
-        + """
-parent = os.getpid()
-async def numbers():
-    try:
-        yield 1
-    finally:
-        await asyncio.sleep(0)
-        say("closed", os.getpid() == parent)
-held = numbers()
-async def first():
-    return await anext(held)
-run(first())
-wait(fork(lambda: None))
-""",
+        start,
+        program,
         flags=QUIET,
         # uvloop does not show what generators are open.
         env={"OMNILOOP_LOOP": "asyncio"},
@@ -314,26 +386,31 @@ wait(fork(lambda: None))
 
 def test_the_child_leaves_the_parents_sockets_and_loop_alone():
     """Closing the loop in the child breaks the parent's, whose epoll and wake-up pipe are the same ones."""
+
+    def program():
+        ours, theirs = socket.socketpair()
+
+        async def receives():
+            reader, writer = await asyncio.open_connection(sock=ours)
+            data = await reader.readexactly(3)
+            writer.close()
+            return data
+
+        task = go(receives())
+        run(answer())
+
+        def child():
+            run(answer())
+            omniloop.shutdown()
+            gc.collect()
+
+        wait(fork(child))
+        theirs.sendall(b"abc")
+        print(task.result(timeout=2), run(answer(), timeout=2))
+
     result = run_child(
-        START
-        + """
-import socket
-ours, theirs = socket.socketpair()
-async def receives():
-    reader, writer = await asyncio.open_connection(sock=ours)
-    data = await reader.readexactly(3)
-    writer.close()
-    return data
-task = go(receives())
-run(answer())
-def child():
-    run(answer())
-    omniloop.shutdown()
-    gc.collect()
-wait(fork(child))
-theirs.sendall(b"abc")
-print(task.result(timeout=2), run(answer(), timeout=2))
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
@@ -341,27 +418,30 @@ print(task.result(timeout=2), run(answer(), timeout=2))
 
 
 def test_a_blocked_loop_delays_a_fork_by_no_more_than_a_second():
+    def program():
+        blocking, go_on = threading.Event(), threading.Event()
+
+        def block():
+            blocking.set()
+            go_on.wait()
+
+        omniloop.configure(slow_callback=None)
+        task = omniloop.call_soon(block)
+        blocking.wait()
+        started = time.monotonic()
+        pid = fork(lambda: say("child", run(answer())))
+        took = time.monotonic() - started
+        wait(pid)
+        print(0.9 < took < 5)
+        go_on.set()
+        task.result()
+        print("parent", run(answer()))
+        wait(fork(lambda: say("child", run(answer()))))
+        print("parent", run(answer()))
+
     result = run_child(
-        START
-        + """
-blocking, go_on = threading.Event(), threading.Event()
-def block():
-    blocking.set()
-    go_on.wait()
-omniloop.configure(slow_callback=None)
-task = omniloop.call_soon(block)
-blocking.wait()
-started = time.monotonic()
-pid = fork(lambda: say("child", run(answer())))
-took = time.monotonic() - started
-wait(pid)
-print(0.9 < took < 5)
-go_on.set()
-task.result()
-print("parent", run(answer()))
-wait(fork(lambda: say("child", run(answer()))))
-print("parent", run(answer()))
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
@@ -371,80 +451,89 @@ print("parent", run(answer()))
 
 @pytest.mark.heavy
 def test_a_fork_while_eight_threads_submit_loses_nothing_and_leaves_every_child_working():
+    def program():
+        stop = threading.Event()
+        counts = [0] * 8
+        finished = [0]
+
+        async def work():
+            finished[0] += 1
+
+        def submits(number):
+            while not stop.is_set():
+                for _ in range(20):
+                    go(work())
+                counts[number] += 20
+                time.sleep(0.0005)
+
+        threads = [threading.Thread(target=submits, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for _ in range(6):
+            wait(fork(lambda: run(answer(), timeout=5)))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        omniloop.flush()
+        print(sum(counts) == finished[0], omniloop.tasks())
+
     result = run_child(
-        START
-        + """
-stop = threading.Event()
-counts = [0] * 8
-finished = [0]
-async def work():
-    finished[0] += 1
-def submits(number):
-    while not stop.is_set():
-        for _ in range(20):
-            go(work())
-        counts[number] += 20
-        time.sleep(0.0005)
-threads = [threading.Thread(target=submits, args=(number,)) for number in range(8)]
-for thread in threads:
-    thread.start()
-for _ in range(6):
-    wait(fork(lambda: run(answer(), timeout=5)))
-stop.set()
-for thread in threads:
-    thread.join()
-omniloop.flush()
-print(sum(counts) == finished[0], omniloop.tasks())
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
     assert result == ("True []\n", "", 0, result.seconds)
 
 
-MANY_FORKS = """
 def descriptors():
     return len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
-stop = threading.Event()
-count, finished = 0, [0]
-async def work():
-    await asyncio.sleep(0)
-    finished[0] += 1
-def submits():
-    global count
-    while not stop.is_set():
-        for _ in range(10):
-            go(work())
-        count += 10
-        time.sleep(0.001)
-async def starts():
-    pass
-run(starts())
-omniloop.to_thread(sum, [1]).result()
-wait(fork(lambda: None))
-threads, files = threading.active_count(), descriptors()
-thread = threading.Thread(target=submits)
-thread.start()
-for _ in range(FORKS):
-    pid = os.fork()
-    if not pid:
-        if _ % 10 == 0:
-            signal.alarm(7)
-            run(answer(), timeout=5)
-        os._exit(0)
-    wait(pid)
-stop.set()
-thread.join()
-omniloop.flush()
-print(count == finished[0], omniloop.tasks(), descriptors() - files)
-wait(fork(lambda: None))
-print(threading.active_count() <= threads)
-"""
+
+
+def forks_under_load(times):
+    stop = threading.Event()
+    count, finished = 0, [0]
+
+    async def work():
+        await asyncio.sleep(0)
+        finished[0] += 1
+
+    def submits():
+        nonlocal count
+        while not stop.is_set():
+            for _ in range(10):
+                go(work())
+            count += 10
+            time.sleep(0.001)
+
+    run(asyncio.sleep(0))
+    omniloop.to_thread(sum, [1]).result()
+    wait(fork(lambda: None))
+    threads, files = threading.active_count(), descriptors()
+    thread = threading.Thread(target=submits)
+    thread.start()
+    for number in range(times):
+        pid = os.fork()
+        if not pid:
+            if number % 10 == 0:
+                signal.alarm(7)
+                run(answer(), timeout=5)
+            os._exit(0)
+        wait(pid)
+    stop.set()
+    thread.join()
+    omniloop.flush()
+    print(count == finished[0], omniloop.tasks(), descriptors() - files)
+    wait(fork(lambda: None))
+    print(threading.active_count() <= threads)
 
 
 @pytest.mark.heavy
 def test_many_forks_under_load_lose_no_task_and_leak_no_descriptor_and_no_thread():
-    result = run_child(START + MANY_FORKS.replace("FORKS", "150"), flags=QUIET)
+    def program():
+        forks_under_load(times=150)
+
+    result = run_child(start, program, flags=QUIET)
 
     assert result == ("True [] 0\nTrue\n", "", 0, result.seconds)
 
@@ -452,49 +541,57 @@ def test_many_forks_under_load_lose_no_task_and_leak_no_descriptor_and_no_thread
 @pytest.mark.soak
 @pytest.mark.timeout(120)
 def test_a_thousand_forks_under_load_lose_no_task_and_leak_no_descriptor_and_no_thread():
-    result = run_child(
-        (START + MANY_FORKS.replace("FORKS", "1000")).replace("signal.alarm(7)", "signal.alarm(100)"),
-        flags=QUIET,
-        timeout=110,
-    )
+    def program():
+        signal.alarm(100)
+        forks_under_load(times=1000)
+
+    result = run_child(program, flags=QUIET, timeout=110)
 
     assert result == ("True [] 0\nTrue\n", "", 0, result.seconds)
 
 
 def test_a_fork_with_the_lock_of_logging_busy_leaves_the_child_able_to_log():
+    def program():
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        stop = threading.Event()
+
+        class Slow(logging.Handler):
+            def emit(self, record):
+                time.sleep(0.002)
+
+        busy = logging.getLogger("busy")
+        busy.addHandler(Slow())
+        busy.propagate = False
+
+        def logs():
+            while not stop.is_set():
+                busy.warning("x")
+
+        async def logs_too():
+            while True:
+                busy.warning("y")
+                await asyncio.sleep(0)
+
+        thread = threading.Thread(target=logs)
+        thread.start()
+        task = go(logs_too(), daemon=True)
+
+        async def fails():
+            raise ValueError("in the child")
+
+        def child():
+            go(fails())
+            omniloop.flush()
+            busy.warning("z")
+
+        for _ in range(10):
+            wait(fork(child))
+        stop.set()
+        thread.join()
+
     result = run_child(
-        START
-        + """
-import logging
-logging.basicConfig(stream=sys.stdout, format="%(message)s")
-stop = threading.Event()
-class Slow(logging.Handler):
-    def emit(self, record):
-        time.sleep(0.002)
-busy = logging.getLogger("busy")
-busy.addHandler(Slow())
-busy.propagate = False
-def logs():
-    while not stop.is_set():
-        busy.warning("x")
-async def logs_too():
-    while True:
-        busy.warning("y")
-        await asyncio.sleep(0)
-thread = threading.Thread(target=logs)
-thread.start()
-task = go(logs_too(), daemon=True)
-async def fails():
-    raise ValueError("in the child")
-def child():
-    go(fails())
-    omniloop.flush()
-    busy.warning("z")
-for _ in range(10):
-    wait(fork(child))
-stop.set()
-thread.join()
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
@@ -504,51 +601,57 @@ thread.join()
 
 # --- forking on the loop's thread -------------------------------------------------------------------------------------
 
-IN_A_TASK = """
-event = asyncio.Event()
-others = [go(holds(f"other {number}", event)) for number in range(3)]
-started = []
-def starts():
-    started.append(os.getpid())
-    if os.getpid() != parent:
-        say("started IN THE CHILD")
-async def starts_late(number):
-    await gate.wait()
-    starts()
-gate = asyncio.Event()
-async def forks(way):
-    await gate.wait()
-    # A few that are queued behind the fork, in the loop and in the inbox: they are the parent's alone.
-    for number in range(5):
-        go(starts_late(number))
-        asyncio.get_running_loop().call_soon(starts)
-    pid = os.fork()
-    if pid:
-        return pid
-    signal.alarm(7)
-    say("child", asyncio.run(answer(2)), omniloop.go(answer(3)).result())
-    async def forgotten():
-        await asyncio.sleep(0.05)
-        say("child: done at exit")
-    omniloop.go(forgotten())
-    if way == "exits":
-        os._exit(0)
-parent = os.getpid()
-task = go(forks(WAY))
-# Woken in the same turn of the loop, right behind it.
-behind = [go(starts_late(number)) for number in range(3)]
-task.add_done_callback(lambda _: print("callback", os.getpid() == parent, flush=True))
-omniloop.call_soon(gate.set)
-wait(task.result())
-omniloop.call_soon(event.set)
-omniloop.flush()
-print(len(started), set(started) == {parent}, run(answer()))
-"""
-
 
 @pytest.mark.parametrize("way", ["exits", "returns"])
 def test_a_fork_inside_a_task_gives_the_child_a_runtime_of_its_own_and_none_of_the_parents_work(way):
-    result = run_child(START + IN_A_TASK.replace("WAY", repr(way)), flags=QUIET, env={"OMNILOOP_LOOP": "asyncio"})
+    def program():
+        event = asyncio.Event()
+        others = [go(holds(f"other {number}", event)) for number in range(3)]
+        started = []
+
+        def starts():
+            started.append(os.getpid())
+            if os.getpid() != parent:
+                say("started IN THE CHILD")
+
+        async def starts_late(number):
+            await gate.wait()
+            starts()
+
+        gate = asyncio.Event()
+
+        async def forks(way):
+            await gate.wait()
+            # A few that are queued behind the fork, in the loop and in the inbox: they are the parent's alone.
+            for number in range(5):
+                go(starts_late(number))
+                asyncio.get_running_loop().call_soon(starts)
+            pid = os.fork()
+            if pid:
+                return pid
+            signal.alarm(7)
+            say("child", asyncio.run(answer(2)), omniloop.go(answer(3)).result())
+
+            async def forgotten():
+                await asyncio.sleep(0.05)
+                say("child: done at exit")
+
+            omniloop.go(forgotten())
+            if way == "exits":
+                os._exit(0)
+
+        parent = os.getpid()
+        task = go(forks(way))
+        # Woken in the same turn of the loop, right behind it.
+        behind = [go(starts_late(number)) for number in range(3)]
+        task.add_done_callback(lambda _: print("callback", os.getpid() == parent, flush=True))
+        omniloop.call_soon(gate.set)
+        wait(task.result())
+        omniloop.call_soon(event.set)
+        omniloop.flush()
+        print(len(started), set(started) == {parent}, run(answer()))
+
+    result = run_child(start, program, flags=QUIET, env={"OMNILOOP_LOOP": "asyncio"})
 
     assert "CHILD" not in result.stdout and "callback False" not in result.stdout
     lines = result.stdout.splitlines()
@@ -560,29 +663,34 @@ def test_a_fork_inside_a_task_gives_the_child_a_runtime_of_its_own_and_none_of_t
 
 def test_a_task_that_comes_back_in_the_child_after_an_eager_start_starts_nothing_of_the_parents():
     """The emptying of the inbox went on in the child, and started what was the parent's."""
+
+    def program():
+        parent = os.getpid()
+        started = []
+
+        async def forks():
+            pid = os.fork()
+            if pid:
+                return pid
+            signal.alarm(7)
+
+        async def later():
+            started.append(0)
+            say("started", os.getpid() == parent)
+
+        gate = threading.Event()
+        omniloop.call_soon(gate.wait)
+        task = go(forks())
+        others = [go(later()) for _ in range(3)]
+        omniloop.call_soon(say, "called")
+        gate.set()
+        wait(task.result())
+        omniloop.flush()
+        print(len(started), run(answer()))
+
     result = run_child(
-        START
-        + """
-parent = os.getpid()
-started = []
-async def forks():
-    pid = os.fork()
-    if pid:
-        return pid
-    signal.alarm(7)
-async def later():
-    started.append(0)
-    say("started", os.getpid() == parent)
-gate = threading.Event()
-omniloop.call_soon(gate.wait)
-task = go(forks())
-others = [go(later()) for _ in range(3)]
-omniloop.call_soon(say, "called")
-gate.set()
-wait(task.result())
-omniloop.flush()
-print(len(started), run(answer()))
-""",
+        start,
+        program,
         flags=QUIET,
         env={"OMNILOOP_LOOP": "asyncio"},
     )
@@ -595,49 +703,60 @@ print(len(started), run(answer()))
 
 
 def test_a_fork_inside_a_call_soon_or_a_worker_thread_works():
+    def program():
+        def forks():
+            return fork_and_use()
+
+        def fork_and_use():
+            pid = os.fork()
+            if not pid:
+                signal.alarm(7)
+                say("child", run(answer()))
+                os._exit(0)
+            return pid
+
+        wait(omniloop.call_soon(forks).result())
+        wait(omniloop.to_thread(forks).result())
+        print(run(answer()))
+
     result = run_child(
-        START
-        + """
-def forks():
-    return fork_and_use()
-def fork_and_use():
-    pid = os.fork()
-    if not pid:
-        signal.alarm(7)
-        say("child", run(answer()))
-        os._exit(0)
-    return pid
-wait(omniloop.call_soon(forks).result())
-wait(omniloop.to_thread(forks).result())
-print(run(answer()))
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
     assert result == ("child 42\nchild 42\n42\n", "", 0, result.seconds)
 
 
-@pytest.mark.parametrize("call", ["omniloop.to_thread(forks)", "go(asyncio.to_thread(forks))"])
-@pytest.mark.parametrize("end", ["return 0", "sys.exit(3)"])
-def test_a_child_that_comes_back_from_the_worker_that_it_was_forked_in_ends(call, end):
+@pytest.mark.parametrize("worker", ["of omniloop", "of asyncio"])
+@pytest.mark.parametrize("end", ["returns", "exits"])
+def test_a_child_that_comes_back_from_the_worker_that_it_was_forked_in_ends(worker, end):
     """It waited for the next call, for ever."""
+
+    def program():
+        def forks():
+            pid = os.fork()
+            if pid:
+                return pid
+            signal.alarm(7)
+
+            async def forgotten():
+                await asyncio.sleep(0.05)
+                say("child: done at exit", run_pid != os.getpid())
+
+            go(forgotten())
+            if end == "exits":
+                sys.exit(3)
+            return 0
+
+        run_pid = os.getpid()
+        task = omniloop.to_thread(forks) if worker == "of omniloop" else go(asyncio.to_thread(forks))
+        wait(task.result())
+        print(run(answer()))
+
     result = run_child(
-        START
-        + f"""
-def forks():
-    pid = os.fork()
-    if pid:
-        return pid
-    signal.alarm(7)
-    async def forgotten():
-        await asyncio.sleep(0.05)
-        say("child: done at exit", run_pid != os.getpid())
-    go(forgotten())
-    {end}
-run_pid = os.getpid()
-wait({call}.result())
-print(run(answer()))
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
@@ -647,36 +766,48 @@ print(run(answer()))
 # --- other libraries' fork hooks --------------------------------------------------------------------------------------
 
 
+# What the hooks of another library call, in a program.
+hooks = []
+
+
+def hooks_are_registered_before_ours():
+    # Registers a hook of its own, which has to run first.
+    import threading  # noqa: F401
+
+    os.register_at_fork(
+        before=lambda: [hook("before") for hook in hooks],
+        after_in_child=lambda: [hook("in the child") for hook in hooks],
+    )
+
+
 @pytest.mark.parametrize("pending", [True, False])
 def test_waiting_in_a_fork_hook_is_an_error_and_submitting_there_is_accepted(pending):
-    result = run_child(
-        # The hooks before a fork run last in, first out: when this one runs, ours has.
-        "import os\nhooks = []\nos.register_at_fork(before=lambda: [hook() for hook in hooks])"
-        + START
-        + f"""
-run(answer())
-if {pending}:
-    omniloop.configure(exit_timeout=0.1)
-    go(holds("work"))
-    run(answer())
-submitted = []
-def hook():
-    hooks.clear()
-    submitted.append(go(answer(1)))
-    for wait_for_it in (submitted[0].result, lambda: run(answer()), omniloop.flush, omniloop.shutdown):
-        try:
-            wait_for_it()
-        except omniloop.WouldDeadlockError:
-            continue
-        say("no error")
-hooks.append(hook)
-wait(fork(lambda: say("child", run(answer()))))
-print(submitted[0].result(), run(answer()))
-if {pending}:
-    omniloop.tasks()[0].cancel()
-""",
-        flags=QUIET,
-    )
+    def program():
+        run(answer())
+        if pending:
+            omniloop.configure(exit_timeout=0.1)
+            go(holds("work"))
+            run(answer())
+        submitted = []
+
+        def hook(when):
+            hooks.clear()
+            submitted.append(go(answer(1)))
+            for wait_for_it in (submitted[0].result, lambda: run(answer()), omniloop.flush, omniloop.shutdown):
+                try:
+                    wait_for_it()
+                except omniloop.WouldDeadlockError:
+                    continue
+                say("no error")
+
+        hooks.append(hook)
+        wait(fork(lambda: say("child", run(answer()))))
+        print(submitted[0].result(), run(answer()))
+        if pending:
+            omniloop.tasks()[0].cancel()
+
+    # The hooks before a fork run last in, first out: when this one runs, ours has.
+    result = run_child(hooks_are_registered_before_ours, start, program, flags=QUIET)
 
     assert result.stdout.splitlines()[:2] == ["child 42", "1 42"]
     assert (result.stderr, result.code) == ("", 0)
@@ -684,29 +815,36 @@ if {pending}:
 
 def test_a_fork_waits_for_a_start_in_another_thread_which_may_be_importing():
     """Of a module that a thread was importing at the fork, the child waits for ever for the lock: of uvloop, for one."""
+
+    def program():
+        importing = threading.Event()
+
+        class Slow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+            def find_spec(self, name, path, target=None):
+                return importlib.util.spec_from_loader(name, self) if name == "slow" else None
+
+            def exec_module(self, module):
+                importing.set()
+                time.sleep(0.2)
+
+        sys.meta_path.append(Slow())
+
+        def new_loop():
+            import slow  # noqa: F401
+
+            return asyncio.new_event_loop()
+
+        omniloop.configure(loop_factory=new_loop)
+        thread = threading.Thread(target=lambda: run(answer()))
+        thread.start()
+        importing.wait()
+        wait(fork(lambda: say("child", run(answer()))))
+        thread.join()
+        print("parent", run(answer()))
+
     result = run_child(
-        START
-        + """
-import importlib.abc, importlib.util
-importing = threading.Event()
-class Slow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path, target=None):
-        return importlib.util.spec_from_loader(name, self) if name == "slow" else None
-    def exec_module(self, module):
-        importing.set()
-        time.sleep(0.2)
-sys.meta_path.append(Slow())
-def new_loop():
-    import slow
-    return asyncio.new_event_loop()
-omniloop.configure(loop_factory=new_loop)
-thread = threading.Thread(target=lambda: run(answer()))
-thread.start()
-importing.wait()
-wait(fork(lambda: say("child", run(answer()))))
-thread.join()
-print("parent", run(answer()))
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
@@ -715,12 +853,10 @@ print("parent", run(answer()))
 
 # --- forks that call no hook ------------------------------------------------------------------------------------------
 
-IN_C = """
-import ctypes
-# PyDLL keeps the interpreter's lock; with CDLL the child hangs by itself.
-c_fork = ctypes.PyDLL(None).fork
-def fork(child):
-    pid = c_fork()
+
+def fork_in_c(child):
+    # PyDLL keeps the interpreter's lock; with CDLL the child hangs by itself.
+    pid = ctypes.PyDLL(None).fork()
     if pid:
         return pid
     ctypes.pythonapi.PyOS_AfterFork_Child.restype = None
@@ -728,34 +864,33 @@ def fork(child):
     child()
     sys.stdout.flush()
     os._exit(0)
-"""
 
 
 @pytest.mark.parametrize("pending", [True, False])
 def test_a_fork_in_c_is_noticed_on_the_next_use(pending):
     """uWSGI forks so; of the thread that is not there, everything says that it runs. Only the process's id tells."""
-    result = run_child(
-        START
-        + IN_C
-        + f"""
-event = asyncio.Event()
-task = go(holds("work", event)) if {pending} else go(answer())
-run(answer())
-def child():
-    say("child", run(answer(), timeout=5), omniloop.tasks())
-    for wait_for_it in task.result, lambda: task.result(1), task.cancel:
-        try:
-            wait_for_it()
-        except omniloop.ForkedError:
-            continue
-        say("no error" if not task.done() else "done")
-    omniloop.shutdown()
-for _ in range(3):
-    wait(fork(child))
-print(run(answer()))
-omniloop.call_soon(event.set)
-"""
-    )
+
+    def program():
+        event = asyncio.Event()
+        task = go(holds("work", event)) if pending else go(answer())
+        run(answer())
+
+        def child():
+            say("child", run(answer(), timeout=5), omniloop.tasks())
+            for wait_for_it in task.result, lambda: task.result(1), task.cancel:
+                try:
+                    wait_for_it()
+                except omniloop.ForkedError:
+                    continue
+                say("no error" if not task.done() else "done")
+            omniloop.shutdown()
+
+        for _ in range(3):
+            wait(fork_in_c(child))
+        print(run(answer()))
+        omniloop.call_soon(event.set)
+
+    result = run_child(start, program)
 
     lines = result.stdout.splitlines()
     assert lines.count("child 42 []") == 3
@@ -765,45 +900,42 @@ omniloop.call_soon(event.set)
 
 
 def test_a_handle_of_the_parents_is_noticed_in_a_child_forked_in_c_before_anything_else_is():
-    result = run_child(
-        START
-        + IN_C
-        + """
-event = asyncio.Event()
-task = go(holds("work", event))
-run(answer())
-def child():
-    try:
-        task.result()
-    except omniloop.ForkedError:
-        say("refused")
-wait(fork(child))
-omniloop.call_soon(event.set)
-"""
-    )
+    def program():
+        event = asyncio.Event()
+        task = go(holds("work", event))
+        run(answer())
+
+        def child():
+            try:
+                task.result()
+            except omniloop.ForkedError:
+                say("refused")
+
+        wait(fork_in_c(child))
+        omniloop.call_soon(event.set)
+
+    result = run_child(start, program)
 
     assert result.stdout.splitlines() == ["refused", "work done here", "work cleaned up here"]
     assert (result.stderr, result.code) == ("", 0)
 
 
 def test_a_child_forked_in_c_that_runs_the_exit_hooks_drains_nothing_of_the_parents():
-    result = run_child(
-        START
-        + IN_C
-        + """
-import atexit
-event = asyncio.Event()
-task = go(holds("work", event))
-run(answer())
-def child():
-    started = time.monotonic()
-    atexit._run_exitfuncs()
-    say("ended", time.monotonic() - started < 4)
-wait(fork(child))
-print(run(answer()))
-omniloop.call_soon(event.set)
-"""
-    )
+    def program():
+        event = asyncio.Event()
+        task = go(holds("work", event))
+        run(answer())
+
+        def child():
+            started = time.monotonic()
+            atexit._run_exitfuncs()
+            say("ended", time.monotonic() - started < 4)
+
+        wait(fork_in_c(child))
+        print(run(answer()))
+        omniloop.call_soon(event.set)
+
+    result = run_child(start, program)
 
     assert result.stdout.splitlines() == ["ended True", "42", "work done here", "work cleaned up here"]
     assert (result.stderr, result.code) == ("", 0)
@@ -811,42 +943,50 @@ omniloop.call_soon(event.set)
 
 def test_threads_that_notice_a_fork_in_c_at_once_agree_on_the_life_that_begins():
     """The second went on with the parent's loop, which no thread runs here, while the first was still catching up."""
+
+    def program():
+        class Slow:
+            # One of those that catch up, in no particular order.
+            def _after_fork_in_child(self):
+                catching_up.set()
+                submitted.wait(0.5)
+
+        catching_up, submitted = threading.Event(), threading.Event()
+        runtimes = [omniloop.Runtime(name=f"r{number}") for number in range(8)]
+
+        def submit():
+            return [runtime.go(answer()) for runtime in runtimes]
+
+        for task in submit():
+            task.result()
+
+        def child():
+            tasks = []
+
+            def first():
+                tasks.extend(submit())
+
+            def second():
+                catching_up.wait()
+                tasks.extend(submit())
+                submitted.set()
+
+            users = [threading.Thread(target=use) for use in (first, second)]
+            for user in users:
+                user.start()
+            for user in users:
+                user.join()
+            say("child", [task.result(timeout=2) for task in tasks] == [42] * 16)
+
+        slow = Slow()
+        exit.watch(slow)
+        pid = fork_in_c(child)
+        exit.unwatch(slow)
+        wait(pid)
+
     result = run_child(
-        START
-        + IN_C
-        + """
-from omniloop._process import exit
-class Slow:
-    # One of those that catch up, in no particular order.
-    def _after_fork_in_child(self):
-        catching_up.set()
-        submitted.wait(0.5)
-catching_up, submitted = threading.Event(), threading.Event()
-runtimes = [omniloop.Runtime(name=f"r{number}") for number in range(8)]
-def submit():
-    return [runtime.go(answer()) for runtime in runtimes]
-for task in submit():
-    task.result()
-def child():
-    tasks = []
-    def first():
-        tasks.extend(submit())
-    def second():
-        catching_up.wait()
-        tasks.extend(submit())
-        submitted.set()
-    users = [threading.Thread(target=use) for use in (first, second)]
-    for user in users:
-        user.start()
-    for user in users:
-        user.join()
-    say("child", [task.result(timeout=2) for task in tasks] == [42] * 16)
-slow = Slow()
-exit.watch(slow)
-pid = fork(child)
-exit.unwatch(slow)
-wait(pid)
-""",
+        start,
+        program,
         flags=QUIET,
     )
 
@@ -855,23 +995,22 @@ wait(pid)
 
 def test_what_the_fork_hook_of_another_library_submits_in_the_child_is_run_there():
     """A hook that was registered before the package's own runs first, and begins the life that the child goes on with."""
-    result = run_child(
-        """
-import os, threading
-early = []
-def submit():
-    early.append(go(answer()))
-os.register_at_fork(after_in_child=submit)
-"""
-        + START
-        + """
-run(answer())
-def child():
-    say("child", early[0].result(timeout=5), early[0] in omniloop.tasks() or early[0].done())
-    say(omniloop.stats().accepted)
-wait(fork(child))
-""",
-        flags=QUIET,
-    )
+
+    def program():
+        early = []
+        run(answer())
+
+        def submits(when):
+            if when == "in the child":
+                early.append(go(answer()))
+
+        def child():
+            say("child", early[0].result(timeout=5), early[0] in omniloop.tasks() or early[0].done())
+            say(omniloop.stats().accepted)
+
+        hooks.append(submits)
+        wait(fork(child))
+
+    result = run_child(hooks_are_registered_before_ours, start, program, flags=QUIET)
 
     assert (result.stdout.splitlines(), result.stderr, result.code) == (["child 42 True", "1"], "", 0)

@@ -1,5 +1,6 @@
 """Where gevent has made greenlets of threads, omniloop says what works and what does not."""
 
+import gevent.monkey
 import pytest
 
 from children import run_child
@@ -9,11 +10,10 @@ pytest.importorskip("gevent")
 
 def test_under_gevent_work_is_done_and_a_warning_says_what_does_not_work():
     # asyncio's own loop: uvloop has no place for greenlets.
-    child = run_child(
-        """
-        import gevent.monkey
+    def program():
         gevent.monkey.patch_all()
         import asyncio
+
         from omniloop import go, run
 
         async def work(value):
@@ -23,7 +23,9 @@ def test_under_gevent_work_is_done_and_a_warning_says_what_does_not_work():
 
         print("ran", run(work("run"), timeout=5))
         go(work("forgotten"))
-        """,
+
+    child = run_child(
+        program,
         env={"OMNILOOP_LOOP": "asyncio"},
     )
 

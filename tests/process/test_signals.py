@@ -1,29 +1,32 @@
 """Ctrl-C and SIGTERM. Each test is an interpreter of its own, that sends itself the signals at a known moment."""
 
+import asyncio
+import atexit
+import os
 import signal
+import sys
+import threading
+import time
 
 import pytest
 
-from children import run_child
-
-# A shell may have had us ignore it.
-START = """
-import asyncio, atexit, os, signal, sys, threading, time
-# Before the import, so that it is called after the last drain.
-atexit.register(lambda: print("later hooks run", flush=True))
 import omniloop
+from children import run_child
 from omniloop import configure, go
-signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
+
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
+
 
 async def quick():
     await asyncio.sleep(0.1)
     print("quick: done", flush=True)
+
 
 async def late(clean_up=0.01):
     try:
@@ -33,22 +36,27 @@ async def late(clean_up=0.01):
         await asyncio.sleep(clean_up)
         print("late: cleaned up", flush=True)
 
+
 # Runs in the drain: main has ended.
 async def in_the_drain(*calls):
     for call in calls:
         await asyncio.sleep(0.2)
         call()
-"""
+
+
+def start():
+    # Before the import of omniloop, so that it is called after the last drain.
+    atexit.register(lambda: print("later hooks run", flush=True))
+    # A shell may have had us ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_ctrl_c_in_the_drain_ends_the_waiting_and_the_clean_up_is_awaited():
-    result = run_child(
-        START
-        + """
-go(late())
-go(in_the_drain(interrupt))
-"""
-    )
+    def program():
+        go(late())
+        go(in_the_drain(interrupt))
+
+    result = run_child(start, program)
 
     assert result.stdout.splitlines() == ["late: cleans up", "late: cleaned up", "later hooks run"]
     # The one that sends the signal may be named as well: it is in its last step.
@@ -60,15 +68,15 @@ go(in_the_drain(interrupt))
 
 
 def test_a_second_ctrl_c_in_the_drain_ends_the_waiting_for_the_clean_up_too():
-    result = run_child(
-        START
-        + """
-configure(cancel_timeout=20)
-go(late(clean_up=60))
-omniloop.Runtime().go(late(clean_up=60))
-threading.Thread(target=lambda: (time.sleep(0.4), interrupt(), time.sleep(0.4), interrupt()), daemon=True).start()
-"""
-    )
+    def program():
+        configure(cancel_timeout=20)
+        go(late(clean_up=60))
+        omniloop.Runtime().go(late(clean_up=60))
+        threading.Thread(
+            target=lambda: (time.sleep(0.4), interrupt(), time.sleep(0.4), interrupt()), daemon=True
+        ).start()
+
+    result = run_child(start, program)
 
     assert "late: cleaned up" not in result.stdout
     assert result.stdout.splitlines()[-1] == "later hooks run"
@@ -79,14 +87,12 @@ threading.Thread(target=lambda: (time.sleep(0.4), interrupt(), time.sleep(0.4), 
 
 
 def test_ctrl_c_in_the_drain_ends_the_waiting_for_every_runtime():
-    result = run_child(
-        START
-        + """
-for number in range(3):
-    omniloop.Runtime(name=f"r{number}").go(late())
-go(in_the_drain(interrupt))
-"""
-    )
+    def program():
+        for number in range(3):
+            omniloop.Runtime(name=f"r{number}").go(late())
+        go(in_the_drain(interrupt))
+
+    result = run_child(start, program)
 
     assert result.stdout.count("late: cleaned up") == 3
     assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
@@ -95,14 +101,12 @@ go(in_the_drain(interrupt))
 
 
 def test_ctrl_c_in_the_last_of_the_drains_ends_the_waiting():
-    result = run_child(
-        START
-        + """
-omniloop.run(asyncio.sleep(0))
-# Submitted by an exit handler: only the last drain sees it.
-atexit.register(lambda: (go(late()), go(in_the_drain(interrupt))))
-"""
-    )
+    def program():
+        omniloop.run(asyncio.sleep(0))
+        # Submitted by an exit handler: only the last drain sees it.
+        atexit.register(lambda: (go(late()), go(in_the_drain(interrupt))))
+
+    result = run_child(start, program)
 
     assert result.stdout.splitlines() == ["late: cleans up", "late: cleaned up", "later hooks run"]
     assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
@@ -111,26 +115,25 @@ atexit.register(lambda: (go(late()), go(in_the_drain(interrupt))))
 
 
 def test_ctrl_c_ends_a_wait_and_leaves_the_work_alone_and_a_run_and_cancels_it():
-    result = run_child(
-        START
-        + """
-async def interrupts(after, work):
-    await asyncio.sleep(after)
-    interrupt()
-    await work
-task = go(interrupts(0.2, quick()))
-try:
-    task.result()
-except KeyboardInterrupt:
-    print("the wait ended", flush=True)
-task.result()
-try:
-    # At once: while run() still submits.
-    omniloop.run(interrupts(0, late()))
-except KeyboardInterrupt:
-    print("the run ended", flush=True)
-"""
-    )
+    def program():
+        async def interrupts(after, work):
+            await asyncio.sleep(after)
+            interrupt()
+            await work
+
+        task = go(interrupts(0.2, quick()))
+        try:
+            task.result()
+        except KeyboardInterrupt:
+            print("the wait ended", flush=True)
+        task.result()
+        try:
+            # At once: while run() still submits.
+            omniloop.run(interrupts(0, late()))
+        except KeyboardInterrupt:
+            print("the run ended", flush=True)
+
+    result = run_child(start, program)
 
     assert result.stdout.splitlines() == [
         "the wait ended",
@@ -144,17 +147,18 @@ except KeyboardInterrupt:
 
 
 def test_sigterm_drains_within_the_deadline_and_the_process_dies_of_it_as_before():
+    def program():
+        configure(sigterm="drain", exit_timeout=0.5)
+        go(quick())
+        go(late())
+        omniloop.run(asyncio.sleep(0))
+        sys.stdout.write("buffered")
+        terminate()
+        print("never reached")
+
     result = run_child(
-        START
-        + """
-configure(sigterm="drain", exit_timeout=0.5)
-go(quick())
-go(late())
-omniloop.run(asyncio.sleep(0))
-sys.stdout.write("buffered")
-terminate()
-print("never reached")
-""",
+        start,
+        program,
         env={"PYTHONUNBUFFERED": ""},
     )
 
@@ -166,7 +170,11 @@ print("never reached")
 
 
 def test_sigterm_kills_at_once_unless_the_drain_is_asked_for():
-    result = run_child(START + "go(quick()); terminate()")
+    def program():
+        go(quick())
+        terminate()
+
+    result = run_child(start, program)
 
     assert result == ("", "", -signal.SIGTERM, result.seconds)
 
@@ -174,21 +182,32 @@ def test_sigterm_kills_at_once_unless_the_drain_is_asked_for():
 @pytest.mark.parametrize("how", ["environment", "constructor"])
 def test_the_drain_on_sigterm_can_be_asked_for_in_the_environment_and_for_a_runtime_of_ones_own(how):
     if how == "environment":
-        result = run_child(START + "go(quick()); terminate()", env={"OMNILOOP_SIGTERM": "drain"})
+
+        def program():
+            go(quick())
+            terminate()
+
+        result = run_child(start, program, env={"OMNILOOP_SIGTERM": "drain"})
     else:
-        result = run_child(START + "omniloop.Runtime(sigterm='drain').go(quick()); terminate()")
+
+        def program():
+            omniloop.Runtime(sigterm="drain").go(quick())
+            terminate()
+
+        result = run_child(start, program)
 
     assert result == ("quick: done\n", "", -signal.SIGTERM, result.seconds)
 
 
 def test_a_drain_on_sigterm_that_can_not_be_set_up_in_this_thread_is_told_of():
+    def program():
+        thread = threading.Thread(target=lambda: go(quick()))
+        thread.start()
+        thread.join()
+
     result = run_child(
-        START
-        + """
-thread = threading.Thread(target=lambda: go(quick()))
-thread.start()
-thread.join()
-""",
+        start,
+        program,
         env={"OMNILOOP_SIGTERM": "drain"},
     )
 
@@ -199,37 +218,34 @@ thread.join()
 
 
 def test_a_handler_of_sigterm_that_was_there_is_called_after_the_drain():
-    result = run_child(
-        START
-        + """
-def handler(number, frame):
-    print("the former handler", number, flush=True)
-    go(quick())
-    sys.exit(7)
-signal.signal(signal.SIGTERM, handler)
-configure(sigterm="drain")
-go(quick())
-terminate()
-print("never reached")
-"""
-    )
+    def program():
+        def handler(number, frame):
+            print("the former handler", number, flush=True)
+            go(quick())
+            sys.exit(7)
+
+        signal.signal(signal.SIGTERM, handler)
+        configure(sigterm="drain")
+        go(quick())
+        terminate()
+        print("never reached")
+
+    result = run_child(start, program)
 
     assert result.stdout.splitlines() == ["quick: done", "the former handler 15", "quick: done", "later hooks run"]
     assert (result.stderr, result.code) == ("", 7)
 
 
 def test_a_handler_of_sigterm_that_goes_on_leaves_the_runtime_working():
-    result = run_child(
-        START
-        + """
-signal.signal(signal.SIGTERM, lambda *_: print("noted", flush=True))
-configure(sigterm="drain")
-terminate()
-omniloop.run(quick())
-configure(sigterm=None)
-terminate()
-"""
-    )
+    def program():
+        signal.signal(signal.SIGTERM, lambda *_: print("noted", flush=True))
+        configure(sigterm="drain")
+        terminate()
+        omniloop.run(quick())
+        configure(sigterm=None)
+        terminate()
+
+    result = run_child(start, program)
 
     assert result.stdout.splitlines() == ["noted", "quick: done", "noted", "later hooks run"]
     assert (result.stderr, result.code) == ("", 0)
@@ -237,66 +253,61 @@ terminate()
 
 def test_a_handler_of_sigterm_that_calls_the_one_before_it_is_called_once():
     """The start of the runtime put the drain before it once more, and the two called each other until the recursion ended it."""
-    result = run_child(
-        START
-        + """
-configure(sigterm="drain")
-former = signal.getsignal(signal.SIGTERM)
-def handler(number, frame):
-    print("the program's own", flush=True)
-    former(number, frame)
-signal.signal(signal.SIGTERM, handler)
-go(quick())
-terminate()
-print("never reached")
-"""
-    )
+
+    def program():
+        configure(sigterm="drain")
+        former = signal.getsignal(signal.SIGTERM)
+
+        def handler(number, frame):
+            print("the program's own", flush=True)
+            former(number, frame)
+
+        signal.signal(signal.SIGTERM, handler)
+        go(quick())
+        terminate()
+        print("never reached")
+
+    result = run_child(start, program)
 
     # Drained before the program's handler, as that of a program that ends in it.
     assert result == ("quick: done\nthe program's own\n", "", -signal.SIGTERM, result.seconds)
 
 
 def test_sigterm_stays_ignored_where_it_was_ignored():
-    result = run_child(
-        START
-        + """
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-configure(sigterm="drain")
-terminate()
-omniloop.run(quick())
-"""
-    )
+    def program():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        configure(sigterm="drain")
+        terminate()
+        omniloop.run(quick())
+
+    result = run_child(start, program)
 
     assert result == ("quick: done\nlater hooks run\n", "", 0, result.seconds)
 
 
 def test_a_second_sigterm_ends_the_drain():
-    result = run_child(
-        START
-        + """
-configure(sigterm="drain")
-go(late())
-go(in_the_drain(terminate))
-omniloop.run(asyncio.sleep(0))
-terminate()
-"""
-    )
+    def program():
+        configure(sigterm="drain")
+        go(late())
+        go(in_the_drain(terminate))
+        omniloop.run(asyncio.sleep(0))
+        terminate()
+
+    result = run_child(start, program)
 
     assert result == ("", "", -signal.SIGTERM, result.seconds)
     assert result.seconds < 4
 
 
 def test_ctrl_c_in_a_drain_on_sigterm_ends_the_waiting():
-    result = run_child(
-        START
-        + """
-configure(sigterm="drain")
-go(late())
-go(in_the_drain(interrupt))
-omniloop.run(asyncio.sleep(0))
-terminate()
-"""
-    )
+    def program():
+        configure(sigterm="drain")
+        go(late())
+        go(in_the_drain(interrupt))
+        omniloop.run(asyncio.sleep(0))
+        terminate()
+
+    result = run_child(start, program)
 
     assert result.stdout.splitlines() == ["late: cleans up", "late: cleaned up"]
     assert "Traceback" not in result.stderr
@@ -304,27 +315,23 @@ terminate()
     assert result.seconds < 4
 
 
-@pytest.mark.parametrize(
-    "where",
-    [
-        "omniloop.shutdown()",
-        "omniloop.flush()",
-        "task.result()",
-        "pass",
-        "atexit.register(lambda: go(late()))",
-    ],
-)
+@pytest.mark.parametrize("where", ["a shutdown", "a flush", "a wait", "the drain", "the drain and an exit handler"])
 def test_sigterm_in_the_middle_of_a_shutdown_a_wait_or_the_last_drain_drains_and_dies_of_it(where):
-    result = run_child(
-        START
-        + f"""
-configure(sigterm="drain", exit_timeout=0.5, cancel_timeout=0.2)
-task = go(late())
-go(in_the_drain(terminate))
-omniloop.run(asyncio.sleep(0))
-{where}
-"""
-    )
+    def program():
+        configure(sigterm="drain", exit_timeout=0.5, cancel_timeout=0.2)
+        task = go(late())
+        go(in_the_drain(terminate))
+        omniloop.run(asyncio.sleep(0))
+        if where == "a shutdown":
+            omniloop.shutdown()
+        elif where == "a flush":
+            omniloop.flush()
+        elif where == "a wait":
+            task.result()
+        elif where == "the drain and an exit handler":
+            atexit.register(lambda: go(late()))
+
+    result = run_child(start, program)
 
     assert "late: cleaned up" in result.stdout
     assert "Traceback" not in result.stderr
@@ -334,35 +341,34 @@ omniloop.run(asyncio.sleep(0))
 
 def test_sigterm_in_the_middle_of_a_submission_drains_and_dies_of_it():
     """The submission was about to wake the loop, and the drain, which relied on that, waited until the deadline."""
-    result = run_child(
-        START
-        + """
-configure(sigterm="drain", exit_timeout=None)
-go(quick())
-omniloop.run(asyncio.sleep(0))
-def before_the_wake_up(frame, event, argument):
-    if frame.f_code is omniloop._life.life.Life._wake.__code__:
-        sys.settrace(None)
-        terminate()
-        time.sleep(0)
-sys.settrace(before_the_wake_up)
-go(quick())
-"""
-    )
+
+    def program():
+        configure(sigterm="drain", exit_timeout=None)
+        go(quick())
+        omniloop.run(asyncio.sleep(0))
+
+        def before_the_wake_up(frame, event, argument):
+            if frame.f_code is omniloop._life.life.Life._wake.__code__:
+                sys.settrace(None)
+                terminate()
+                time.sleep(0)
+
+        sys.settrace(before_the_wake_up)
+        go(quick())
+
+    result = run_child(start, program)
 
     assert result == ("quick: done\nquick: done\n", "", -signal.SIGTERM, result.seconds)
 
 
 def test_exit_is_not_held_up_by_a_daemon_thread_in_a_shutdown_without_end():
-    result = run_child(
-        START
-        + """
-configure(exit_timeout=0.2, cancel_timeout=0.2)
-go(late())
-omniloop.run(asyncio.sleep(0))
-threading.Thread(target=omniloop.shutdown, args=(None,), daemon=True).start()
-"""
-    )
+    def program():
+        configure(exit_timeout=0.2, cancel_timeout=0.2)
+        go(late())
+        omniloop.run(asyncio.sleep(0))
+        threading.Thread(target=omniloop.shutdown, args=(None,), daemon=True).start()
+
+    result = run_child(start, program)
 
     assert "late: cleaned up" in result.stdout
     assert "Traceback" not in result.stderr
@@ -371,12 +377,10 @@ threading.Thread(target=omniloop.shutdown, args=(None,), daemon=True).start()
 
 
 def test_a_signal_handler_may_submit_work():
-    result = run_child(
-        START
-        + """
-signal.signal(signal.SIGHUP, lambda *_: go(quick()))
-os.kill(os.getpid(), signal.SIGHUP)
-"""
-    )
+    def program():
+        signal.signal(signal.SIGHUP, lambda *_: go(quick()))
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    result = run_child(start, program)
 
     assert result == ("quick: done\nlater hooks run\n", "", 0, result.seconds)
