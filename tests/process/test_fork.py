@@ -9,6 +9,7 @@ import importlib.abc
 import importlib.util
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -849,6 +850,111 @@ def test_a_fork_waits_for_a_start_in_another_thread_which_may_be_importing():
     )
 
     assert result == ("child 42\nparent 42\n", "", 0, result.seconds)
+
+
+# --- a process in a tight place ---------------------------------------------------------------------------------------
+
+
+def test_a_fork_while_another_thread_is_importing_ctypes_leaves_the_child_working():
+    """The hook imported it too, to keep what is inherited for ever: the child waited for a lock that nobody would give back."""
+
+    def program():
+        importing, go_on = threading.Event(), threading.Event()
+
+        class Slow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+            def find_spec(self, name, path, target=None):
+                return importlib.util.spec_from_loader(name, self) if name in ("ctypes", "_ctypes") else None
+
+            def exec_module(self, module):
+                importing.set()
+                go_on.wait()
+
+        run(answer())
+        for name in "ctypes", "_ctypes":
+            sys.modules.pop(name, None)
+        sys.meta_path.insert(0, Slow())
+        for name in "ctypes", "_ctypes":
+            importing.clear()
+            threading.Thread(target=__import__, args=[name]).start()
+            importing.wait()
+        task = go(holds("work"))
+        wait(fork(lambda: say("child", run(answer()))))
+        go_on.set()
+        task.cancel()
+
+    result = run_child(start, program, flags=QUIET)
+
+    assert result == ("child 42\nwork cleaned up here\n", "", 0, result.seconds)
+
+
+def test_a_fork_with_no_descriptor_left_leaves_every_runtime_fresh_in_the_child():
+    """Of two runtimes one stayed the parent's: its `run` waited for a thread that is not there, and the exit for 30 seconds."""
+
+    def program():
+        runtimes = [omniloop.Runtime(name=f"r{number}") for number in range(3)]
+        for runtime in runtimes:
+            runtime.run(answer())
+        tasks = [runtime.go(holds("work")) for runtime in runtimes]
+        for runtime in runtimes:
+            runtime.run(answer())
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+
+        def child():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            say("child", [runtime.run(answer(), timeout=3) for runtime in runtimes])
+
+        pid = fork(child)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        wait(pid)
+        for task in tasks:
+            task.cancel()
+
+    result = run_child(start, program, flags=QUIET)
+
+    assert result.stdout.splitlines() == ["child [42, 42, 42]", *["work cleaned up here"] * 3]
+    assert (result.stderr, result.code) == ("", 0)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_part_of_the_fork_hook_that_fails_leaves_the_others_done(count):
+    """It left what came after it undone, and so a runtime with the parent's thread, which is not here."""
+
+    def program():
+        class Fails:
+            # One of those that are told, in no particular order.
+            def _held_by_fork(self):
+                raise ValueError("before")
+
+            def _after_fork_in_parent(self):
+                raise ValueError("in the parent")
+
+            def _after_fork_in_child(self):
+                raise ValueError("in the child")
+
+        runtimes = [omniloop.Runtime(name=f"r{number}") for number in range(count)]
+        for runtime in runtimes:
+            runtime.run(answer())
+        fails = Fails()
+        exit.watch(fails)
+
+        def child():
+            exit.unwatch(fails)
+            say("child", [runtime.run(answer(), timeout=3) for runtime in runtimes])
+
+        pid = fork(child)
+        exit.unwatch(fails)
+        wait(pid)
+        say("parent", [runtime.run(answer(), timeout=3) for runtime in runtimes])
+
+    result = run_child(start, program, flags=QUIET)
+
+    assert result.stdout.splitlines() == [f"child {[42] * count}", f"parent {[42] * count}"]
+    # CPython writes them, in parent and child at once.
+    assert all(where in result.stderr for where in ("before", "in the child", "in the parent"))
+    assert result.code == 0
 
 
 # --- forks that call no hook ------------------------------------------------------------------------------------------

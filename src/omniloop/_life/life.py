@@ -104,9 +104,6 @@ class Life:
         self._starting: dict[str, Lock] = {}
         # A failure that is told of already, and may leave through the loop.
         self._escaping: BaseException | None = None
-        # How many threads are forking. The lock is held while the first of them makes the loop hold still.
-        self._forks = 0
-        self._fork_lock = RLock()
 
     @property
     def ledger(self) -> Ledger:
@@ -141,6 +138,7 @@ class Life:
             raise ClosedError(
                 "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
             )
+        fork.prepare()
         exit.watch(self._watched)
         me = Lock()
         me.acquire()
@@ -569,40 +567,31 @@ class Life:
 
     # --- fork ---------------------------------------------------------------------------------------------------------
 
-    def before_fork(self) -> None:
-        """End the threads if nothing is pending; else have the loop hold still between two callbacks."""
+    def has_other_thread(self) -> bool:
+        """Tell whether a fork in the calling thread has a thread of this life to wait for."""
         # Another thread may be in the middle of an import there, of uvloop say: the child could never import that module.
         self.wait_for_start()
-        thread = self.thread
-        if thread is None or thread.is_current():
-            # On the loop's own thread it holds still by itself.
-            return
-        with self._fork_lock:
-            self._forks += 1
-            if self._forks > 1 or not thread.alive:
-                return
-            native_ids = self.workers.idents()
-            if thread.hold_or_leave(self.ledger.is_idle, _PAUSE_TIMEOUT):
-                if self._watchdog is not None:
-                    native_ids.append(self._watchdog.native_id)
-                self.stop_watching(_PAUSE_TIMEOUT)
-                thread.join(_PAUSE_TIMEOUT)
-                thread.ended()
-                self.workers.park(_PAUSE_TIMEOUT)
-                wait_until_gone(native_ids)
+        return self.thread is not None and not self.thread.is_current()
 
-    def after_fork_in_parent(self) -> None:
-        """Let the loop go on as before."""
+    def hold_still(self) -> None:
+        """Before a fork: end the threads if nothing is pending; else have the loop hold still between two callbacks."""
         thread = self.thread
-        if thread is not None and thread.is_current():
+        if thread is None or not thread.alive:
             return
-        with self._fork_lock:
-            if self._forks:
-                self._forks -= 1
-            if self._forks:
-                return
-            if thread is not None:
-                thread.resume()
+        native_ids = self.workers.idents()
+        if thread.hold_or_leave(self.ledger.is_idle, _PAUSE_TIMEOUT):
+            if self._watchdog is not None:
+                native_ids.append(self._watchdog.native_id)
+            self.stop_watching(_PAUSE_TIMEOUT)
+            thread.join(_PAUSE_TIMEOUT)
+            thread.ended()
+            self.workers.park(_PAUSE_TIMEOUT)
+            wait_until_gone(native_ids)
+
+    def go_on(self) -> None:
+        """After a fork, in the parent: let the loop go on as before."""
+        if self.thread is not None:
+            self.thread.resume()
 
     def catch_up(self) -> None:
         """After a fork: start the threads if there is something for them to do."""
@@ -615,15 +604,19 @@ class Life:
     def after_fork_in_child(self) -> None:
         """Leave all that is the parent's untouched: its work must not run, be closed, or be finalised here."""
         self.forked = True
-        # What is the loop's but no work of ours is referred to weakly there, and what waits in the inbox must not be started by
-        # an emptying that the fork was made in.
-        loop = self.thread.loop if self.thread is not None else None
-        others = [*asyncio.all_tasks(loop), *getattr(loop, "_asyncgens", ())] if loop is not None else []
-        fork.keep_for_ever((self, self.inbox.close(), others))
-        waits.forget_other_threads()
-        workers.forget_other_threads()
-        if self.thread is not None:
-            self.thread.abandon()
+        # In this order, and each as it is found: should a part of it fail, what came before is kept all the same.
+        kept: list[object] = [self]
+        fork.keep_for_ever(kept)
+        try:
+            # What waits in the inbox must not be started by an emptying that the fork was made in.
+            kept += self.inbox.close()
+            if self.thread is not None:
+                # What is the loop's but no work of ours is referred to weakly there.
+                kept += getattr(self.thread.loop, "_asyncgens", ())
+                kept += asyncio.all_tasks(self.thread.loop)
+        finally:
+            if self.thread is not None:
+                self.thread.abandon()
 
 
 def _title(what: str | Task[Any]) -> str:

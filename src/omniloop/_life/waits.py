@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from .._process.fork import forget_after_fork
+
 # From the thread that waits to the loop thread that it waits for. One entry a thread, written by that thread alone.
 _waits: dict[int, int] = {}
 
@@ -38,9 +40,8 @@ def _leads_to(start: int, end: int) -> bool:
     return False
 
 
-def forget_other_threads() -> None:
-    """In a forked child only the forking thread is left, and it does not wait."""
-    _waits.clear()
+# In a forked child only the forking thread is left, and it does not wait.
+forget_after_fork(_waits.clear)
 
 
 def imports_now() -> bool:

@@ -12,6 +12,8 @@ from concurrent.futures.thread import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import ParamSpec, TypeVar
 
+from .._process.fork import forget_after_fork
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -249,6 +251,5 @@ def end_wait() -> None:
         pool._end_wait()
 
 
-def forget_other_threads() -> None:
-    """In a forked child only the forking thread is left, and it is nobody's worker."""
-    _pools.clear()
+# In a forked child only the forking thread is left, and it is nobody's worker.
+forget_after_fork(_pools.clear)

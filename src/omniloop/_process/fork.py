@@ -1,20 +1,46 @@
-"""Tells the runtimes of a fork: they hold still before it, go on in the parent, and begin afresh in the child."""
+"""
+Tells the runtimes of a fork: they hold still before it, go on in the parent, and begin afresh in the child.
+
+What is guaranteed. At the moment of a fork nothing of ours is half done: a loop with work pending stands between two callbacks, one
+without has no thread at all. In the parent everything goes on where it stood. In the child every runtime is as if never used, and
+what it inherits is neither run, closed, nor finalised there, to the end of its interpreter.
+
+Who may touch what. The hooks run in the thread that forks, with the hooks of other libraries before, between and after them. Any number
+of threads may be in the middle of a fork at once, and one of them in several (a hook, or a signal handler, may fork): `_forking` is
+the one count of all that. Adding to it and making a loop hold still is one step, taking away and letting the loop go on another
+(`_counting`): in between, a second thread would make a loop hold still that is about to go on, and one of the two would be forgotten.
+
+What a hook may not do. In the child there is one thread; a lock that another one held is held for ever, the lock of a module that was
+being imported too, and the process may be at its limit of descriptors. So a hook does not import, open, or wait for what another
+thread may hold; `prepare` makes what it needs, before anything is watched. And should one part of it fail, the rest is done all the
+same (`_each`): a runtime that were left as the parent's would wait, in the child, for a thread that is not there.
+
+What was tried and does not work. A module global that keeps what was inherited: it is cleared when the interpreter ends, and the parent's
+`finally` blocks ran in the child. `import ctypes` in the hook, to make an object immortal: it hung where another thread of the parent
+was importing it. Ending the thread before every fork: sqlite3 connections and `threading.local` belong to that thread, so with work
+pending it stays.
+
+Programs that fork in C call no hook (uWSGI): `same_process` is looked at in the submit path, and `notice_fork` makes up for the hook.
+"""
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
 
     class Held(Protocol):
-        """What holds still for a fork."""
+        """What holds still for a fork: a life."""
 
-        def before_fork(self) -> None: ...
-        def after_fork_in_parent(self) -> None: ...
+        def has_other_thread(self) -> bool: ...
+        def hold_still(self) -> None: ...
+        def go_on(self) -> None: ...
 
     class Watched(Protocol):
         """What a runtime does when its process forks or ends."""
@@ -96,9 +122,11 @@ _catching_up: dict[int, threading.RLock] = {}
 # What further modules have to forget in a child.
 _forgets: list[Callable[[], None]] = []
 
-# Thread by thread, the forks that it is in the middle of, and what each holds. Other libraries' fork hooks run in between, and
-# meanwhile another thread may end what is held, and begin anew.
+# Thread by thread, the forks that it is in the middle of, and what each holds: what is in any of them holds still.
 _forking: dict[int, list[list[Held]]] = {}
+
+# Re-entrant, because a signal handler may fork in the middle of a hook.
+_counting = threading.RLock()
 
 
 def is_forking() -> bool:
@@ -124,39 +152,65 @@ def notice_fork() -> None:
 
 
 def _before() -> None:
-    ident = threading.get_ident()
     held: list[Held] = []
-    _forking.setdefault(ident, []).append(held)
-    for runtime in list(watched):
-        held.append(runtime._held_by_fork())
-        held[-1].before_fork()
+    _forking.setdefault(threading.get_ident(), []).append(held)
+    _each(partial(_hold, runtime, held) for runtime in list(watched))
+
+
+def _hold(runtime: Watched, held: list[Held]) -> None:
+    # Noted, because the runtime may end it, and begin another, before the fork is over.
+    thing = runtime._held_by_fork()
+    if not thing.has_other_thread():
+        # On the loop's own thread it holds still by itself.
+        return
+    with _counting:
+        first = not _is_held(thing)
+        held.append(thing)
+        if first:
+            thing.hold_still()
+
+
+def _is_held(thing: Held) -> bool:
+    return any(thing in held for forks in list(_forking.values()) for held in forks)
 
 
 def _after_in_parent() -> None:
     ident = threading.get_ident()
-    held = _forking[ident].pop()
-    if not _forking[ident]:
-        del _forking[ident]
-    for thing in held:
-        thing.after_fork_in_parent()
-    for runtime in list(watched):
-        runtime._after_fork_in_parent()
+    with _counting:
+        held = _forking[ident].pop()
+        if not _forking[ident]:
+            del _forking[ident]
+        _each(thing.go_on for thing in held if not _is_held(thing))
+    _each(runtime._after_fork_in_parent for runtime in list(watched))
 
 
 def _after_in_child() -> None:
-    global _pid
+    global _pid, _counting
     if same_process[0]:
         # Another's fork hook, before this one, was the first to look.
         return
     _pid = os.getpid()
     _forking.clear()
-    for forget in _forgets:
-        forget()
-    for runtime in list(watched):
-        runtime._after_fork_in_child()
-    # At last: until then others wait in `notice_fork`.
-    same_process[0] = 1
-    _catching_up.clear()
+    # Another thread may have held it.
+    _counting = threading.RLock()
+    try:
+        _each([*_forgets, *(runtime._after_fork_in_child for runtime in list(watched))])
+    finally:
+        # At last: until then others wait in `notice_fork`.
+        same_process[0] = 1
+        _catching_up.clear()
+
+
+def _each(steps: Iterable[Callable[[], None]]) -> None:
+    """Do all of *steps*, whatever one of them raises; then raise the first error, which CPython writes to stderr."""
+    first: BaseException | None = None
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 if hasattr(os, "register_at_fork"):
@@ -168,6 +222,26 @@ def forget_after_fork(forget: Callable[[], None]) -> None:
     _forgets.append(forget)
 
 
+# CPython's own, by which an object gets a reference that is never given back; see `prepare`.
+_add_reference: Callable[[object], object] | None = None
+
+# Where there is no such function, and no thread either: as good as can be had, until the interpreter ends.
+_inherited: list[object] = []
+
+
+def prepare() -> None:
+    """Make what the hooks need, before the first runtime is watched: in a child it may be too late. May be called again."""
+    global _add_reference
+    if _add_reference is None:
+        try:
+            # The part of `ctypes` that is needed, in a third of the time that the whole takes to load.
+            from _ctypes import Py_INCREF
+        except (ImportError, OSError):
+            # Not built; or there is no descriptor left, and the next start tries again.
+            return
+        _add_reference = Py_INCREF
+
+
 def keep_for_ever(thing: object) -> None:
     """
     Never let go of *thing*, not even when the interpreter ends.
@@ -175,16 +249,17 @@ def keep_for_ever(thing: object) -> None:
     For what a child inherits: destroying a parent's suspended coroutine would run its `finally` blocks in the child. A
     module global is cleared at finalisation; a reference that is never given back is not.
     """
+    if _add_reference is not None:
+        _add_reference(thing)
+        return
     try:
-        import ctypes
-
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
-    except (ImportError, AttributeError):
-        # No ctypes here. The frame of a thread that never ends holds it as well.
-        threading.Thread(target=_hold, args=(thing,), daemon=True, name="omniloop-inherited").start()
+        # The frame of a thread that never ends holds it as well. (This call waits for nothing; `Thread.start` does.)
+        _thread.start_new_thread(_hold_on, (thing,))
+    except RuntimeError:
+        _inherited.append(thing)
 
 
-def _hold(thing: object) -> None:
+def _hold_on(thing: object) -> None:
     never = threading.Lock()
     never.acquire()
     never.acquire()
