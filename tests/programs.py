@@ -82,7 +82,7 @@ def _body(program: Callable[..., object]) -> str:
         if isinstance(inner, ast.Nonlocal) and set(inner.names) <= set(program.__code__.co_cellvars):
             line = lines[inner.lineno - 1]
             lines[inner.lineno - 1] = line.replace("nonlocal", "global", 1)
-    return "\n".join(["if True:", *lines[node.body[0].lineno - 1 :]])
+    return "\n".join(["if True:", *lines[_first_line(node.body[0]) - 1 :]])
 
 
 def _definition(function: Callable[..., object]) -> str:
@@ -91,9 +91,12 @@ def _definition(function: Callable[..., object]) -> str:
 
 
 def _text(file: str, node: ast.stmt) -> list[str]:
-    """The lines of a statement, from its first decorator on."""
-    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
-    return _lines(file)[first - 1 : node.end_lineno]
+    return _lines(file)[_first_line(node) - 1 : node.end_lineno]
+
+
+def _first_line(node: ast.stmt) -> int:
+    """Of its first decorator, if it has any; so do code objects count."""
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
 
 
 def _node(function: Callable[..., object]) -> ast.FunctionDef:
@@ -115,9 +118,9 @@ def _lines(file: str) -> list[str]:
 
 @cache
 def _functions(file: str) -> dict[int, ast.FunctionDef]:
-    """Every function of *file*, by the line that its code object has as its first: that of the first decorator."""
+    """Every function of *file*, by its first line."""
     functions = (node for node in ast.walk(_tree(file)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
-    return {min([node.lineno, *(at.lineno for at in node.decorator_list)]): node for node in functions}
+    return {_first_line(node): node for node in functions}
 
 
 @cache

@@ -4,13 +4,17 @@ import asyncio
 import contextvars
 import gc
 import inspect
+import os
+import signal
 import threading
+import time
+import warnings
 
 import pytest
 
 import omniloop
 from children import run_child
-from omniloop import Failure, NotAsyncError, Runtime, Task, background
+from omniloop import Failure, NotAsyncError, Runtime, Task, background, run
 
 who = contextvars.ContextVar("who", default="nobody")
 
@@ -425,10 +429,7 @@ def test_a_plain_function_that_returns_a_coroutine_is_told_what_was_meant():
 
 
 def test_forgotten_calls_are_done_before_the_interpreter_exits():
-    result = run_child("""
-        import asyncio, time
-        from omniloop import background
-
+    def program():
         @background(limit=1)
         async def save(number):
             await asyncio.sleep(0.01)
@@ -450,22 +451,20 @@ def test_forgotten_calls_are_done_before_the_interpreter_exits():
         poll()
         for number in range(3):
             save(number)
-    """)
+
+    result = run_child(program)
 
     assert (result.stderr, result.code) == ("", 0)
     assert sorted(result.stdout.split("\n")) == ["", "compressed", "saved 0", "saved 1", "saved 2", "stopped polling"]
 
 
 def test_a_limit_starts_afresh_in_a_forked_child():
-    result = run_child("""
-        import asyncio, os, warnings
-        from omniloop import background, run
+    def program():
         warnings.simplefilter("ignore", DeprecationWarning)
-
         gate = None
 
         async def make_gate():
-            global gate
+            nonlocal gate
             gate = asyncio.Event()
 
         @background(limit=1)
@@ -486,17 +485,15 @@ def test_a_limit_starts_afresh_in_a_forked_child():
         else:
             os.waitpid(pid, 0)
             run(open_gate())
-    """)
+
+    result = run_child(program)
 
     assert (result.stderr, result.code) == ("", 0)
     assert result.stdout == "child's\nparent's first\nparent's second\n"
 
 
 def test_ctrl_c_while_waiting_leaves_the_work_to_the_drain():
-    result = run_child("""
-        import asyncio, os, signal
-        from omniloop import background
-
+    def program():
         @background
         async def work():
             os.kill(os.getpid(), signal.SIGINT)
@@ -507,7 +504,8 @@ def test_ctrl_c_while_waiting_leaves_the_work_to_the_drain():
             work().result()
         except KeyboardInterrupt:
             print("interrupted")
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("interrupted\ndone\n", "", 0)
 

@@ -5,6 +5,9 @@ import concurrent.futures
 import contextlib
 import contextvars
 import gc
+import os
+import signal
+import sys
 import threading
 
 import pytest
@@ -223,12 +226,9 @@ def test_what_is_no_async_context_manager_is_refused_with_the_way_out(manager, w
         enter(manager)
 
 
-MANAGER = """
-import asyncio, contextlib, os, signal, sys, threading, omniloop
-from omniloop import enter
-
 def say(*words):
-    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+
 
 @contextlib.asynccontextmanager
 async def manager(entering=None, leaving=None):
@@ -246,61 +246,83 @@ async def manager(entering=None, leaving=None):
             await asyncio.sleep(60)
         say("left")
 
+
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
-"""
+
+
+def in_the_block():
+    with enter(manager()):
+        signal.raise_signal(signal.SIGINT)
+
+
+def while_entering():
+    with enter(manager(entering=interrupt)):
+        say("never")
+
+
+def while_leaving():
+    with enter(manager(leaving=interrupt)):
+        say("block")
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("interrupted", "said"),
     [
-        ("with enter(manager()): signal.raise_signal(signal.SIGINT)", ["left", "interrupted"]),
-        ("with enter(manager(entering=interrupt)): say('never')", ["entering ended", "interrupted"]),
+        (in_the_block, ["left", "interrupted"]),
+        (while_entering, ["entering ended", "interrupted"]),
         # The leaving itself is cancelled, as `run` cancels what it waits for.
-        ("with enter(manager(leaving=interrupt)): say('block')", ["block", "interrupted"]),
+        (while_leaving, ["block", "interrupted"]),
     ],
-    ids=["in the block", "while entering", "while leaving"],
 )
-def test_ctrl_c_comes_out(body, said):
-    result = run_child(f"{MANAGER}\ntry:\n    {body}\nexcept KeyboardInterrupt:\n    say('interrupted')\n")
+def test_ctrl_c_comes_out(interrupted, said):
+    def program():
+        try:
+            interrupted()
+        except KeyboardInterrupt:
+            say("interrupted")
+
+    result = run_child(program)
 
     assert (result.stdout.splitlines(), result.stderr, result.code) == (said, "", 0)
     assert result.seconds < 5
 
 
 def test_a_block_that_never_ends_is_left_at_exit():
-    result = run_child(f"""{MANAGER}
-entered = threading.Event()
+    def program():
+        entered = threading.Event()
 
-def block():
-    with enter(manager()):
-        entered.set()
-        threading.Event().wait()
+        def block():
+            with enter(manager()):
+                entered.set()
+                threading.Event().wait()
 
-threading.Thread(target=block, daemon=True).start()
-entered.wait()
-say("last line")
-""")
+        threading.Thread(target=block, daemon=True).start()
+        entered.wait()
+        say("last line")
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("last line\nleft\n", "", 0)
     assert result.seconds < 5
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_leaves_the_parents_manager_alone():
+    def program():
+        with enter(manager()):
+            if os.fork() == 0:
+                try:
+                    # The block ends in the child, too.
+                    sys.exit()
+                finally:
+                    with enter(manager()):
+                        say("the child's own")
+            os.wait()
+            say("the parent's")
+
     result = run_child(
-        f"""{MANAGER}
-with enter(manager()):
-    if os.fork() == 0:
-        try:
-            # The block ends in the child, too.
-            sys.exit()
-        finally:
-            with enter(manager()):
-                say("the child's own")
-    os.wait()
-    say("the parent's")
-""",
+        program,
         flags=["-W", "ignore::DeprecationWarning"],
     )
 

@@ -6,14 +6,17 @@ import contextlib
 import contextvars
 import gc
 import inspect
+import os
+import signal
 import sys
 import threading
+import warnings
 
 import pytest
 
 import omniloop
 from children import run_child
-from omniloop import ClosedError, NotAsyncError, Runtime, TaskGroup, WaitTimeoutError, WouldDeadlockError
+from omniloop import ClosedError, ForkedError, NotAsyncError, Runtime, TaskGroup, WaitTimeoutError, WouldDeadlockError
 
 who = contextvars.ContextVar("who", default="nobody")
 
@@ -576,10 +579,7 @@ def test_two_runtimes_whose_blocks_wait_for_each_other_are_told():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_in_the_wait_cancels_the_group():
-    result = run_child("""
-        import asyncio, os, signal
-        from omniloop import TaskGroup
-
+    def program():
         async def work():
             asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
             try:
@@ -593,16 +593,14 @@ def test_ctrl_c_in_the_wait_cancels_the_group():
                 task = group.go(work())
         except KeyboardInterrupt:
             print("interrupted", task.cancelled())
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("cleaned up\ninterrupted True\n", "", 0)
 
 
 def test_ctrl_c_in_an_async_block_cancels_the_group():
-    result = run_child("""
-        import asyncio, os, signal
-        from omniloop import TaskGroup
-
+    def program():
         async def work():
             try:
                 await asyncio.Event().wait()
@@ -619,7 +617,8 @@ def test_ctrl_c_in_an_async_block_cancels_the_group():
             asyncio.run(main())
         except KeyboardInterrupt:
             print("interrupted")
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("cleaned up\ninterrupted\n", "", 0)
 
@@ -667,10 +666,7 @@ def test_ctrl_c_at_any_line_of_a_submission_leaves_no_block_waiting_for_ever():
 
 
 def test_at_exit_the_drain_finishes_a_group_that_another_thread_waits_for():
-    result = run_child("""
-        import asyncio, threading
-        from omniloop import TaskGroup
-
+    def program():
         async def child():
             await asyncio.sleep(0.02)
             print("child")
@@ -688,31 +684,28 @@ def test_at_exit_the_drain_finishes_a_group_that_another_thread_waits_for():
         ready = threading.Event()
         threading.Thread(target=component).start()
         ready.wait()
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("child\ncomponent\n", "", 0)
 
 
 def test_a_group_that_is_never_ended_is_drained_at_exit():
-    result = run_child("""
-        import asyncio
-        from omniloop import TaskGroup
-
+    def program():
         async def work():
             await asyncio.sleep(0.02)
             print("done")
 
         group = TaskGroup()
         group.go(work())
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("done\n", "", 0)
 
 
 def test_a_forked_child_does_not_wait_for_the_parents_tasks():
-    result = run_child("""
-        import asyncio, os, sys, warnings
-        from omniloop import ForkedError, TaskGroup
+    def program():
         warnings.simplefilter("ignore", DeprecationWarning)
 
         async def work(pipe):
@@ -737,7 +730,8 @@ def test_a_forked_child_does_not_wait_for_the_parents_tasks():
 
         print(fork_in_a_block(lambda: sys.exit(7)), flush=True)
         print(fork_in_a_block(lambda: None))
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == (
         "parent's work\n7\nchild may not wait\nparent's work\n1\n",

@@ -5,10 +5,15 @@ import concurrent.futures
 import contextlib
 import contextvars
 import gc
+import os
+import signal
+import sys
 import threading
+import time
 
 import pytest
 
+import omniloop
 from children import run_child
 from omniloop import NotAsyncError, Runtime, WouldDeadlockError, aiterate, iterate
 
@@ -283,9 +288,7 @@ def test_a_buffer_that_is_no_whole_number_above_zero_is_refused(call, buffer):
 
 
 def test_an_iteration_that_nobody_ends_is_closed_at_exit():
-    result = run_child("""
-        import asyncio, omniloop
-
+    def program():
         async def source():
             try:
                 while True:
@@ -296,16 +299,15 @@ def test_an_iteration_that_nobody_ends_is_closed_at_exit():
 
         numbers = omniloop.iterate(source())
         print(next(numbers))
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("1\nclosed\n", "", 0)
     assert result.seconds < 5
 
 
 def test_ctrl_c_in_the_wait_ends_it_and_the_generator_is_closed():
-    result = run_child("""
-        import asyncio, os, signal, sys, omniloop
-
+    def program():
         async def source():
             try:
                 yield 1
@@ -313,7 +315,7 @@ def test_ctrl_c_in_the_wait_ends_it_and_the_generator_is_closed():
                 os.kill(os.getpid(), signal.SIGINT)
                 await asyncio.sleep(60)
             finally:
-                sys.stdout.write("closed\\n")
+                sys.stdout.write("closed\n")
 
         printed = asyncio.Event()
         try:
@@ -322,18 +324,16 @@ def test_ctrl_c_in_the_wait_ends_it_and_the_generator_is_closed():
                 omniloop.call_soon(printed.set)
         except KeyboardInterrupt:
             # One write each: two threads say something here.
-            sys.stdout.write("interrupted\\n")
-    """)
+            sys.stdout.write("interrupted\n")
+
+    result = run_child(program)
 
     assert (sorted(result.stdout.split()), result.stderr, result.code) == (["1", "closed", "interrupted"], "", 0)
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
 def test_a_forked_child_leaves_the_parents_iteration_alone_and_makes_its_own():
-    result = run_child(
-        """
-        import asyncio, os, sys, omniloop
-
+    def program():
         async def source():
             try:
                 for number in range(4):
@@ -357,7 +357,9 @@ def test_a_forked_child_leaves_the_parents_iteration_alone_and_makes_its_own():
             sys.exit()
         os.wait()
         print(list(numbers))
-        """,
+
+    result = run_child(
+        program,
         flags=["-W", "ignore::DeprecationWarning"],
     )
 
@@ -501,9 +503,7 @@ def test_what_is_not_iterable_is_refused_with_the_way_out(source):
 
 
 def test_an_iteration_of_a_task_goes_on_at_exit():
-    result = run_child("""
-        import time, omniloop
-
+    def program():
         def source():
             for number in range(3):
                 time.sleep(0.1)
@@ -515,6 +515,7 @@ def test_an_iteration_of_a_task_goes_on_at_exit():
 
         omniloop.go(consume())
         print("last line")
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("last line\n0\n1\n2\n", "", 0)

@@ -3,8 +3,11 @@
 import asyncio
 import gc
 import itertools
+import os
+import signal
 import sys
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -248,10 +251,7 @@ def test_on_the_loops_own_thread_it_is_refused():
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_cancels_what_is_on_its_way(ordered):
-    result = run_child(f"""
-        import asyncio, os, signal
-        import omniloop
-
+    def program():
         async def work(number):
             if number == 1:
                 asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
@@ -261,19 +261,17 @@ def test_ctrl_c_cancels_what_is_on_its_way(ordered):
                 print("cleaned up", number)
 
         try:
-            list(omniloop.map(work, range(2), ordered={ordered}))
+            list(omniloop.map(work, range(2), ordered=ordered))
         except KeyboardInterrupt:
             print("interrupted")
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("cleaned up 0\ncleaned up 1\ninterrupted\n", "", 0)
 
 
 def test_what_is_on_its_way_is_finished_at_exit():
-    result = run_child("""
-        import asyncio
-        import omniloop
-
+    def program():
         async def work(number):
             if number == 1:
                 both_started.set()
@@ -284,15 +282,14 @@ def test_what_is_on_its_way_is_finished_at_exit():
         both_started = asyncio.Event()
         results = omniloop.map(work, range(2))
         next(results)
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("done 0\ndone 1\n", "", 0)
 
 
 def test_a_forked_child_may_map_anew_and_leaves_the_parents_alone():
-    result = run_child("""
-        import asyncio, os, warnings
-        import omniloop
+    def program():
         warnings.simplefilter("ignore", DeprecationWarning)
 
         async def work(number):
@@ -308,6 +305,7 @@ def test_a_forked_child_may_map_anew_and_leaves_the_parents_alone():
         else:
             os.waitpid(pid, 0)
             print("parent", list(results))
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("child [0, 1]\nparent [1, 2, 3]\n", "", 0)

@@ -3,12 +3,16 @@
 import asyncio
 import concurrent.futures
 import gc
+import os
+import signal
+import sys
 import threading
 import weakref
 
 import janus
 import pytest
 
+import omniloop
 from children import run_child
 from omniloop import Queue, Runtime, WouldDeadlockError, WrongLoopError, queue
 
@@ -207,9 +211,7 @@ def test_a_kind_that_there_is_not_is_refused():
 
 
 def test_the_drain_at_exit_waits_for_what_is_joined():
-    result = run_child("""
-        import asyncio, omniloop
-
+    def program():
         q = omniloop.queue()
 
         async def consume():
@@ -227,7 +229,8 @@ def test_the_drain_at_exit_waits_for_what_is_joined():
             q.sync_q.put(number)
         omniloop.go(q.async_q.join())
         print("last line")
-    """)
+
+    result = run_child(program)
 
     lines = result.stdout.splitlines()
     assert [line for line in lines if line != "last line"] == ["0", "1", "2", "consumer ended"]
@@ -236,10 +239,7 @@ def test_the_drain_at_exit_waits_for_what_is_joined():
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
 def test_a_child_refuses_the_parents_queue_and_one_that_was_not_used_is_its_own():
-    result = run_child(
-        """
-        import os, sys, omniloop
-
+    def program():
         used, unused = omniloop.queue(), omniloop.queue()
         used.sync_q.put(1)
         if os.fork() == 0:
@@ -253,7 +253,9 @@ def test_a_child_refuses_the_parents_queue_and_one_that_was_not_used_is_its_own(
             sys.exit()
         os.wait()
         print(used.sync_q.get(), used.sync_q.qsize())
-        """,
+
+    result = run_child(
+        program,
         flags=["-W", "ignore::DeprecationWarning"],
     )
 
@@ -262,9 +264,7 @@ def test_a_child_refuses_the_parents_queue_and_one_that_was_not_used_is_its_own(
 
 
 def test_ctrl_c_ends_a_wait_and_the_queue_goes_on():
-    result = run_child("""
-        import os, signal, threading, omniloop
-
+    def program():
         q = omniloop.queue()
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
@@ -272,6 +272,7 @@ def test_ctrl_c_ends_a_wait_and_the_queue_goes_on():
         except KeyboardInterrupt:
             omniloop.go(q.async_q.put("goes on"))
             print(q.sync_q.get(timeout=5))
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("goes on\n", "", 0)

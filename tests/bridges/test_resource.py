@@ -3,10 +3,14 @@
 import asyncio
 import contextlib
 import contextvars
+import os
+import signal
+import sys
 import threading
 
 import pytest
 
+import omniloop
 from children import run_child
 from omniloop import NotAsyncError, Runtime, WaitTimeoutError, WouldDeadlockError, WrongLoopError, resource
 
@@ -300,9 +304,7 @@ def test_an_error_in_closing_is_reported():
 
 
 def test_after_a_shutdown_of_the_shared_runtime_it_is_opened_anew():
-    result = run_child("""
-        import asyncio, omniloop
-
+    def program():
         class Client:
             async def aclose(self):
                 print("closed")
@@ -316,7 +318,8 @@ def test_after_a_shutdown_of_the_shared_runtime_it_is_opened_anew():
             client.run(lambda c: asyncio.sleep(0))
             omniloop.shutdown()
             print("shut down")
-    """)
+
+    result = run_child(program)
 
     assert result.stdout.split("\n") == ["made", "closed", "shut down"] * 2 + [""]
     assert (result.stderr, result.code) == ("", 0)
@@ -390,62 +393,66 @@ async def generator():
     yield
 
 
-CLIENT = """
-import asyncio, os, signal, sys, omniloop
-
-class Client:
+class Announced:
     def __init__(self):
         self.pid = os.getpid()
+
     async def use(self):
         await asyncio.sleep(0)
         return "own" if self.pid == os.getpid() else "another's"
+
     async def aclose(self):
         await asyncio.sleep(0.01)
         print("closed", await self.use(), flush=True)
+
     def __del__(self):
         if self.pid != os.getpid():
             print("finalised in a child", flush=True)
 
-client = omniloop.resource(Client)
-"""
+
+# Opened in the programs only, which have one each.
+announced = omniloop.resource(Announced)
 
 
 def test_it_is_closed_at_exit_after_the_work():
-    result = run_child(f"""{CLIENT}
-async def work(c):
-    await asyncio.sleep(0.1)
-    print("work", await c.use())
+    def program():
+        async def work(c):
+            await asyncio.sleep(0.1)
+            print("work", await c.use())
 
-client.go(work)
-print("last line")
-""")
+        announced.go(work)
+        print("last line")
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("last line\nwork own\nclosed own\n", "", 0)
 
 
 def test_work_that_first_needs_it_in_the_drain_has_it():
-    result = run_child(f"""{CLIENT}
-async def work():
-    await asyncio.sleep(0.1)
-    print("work", await (await client).use())
+    def program():
+        async def work():
+            await asyncio.sleep(0.1)
+            print("work", await (await announced).use())
 
-omniloop.go(work())
-""")
+        omniloop.go(work())
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("work own\nclosed own\n", "", 0)
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
 def test_a_forked_child_opens_its_own_and_never_touches_the_parents():
+    def program():
+        print(announced.run(Announced.use), flush=True)
+        if os.fork() == 0:
+            print("child", announced.run(Announced.use), flush=True)
+            sys.exit()
+        os.wait()
+        print("parent", announced.run(Announced.use))
+
     result = run_child(
-        f"""{CLIENT}
-print(client.run(Client.use), flush=True)
-if os.fork() == 0:
-    print("child", client.run(Client.use), flush=True)
-    sys.exit()
-os.wait()
-print("parent", client.run(Client.use))
-""",
+        program,
         flags=["-W", "ignore::DeprecationWarning"],
     )
 
@@ -454,18 +461,19 @@ print("parent", client.run(Client.use))
 
 
 def test_ctrl_c_cancels_the_use_and_the_client_is_closed_at_exit():
-    result = run_child(f"""{CLIENT}
-async def use(c):
-    try:
-        os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.sleep(60)
-    finally:
-        print("use ended")
+    def program():
+        async def use(c):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(60)
+            finally:
+                print("use ended")
 
-try:
-    client.run(use)
-except KeyboardInterrupt:
-    print("interrupted")
-""")
+        try:
+            announced.run(use)
+        except KeyboardInterrupt:
+            print("interrupted")
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("use ended\ninterrupted\nclosed own\n", "", 0)

@@ -1,9 +1,11 @@
 """`omniloop.ext.logging.AsyncHandler`: records reach an async sink, in order, at exit too, and never come back to it."""
 
 import asyncio
+import atexit
 import gc
 import logging
 import logging.config
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from children import run_child
-from omniloop import Runtime
+from omniloop import Runtime, configure, go
 from omniloop.ext.logging import AsyncHandler
 
 
@@ -277,71 +279,67 @@ def test_a_sink_that_cannot_be_called_is_refused():
         AsyncHandler(None)
 
 
-CHILD = """
-    import asyncio, logging, sys
-    from omniloop import configure, go
-    from omniloop.ext.logging import AsyncHandler
+# The logger of the programs; its handler is made in them.
+app = logging.getLogger("app")
 
-    async def sink(records):
-        await asyncio.sleep(0.05)
-        print(*(record.getMessage() for record in records), flush=True)
 
-    logger = logging.getLogger("app")
-    logger.setLevel("INFO")
-    handler = AsyncHandler(sink)
-    logger.addHandler(handler)
-"""
+async def prints(records):
+    await asyncio.sleep(0.05)
+    print(*(record.getMessage() for record in records), flush=True)
+
+
+def child():
+    app.setLevel("INFO")
+    app.addHandler(AsyncHandler(prints))
 
 
 def test_the_last_records_are_delivered_at_exit():
-    result = run_child(CHILD + "\n    for n in range(250): logger.info('%d', n)\n    logger.info('end')")
+    def program():
+        for n in range(250):
+            app.info("%d", n)
+        app.info("end")
+
+    result = run_child(child, program)
 
     assert result.stdout.split() == [*map(str, range(250)), "end"]
     assert (result.stderr, result.code) == ("", 0)
 
 
 def test_what_draining_work_logs_at_exit_is_delivered_too():
-    result = run_child(
-        CHILD
-        + """
-    async def work():
-        await asyncio.sleep(0.1)
-        logger.info("late")
-    go(work())
-    """
-    )
+    def program():
+        async def work():
+            await asyncio.sleep(0.1)
+            app.info("late")
+
+        go(work())
+
+    result = run_child(child, program)
 
     assert result[:3] == ("late\n", "", 0)
 
 
 def test_what_is_logged_after_the_drain_goes_to_stderr_if_it_is_bad():
-    result = run_child(
-        """
-    import atexit, logging
-    # Registered first, and so run last.
-    atexit.register(lambda: (logger.error("too late"), logger.info("nobody minds"), print(handler.dropped)))
-    """
-        + CHILD
-    )
+    def registered_first_and_so_run_last():
+        atexit.register(lambda: (app.error("too late"), app.info("nobody minds"), print(app.handlers[0].dropped)))
+
+    result = run_child(registered_first_and_so_run_last, child)
 
     assert result[:3] == ("2\n", "too late\n", 0)
 
 
 def test_a_sink_that_hangs_costs_the_deadline_and_its_records_are_counted():
-    result = run_child(
-        """
-    import atexit, logging
-    atexit.register(lambda: print(handler.dropped))
-    """
-        + CHILD
-        + """
-    async def hang(records):
-        await asyncio.sleep(60)
-    handler._sink = hang
-    configure(exit_timeout=0.1)
-    logger.error("never sent")
-    """
-    )
+    def registered_first_and_so_run_last():
+        atexit.register(lambda: print(app.handlers[0].dropped))
+
+    def program():
+        async def hang(records):
+            await asyncio.sleep(60)
+
+        app.handlers[0]._sink = hang
+        configure(exit_timeout=0.1)
+        app.error("never sent")
+
+    result = run_child(registered_first_and_so_run_last, child, program)
 
     assert (result.stdout, result.code) == ("1\n", 0)
     assert "log delivery" in result.stderr
@@ -349,17 +347,17 @@ def test_a_sink_that_hangs_costs_the_deadline_and_its_records_are_counted():
 
 
 def test_a_forked_child_delivers_its_own_records_and_none_of_the_parents():
+    def program():
+        app.info("parent's")
+        pid = os.fork()
+        if pid == 0:
+            app.info("child's")
+        else:
+            assert os.waitpid(pid, 0)[1] == 0
+
     result = run_child(
-        CHILD
-        + """
-    import os
-    logger.info("parent's")
-    pid = os.fork()
-    if pid == 0:
-        logger.info("child's")
-    else:
-        assert os.waitpid(pid, 0)[1] == 0
-    """,
+        child,
+        program,
         flags=["-W", "ignore::DeprecationWarning"],
     )
 

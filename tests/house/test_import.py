@@ -1,26 +1,26 @@
 """What importing the package does: next to nothing."""
 
+import os
+import sys
+import threading
+
+import omniloop
 from children import run_child
 
 
 def test_importing_starts_and_loads_nothing():
-    result = run_child(
-        """
-        import asyncio, concurrent.futures, os, sys, threading
-
+    def program():
         def descriptors():
             return set(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else set()
 
         before = descriptors()
-        import omniloop
-
         assert threading.enumerate() == [threading.main_thread()]
         # A loop opens a selector and a pair of sockets.
         assert descriptors() == before, descriptors() - before
         assert not {"janus", "uvloop", "trio", "anyio", "flask", "django", "multiprocessing"} & sys.modules.keys()
         print(*sorted(name.partition(".")[2] for name in sys.modules if name.startswith("omniloop.")))
-        """
-    )
+
+    result = run_child(program)
 
     assert (result.code, result.stderr) == (0, "")
     bridges = [name for name in result.stdout.split() if name.startswith("_bridges.")]
@@ -29,32 +29,26 @@ def test_importing_starts_and_loads_nothing():
 
 def test_every_public_name_can_be_had_and_is_sorted():
     """Also those that load on first use."""
-    result = run_child(
-        """
-        import omniloop
 
+    def program():
         assert omniloop.__all__ == sorted(omniloop.__all__), "sort __all__"
         for name in omniloop.__all__:
             assert getattr(omniloop, name) is not None, name
         assert set(omniloop.__all__) <= set(dir(omniloop))
-        """
-    )
+
+    result = run_child(program)
 
     assert (result.code, result.stderr) == (0, "")
 
 
 def test_importing_loads_little_that_asyncio_does_not():
     """What it costs is measured in `tests/benchmarks`; here it is named."""
-    result = run_child(
-        """
-        import asyncio, concurrent.futures, sys
 
+    def program():
         before = set(sys.modules)
-        import omniloop
-
         print(*sorted(name for name in set(sys.modules) - before if name.partition(".")[0] != "omniloop"))
-        """
-    )
+
+    result = run_child(program)
 
     assert (result.code, result.stderr) == (0, "")
     # From 3.14 on asyncio does without typing.

@@ -1,5 +1,6 @@
 """What a user gets by installing, and what a reader finds in the folder."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import omniloop
 from children import run_child
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,16 +63,15 @@ def test_the_wheel_needs_janus_and_typing_extensions_only(wheel):
 def test_the_wheel_works_by_itself(wheel, tmp_path):
     wheel.extractall(tmp_path)
 
-    result = run_child(
-        """
-        import asyncio, omniloop
-
+    def program():
         async def work():
             await asyncio.sleep(0)
             print(omniloop.__file__)
 
         omniloop.go(work())
-        """,
+
+    result = run_child(
+        program,
         env={"PYTHONPATH": str(tmp_path)},
     )
 

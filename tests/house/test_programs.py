@@ -108,3 +108,14 @@ def test_text_of_several_lines_stays_as_it_is():
 third""")
 
     assert run_child(program).stdout == "first\n    second\nthird\n"
+
+
+def test_its_first_statement_may_be_decorated():
+    def program():
+        @staticmethod
+        def says():
+            print("said")
+
+        says()
+
+    assert run_child(program).stdout == "said\n"

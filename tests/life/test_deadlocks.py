@@ -3,14 +3,18 @@
 import asyncio
 import concurrent.futures
 import gc
+import importlib
+import os
 import sys
 import threading
 import time
 
 import pytest
 
+import omniloop
 from children import run_child
 from omniloop import Runtime, WouldDeadlockError
+from programs import source_of
 
 # Bounds a wait that should end by itself.
 SOON = 8
@@ -88,40 +92,45 @@ def test_one_loop_may_wait_for_another(runtime, other):
 
 # --- imports ----------------------------------------------------------------------------------------------------------
 
-IMPORTS = """
-    import sys, types
-    sys.path.insert(0, {path!r})
-    import module
-    sys.stdout.write(f"{{module.outcome}}\\n")
-    """
+
+def program_that_imports(module, tmp_path):
+    """Write *module*, the body of a function, to a file; the program imports that, and tells its outcome."""
+    (tmp_path / "module").mkdir()
+    (tmp_path / "module" / "__init__.py").write_text(source_of(module))
+    (tmp_path / "module" / "part.py").write_text("")
+    path = str(tmp_path)
+
+    def program():
+        sys.path.insert(0, path)
+        import module
+
+        sys.stdout.write(f"{module.outcome}\n")
+
+    return program
 
 
-@pytest.mark.parametrize(
-    "imported",
-    [
-        "import module",
-        "import module.part",
-        "from module import part",
-        "import importlib; importlib.import_module('module')",
-    ],
-)
+@pytest.mark.parametrize("imported", ["a module", "a part", "from it", "by importlib"])
 def test_waiting_while_importing_for_work_that_imports_the_same_is_told(imported, tmp_path):
     """The loop waits for the lock of the module, which the waiting thread holds."""
-    package = tmp_path / "module"
-    package.mkdir()
-    (package / "part.py").write_text("")
-    (package / "__init__.py").write_text(f"""
-import omniloop
-async def work():
-    {imported}
-    return "imported"
-try:
-    outcome = omniloop.run(work())
-except omniloop.WouldDeadlockError as error:
-    outcome = "told: " + str(error)
-""")
 
-    result = run_child(IMPORTS.format(path=str(tmp_path)), env={"OMNILOOP_SLOW_CALLBACK": "none"})
+    def module():
+        async def work():
+            if imported == "a module":
+                import module
+            elif imported == "a part":
+                import module.part  # noqa: F401
+            elif imported == "from it":
+                from module import part  # noqa: F401
+            else:
+                importlib.import_module("module")
+            return "imported"
+
+        try:
+            outcome = omniloop.run(work())
+        except omniloop.WouldDeadlockError as error:
+            outcome = "told: " + str(error)
+
+    result = run_child(program_that_imports(module, tmp_path), env={"OMNILOOP_SLOW_CALLBACK": "none"})
 
     assert result.stdout.startswith("told: ") and "while importing would never end" in result.stdout
     assert (result.stderr, result.code) == ("", 0)
@@ -129,33 +138,35 @@ except omniloop.WouldDeadlockError as error:
 
 def test_waiting_while_importing_for_other_work_is_fine_however_long_it_takes(tmp_path):
     (tmp_path / "another.py").write_text("value = 7")
-    (tmp_path / "module.py").write_text("""
-import asyncio, omniloop
-async def work():
-    import another
-    await asyncio.sleep(1.3)
-    import json.tool
-    return another.value
-outcome = omniloop.run(work())
-""")
 
-    result = run_child(IMPORTS.format(path=str(tmp_path)))
+    def module():
+        async def work():
+            import another
+
+            await asyncio.sleep(1.3)
+            import json.tool  # noqa: F401
+
+            return another.value
+
+        outcome = omniloop.run(work())
+
+    result = run_child(program_that_imports(module, tmp_path))
 
     assert result == ("7\n", "", 0, result.seconds)
 
 
 def test_submitting_while_importing_what_imports_the_same_is_fine(tmp_path):
-    (tmp_path / "module.py").write_text("""
-import os, omniloop
-async def work():
-    import module
-    # In one piece: the main thread prints at the same time.
-    os.write(1, f"{module.outcome}\\n".encode())
-omniloop.go(work())
-outcome = "imported"
-""")
+    def module():
+        async def work():
+            import module
 
-    result = run_child(IMPORTS.format(path=str(tmp_path)))
+            # In one piece: the main thread prints at the same time.
+            os.write(1, f"{module.outcome}\n".encode())
+
+        omniloop.go(work())
+        outcome = "imported"
+
+    result = run_child(program_that_imports(module, tmp_path))
 
     assert result == ("imported\nimported\n", "", 0, result.seconds)
 
@@ -256,23 +267,25 @@ def test_a_collection_on_the_loops_thread_inside_a_logging_handler_with_a_plain_
 
 
 def test_waiting_inside_a_fork_hook_is_told():
-    result = run_child(
-        """
-        import asyncio, os
+    def program():
         def hook():
             try:
                 omniloop.run(asyncio.sleep(0))
             except omniloop.WouldDeadlockError as error:
                 print(error)
+
         # Hooks before a fork run last in, first out: when this one runs, ours has.
         os.register_at_fork(before=hook)
         import omniloop
+
         omniloop.run(asyncio.sleep(0))
         omniloop.go(asyncio.sleep(0.1))
         if not os.fork():
             os._exit(0)
         os.wait()
-        """,
+
+    result = run_child(
+        program,
         flags=["-W", "ignore::DeprecationWarning"],
     )
 
@@ -336,8 +349,8 @@ def workers_of(name):
 
 def test_a_worker_that_waits_where_no_other_can_start_is_told_or_served():
     """3.12 starts no thread once main has ended: there the last worker would wait for ever for what only it could do."""
-    result = run_child("""
-        import asyncio, time, omniloop
+
+    def program():
         def waits():
             # Until main has ended. Its join() returns only after the first drain.
             time.sleep(0.5)
@@ -345,9 +358,11 @@ def test_a_worker_that_waits_where_no_other_can_start_is_told_or_served():
                 print(omniloop.run(asyncio.to_thread(sum, [1, 2])))
             except omniloop.WouldDeadlockError as error:
                 print(error)
+
         omniloop.configure(exit_timeout=5)
         omniloop.to_thread(waits)
-        """)
+
+    result = run_child(program)
 
     if (3, 12) <= sys.version_info < (3, 12, 3):
         assert "would block the last worker thread, and no other can be started" in result.stdout

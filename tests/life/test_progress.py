@@ -1,22 +1,22 @@
 """A line for whoever waits at a terminal; seen here through a real pseudo-terminal, and only there."""
 
+import asyncio
 import os
 import pty
 import subprocess
 import sys
-import textwrap
+import threading
+from collections.abc import Callable
 
 import pytest
 
 from children import child_environment, run_child
+from omniloop import flush, go, to_thread
+from programs import source_of
 
-LONG = """
-    import asyncio, threading
-    from omniloop import flush, go, to_thread
 
-    async def long(seconds):
-        await asyncio.sleep(seconds)
-"""
+async def long(seconds):
+    await asyncio.sleep(seconds)
 
 
 def open_terminal() -> tuple[int, int]:
@@ -26,8 +26,8 @@ def open_terminal() -> tuple[int, int]:
         pytest.skip(f"no pseudo-terminal is to be had here: {error}")
 
 
-def run_on_a_terminal(source: str, columns: int | None = None) -> tuple[str, str]:
-    """What *source* writes to its stdout (a pipe), and to its stderr (a terminal)."""
+def run_on_a_terminal(program: Callable[[], object], columns: int | None = None) -> tuple[str, str]:
+    """What *program* writes to its stdout (a pipe), and to its stderr (a terminal)."""
     ours, theirs = open_terminal()
     if columns is not None:
         import fcntl
@@ -36,7 +36,7 @@ def run_on_a_terminal(source: str, columns: int | None = None) -> tuple[str, str
 
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(source)],
+        [sys.executable, "-c", source_of(program)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -77,7 +77,12 @@ def screen(written: str) -> list[str]:
 
 
 def test_the_drain_at_exit_shows_what_is_left_and_for_how_long():
-    _, written = run_on_a_terminal(LONG + "    go(long(0.9)); go(long(1.1)); to_thread(threading.Event().wait, 0.6)")
+    def program():
+        go(long(0.9))
+        go(long(1.1))
+        to_thread(threading.Event().wait, 0.6)
+
+    _, written = run_on_a_terminal(program)
 
     shown = [part.strip() for part in written.split("\r") if part.strip()]
     assert shown[0].startswith("omniloop: ")
@@ -90,9 +95,14 @@ def test_the_drain_at_exit_shows_what_is_left_and_for_how_long():
 
 
 def test_flush_shows_it_if_asked_to():
-    stdout, written = run_on_a_terminal(
-        LONG + "    go(long(0.8))\n    flush(progress=True)\n    print('flushed')\n    go(long(0.8)); flush()"
-    )
+    def program():
+        go(long(0.8))
+        flush(progress=True)
+        print("flushed")
+        go(long(0.8))
+        flush()
+
+    stdout, written = run_on_a_terminal(program)
 
     assert stdout == "flushed\n"
     assert "\romniloop: 1 unfinished" in written
@@ -103,13 +113,21 @@ def test_flush_shows_it_if_asked_to():
 
 
 def test_a_short_wait_shows_nothing():
-    _, written = run_on_a_terminal(LONG + "    go(long(0.2)); flush(progress=True); go(long(0.2))")
+    def program():
+        go(long(0.2))
+        flush(progress=True)
+        go(long(0.2))
+
+    _, written = run_on_a_terminal(program)
 
     assert written == ""
 
 
 def test_a_narrow_terminal_gets_one_short_line():
-    _, written = run_on_a_terminal(LONG + "    go(long(0.8))", columns=12)
+    def program():
+        go(long(0.8))
+
+    _, written = run_on_a_terminal(program, columns=12)
 
     assert "\romniloop: 1\r" in written.replace(" \r", "\r")
     assert screen(written) == [""]
@@ -117,32 +135,42 @@ def test_a_narrow_terminal_gets_one_short_line():
 
 
 def test_where_stderr_is_no_terminal_nothing_is_shown():
-    result = run_child(LONG + "    go(long(0.8)); flush(progress=True); go(long(0.8))")
+    def program():
+        go(long(0.8))
+        flush(progress=True)
+        go(long(0.8))
+
+    result = run_child(program)
 
     assert result[:3] == ("", "", 0)
 
 
-@pytest.mark.parametrize("stderr", ["None", "closed"])
+@pytest.mark.parametrize("stderr", ["none", "closed"])
 def test_without_a_stderr_the_wait_goes_on(stderr):
-    result = run_child(
-        LONG
-        + f"""
-    import os, sys
-    sys.stderr = None if {stderr == "None"} else open(os.devnull, "w")
-    if sys.stderr:
-        sys.stderr.close()
-    go(long(0.6)); flush(progress=True)
-    print("flushed")
-    """
-    )
+    def program():
+        if stderr == "none":
+            sys.stderr = None
+        else:
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            sys.stderr.close()
+        go(long(0.6))
+        flush(progress=True)
+        print("flushed")
+
+    result = run_child(program)
 
     assert (result.stdout, result.code) == ("flushed\n", 0)
 
 
 def test_a_terminal_that_goes_away_does_not_end_the_wait():
+    def program():
+        go(long(1.2))
+        flush(progress=True)
+        print("flushed")
+
     ours, theirs = open_terminal()
     child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(LONG + "    go(long(1.2)); flush(progress=True)\n    print('flushed')")],
+        [sys.executable, "-c", source_of(program)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=theirs,

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from children import run_child
-from omniloop import OmniloopError, Runtime, WouldDeadlockError
+from omniloop import OmniloopError, Runtime, WouldDeadlockError, go
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -82,18 +82,16 @@ def test_the_pool_is_the_loops_executor_and_looks_up_names(runtime):
 
 
 def test_the_environment_chooses_it_and_forgotten_work_is_done_at_exit():
-    result = run_child(
-        """
-        import asyncio
-        from omniloop import go
-
+    def program():
         async def work():
             await asyncio.sleep(0.01)
             await asyncio.to_thread(int)
             print(type(asyncio.get_running_loop()).__module__, flush=True)
 
         go(work())
-        """,
+
+    result = run_child(
+        program,
         env={"OMNILOOP_LOOP": "uvloop"},
     )
 

@@ -1,8 +1,11 @@
 """Under real uWSGI, which forks in C and calls no fork hook: what an accepted request has left to `go` is done before its worker is gone."""
 
+import asyncio
 import shutil
 import signal
+import sys
 import sysconfig
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,14 +74,16 @@ def test_a_graceful_stop_drains(tmp_path, app, options):
 
 def test_a_warning_says_what_to_do_where_uwsgi_has_no_threads():
     """Up to 2.0.21 they were off by default: 2 of 2 forgotten tasks ran at the stop only. The uWSGI of today can't be had without."""
-    child = run_child("""
-        import asyncio, sys, types
+
+    def program():
         # What the server puts there.
         sys.modules["uwsgi"] = types.ModuleType("uwsgi")
         sys.modules["uwsgi"].has_threads = 0
         import omniloop
+
         omniloop.run(asyncio.sleep(0))
-        """)
+
+    child = run_child(program)
 
     assert (child.stdout, child.code) == ("", 0)
     assert child.stderr.count("RuntimeWarning: uWSGI runs without threads") == 1

@@ -3,12 +3,16 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import gc
 import inspect
 import linecache
+import os
+import signal
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -212,16 +216,9 @@ def test_a_worker_thread_does_not_wait_for_the_room_that_it_takes_itself():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize(
-    "handler",
-    ["handler", "functools.partial(more, 1)", "Handlers().method", "Handlers()", "lambda *args: handler(None, None)"],
-)
-def test_a_signal_handler_is_refused_instead_of_blocked(handler):
-    result = run_child(f"""
-        import asyncio, functools, signal, os
-        import omniloop
-        from omniloop import FullError
-
+@pytest.mark.parametrize("kind", ["function", "partial", "method", "callable", "lambda"])
+def test_a_signal_handler_is_refused_instead_of_blocked(kind):
+    def program():
         omniloop.configure(max_pending=1)
         release = asyncio.Event()
         first = omniloop.go(release.wait())
@@ -242,8 +239,16 @@ def test_a_signal_handler_is_refused_instead_of_blocked(handler):
             def __call__(self, number, frame):
                 handler(number, frame)
 
-        signal.signal(signal.SIGUSR1, {handler})
+        handlers = {
+            "function": handler,
+            "partial": functools.partial(more, 1),
+            "method": Handlers().method,
+            "callable": Handlers(),
+            "lambda": lambda *args: handler(None, None),
+        }
+        signal.signal(signal.SIGUSR1, handlers[kind])
         os.kill(os.getpid(), signal.SIGUSR1)
+
         # Called by hand it may wait, as everybody.
         async def let_go_soon():
             asyncio.get_running_loop().call_later(0.05, release.set)
@@ -251,7 +256,8 @@ def test_a_signal_handler_is_refused_instead_of_blocked(handler):
         omniloop.run(let_go_soon())
         handler(signal.SIGUSR1, None)
         print("waited")
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("True\nwaited\n", "", 0)
 
@@ -281,10 +287,7 @@ def test_a_submitter_that_waits_when_the_runtime_is_shut_down_is_refused(gate):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_while_waiting_for_room_refuses_and_loses_no_place():
-    result = run_child("""
-        import asyncio, inspect, os, signal, threading
-        import omniloop
-
+    def program():
         async def interrupt():
             asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
             await release.wait()
@@ -304,7 +307,8 @@ def test_ctrl_c_while_waiting_for_room_refuses_and_loses_no_place():
         omniloop.run(let_go())
         for _ in range(3):
             print(omniloop.go(asyncio.sleep(0, "done")).result(5))
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == (
         "interrupted CORO_CLOSED\n" + "done\n" * 3,
@@ -500,18 +504,16 @@ def test_a_bound_that_can_not_be_is_named(setting):
 
 
 def test_the_environment_sets_the_bound_from_the_first_submission_on():
-    result = run_child(
-        """
-        import asyncio
-        import omniloop
-
+    def program():
         started = [omniloop.try_go(asyncio.sleep(0.05)) is not None for _ in range(3)]
         print(started)
         try:
             omniloop.go(asyncio.sleep(0))
         except omniloop.FullError:
             print("refused")
-        """,
+
+    result = run_child(
+        program,
         env={"OMNILOOP_MAX_PENDING": "2", "OMNILOOP_WHEN_FULL": "raise"},
     )
 
@@ -519,15 +521,14 @@ def test_the_environment_sets_the_bound_from_the_first_submission_on():
 
 
 def test_a_bound_in_the_environment_that_can_not_be_is_named_at_first_use():
-    result = run_child(
-        """
-        import asyncio
-        import omniloop
+    def program():
         try:
             omniloop.go(asyncio.sleep(0))
         except omniloop.SettingError as error:
             print(error)
-        """,
+
+    result = run_child(
+        program,
         env={"OMNILOOP_MAX_PENDING": "many"},
     )
 
@@ -539,10 +540,7 @@ def test_a_bound_in_the_environment_that_can_not_be_is_named_at_first_use():
 
 
 def test_what_waits_for_room_at_exit_is_still_accepted_and_done():
-    result = run_child("""
-        import asyncio, threading
-        import omniloop
-
+    def program():
         async def work(number):
             await asyncio.sleep(0.01)
             print(number)
@@ -556,20 +554,19 @@ def test_what_waits_for_room_at_exit_is_still_accepted_and_done():
         omniloop.configure(max_pending=1)
         threading.Thread(target=submit).start()
         first.wait()
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("0\n1\n2\n3\n", "", 0)
 
 
 def test_what_was_dropped_is_told_of_in_the_log_at_exit():
-    result = run_child("""
-        import asyncio
-        import omniloop
-
+    def program():
         omniloop.configure(max_pending=1, when_full="drop_new")
         for _ in range(50):
             omniloop.go(asyncio.sleep(0.05))
-    """)
+
+    result = run_child(program)
 
     counts = [int(line.split()[0]) for line in result.stderr.splitlines() if " dropped, because " in line]
     assert sum(counts) == 49
@@ -579,9 +576,7 @@ def test_what_was_dropped_is_told_of_in_the_log_at_exit():
 
 
 def test_a_forked_child_has_all_the_room_and_the_parents_waiter_goes_on():
-    result = run_child("""
-        import asyncio, os, threading, warnings
-        import omniloop
+    def program():
         warnings.simplefilter("ignore", DeprecationWarning)
 
         async def work(who):
@@ -601,7 +596,8 @@ def test_a_forked_child_has_all_the_room_and_the_parents_waiter_goes_on():
         else:
             os.waitpid(pid, 0)
             waiter.join()
-    """)
+
+    result = run_child(program)
 
     assert (sorted(result.stdout.split("\n")), result.stderr, result.code) == (
         ["", "child", "parent 1", "parent 2"],
@@ -611,17 +607,15 @@ def test_a_forked_child_has_all_the_room_and_the_parents_waiter_goes_on():
 
 
 def test_after_a_shutdown_the_shared_runtime_has_its_room_back():
-    result = run_child("""
-        import asyncio
-        import omniloop
-
+    def program():
         omniloop.configure(max_pending=2, when_full="raise")
         for _ in range(3):
             for _ in range(2):
                 omniloop.go(asyncio.sleep(60))
             omniloop.shutdown(timeout=0)
         print(len(omniloop.tasks()))
-        """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.code) == ("0\n", 0)
 

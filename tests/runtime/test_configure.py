@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+import omniloop
 from children import run_child
 from omniloop import AlreadyRunningError, Runtime, SettingError
 
@@ -91,13 +92,13 @@ def test_a_loop_factory_makes_the_loop():
 
 
 def test_the_environment_sets_what_the_program_does_not():
-    result = run_child(
-        """
-        import omniloop
+    def program():
         settings = omniloop.shared_runtime()._settings
         print(settings.exit_timeout, settings.max_workers, settings.slow_callback)
         print(omniloop.Runtime(max_workers=5)._settings.max_workers)
-        """,
+
+    result = run_child(
+        program,
         env={"OMNILOOP_EXIT_TIMEOUT": "none", "OMNILOOP_MAX_WORKERS": "3", "OMNILOOP_SLOW_CALLBACK": "0.5"},
     )
 
@@ -115,9 +116,7 @@ def test_the_environment_sets_what_the_program_does_not():
     ],
 )
 def test_a_variable_that_can_not_be_used_is_refused_on_first_use_by_name(variable, value):
-    result = run_child(
-        """
-        import omniloop
+    def program():
         print("imported")
 
         async def work():
@@ -127,7 +126,9 @@ def test_a_variable_that_can_not_be_used_is_refused_on_first_use_by_name(variabl
             omniloop.go(work())
         except omniloop.SettingError as error:
             print(error)
-        """,
+
+    result = run_child(
+        program,
         env={f"OMNILOOP_{variable}": value},
     )
 

@@ -1,8 +1,11 @@
 """Runtimes of one's own: a loop, a name and settings for each, side by side with the one that the process shares."""
 
 import asyncio
+import os
+import signal
 import sys
 import threading
+import warnings
 
 import pytest
 
@@ -186,11 +189,7 @@ def test_bridges_take_the_runtime_that_they_are_given():
 
 
 def test_all_are_drained_at_exit_also_for_each_other():
-    result = run_child("""
-        import asyncio
-        import omniloop
-        from omniloop import Runtime
-
+    def program():
         async def relay(hops):
             await asyncio.sleep(0.01)
             if hops:
@@ -203,17 +202,15 @@ def test_all_are_drained_at_exit_also_for_each_other():
             # 3.12 starts no thread any more when the interpreter ends.
             runtime.run(asyncio.sleep(0))
         runtimes[1].go(relay(10))
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("arrived\n", "", 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="fork")
 def test_all_work_in_a_forked_child():
-    result = run_child("""
-        import asyncio, os, warnings
-        import omniloop
-        from omniloop import Runtime
+    def program():
         warnings.simplefilter("ignore", DeprecationWarning)
 
         async def value(thing):
@@ -226,17 +223,15 @@ def test_all_work_in_a_forked_child():
         if pid:
             os.waitpid(pid, 0)
         print([runtime.run(value(number)) for number, runtime in enumerate(runtimes)], flush=True)
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("[0, 1, 2]\n" * 2, "", 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_in_the_block_drains_the_runtime_and_goes_on():
-    result = run_child("""
-        import asyncio, os, signal, threading
-        from omniloop import Runtime
-
+    def program():
         async def work():
             asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
             await asyncio.sleep(0.1)
@@ -248,6 +243,7 @@ def test_ctrl_c_in_the_block_drains_the_runtime_and_goes_on():
                 threading.Event().wait(5)
         except KeyboardInterrupt:
             print("interrupted")
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("done\ninterrupted\n", "", 0)

@@ -1,7 +1,9 @@
 """What `stats()` counts, and that counting costs the hot path nothing."""
 
 import asyncio
+import atexit
 import concurrent.futures
+import os
 import threading
 from collections.abc import Callable, Iterator
 
@@ -9,7 +11,7 @@ import pytest
 
 import omniloop
 from children import run_child
-from omniloop import Runtime, Stats
+from omniloop import Runtime, Stats, go, run, stats
 
 
 @pytest.fixture
@@ -186,36 +188,36 @@ def test_the_time_of_the_drain_is_told_afterwards():
 
 
 def test_at_exit_a_handler_of_the_program_can_read_how_long_the_drain_took():
-    result = run_child(
-        """
-        import atexit
+    def program():
         atexit.register(lambda: print(stats().drain_time > 0.05, stats().finished))
         import asyncio
-        from omniloop import go, stats
+
+        from omniloop import stats
+
         go(asyncio.sleep(0.5))
-        """
-    )
+
+    result = run_child(program)
 
     assert result[:3] == ("True 1\n", "", 0)
 
 
 def test_a_forked_child_counts_from_0():
-    result = run_child(
-        """
-        import os
-        from omniloop import run, go, stats
-        async def value(): return 1
+    def program():
+        async def value():
+            return 1
+
         run(value())
         pid = os.fork()
         if pid == 0:
             print(stats()[:2])
-            run(value()); run(value())
+            run(value())
+            run(value())
             print(stats()[:2])
         else:
             assert os.waitpid(pid, 0)[1] == 0
             print(stats()[:2])
-        """
-    )
+
+    result = run_child(program)
 
     assert result[:3] == ("(0, 0)\n(2, 2)\n(1, 1)\n", "", 0)
 

@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
+import omniloop
 from children import run_child
-from omniloop import Failure, Runtime
+from omniloop import Failure, Runtime, go
 
 
 async def fails(message="of the work"):
@@ -234,10 +235,7 @@ def test_the_line_of_the_submission_is_the_one_of_the_call(told):
 
 
 def test_in_debug_mode_the_report_has_the_whole_stack():
-    result = run_child(
-        """
-        import omniloop
-
+    def program():
         async def fails():
             raise OSError("of the work")
 
@@ -248,7 +246,9 @@ def test_in_debug_mode_the_report_has_the_whole_stack():
             inner()
 
         outer()
-        """,
+
+    result = run_child(
+        program,
         env={"PYTHONASYNCIODEBUG": "1"},
     )
 
@@ -259,16 +259,13 @@ def test_in_debug_mode_the_report_has_the_whole_stack():
 
 
 def test_without_logging_set_up_a_failure_is_seen_on_stderr():
-    result = run_child(
-        """
-        from omniloop import go
-
+    def program():
         async def fails():
             raise OSError("of the work")
 
         go(fails())
-        """
-    )
+
+    result = run_child(program)
 
     assert result.code == 0
     assert "Task 'fails' failed, and nobody asked for its outcome" in result.stderr

@@ -1,6 +1,7 @@
 """`go` takes work from anywhere, returns at once, and what it took is done; also if it was interrupted in the middle."""
 
 import asyncio
+import atexit
 import contextlib
 import gc
 import itertools
@@ -15,7 +16,7 @@ import pytest
 
 import omniloop
 from children import run_child
-from omniloop import ClosedError, Runtime
+from omniloop import ClosedError, Runtime, call_soon, flush, go
 
 # Fewer of its calls can be seen, and so interrupted, than of asyncio's own loop.
 ON_UVLOOP = os.environ.get("OMNILOOP_LOOP") == "uvloop"
@@ -158,10 +159,7 @@ def test_the_very_first_submission_may_come_from_anywhere(place):
 
 
 def test_an_atexit_handler_may_submit_whenever_it_was_registered():
-    result = run_child(
-        """
-        import asyncio, atexit
-
+    def program():
         async def work(what):
             await asyncio.sleep(0.01)
             print(what, "done", flush=True)
@@ -171,11 +169,12 @@ def test_an_atexit_handler_may_submit_whenever_it_was_registered():
 
         atexit.register(late, "before the import:")  # Runs after omniloop's own handler.
         from omniloop import go
+
         atexit.register(late, "after the import:")
         # 3.12.1 starts no thread any more at exit.
         go(work("in the main part:")).result()
-        """
-    )
+
+    result = run_child(program)
 
     assert "after the import: done" in result.stdout
     # Runs last: refused with an error that says so, or done.
@@ -639,10 +638,8 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(c
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 def test_a_runtime_survives_a_storm_of_real_signals_whose_handler_submits_and_raises():
     """In a child, because the handler's error may come out anywhere: in pytest's own hooks as well."""
-    child = run_child("""
-        import asyncio, signal, threading
-        from omniloop import call_soon, flush, go
 
+    def program():
         class Interrupted(Exception):
             pass
 
@@ -669,11 +666,11 @@ def test_a_runtime_survives_a_storm_of_real_signals_whose_handler_submits_and_ra
                 submit(0.0001 + turn * 0.000001)
             except Interrupted:
                 pass
-
         reached = threading.Event()
         call_soon(reached.set)
         print(reached.wait(5), [task.result(5) for task in nested] == [None] * 200)
-        """)
+
+    child = run_child(program)
 
     assert (child.stdout, child.code) == ("True True\n", 0), child.stderr
 

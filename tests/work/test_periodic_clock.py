@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import omniloop
 from children import run_child
 from omniloop import NotAsyncError, Runtime
 
@@ -285,9 +286,7 @@ def test_what_cannot_be_called_is_refused_by_the_name_of_the_call(runtime, call)
 
 
 def test_what_is_not_due_is_cancelled_at_exit_without_a_word():
-    result = run_child("""
-        import asyncio, omniloop
-
+    def program():
         async def turn():
             try:
                 print("turn")
@@ -300,7 +299,8 @@ def test_what_is_not_due_is_cancelled_at_exit_without_a_word():
         later = omniloop.call_later(60, print, "never")
         omniloop.run(asyncio.sleep(0.05))
         print("last line")
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("turn\nlast line\nturn cleaned up\n", "", 0)
     assert result.seconds < 5

@@ -4,10 +4,14 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import os
+import signal
+import sys
 import threading
 
 import pytest
 
+import omniloop
 from children import run_child
 from omniloop import Runtime, TaskGroup, WrongLoopError, queue, to_thread
 
@@ -245,23 +249,20 @@ class TestAnyio:
 
 
 def test_trio_is_not_imported_for_those_who_do_not_use_it():
-    result = run_child("""
-        import asyncio, sys, omniloop
-
+    def program():
         async def main():
             await omniloop.go(asyncio.sleep(0))
 
         asyncio.run(main())
         print("trio" in sys.modules, "sniffio" in sys.modules)
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("False False\n", "", 0)
 
 
 def test_work_that_was_started_under_trio_is_finished_at_exit():
-    result = run_child("""
-        import asyncio, trio, omniloop
-
+    def program():
         async def work():
             await asyncio.sleep(0.1)
             print("done")
@@ -271,15 +272,14 @@ def test_work_that_was_started_under_trio_is_finished_at_exit():
 
         trio.run(main)
         print("trio ended")
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("trio ended\ndone\n", "", 0)
 
 
 def test_ctrl_c_under_trio_cancels_the_work():
-    result = run_child("""
-        import asyncio, os, signal, threading, trio, omniloop
-
+    def program():
         started = threading.Event()
 
         async def work():
@@ -300,7 +300,8 @@ def test_ctrl_c_under_trio_cancels_the_work():
             trio.run(main)
         except KeyboardInterrupt:
             print("interrupted")
-    """)
+
+    result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("cleaned up\ninterrupted\n", "", 0)
 
