@@ -1,11 +1,13 @@
 """Runs every ```python block of the README and the docs, so that none can go stale."""
 
+import linecache
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+import __main__
 from children import run_child
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,24 +39,21 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-# One namespace for the page, as in a session; each block is compiled by itself, so that a traceback names its line.
-RUNNER = """
-import linecache, sys, __main__
-
-page, sources = {page!r}, {sources!r}
-for number, source in enumerate(sources):
-    filename = page if number == 0 else f"{{page}}#{{number + 1}}"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    exec(compile(source, filename, "exec", dont_inherit=True), vars(__main__))
-"""
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks(page))], ids=name)
 def test_every_block_of_a_page_runs(page):
     """In order, in one interpreter, as a reader would; the output that the page shows is among what is printed."""
     running = [block for block in blocks(page) if block.runs]
+    title, sources = name(page), [block.code for block in running]
 
-    result = run_child(RUNNER.format(page=name(page), sources=[block.code for block in running]), timeout=9)
+    # One namespace for the page, as in a session; each block is compiled by itself, so that a traceback names its line.
+    def program():
+        for number, source in enumerate(sources):
+            filename = title if number == 0 else f"{title}#{number + 1}"
+            linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+            exec(compile(source, filename, "exec", dont_inherit=True), vars(__main__))
+
+    # Buffered, or what the page's threads print at once is mixed within a line.
+    result = run_child(program, env={"PYTHONUNBUFFERED": ""}, timeout=9)
 
     assert result.code == 0, result.stderr
     for block in running:
