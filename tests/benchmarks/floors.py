@@ -16,6 +16,7 @@ class Floor(NamedTuple):
 # The name of what the standard library offers for the same.
 RCTS = "run_coroutine_threadsafe"
 SET = "create_task + set"
+PPE = "ProcessPoolExecutor.submit"
 # The cheapest of the libraries that a user would pick instead.
 BEST_PEER = "best of the peers"
 
@@ -34,6 +35,8 @@ FLOORS = [
     Floor("round trip, one core, p99", BEST_PEER, 1.3),
     Floor("call_soon", "loop.call_soon_threadsafe", 6),
     Floor("to_thread", "ThreadPoolExecutor.submit", 1),
+    Floor("to_process, 200 calls", PPE, 1),
+    Floor("to_process, one call", PPE, 1),
     Floor("go on the loop's own thread", SET, 0.9),
     Floor("memory per pending task", RCTS, 1 / 0.7),
     Floor("await from another loop, two cores", RCTS, 1.2),

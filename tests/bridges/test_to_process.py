@@ -1,6 +1,7 @@
 """CPU-bound work in processes: a crash or a cancellation ends one piece of work, and no other."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import multiprocessing
 import os
@@ -247,6 +248,73 @@ def test_a_size_that_is_no_whole_number_above_zero_is_refused(size):
         ProcessPool(size)
 
 
+def length(content):
+    return len(content), content
+
+
+def test_what_is_larger_than_any_buffer_arrives_whole_both_ways(pool):
+    content = os.urandom(30_000_000)
+
+    assert pool.to_process(length, content).result(timeout=9) == (len(content), content)
+
+
+def close_everything():
+    """As some daemonising functions do."""
+    os.closerange(3, 100)
+
+
+def test_a_function_that_closes_all_descriptors_fails_its_own_work(pool):
+    with pytest.raises(ProcessDiedError, match="close_everything"):
+        pool.to_process(close_everything).result(timeout=9)
+
+    assert pool.to_process(square, 3).result(timeout=9) == 9
+
+
+def crash_and_leave_a_child(path):
+    """The child has all that its parent had open."""
+    if os.fork() == 0:
+        Path(path).write_text(str(os.getpid()))
+        time.sleep(60)
+    os._exit(1)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "pidfd_open"), reason="elsewhere the death is seen when the last fork of the process ends"
+)
+def test_a_crash_is_seen_though_a_fork_of_the_process_lives_on(pool, tmp_path):
+    with pytest.raises(ProcessDiedError, match="crash_and_leave_a_child"):
+        pool.to_process(crash_and_leave_a_child, str(tmp_path / "pid")).result(timeout=9)
+
+    os.kill(pid_in(tmp_path / "pid"), signal.SIGKILL)
+
+
+def test_every_call_of_many_gets_its_own_result_whatever_crashes_and_is_cancelled_between():
+    """The next call follows on the last one's reply: none may get another's."""
+    with Runtime() as runtime:
+        pool = ProcessPool(2, runtime=runtime)
+        tasks = []
+        for number in range(60):
+            tasks.append(pool.to_process(square, number))
+            if number % 20 == 7:
+                tasks.append(pool.to_process(crash, 1))
+            if number % 20 == 13:
+                tasks.append(pool.to_process(time.sleep, 60))
+        # From the end, so that some wait and some run.
+        for task in reversed(tasks):
+            if task.get_name() == "sleep":
+                task.cancel()
+
+        for task in tasks:
+            if task.get_name() == "crash":
+                with pytest.raises(ProcessDiedError):
+                    task.result(timeout=9)
+            elif task.get_name() == "sleep":
+                with pytest.raises(concurrent.futures.CancelledError):
+                    task.result(timeout=9)
+        squares = [task.result(timeout=9) for task in tasks if task.get_name() == "square"]
+    assert squares == [number * number for number in range(60)]
+
+
 def test_a_shutdown_ends_the_processes():
     runtime = Runtime()
     number = ProcessPool(1, runtime=runtime).to_process(pid).result(timeout=9)
@@ -367,17 +435,17 @@ def test_at_the_deadline_the_work_is_named_and_its_process_killed(tmp_path):
         tmp_path,
         """
 if __name__ == "__main__":
-    omniloop.configure(exit_timeout=0.5, cancel_timeout=0.5)
-    # The process is there.
-    to_process(pow, 2, 2).result()
+    omniloop.configure(exit_timeout=0.5, cancel_timeout=2)
+    print(to_process(os.getpid).result(), flush=True)
     to_process(slow, 1, 60)
-    print("last line", flush=True)
 """,
     )
 
-    assert (result.stdout, result.returncode) == ("last line\n", 0)
-    assert seconds < 6
-    assert "slow was not done when the time for draining was over, and its process was killed" in result.stderr
+    assert result.returncode == 0
+    assert seconds < 8
+    assert "1 unfinished when the time for draining was over, and cancelled:\n  slow, for 0." in result.stderr
+    # Not "worked"; and the same process, which was idle.
+    assert is_gone(int(result.stdout))
 
 
 def test_ctrl_c_cancels_what_is_waited_for_and_its_process_ends(tmp_path):
@@ -458,17 +526,203 @@ if __name__ == "__main__":
 
 
 def test_work_that_is_the_first_and_comes_in_the_drain_is_done(tmp_path):
-    """In a worker thread, where the interpreter starts no process or no thread that listens to one."""
+    """In a process: none of it needs a new thread, which the interpreter would not start any more."""
     result, _ = run_script(
         tmp_path,
         """
+def where():
+    return os.getpid()
+
 async def work():
     await asyncio.sleep(0.3)
-    print(await to_process(slow, 1, 0), flush=True)
+    print(await to_process(where) != os.getpid(), flush=True)
 
 if __name__ == "__main__":
     go(work())
 """,
     )
 
-    assert (result.stdout, result.stderr, result.returncode) == ("worked 1\n1\n", "", 0)
+    assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
+
+
+def test_a_thread_that_outlives_the_main_one_still_has_its_processes(tmp_path):
+    """After the early hook they were ended, and what came then ran in a worker thread."""
+    result, _ = run_script(
+        tmp_path,
+        """
+def late(number):
+    threading.main_thread().join()
+    time.sleep(0.1)
+    print(to_process(os.getpid).result() != os.getpid(), flush=True)
+
+if __name__ == "__main__":
+    to_process(slow, 1, 0).result()
+    threading.Thread(target=late, args=[2]).start()
+""",
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == ("worked 1\nTrue\n", "", 0)
+
+
+def test_the_processes_end_when_their_parent_is_killed_though_a_fork_of_it_lives_on(tmp_path):
+    """The fork had the parent's end of their sockets."""
+    result, _ = run_script(
+        tmp_path,
+        """
+if __name__ == "__main__":
+    import warnings
+    warnings.simplefilter("ignore")
+    number = to_process(os.getpid).result()
+    parent = os.getpid()
+    if os.fork() == 0:
+        os.kill(parent, signal.SIGKILL)
+        until = time.monotonic() + 7
+        while time.monotonic() < until:
+            try:
+                with open(f"/proc/{number}/stat") as file:
+                    if file.read().rpartition(")")[2].split()[0] == "Z":
+                        break
+            except OSError:
+                break
+            time.sleep(0.005)
+        else:
+            print("still there", flush=True)
+        print("over", flush=True)
+        os._exit(0)
+    time.sleep(30)
+""",
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == ("over\n", "", -signal.SIGKILL)
+
+
+def test_no_descriptors_left_for_a_process_is_an_error_that_says_so_and_the_next_use_works(tmp_path):
+    result, _ = run_script(
+        tmp_path,
+        """
+if __name__ == "__main__":
+    import resource
+    print(omniloop.run(asyncio.sleep(0, "up")), flush=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
+    tasks = [to_process(pow, 2, number) for number in range(5)]
+    for task in tasks:
+        try:
+            task.result(timeout=5)
+        except omniloop.CannotStartError as error:
+            print(error, flush=True)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    print(to_process(pow, 2, 5).result(timeout=5))
+""",
+    )
+
+    words = "No process can be started for pow: [Errno 24] Too many open files. Submit it again when there is room.\n"
+    assert (result.stdout, result.stderr, result.returncode) == (f"up\n{5 * words}32\n", "", 0)
+
+
+# --- executor= --------------------------------------------------------------------------------------------------------
+
+
+def test_an_executor_of_the_callers_runs_the_call():
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        task = to_process(square, 7, executor=executor)
+        assert task.result(timeout=9) == 49
+
+        with Runtime() as runtime:
+            pool = ProcessPool(executor=executor, runtime=runtime)
+            with pytest.raises(LookupError, match="not there"):
+                pool.to_process(fail, "not there").result(timeout=9)
+            with pytest.raises(ProcessDiedError, match="The executor that ran crash broke before it was done"):
+                pool.to_process(crash, 3).result(timeout=9)
+
+
+def test_any_executor_will_do_and_it_stays_the_callers_to_shut_down():
+    """One of threads, which sends nothing: what can't be pickled is no obstacle then."""
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        with Runtime() as runtime:
+            assert ProcessPool(executor=executor, runtime=runtime).to_process(lambda: 5).result(timeout=5) == 5
+        assert executor.submit(square, 2).result(timeout=5) == 4
+
+
+def test_cancelling_does_not_stop_a_call_that_runs_in_an_executor_of_the_callers(runtime):
+    started, go_on = threading.Event(), threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        pool = ProcessPool(executor=executor, runtime=runtime)
+        running = pool.to_process(lambda: (started.set(), go_on.wait(5)))
+        assert started.wait(timeout=5)
+        ran = threading.Event()
+        waiting = pool.to_process(ran.set)
+        runtime.run(asyncio.sleep(0.01), timeout=5)
+
+        for task in (waiting, running):
+            assert task.cancel()
+            with pytest.raises(concurrent.futures.CancelledError):
+                task.result(timeout=5)
+        go_on.set()
+    # What waited was taken back.
+    assert not ran.is_set()
+
+
+@pytest.mark.parametrize("executor", [None, 5, "threads"])
+def test_an_executor_that_is_none_is_refused_with_the_way_out(executor):
+    with pytest.raises(
+        TypeError, match=r"takes a concurrent.futures.Executor here. .* functools.partial\(fn, executor=…\)"
+    ):
+        to_process(square, 7, executor=executor)
+
+
+def test_a_pool_takes_a_size_or_an_executor():
+    with concurrent.futures.ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="Give one of them"):
+        ProcessPool(2, executor=executor)
+
+
+def test_work_in_an_executor_is_finished_before_the_program_exits(tmp_path):
+    """`concurrent.futures` ends its pools before the first atexit handler, and refuses what draining work submits then."""
+    result, _ = run_script(
+        tmp_path,
+        """
+from concurrent.futures import ProcessPoolExecutor
+import multiprocessing
+
+async def work(executor):
+    await asyncio.sleep(0.3)
+    print(await to_process(slow, 2, 0, executor=executor), flush=True)
+
+if __name__ == "__main__":
+    # Our hook is there before theirs.
+    omniloop.run(asyncio.sleep(0))
+    executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    to_process(slow, 1, 0, executor=executor)
+    go(work(executor))
+""",
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == ("worked 1\nworked 2\n2\n", "", 0)
+
+
+@pytest.mark.timeout(60)
+def test_work_runs_on_a_dask_cluster(tmp_path):
+    pytest.importorskip("distributed")
+    result, _ = run_script(
+        tmp_path,
+        """
+def crash_once(path):
+    if not os.path.exists(path):
+        open(path, "w").close()
+        os._exit(1)
+    return "again"
+
+if __name__ == "__main__":
+    from distributed import Client
+    with Client(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as client:
+        executor = client.get_executor()
+        print(to_process(os.getpid, executor=executor).result(timeout=20) != os.getpid())
+        # It can be sent, because dask sends more than pickle.
+        print(to_process(lambda: 7, executor=executor).result(timeout=20))
+        # What was running when its worker died is run once more.
+        print(to_process(crash_once, __file__ + ".crashed", executor=executor).result(timeout=30))
+""",
+        timeout=55,
+    )
+
+    assert (result.stdout, result.returncode) == ("True\n7\nagain\n", 0), result.stderr

@@ -44,9 +44,6 @@ def exiting() -> bool:
 
 _hooked_pid: int | None = None
 
-# What is called when the early drain is over.
-_after_early: list[Callable[[], None]] = []
-
 # When the drain that goes on began. The deadlines of all runtimes count from here: their work goes on at the same time, and a
 # signal handler may end what a hook began.
 _since: float | None = None
@@ -79,40 +76,25 @@ def _hook_exit() -> None:
         atexit.register(drain_at_exit)
 
 
-def after_early_drain(fn: Callable[[], None]) -> None:
+def drain_before_pools() -> None:
     """
-    Have *fn* called at exit, after the early drain and before `concurrent.futures` ends those of its pools that are loaded by now.
+    Have the early drain come before `concurrent.futures` ends those of its pools that are loaded by now.
 
-    The hooks run last-in-first-out, hence the drain is registered once more: it must come before the pools' end, too.
+    Its hooks run last-in-first-out, hence the drain is registered once more.
     """
     global _hooked_pid
-    # Not a hook of its own: in the middle of the drain none can be registered any more.
-    if fn not in _after_early:
-        _after_early.append(fn)
     _hooked_pid = None
     _hook_exit()
-    if sys.version_info < (3, 13) and is_multiprocessing_child():
-        # Such a child waits, without a deadline, for its own children before it comes to any hook of ours.
-        from multiprocessing.util import Finalize
-
-        # Before its queues close, whose priority is 10.
-        Finalize(None, _wait_and_end_pools, exitpriority=100)
 
 
 def _drain_early() -> None:
     # Up to 3.12 a child of multiprocessing ends by os._exit, and atexit does not run: this is the last hook.
     last = sys.version_info < (3, 13) and is_multiprocessing_child()
-    _wait_and_end_pools()
+    wait_for_all()
     if last:
         drain_at_exit()
         return
     _hook_before_others()
-
-
-def _wait_and_end_pools() -> None:
-    wait_for_all()
-    for fn in _after_early:
-        fn()
 
 
 def _hook_before_others() -> None:
