@@ -19,6 +19,10 @@ class WaitTimeoutError(OmniloopError, TimeoutError):
     """The wait timed out, not the work: a `TimeoutError` that the work itself raised is never of this class."""
 
 
+class TaskTimeoutError(OmniloopError, TimeoutError):
+    """The work was not done within the ``timeout`` that it was submitted with, and was cancelled, or never started."""
+
+
 class WouldDeadlockError(OmniloopError, RuntimeError):
     """This wait could never end, because the thread that waits is one that the work needs."""
 

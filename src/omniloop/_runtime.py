@@ -21,6 +21,7 @@ from ._life.life import Life, ThreadWork
 from ._process import exit, fork, signals
 from ._report import Site
 from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
+from ._work.deadline import within
 from ._work.failures import Failures
 from ._work.ledger import Later
 from ._work.periodic import periodic
@@ -118,7 +119,13 @@ class Runtime:
     # --- submitting ---------------------------------------------------------------------------------------------------
 
     def go(
-        self, coro: Awaitable[T], *, name: str | None = None, context: Context | None = None, daemon: bool = False
+        self,
+        coro: Awaitable[T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        daemon: bool = False,
+        timeout: float | None = None,
     ) -> Task[T]:
         """
         Start a coroutine, or any awaitable, on the loop; return its handle at once.
@@ -131,28 +138,40 @@ class Runtime:
             name: For logs and `tasks()`. By default the name of the coroutine.
             context: Run in a copy of this context instead of a copy of the caller's.
             daemon: Cancel it at exit instead of waiting for it; its clean-up runs.
+            timeout: Seconds from now. What is not done by then is cancelled, and fails with `TaskTimeoutError`; what is not
+                even started by then never starts. Work that swallows the cancellation keeps its value. None for no end.
 
         Raises:
             NotAsyncError: if *coro* can't be awaited here; the message names the call that was meant.
             TypeError: if *name* is no string, or *context* no `Context`.
+            ValueError: if *timeout* is not a number of seconds.
             ClosedError: if the runtime is shut down, or the interpreter ends. The coroutine is closed.
             CannotStartError: if this was the first use, and no thread can be started here.
             FullError: if `max_pending` is reached, and this call is not to wait, or may not.
         """
+        if timeout is not None:
+            return self._go_within(timeout, coro, name, context, daemon, _getframe(1))
         return self._go(coro, name, context, daemon, _getframe(1))
 
     def try_go(
-        self, coro: Awaitable[T], *, name: str | None = None, context: Context | None = None, daemon: bool = False
+        self,
+        coro: Awaitable[T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        daemon: bool = False,
+        timeout: float | None = None,
     ) -> Task[T] | None:
         """
         As `go`, but return None, and close the coroutine, if `max_pending` tasks are unfinished. Never waits.
 
         Raises:
             NotAsyncError: if *coro* can't be awaited here.
+            ValueError: if *timeout* is not a number of seconds.
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
         """
-        return self._try_go(coro, name, context, daemon, _getframe(1))
+        return self._try_go(coro, name, context, daemon, timeout, _getframe(1))
 
     def call_soon(self, fn: Callable[[*Ts], T], *args: *Ts, context: Context | None = None) -> Task[T]:
         """
@@ -410,6 +429,36 @@ class Runtime:
             return self._put_bounded(task, self._put, when_full)
         return self._put(task)
 
+    def _go_within(
+        self,
+        timeout: float,
+        coro: Awaitable[T],
+        name: str | None,
+        context: Context | None,
+        daemon: Daemon,
+        frame: FrameType,
+        when_full: WhenFull | Literal["accept"] | None = None,
+        from_start: bool = False,
+    ) -> Task[T]:
+        """`_go`, cancelled after *timeout* seconds from now, or from its start."""
+        try:
+            check_timeout(timeout)
+        except ValueError:
+            close_unstarted(coro)
+            raise
+        until = None if from_start else time.monotonic() + timeout
+        thread = self._life.thread
+        inner = as_coroutine(coro, None if thread is None else thread.loop)
+        title = name if name is not None else getattr(inner, "__qualname__", None) or type(inner).__name__
+        try:
+            task = self._go(within(inner, str(title), timeout, until), title, context, daemon, frame, when_full)
+        except BaseException:
+            close_unstarted(inner)
+            raise
+        # Cancelled or dropped before its turn came.
+        task._when_done(partial(close_unstarted, inner))
+        return task
+
     def _call_soon(
         self, fn: Callable[..., T], args: tuple[Any, ...], context: Context | None, frame: FrameType
     ) -> Task[T]:
@@ -480,9 +529,17 @@ class Runtime:
         return self._put_to_thread(task)
 
     def _try_go(
-        self, coro: Awaitable[T], name: str | None, context: Context | None, daemon: bool, frame: FrameType
+        self,
+        coro: Awaitable[T],
+        name: str | None,
+        context: Context | None,
+        daemon: bool,
+        timeout: float | None,
+        frame: FrameType,
     ) -> Task[T] | None:
         try:
+            if timeout is not None:
+                return self._go_within(timeout, coro, name, context, daemon, frame, "raise")
             return self._go(coro, name, context, daemon, frame, "raise")
         except FullError:
             return None

@@ -309,3 +309,83 @@ def test_a_forked_child_may_map_anew_and_leaves_the_parents_alone():
     result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("child [0, 1]\nparent [1, 2, 3]\n", "", 0)
+
+
+# --- timeout and return_exceptions ------------------------------------------------------------------------------------
+
+
+async def even(number):
+    await asyncio.sleep(0)
+    if number % 2:
+        raise LookupError(number)
+    return number
+
+
+def even_in_thread(number):
+    if number % 2:
+        raise LookupError(number)
+    return number
+
+
+@pytest.mark.parametrize("fn", [even, even_in_thread])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_errors_may_be_handed_out_in_the_place_of_results(fn, ordered):
+    results = list(omniloop.map(fn, range(6), limit=2, ordered=ordered, return_exceptions=True))
+
+    shown = [repr(result) for result in results]
+    assert sorted(shown) == sorted(["0", "LookupError(1)", "2", "LookupError(3)", "4", "LookupError(5)"])
+    if ordered:
+        assert [isinstance(result, LookupError) for result in results] == [False, True] * 3
+
+
+def test_an_item_that_takes_too_long_does_not_end_the_others():
+    async def fetch(number):
+        if number == 3:
+            await asyncio.Event().wait()
+        return number
+
+    *_, bad, last = omniloop.map(fetch, range(5), timeout=0.3, return_exceptions=True)
+
+    assert type(bad) is omniloop.TaskTimeoutError
+    assert str(bad).endswith("fetch was not done 0.3 s after its start, and was cancelled.")
+    assert last == 4
+
+
+def test_the_time_of_an_item_counts_from_its_start():
+    """Behind a loop that is blocked for longer than the timeout: each item has its time all the same."""
+    runtime = Runtime()
+    busy, go_on = threading.Event(), threading.Event()
+
+    def block():
+        busy.set()
+        assert go_on.wait(timeout=5)
+
+    runtime.call_soon(block)
+    assert busy.wait(timeout=5)
+    runtime.to_thread(lambda: (threading.Event().wait(0.8), go_on.set()))
+
+    with runtime:
+        assert list(omniloop.map(double, range(3), timeout=0.5, runtime=runtime)) == [0, 2, 4]
+
+
+def test_without_return_exceptions_a_timeout_comes_out_as_it_is():
+    async def fetch(number):
+        await asyncio.Event().wait()
+
+    with pytest.raises(omniloop.TaskTimeoutError):
+        list(omniloop.map(fetch, range(3), timeout=0.01))
+
+
+def test_a_timeout_for_a_plain_function_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"double_in_thread is a plain function.*Pass an async function, or give what"):
+        omniloop.map(double_in_thread, [1], timeout=5)
+    with pytest.raises(ValueError, match="give seconds as a number"):
+        omniloop.map(double, [1], timeout="5")
+
+
+def test_a_system_exit_of_the_work_is_no_result():
+    async def leave(number):
+        raise SystemExit(number)
+
+    with pytest.raises(SystemExit):
+        list(omniloop.map(leave, [3], return_exceptions=True))

@@ -128,6 +128,10 @@ def progress(done: int, total: int | None) -> None: ...
 
 assert_type(omniloop.map(size, ["a", "b"]), Iterator[int])
 assert_type(omniloop.map(area, [1, 2], limit=4, ordered=False, progress=progress), Iterator[float])
+assert_type(omniloop.map(area, [1], return_exceptions=True), Iterator[float | Exception])
+omniloop.map(area, [1], timeout=5)  # type: ignore[arg-type]
+assert_type(omniloop.map(size, ["a"], return_exceptions=True), Iterator[int | Exception])
+omniloop.map(size, ["a"], timeout="5")  # type: ignore[call-overload]
 omniloop.map(size, [1, 2])  # type: ignore[arg-type]
 omniloop.map(size, ["a"], progress=print, limit="4")  # type: ignore[call-overload]
 

@@ -27,7 +27,7 @@ class Ready:
 
 # go: any awaitable, and the value's type comes through.
 assert_type(omniloop.go(fetch("")), Task[bytes])
-assert_type(omniloop.go(Ready(), name="ready", context=contextvars.Context(), daemon=True), Task[float])
+assert_type(omniloop.go(Ready(), name="ready", context=contextvars.Context(), daemon=True, timeout=5), Task[float])
 omniloop.go(fetch)  # type: ignore[arg-type]
 omniloop.go(add)  # type: ignore[arg-type]
 omniloop.go(fetch(""), 5)  # type: ignore[call-arg, arg-type]

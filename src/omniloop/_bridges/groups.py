@@ -14,7 +14,7 @@ from contextvars import Context
 from functools import partial
 from threading import Lock, get_ident
 from types import FrameType, TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar, TypeVarTuple, final, overload
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, final, overload
 
 from .._arguments import check_function, check_timeout, close_unstarted, is_async
 from .._errors import ClosedError, ForkedError, WaitTimeoutError, WouldDeadlockError
@@ -88,15 +88,23 @@ class TaskGroup:
         self._timer: Task[Any] | None = None
         self._body: _Body | None = None
 
-    def go(self, coro: Awaitable[T], *, name: str | None = None, context: Context | None = None) -> Task[T]:
+    def go(
+        self,
+        coro: Awaitable[T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        timeout: float | None = None,
+    ) -> Task[T]:
         """
         Start a coroutine in the group, as `omniloop.go` does.
 
         Raises:
             NotAsyncError: if *coro* can't be awaited here; the message names the call that was meant.
+            ValueError: if *timeout* is not a number of seconds.
             ClosedError: if the group has ended, or was cancelled. The coroutine is closed.
         """
-        return self._go(coro, name, context, sys._getframe(1))
+        return self._go(coro, name, context, sys._getframe(1), timeout)
 
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -267,8 +275,17 @@ class TaskGroup:
 
     # --- both ---------------------------------------------------------------------------------------------------------
 
-    def _go(self, coro: Awaitable[T], name: str | None, context: Context | None, frame: FrameType) -> Task[T]:
-        return self._add(coro, lambda: go_limited(self._runtime, self._limiter, coro, name, context, False, frame))
+    def _go(
+        self,
+        coro: Awaitable[T],
+        name: str | None,
+        context: Context | None,
+        frame: FrameType,
+        timeout: float | None = None,
+    ) -> Task[T]:
+        return self._add(
+            coro, lambda: go_limited(self._runtime, self._limiter, coro, name, context, False, frame, timeout)
+        )
 
     def _add(self, work: object, start: Callable[[], Task[T]]) -> Task[T]:
         ticket = object()
@@ -440,6 +457,31 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     *,
     limit: int | None = _AT_ONCE,
     ordered: bool = True,
+    timeout: float | None = None,
+    return_exceptions: Literal[False] = False,
+    progress: Callable[[int, int | None], object] | None = None,
+    runtime: Runtime | None = None,
+) -> Iterator[T]: ...
+@overload
+def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
+    fn: Callable[[A], Coroutine[Any, Any, T]],
+    items: Iterable[A],
+    *,
+    limit: int | None = _AT_ONCE,
+    ordered: bool = True,
+    timeout: float | None = None,
+    return_exceptions: bool,
+    progress: Callable[[int, int | None], object] | None = None,
+    runtime: Runtime | None = None,
+) -> Iterator[T | Exception]: ...
+@overload
+def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
+    fn: Callable[[A], T],
+    items: Iterable[A],
+    *,
+    limit: int | None = _AT_ONCE,
+    ordered: bool = True,
+    return_exceptions: Literal[False] = False,
     progress: Callable[[int, int | None], object] | None = None,
     runtime: Runtime | None = None,
 ) -> Iterator[T]: ...
@@ -450,15 +492,18 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     *,
     limit: int | None = _AT_ONCE,
     ordered: bool = True,
+    return_exceptions: bool,
     progress: Callable[[int, int | None], object] | None = None,
     runtime: Runtime | None = None,
-) -> Iterator[T]: ...
+) -> Iterator[T | Exception]: ...
 def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     fn: Callable[[Any], Any],
     items: Iterable[Any],
     *,
     limit: int | None = _AT_ONCE,
     ordered: bool = True,
+    timeout: float | None = None,
+    return_exceptions: bool = False,
     progress: Callable[[int, int | None], object] | None = None,
     runtime: Runtime | None = None,
 ) -> Iterator[Any]:
@@ -472,16 +517,25 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     Args:
         limit: So many are taken and not yet handed out, at the most. None takes all items at once.
         ordered: Results in the order of the items; else as they come.
+        timeout: Seconds for each item, from its start. Then it is cancelled, and its error is a `TaskTimeoutError`. For an async
+            *fn* alone: a thread can't be interrupted. None for no end.
+        return_exceptions: Hand out the error of an item in the place of its result, and go on, instead of raising it.
         progress: Called, where the iterator is used, with the number of results so far, and of all if *items* has a length.
         runtime: Run on this one instead of the one that the process shares.
 
     Raises:
         NotAsyncError: if *fn* can't be called.
         TypeError: if *items* can't be iterated over, *progress* can't be called, or *runtime* is no `Runtime`.
-        ValueError: if *limit* is below 1.
+        ValueError: if *limit* is below 1, or *timeout* is not a number of seconds, or *fn* is plain and has one.
     """
     check_function(fn, "map", or_async=True)
     limiter(limit)
+    check_timeout(timeout)
+    if timeout is not None and not is_async(fn):
+        raise ValueError(
+            f"timeout={timeout!r}: {_name(fn)} is a plain function, and runs in a thread, which nothing can interrupt. "
+            "Pass an async function, or give what blocks in there a timeout of its own."
+        )
     if progress is not None and not callable(progress):
         raise TypeError(f"progress={progress!r}: give a callable that takes two numbers, or None.")
     try:
@@ -490,7 +544,8 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
         close_unstarted(items)
         raise TypeError(f"items={items!r}: give an iterable; of an async one, iterate(items).") from error
     total = len(items) if isinstance(items, Sized) else None
-    return _results(_Window(fn, chosen(runtime), ordered), source, limit, total, progress)
+    window = _Window(fn, chosen(runtime), ordered, timeout, return_exceptions)
+    return _results(window, source, limit, total, progress)
 
 
 def _results(
@@ -525,9 +580,18 @@ def _results(
 class _Window:
     """The items on their way: taken, and their results not handed out."""
 
-    def __init__(self, fn: Callable[[Any], Any], runtime: Runtime, ordered: bool) -> None:
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        runtime: Runtime,
+        ordered: bool,
+        timeout: float | None,
+        return_exceptions: bool,
+    ) -> None:
         self._fn = fn
         self._runtime = runtime
+        self._timeout = timeout
+        self._return_exceptions = return_exceptions
         self._is_async = is_async(fn)
         # In order of the items; if the results are to come as they do, what is done is taken from the other.
         self._tasks: dict[Task[Any], None] = {}
@@ -539,7 +603,10 @@ class _Window:
         return len(self._tasks)
 
     def add(self, item: Any, frame: FrameType) -> None:
-        if self._is_async:
+        if self._timeout is not None:
+            coro = self._fn(item)
+            task = self._runtime._go_within(self._timeout, coro, None, None, False, frame, from_start=True)
+        elif self._is_async:
             task = self._runtime._go(self._fn(item), None, None, False, frame)
         else:
             task = self._runtime._to_thread(self._fn, (item,), {}, frame)
@@ -566,10 +633,13 @@ class _Window:
             task = self._done.popleft()
         del self._tasks[task]
         try:
+            if self._return_exceptions and isinstance(error := _error_of(task), Exception):
+                return error
             return task.result()
         finally:
             # This frame is in the traceback of an error that the task holds: a cycle, which would keep both alive.
             del task
+            error = None
 
     def close(self) -> None:
         """Cancel what is on its way and wait for its clean-up."""
@@ -588,3 +658,15 @@ class _Window:
         assert self._done is not None
         self._done.append(task)
         _open(self._gate)
+
+
+def _error_of(task: Task[Any]) -> BaseException | None:
+    """What *task*, which is done, raised; the `CancelledError` too."""
+    try:
+        return task.exception()
+    except concurrent.futures.CancelledError as error:
+        return error
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return getattr(fn, "__qualname__", None) or type(fn).__name__

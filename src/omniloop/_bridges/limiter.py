@@ -54,15 +54,22 @@ def go_limited(
     context: Context | None,
     daemon: bool,
     frame: FrameType,
+    timeout: float | None = None,
 ) -> Task[T]:
     """`Runtime.go`, with a limit."""
     if limiter is None:
+        if timeout is not None:
+            return runtime._go_within(timeout, coro, name, context, daemon, frame)
         return runtime._go(coro, name, context, daemon, frame)
     thread = runtime._life.thread
     inner = as_coroutine(coro, None if thread is None else thread.loop)
     title = name or getattr(inner, "__qualname__", None) or type(inner).__name__
     try:
-        task = runtime._go(limiter.run(inner), title, context, daemon, frame)
+        limited = limiter.run(inner)
+        if timeout is not None:
+            task = runtime._go_within(timeout, limited, title, context, daemon, frame)
+        else:
+            task = runtime._go(limited, title, context, daemon, frame)
     except BaseException:
         close_unstarted(inner)
         raise
