@@ -16,6 +16,10 @@ from programs import source_of
 SRC = Path(__file__).resolve().parent.parent / "src"
 
 
+# By the last two a program is told what a stop will lose.
+_TOLD_OF = ("OMNILOOP_", "KUBERNETES_SERVICE_HOST", "SYSTEMD_EXEC_PID")
+
+
 class Result(NamedTuple):
     """What came out of a child: its streams, its exit code (negative: the signal it died of), and how long it took."""
 
@@ -26,8 +30,8 @@ class Result(NamedTuple):
 
 
 def child_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The parent's environment, with the package under test importable, and *env* on top; no `OMNILOOP_…` leaks in but `LOOP`."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OMNILOOP_")}
+    """The parent's environment, with the package under test importable, and *env* on top; nothing that we go by leaks in but `OMNILOOP_LOOP`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_TOLD_OF)}
     if "OMNILOOP_LOOP" in os.environ:
         inherited["OMNILOOP_LOOP"] = os.environ["OMNILOOP_LOOP"]
     path = [str(SRC), os.environ.get("PYTHONPATH", "")]

@@ -361,7 +361,7 @@ class Runtime:
                     f"{name} shapes the thread, which runs already. Call configure() before the first use, or after shutdown()."
                 )
         if "sigterm" in settings:
-            signals.drain_on_sigterm(new.sigterm == "drain")
+            signals.set_up_sigterm(new.sigterm)
         self._choose(new)
         self._current().watch()
 
@@ -721,6 +721,10 @@ class Runtime:
         """How much was ever started, or waits to be."""
         return self._tally.started + self._tally.in_threads + len(self._life.inbox)
 
+    def _remaining(self) -> int:
+        """How much there is to wait for."""
+        return self._life.remaining()
+
     def _tell_failures(self) -> None:
         self._failures.tell_all()
 
@@ -744,7 +748,7 @@ class Runtime:
 
     def _exit_deadline(self, since: float) -> float | None:
         timeout = self._settings.exit_timeout
-        return None if timeout is None else since + max(0.0, timeout - self._drained_for)
+        return exit.no_later(None if timeout is None else since + max(0.0, timeout - self._drained_for))
 
     def _close(self, deadline: float | None, interruptions: int = 0, show: bool = False) -> int:
         life = self._life

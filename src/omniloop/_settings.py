@@ -15,6 +15,7 @@ MOST_SECONDS: Final = sys.float_info.max
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 WhenFull = Literal["block", "raise", "drop_new", "drop_old"]
+Sigterm = Literal["drain", "children"]
 
 
 class Settings(NamedTuple):
@@ -30,7 +31,7 @@ class Settings(NamedTuple):
     loop_factory: LoopFactory | None = None
     # concurrent.futures' own default, for the same kind of work.
     max_workers: int = min(32, (os.cpu_count() or 1) + 4)
-    sigterm: Literal["drain"] | None = None
+    sigterm: Sigterm | None = "children"
     max_pending: int | None = None
     when_full: WhenFull = "block"
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         slow_callback: float | None
         loop_factory: LoopFactory | None
         max_workers: int
-        sigterm: Literal["drain"] | None
+        sigterm: Sigterm | None
         max_pending: int | None
         when_full: WhenFull
 
@@ -99,7 +100,7 @@ def _problem(name: str, value: object) -> str | None:
         case "on_error" | "loop_factory":
             return None if value is None or callable(value) else "give a callable, or None"
         case "sigterm":
-            return None if value in (None, "drain") else 'give "drain" or None'
+            return None if value in (None, "drain", "children") else 'give "drain", "children" or None'
         case _:
             return (
                 None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import Final
 
+from ._process.signals import set_up_sigterm
 from ._runtime import Runtime
 
 # Making it starts nothing; its settings are read from the environment on first use.
@@ -24,6 +27,13 @@ configure = _runtime.configure
 tasks = _runtime.tasks
 stats = _runtime.stats
 dump = _runtime.dump
+
+
+if os.environ.get("OMNILOOP_SIGTERM") == "drain":
+    # From now on, and not only from the first use: a stop may come before it, while others' exit hooks wait for theirs. Elsewhere
+    # than in the main thread it can't be set; the first use may come there, or says so.
+    with suppress(ValueError):
+        set_up_sigterm("drain")
 
 
 def shared_runtime() -> Runtime:

@@ -26,7 +26,7 @@ NAMES = list(FLOORS)
 
 # Which module may do what; a test of its own for each.
 HOMES = {
-    "threads": ({"_thread.start_new_thread", "threading.Thread", "threading.Timer"}, {"_life.thread", "_life.workers", "_life.watchdog", "_process.fork"}),
+    "threads": ({"_thread.start_new_thread", "threading.Thread", "threading.Timer"}, {"_life.thread", "_life.workers", "_life.watchdog", "_process.exit", "_process.fork"}),
     "exit and fork hooks": (
         {"atexit.register", "os.register_at_fork", "threading._register_atexit", "signal.signal", "weakref.finalize"},
         {"_process.exit", "_process.fork", "_process.signals"},

@@ -1,6 +1,7 @@
 """Work in the children of multiprocessing, whose end is not that of a program. Each test is an interpreter of its own."""
 
 import multiprocessing
+import signal
 import subprocess
 import sys
 
@@ -123,3 +124,135 @@ if __name__ == "__main__":
     )
 
     assert (result.stdout, result.stderr, result.returncode) == ("done-15\n", "", 0)
+
+
+POOL = """
+import asyncio, multiprocessing, os, signal, sys, time
+import omniloop
+
+async def forgotten(number):
+    await asyncio.sleep(0.3)
+    os.write(1, b"done\\n")
+
+def leave(number):
+    omniloop.go(forgotten(number))
+
+def hold(ready, seconds, setting):
+    if setting != "default":
+        omniloop.configure(sigterm=setting)
+    async def endless():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            os.write(1, b"cancelled\\n")
+    if seconds:
+        omniloop.go(endless())
+    omniloop.run(asyncio.sleep(0))
+    ready.set()
+    time.sleep(60)
+"""
+
+
+def run_program(tmp_path, source, timeout=20):
+    program = tmp_path / "program.py"
+    program.write_text(source)
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", program]
+    return subprocess.run(
+        command, env=child_environment(), timeout=timeout, text=True, capture_output=True, check=False
+    )
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_the_workers_of_a_pool_that_its_block_ends_by_sigterm_drain(method, tmp_path):
+    """`with Pool()` ends its workers by SIGTERM: 0 of 20 forgotten pieces of work arrived, in silence."""
+    result = run_program(
+        tmp_path,
+        POOL
+        + f"""
+if __name__ == "__main__":
+    with multiprocessing.get_context("{method}").Pool(2) as pool:
+        pool.map(leave, range(20))
+""",
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == ("done\n" * 20, "", 0)
+
+
+@pytest.mark.parametrize(
+    ("left", "setting", "said"),
+    [(False, "default", ""), (True, "default", "cancelled\n"), (True, None, "")],
+    ids=["nothing left", "more than its time", "turned off"],
+)
+def test_a_child_that_is_terminated_drains_for_a_bounded_time_and_dies_at_once_with_nothing_left(
+    tmp_path, left, setting, said
+):
+    result = run_program(
+        tmp_path,
+        POOL
+        + f"""
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    os.environ["OMNILOOP_EXIT_TIMEOUT"] = "1"
+    child = context.Process(target=hold, args=(ready, {left}, {setting!r}))
+    child.start()
+    ready.wait()
+    since = time.monotonic()
+    child.terminate()
+    child.join()
+    took = time.monotonic() - since
+    # The deadline, as it was in the environment of the child.
+    assert took > 0.9 or not {bool(said)}, took
+    print(child.exitcode)
+""",
+    )
+
+    assert (result.stdout, result.returncode) == (f"{said}{-signal.SIGTERM}\n", 0), result
+    assert result.stderr.count("unfinished when the time for draining was over") == bool(said)
+
+
+@pytest.mark.timeout(30)
+def test_a_terminated_child_holds_its_parent_no_longer_than_five_seconds(tmp_path):
+    result = run_program(
+        tmp_path,
+        POOL
+        + """
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=hold, args=(ready, True, "default"))
+    child.start()
+    ready.wait()
+    since = time.monotonic()
+    child.terminate()
+    child.join()
+    assert 4.5 < time.monotonic() - since < 12
+    print(child.exitcode)
+""",
+    )
+
+    assert (result.stdout, result.returncode) == (f"cancelled\n{-signal.SIGTERM}\n", 0), result
+
+
+def test_a_second_sigterm_ends_a_terminated_child_at_once(tmp_path):
+    result = run_program(
+        tmp_path,
+        POOL
+        + """
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=hold, args=(ready, True, "default"))
+    child.start()
+    ready.wait()
+    child.terminate()
+    child.join(0.5)
+    print(child.exitcode)
+    child.terminate()
+    child.join()
+    print(child.exitcode)
+""",
+    )
+
+    assert (result.stdout, result.stderr, result.returncode) == (f"None\n{-signal.SIGTERM}\n", "", 0)

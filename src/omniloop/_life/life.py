@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._arguments import check_timeout, close_unstarted, not_plain
 from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError, WouldDeadlockError
-from .._process import exit, fork, signals
+from .._process import exit, fork, hosts, signals
 from .._report import Failure, say, thread_stack
 from .._settings import Settings
 from .._work.failures import Failures, Unclaimed
@@ -189,16 +189,17 @@ class Life:
                 loop.close()
 
     def _make_around(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
-        if settings.sigterm == "drain":
-            try:
-                signals.drain_on_sigterm(True)
-            except ValueError:
+        try:
+            signals.set_up_sigterm(settings.sigterm)
+        except ValueError:
+            if settings.sigterm == "drain":
                 say(
                     '%s: sigterm="drain" can be set up in the main thread only, and this is the thread %r. '
                     'Call configure(sigterm="drain") in the main thread.',
                     self.name,
                     threading.current_thread().name,
                 )
+        hosts.tell_what_a_stop_loses(self.name, signals.sigterm_handler(), settings.sigterm)
         thread = LoopThread(loop, self.name, self._escaped, self._died, exit.end_orphan)
         pool = workers.Workers(settings.max_workers, self.name, exit.end_orphan)
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a

@@ -52,6 +52,33 @@ _since: float | None = None
 _interruptions = 0
 
 
+# No drain goes on longer than this, by `time.monotonic()`, whatever the deadlines of the runtimes are.
+_latest: float | None = None
+
+
+def drain_no_longer_than(seconds: float) -> None:
+    """Have the drains of this process be over in *seconds*, or earlier where a runtime's own deadline is earlier."""
+    global _latest
+    _latest = time.monotonic() + seconds
+
+
+def no_later(deadline: float | None) -> float | None:
+    """*deadline*, or the end of all drains if that is earlier."""
+    if _latest is None:
+        return deadline
+    return _latest if deadline is None else min(deadline, _latest)
+
+
+def is_idle() -> bool:
+    """Tell whether no runtime has anything left to do."""
+    return not any(runtime._remaining() for runtime in list(watched))
+
+
+def beside(call: Callable[[], object], name: str) -> None:
+    """Make *call* in a thread of its own, because the calling thread has a loop that must go on. RuntimeError if there is none."""
+    threading.Thread(target=call, name=name, daemon=True).start()
+
+
 def _hook_exit() -> None:
     """
     Register with this process's exit, on first use.
@@ -127,18 +154,28 @@ def wait_for_all() -> None:
     notice_fork()
     since = _since = _since or time.monotonic()
     try:
-        in_time, before, now = True, -1, _started()
-        # Again, if anything was started meanwhile: what one has finished may have gone on in another.
-        while in_time and before != now:
-            for runtime in list(watched):
-                in_time = runtime._drain_early(since) and in_time
-            before, now = now, _started()
+        _wait(since)
     except KeyboardInterrupt:
         _interruptions += 1
     finally:
         for runtime in list(watched):
             runtime._count_drain(since)
         _since = None
+
+
+def wait_in_the_middle() -> None:
+    """As `wait_for_all`, while the program goes on: the time that this takes is not taken off that of the exit."""
+    notice_fork()
+    _wait(time.monotonic())
+
+
+def _wait(since: float) -> None:
+    in_time, before, now = True, -1, _started()
+    # Again, if anything was started meanwhile: what one has finished may have gone on in another.
+    while in_time and before != now:
+        for runtime in list(watched):
+            in_time = runtime._drain_early(since) and in_time
+        before, now = now, _started()
 
 
 def _started() -> int:
@@ -190,9 +227,9 @@ def flush_streams() -> None:
 
 def _forget() -> None:
     """In a forked child: the parent's end is not its own."""
-    global _exiting, _since, _interruptions
+    global _exiting, _since, _interruptions, _latest
     _exiting = False
-    _since, _interruptions = None, 0
+    _since, _interruptions, _latest = None, 0, None
 
 
 forget_after_fork(_forget)

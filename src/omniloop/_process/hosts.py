@@ -1,9 +1,23 @@
-"""What the process runs under, and what that makes of threads: uWSGI, gevent and eventlet, multiprocessing."""
+"""What the process runs under: what that makes of threads, and how it ends the process."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from .._report import say
+from .fork import forget_after_fork
+
+if TYPE_CHECKING:
+    from .._settings import Sigterm
+
+# The lifespans of this process that have begun and not ended: while there is one, an end of it drains.
+lifespans: Final[set[object]] = set()
+
+_told = False
 
 
 def warn_of_host() -> None:
@@ -26,6 +40,56 @@ def warn_of_host() -> None:
         )
 
 
+def tell_what_a_stop_loses(name: str, handler: object, sigterm: Sigterm | None) -> None:
+    """Log, once in a process, what a SIGTERM that meets *handler* will lose, and what to set; nothing if it loses nothing."""
+    global _told
+    if _told:
+        return
+    line = _lost_under_uvicorn(handler) or (_lost_by_default(sigterm) if handler is signal.SIG_DFL else None)
+    if line is not None:
+        _told = True
+        say("%s: %s", name, line)
+
+
+def _lost_under_uvicorn(handler: object) -> str | None:
+    # Its handler is a method of the server, gunicorn's UvicornWorker has the same.
+    server: Any = getattr(handler, "__self__", None)
+    if type(server).__module__.partition(".")[0] != "uvicorn" or lifespans:
+        return None
+    if "omniloop.ext.asgi" in sys.modules and not getattr(server, "started", False):
+        # The application is being imported, or starts: its lifespan is still to come.
+        return None
+    return (
+        "on SIGTERM uvicorn ends this process without any exit hook of Python, and what is left to go() and not done by then is "
+        "lost. Let the application's lifespan wait for it: FastAPI(lifespan=omniloop.ext.asgi.lifespan), or, for any ASGI "
+        "application, app = omniloop.ext.asgi.with_lifespan(app)."
+    )
+
+
+def _lost_by_default(sigterm: Sigterm | None) -> str | None:
+    if sigterm == "drain" or is_multiprocessing_child():
+        return None
+    say_drain = 'Set OMNILOOP_SIGTERM=drain in its environment, or call configure(sigterm="drain") in the main thread.'
+    pid = os.getpid()
+    if pid == 1:
+        # The kernel delivers to process 1 of a container only the signals that it has handlers for.
+        return (
+            "this is process 1 and has no handler of SIGTERM, so that a stop of the container waits until it kills, and what is left "
+            f"to go() and not done by then is lost. {say_drain}"
+        )
+    # What it started itself, or a shell that it started did: a terminal's shell inherits the variable as well.
+    if os.environ.get("SYSTEMD_EXEC_PID") in (str(pid), str(os.getppid())):
+        where = "systemd"
+    elif "KUBERNETES_SERVICE_HOST" in os.environ:
+        where = "Kubernetes"
+    else:
+        return None
+    return (
+        f"{where} stops this process by SIGTERM, which it has no handler of, and what is left to go() and not done by then is lost. "
+        f"{say_drain}"
+    )
+
+
 def is_multiprocessing_child() -> bool:
     """Tell whether this process was started by multiprocessing, which ends its children in its own way."""
     multiprocessing = sys.modules.get("multiprocessing.process")
@@ -40,3 +104,13 @@ def _green_library() -> str | None:
     if eventlet is not None and eventlet.is_monkey_patched("thread"):
         return "eventlet"
     return None
+
+
+def _forget() -> None:
+    """In a forked child: it is stopped in its own way, and its lifespans are yet to begin."""
+    global _told
+    _told = False
+    lifespans.clear()
+
+
+forget_after_fork(_forget)

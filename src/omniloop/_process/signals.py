@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from functools import partial
 from types import CodeType, FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Final
 
-from .exit import drain_at_exit, flush_streams, wait_for_all
-from .fork import forget_after_fork
+from .exit import beside, drain_at_exit, drain_no_longer_than, flush_streams, is_idle
+from .hosts import is_multiprocessing_child
+
+if TYPE_CHECKING:
+    from .._settings import Sigterm
+
+# Seconds. Who calls terminate() waits for the end.
+_BRIEFLY: Final = 5.0
 
 
 def in_signal_handler() -> bool:
@@ -46,54 +52,66 @@ def ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-_Handler = Callable[[int, FrameType | None], Any] | int | None
-_draining_on_sigterm = False
-
-
-def drain_on_sigterm(wanted: bool) -> None:
+def set_up_sigterm(sigterm: Sigterm | None) -> None:
     """
-    Drain on SIGTERM, then let happen what would have happened; or no longer.
+    Have SIGTERM finish the work before the process dies of it, as *sigterm* says; or no longer.
 
-    Main thread only, as all signal handlers: ValueError elsewhere.
+    Over the default action alone. Any other handler decides what becomes of the process: one that ends it comes to the exit hooks,
+    which drain; one that goes on needs its loop, which a drain in the handler would block.
+
+    Main thread only, as all signal handlers: ValueError elsewhere, if there is something to set.
     """
     handler = signal.getsignal(signal.SIGTERM)
-    ours = handler if isinstance(handler, partial) and handler.func is _on_sigterm else None
-    if wanted and not ours:
-        if handler is signal.SIG_IGN:
-            # The process was told to survive SIGTERM; there is no end to drain for.
+    brief = sigterm == "children" and is_multiprocessing_child()
+    if sigterm == "drain" or brief:
+        if handler is signal.SIG_DFL or _is_ours(handler):
+            signal.signal(signal.SIGTERM, _drain_briefly if brief else _drain)
+    elif _is_ours(handler):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def sigterm_handler() -> object:
+    """What a SIGTERM meets now; the default action where that comes after a drain of ours."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return signal.SIG_DFL if _is_ours(handler) else handler
+
+
+def _is_ours(handler: object) -> bool:
+    return handler is _drain or handler is _drain_briefly
+
+
+def _drain(number: int, frame: FrameType | None) -> None:
+    # As it would have been without us, to the exit status; and a second SIGTERM ends it at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if _a_loop_runs_here():
+        try:
+            # The loop goes on meanwhile: its requests, and what the work wants of it.
+            beside(_drain_and_die, "omniloop-sigterm")
+        except RuntimeError:
+            # The interpreter ends, or there is no room for a thread.
+            pass
+        else:
             return
-        # Each knows the one before it: a handler that the program set in between may call an earlier one of ours.
-        signal.signal(signal.SIGTERM, partial(_on_sigterm, handler))
-    elif ours and not wanted:
-        (former,) = ours.args
-        signal.signal(signal.SIGTERM, former if former is not None else signal.SIG_DFL)
+    _drain_and_die()
 
 
-def _on_sigterm(former: _Handler, number: int, frame: FrameType | None) -> None:
-    global _draining_on_sigterm
-    if callable(former):
-        # It decides what becomes of the process, so nothing is closed yet.
-        if not _draining_on_sigterm:
-            _draining_on_sigterm = True
-            try:
-                wait_for_all()
-            finally:
-                _draining_on_sigterm = False
-        former(number, frame)
-        return
-    if not _draining_on_sigterm:
-        _draining_on_sigterm = True
+def _drain_briefly(number: int, frame: FrameType | None) -> None:
+    """In a child of multiprocessing, whose parent means it and waits: a `with Pool()` would be held up by the whole deadline."""
+    if is_idle():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    drain_no_longer_than(_BRIEFLY)
+    _drain(number, frame)
+
+
+def _drain_and_die() -> None:
+    try:
         drain_at_exit()
         flush_streams()
-    # As it would have been without us, to the exit status. A second SIGTERM during the drain comes here at once.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _forget() -> None:
-    """In a forked child: the drain that goes on is the parent's."""
-    global _draining_on_sigterm
-    _draining_on_sigterm = False
-
-
-forget_after_fork(_forget)
+def _a_loop_runs_here() -> bool:
+    trio = sys.modules.get("trio")
+    return asyncio._get_running_loop() is not None or (trio is not None and bool(trio.lowlevel.in_trio_run()))
