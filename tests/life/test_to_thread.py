@@ -2,11 +2,20 @@
 
 import asyncio
 import concurrent.futures
+import importlib
+import importlib.util
+import os
+import re
+import resource
 import socket
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+import omniloop
+from children import run_child
 from omniloop import CannotStartError, Runtime
 
 
@@ -153,6 +162,88 @@ def test_in_the_frame_that_the_start_interrupted_it_is_refused():
     with Runtime(name="first", loop_factory=factory) as runtime:
         assert runtime.call_soon(int).result(timeout=5) == 0
     assert "Call again later" in refused[0]
+
+
+def without_room_for_a_thread():
+    # No room for its stack.
+    size = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    threading.stack_size(512 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (size + (256 << 20), resource.RLIM_INFINITY))
+    for call in (omniloop.to_thread, omniloop.call_soon):
+        try:
+            call(int)
+        except CannotStartError as error:
+            print(error)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    threading.stack_size(0)
+    print(omniloop.to_thread(int, "7").result(timeout=5))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads are not bounded by the address space")
+def test_no_thread_to_be_had_is_an_error_that_says_so_and_the_next_use_works():
+    result = run_child(without_room_for_a_thread)
+
+    line = "omniloop can't start its thread here: can't start new thread.\n"
+    assert (result.stdout, result.stderr, result.code) == (f"{line}{line}7\n", "", 0)
+
+
+def without_room_for_another_worker():
+    with Runtime(max_workers=1) as runtime:
+        runtime.to_thread(int).result(timeout=5)
+        # As they do before a fork.
+        runtime._life.workers.park(5)
+        threading.stack_size(512 << 20)
+        size = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+        resource.setrlimit(resource.RLIMIT_AS, (size + (256 << 20), resource.RLIM_INFINITY))
+        try:
+            runtime.to_thread(int)
+        except CannotStartError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        threading.stack_size(0)
+        print(runtime.to_thread(int, "7").result(timeout=5))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads are not bounded by the address space")
+def test_no_worker_to_be_had_is_an_error_that_says_so_and_the_next_use_works():
+    """It was a bare RuntimeError."""
+    result = run_child(without_room_for_another_worker)
+
+    line = "omniloop can't start a worker thread here: can't start new thread.\n"
+    assert (result.stdout, result.stderr, result.code) == (f"{line}7\n", "", 0)
+
+
+def without_descriptors():
+    # An import finds nothing where no file can be opened.
+    if importlib.util.find_spec("uvloop"):
+        importlib.import_module("uvloop")
+    for room in (0, 1, 2, 5):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1 + room, hard))
+        for call in (
+            lambda: omniloop.call_soon(int),
+            lambda: omniloop.run(asyncio.sleep(0)),
+            lambda: omniloop.to_thread(int),
+        ):
+            try:
+                call()
+            except CannotStartError as error:
+                print(error)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    print(omniloop.run(asyncio.sleep(0, "up"), timeout=5))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_no_descriptors_at_the_first_use_is_an_error_that_says_so_and_the_next_use_works(loop):
+    """It was a bare OSError, with asyncio's complaint of its half-made loop; uvloop aborted the process."""
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+
+    result = run_child(without_descriptors, env={"OMNILOOP_LOOP": loop}, flags=["-X", "dev"])
+
+    line = "omniloop can't start its thread here: [Errno 24] Too many open files.\n"
+    assert (result.stdout, result.stderr, result.code) == (f"{line * 12}up\n", "", 0)
 
 
 def test_the_loops_own_executor_is_the_same_pool(runtime):

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 # A wait longer than this looks, once and cheaply, whether it can end at all.
 _LONG_WAIT: Final = 1.0
 
+# What a loop opens: asyncio 3, uvloop 9.
+_DESCRIPTORS: Final = 10
+
 # How long one thread waits for another to start the runtime.
 _START_TIMEOUT: Final = 1.0
 
@@ -149,7 +152,7 @@ class Life:
                 return
             if not self.inbox.closed and (self.thread is None or not self.thread.alive):
                 self._start()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise CannotStartError(f"omniloop can't start its thread here: {error}.") from error
         finally:
             # Without a call, after which a signal handler could raise: nobody would start it again, after a fork say.
@@ -176,6 +179,7 @@ class Life:
 
     def _make(self) -> None:
         settings = self._settings()
+        _check_descriptors()
         # In an empty context, because the loop's own callbacks keep the one that they were made in.
         loop = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
         if not isinstance(loop, asyncio.AbstractEventLoop):
@@ -418,9 +422,11 @@ class Life:
                 in_threads.discard(task)
                 return not work.claim()
             workers.put(partial(self._work, [task], work))
-        except BaseException:
+        except BaseException as error:
             if work.claim():
                 in_threads.discard(task)
+            if isinstance(error, RuntimeError):
+                raise CannotStartError(f"omniloop can't start a worker thread here: {error}.") from error
             raise
         self._tally.count("in_threads")
         return True
@@ -618,6 +624,21 @@ class Life:
         finally:
             if self.thread is not None:
                 self.thread.abandon()
+
+
+def _check_descriptors() -> None:
+    """
+    Raise OSError if there are too few descriptors left for a loop.
+
+    asyncio complains on stderr of a loop that it could make only half, and uvloop, which opens 9, aborts the process.
+    """
+    found: list[int] = []
+    try:
+        while len(found) < _DESCRIPTORS:
+            found += os.pipe()
+    finally:
+        for descriptor in found:
+            os.close(descriptor)
 
 
 def _title(what: str | Task[Any]) -> str:
