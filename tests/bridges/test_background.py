@@ -34,6 +34,7 @@ def thread_name() -> str:
 # --- calling ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("Calling an async function that is decorated with `@background` starts it and returns its task")
 def test_calling_an_async_function_starts_it_and_returns_the_task():
     started = threading.Event()
 
@@ -48,6 +49,7 @@ def test_calling_an_async_function_starts_it_and_returns_the_task():
     assert task.result(5) is None
 
 
+@pytest.mark.promise("`await` on the call only waits, on any event loop")
 @pytest.mark.parametrize("run", [asyncio.run, omniloop.run], ids=["another loop", "the loop itself"])
 def test_await_only_waits_on_any_loop(run):
     loops = []
@@ -68,6 +70,7 @@ async def _running_loop():
     return asyncio.get_running_loop()
 
 
+@pytest.mark.promise("A plain function that is decorated with it runs in a worker thread")
 def test_a_plain_function_runs_in_a_worker_thread():
     name = thread_name().result(5)
 
@@ -86,6 +89,7 @@ def test_the_caller_is_told_of_wrong_arguments_at_once():
         double(1, tries=2)
 
 
+@pytest.mark.promise("A call runs in a copy of its caller's context")
 def test_a_call_runs_in_a_copy_of_its_callers_context():
     @background
     async def ask():
@@ -113,11 +117,13 @@ def test_the_place_of_submission_is_the_line_of_the_call():
 # --- what it looks like -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("Signature, docstring and name are kept")
 def test_signature_docstring_and_name_are_kept():
     assert str(inspect.signature(double)) == "(number: int, *, by: int = 2) -> int"
     assert (double.__name__, double.__doc__, double.__module__) == ("double", "Multiply.", __name__)
 
 
+@pytest.mark.promise("To `inspect` it is no coroutine function")
 @pytest.mark.filterwarnings("ignore:.*iscoroutinefunction.*:DeprecationWarning")
 def test_to_inspect_it_is_no_coroutine_function():
     """Frameworks that see one would await the call's result in their own task, and cancel it with the request."""
@@ -137,6 +143,7 @@ def test_a_function_that_is_marked_as_async_is_so_no_longer():
     assert isinstance(decorated().result(5), asyncio.AbstractEventLoop)
 
 
+@pytest.mark.promise("Methods, class methods and static methods stay what they are")
 def test_methods_class_methods_and_static_methods_stay_what_they_are():
     class Mailer:
         host = "here"
@@ -172,6 +179,7 @@ def test_methods_class_methods_and_static_methods_stay_what_they_are():
     assert (Mailer.static_inside(1).result(5), mailer.static_outside(2).result(5)) == (1, 2)
 
 
+@pytest.mark.promise("Above a class it takes every public async method")
 def test_a_class_decorator_takes_every_public_async_method():
     @background
     class Service:
@@ -232,6 +240,7 @@ def test_name_is_the_tasks_name():
     assert [task.result(5) for task in tasks] == [None, None, 2]
 
 
+@pytest.mark.promise("`limit` bounds how many calls run at once; the others start in the order of the calls")
 @pytest.mark.parametrize("kind", ["async", "plain"])
 def test_limit_bounds_how_many_run_at_once_and_keeps_the_order(kind):
     running, most, order = 0, 0, []
@@ -280,6 +289,7 @@ def test_limit_bounds_how_many_run_at_once_and_keeps_the_order(kind):
         assert [number for number, _ in order] == list(range(6))
 
 
+@pytest.mark.promise("A call that waits for its turn can be cancelled, and then never starts")
 def test_a_call_that_waits_for_its_turn_can_be_cancelled():
     gate = threading.Event()
 
@@ -301,6 +311,7 @@ def test_a_call_that_waits_for_its_turn_can_be_cancelled():
     gc.collect()
 
 
+@pytest.mark.promise("`on_error` is told of failures that nobody asked about")
 def test_on_error_is_told_of_failures_that_nobody_asked_about():
     told, settings_told = [], []
 
@@ -365,6 +376,7 @@ async def _async_generator():
     yield
 
 
+@pytest.mark.promise("What can't be decorated is named, with what to do instead")
 @pytest.mark.parametrize(
     ("thing", "message"),
     [
@@ -428,6 +440,7 @@ def test_a_plain_function_that_returns_a_coroutine_is_told_what_was_meant():
 # --- ending well ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("Forgotten calls are done before the interpreter exits")
 def test_forgotten_calls_are_done_before_the_interpreter_exits():
     def program():
         @background(limit=1)
@@ -458,6 +471,7 @@ def test_forgotten_calls_are_done_before_the_interpreter_exits():
     assert sorted(result.stdout.split("\n")) == ["", "compressed", "saved 0", "saved 1", "saved 2", "stopped polling"]
 
 
+@pytest.mark.promise("A limit starts afresh in a forked child")
 def test_a_limit_starts_afresh_in_a_forked_child():
     def program():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -46,6 +46,7 @@ class Manager:
         return isinstance(error, self.suppresses)
 
 
+@pytest.mark.promise("`enter` makes a sync `with` of an async context manager, and leaves it at the end of the block")
 def test_the_value_comes_out_and_the_manager_is_left_at_the_end(runtime):
     manager = Manager()
 
@@ -62,6 +63,7 @@ def test_the_shared_runtime_is_the_default():
         assert value is None
 
 
+@pytest.mark.promise("Entering and leaving run in one task")
 def test_entering_and_leaving_run_in_one_task(runtime):
     manager = Manager()
 
@@ -72,6 +74,7 @@ def test_entering_and_leaving_run_in_one_task(runtime):
     assert manager.tasks[0] is manager.tasks[1]
 
 
+@pytest.mark.promise("Cancel scopes, timeouts and task groups can be entered")
 def test_cancel_scopes_timeouts_and_task_groups_can_be_entered(runtime):
     anyio = pytest.importorskip("anyio")
 
@@ -86,6 +89,7 @@ def test_cancel_scopes_timeouts_and_task_groups_can_be_entered(runtime):
         runtime.call_soon(group.start_soon, anyio.sleep, 0).result(timeout=5)
 
 
+@pytest.mark.promise("An error in the block goes in, and comes out as it was")
 def test_an_error_in_the_block_goes_in_and_comes_out_as_it_was(runtime):
     manager, error = Manager(), LookupError("in the block")
 
@@ -98,11 +102,13 @@ def test_an_error_in_the_block_goes_in_and_comes_out_as_it_was(runtime):
     assert [entry.name for entry in caught.traceback] == ["test_an_error_in_the_block_goes_in_and_comes_out_as_it_was"]
 
 
+@pytest.mark.promise("What the manager suppresses is suppressed")
 def test_suppression_comes_out(runtime):
     with enter(Manager(suppresses=[LookupError]), runtime=runtime):
         raise LookupError
 
 
+@pytest.mark.promise("What the manager raises instead comes out")
 def test_what_the_manager_raises_instead_comes_out(runtime):
     @contextlib.asynccontextmanager
     async def translating():
@@ -117,6 +123,9 @@ def test_what_the_manager_raises_instead_comes_out(runtime):
     assert isinstance(caught.value.__cause__, LookupError)
 
 
+@pytest.mark.promise(
+    "`KeyboardInterrupt`, `SystemExit`, `StopIteration` and their kin go in and out too, and the loop goes on"
+)
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, StopAsyncIteration, asyncio.CancelledError]
 )
@@ -164,11 +173,13 @@ def test_managers_nest_and_the_block_may_use_the_loop(runtime):
     assert outer.left.is_set()
 
 
+@pytest.mark.promise("Leaving what was never entered is a clear error")
 def test_leaving_what_was_never_entered_is_an_error(runtime):
     with pytest.raises(OmniloopError, match="never entered"):
         enter(Manager(), runtime=runtime).__exit__(None, None, None)
 
 
+@pytest.mark.promise("Entering twice is a clear error")
 def test_entering_twice_is_an_error(runtime):
     once = enter(Manager(), runtime=runtime)
     with once:
@@ -178,6 +189,7 @@ def test_entering_twice_is_an_error(runtime):
         pytest.fail("entered twice")
 
 
+@pytest.mark.promise("Entering on the loop's own thread is an error, not a hang")
 def test_on_the_loops_own_thread_it_would_deadlock(runtime):
     manager = Manager()
 
@@ -266,6 +278,7 @@ def while_leaving():
         say("block")
 
 
+@pytest.mark.promise("Ctrl-C while entering, in the block, or while leaving comes out, and the manager is left")
 @pytest.mark.parametrize(
     ("interrupted", "said"),
     [
@@ -288,6 +301,7 @@ def test_ctrl_c_comes_out(interrupted, said):
     assert result.seconds < 5
 
 
+@pytest.mark.promise("A block that never ends does not keep the program from ending: its manager is left at exit")
 def test_a_block_that_never_ends_is_left_at_exit():
     def program():
         entered = threading.Event()
@@ -307,6 +321,7 @@ def test_a_block_that_never_ends_is_left_at_exit():
     assert result.seconds < 5
 
 
+@pytest.mark.promise("A forked child leaves the parent's manager alone")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_leaves_the_parents_manager_alone():
     def program():

@@ -47,6 +47,7 @@ async def forever(ended=None):
 # --- the end of the block ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("The end of a block waits for all that was started in it")
 def test_the_end_of_a_block_waits_for_all():
     with TaskGroup() as group:
         tasks = [group.go(value(1)), group.create_task(value(2)), group.call_soon(abs, -3), group.to_thread(abs, -4)]
@@ -55,6 +56,7 @@ def test_the_end_of_a_block_waits_for_all():
     assert [task.result(0) for task in tasks] == [1, 2, 3, 4]
 
 
+@pytest.mark.promise("So does the end of an `async with` block, on any event loop")
 @on_any_loop
 def test_the_end_of_an_async_block_waits_for_all(run):
     async def main():
@@ -70,6 +72,7 @@ def test_the_end_of_an_async_block_waits_for_all(run):
     assert run(main()) == ([True] * 4, [1, 2, 3, 4])
 
 
+@pytest.mark.promise("What the tasks start in the group meanwhile is waited for too")
 def test_what_the_tasks_start_in_the_group_is_waited_for():
     ended = []
 
@@ -151,6 +154,7 @@ def test_limit_bounds_how_many_run_at_once(submit):
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("The first failure cancels the others and comes out as an exception group")
 def test_the_first_failure_cancels_the_others_and_comes_out_as_a_group():
     ended = []
 
@@ -163,6 +167,7 @@ def test_the_first_failure_cancels_the_others_and_comes_out_as_a_group():
     assert ended == [True] * 3
 
 
+@pytest.mark.promise("It cancels an `async with` block that still runs, as asyncio's does")
 @on_any_loop
 def test_a_failure_cancels_an_async_block_that_still_runs(run):
     ended = []
@@ -187,6 +192,7 @@ def test_a_failure_cancels_an_async_block_that_still_runs(run):
     assert ended == [True] * 2
 
 
+@pytest.mark.promise("A failure is claimed by the group, and not reported as well")
 def test_a_failure_is_claimed_by_the_group_and_not_reported():
     reported = []
     with Runtime(on_error=reported.append) as runtime:
@@ -210,6 +216,7 @@ def test_a_failure_in_a_group_whose_block_never_comes_is_reported():
     assert [type(failure.exception) for failure in reported] == [ValueError]
 
 
+@pytest.mark.promise("A supervised group lets the others go on, and tells all failures at the end")
 def test_a_supervised_group_lets_the_others_go_on_and_tells_all_failures():
     with pytest.raises(ExceptionGroup) as caught, TaskGroup(supervised=True) as group:
         group.go(fail(ValueError("one")))
@@ -229,6 +236,7 @@ def test_an_error_that_is_no_exception_makes_it_a_base_exception_group():
     assert [repr(error) for error in caught.value.exceptions] == ["SystemExit(3)"]
 
 
+@pytest.mark.promise("An error in the block cancels the tasks")
 def test_an_error_in_the_block_cancels_the_tasks_and_comes_out_with_theirs():
     ended = []
 
@@ -291,6 +299,7 @@ def test_a_task_that_is_cancelled_by_itself_is_no_failure():
 # --- cancelling -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("`cancel()` from any thread ends the block without an error")
 def test_cancel_from_any_thread_ends_the_block_without_an_error():
     ended = []
     started = threading.Event()
@@ -354,6 +363,9 @@ def test_being_refused_after_a_failure_ends_the_block_and_is_no_error_of_its_own
     assert [repr(error) for error in caught.value.exceptions] == ["ValueError('the cause')"]
 
 
+@pytest.mark.promise(
+    "It is no error of the block's own that it waited for work which a failure in the group has cancelled"
+)
 def test_waiting_for_work_that_a_failure_cancels_ends_the_block_and_is_no_error_of_its_own():
     with pytest.raises(ExceptionGroup) as caught, TaskGroup() as group:
         other = group.go(forever())
@@ -372,6 +384,7 @@ def test_waiting_for_work_that_was_cancelled_by_itself_is_an_error_of_the_block(
     assert [type(error) for error in caught.value.exceptions] == [concurrent.futures.CancelledError]
 
 
+@pytest.mark.promise("A component cancels all that it started when it stops")
 def test_a_component_cancels_what_it_started_when_it_stops():
     class Component:
         def start(self):
@@ -391,6 +404,7 @@ def test_a_component_cancels_what_it_started_when_it_stops():
     assert (component.task.cancelled(), component.ended) == (True, [True])
 
 
+@pytest.mark.promise("A cancellation from outside cancels the group, and goes on")
 def test_a_cancellation_from_outside_cancels_the_group_and_goes_on():
     ended = []
 
@@ -454,6 +468,7 @@ def test_a_cancellation_from_outside_is_not_lost_behind_a_failure():
 # --- timeouts ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A timeout cancels all, and raises when the clean-up is done")
 def test_a_timeout_cancels_all_and_raises_when_the_clean_up_is_done():
     ended = []
 
@@ -540,6 +555,7 @@ def test_a_group_has_one_block():
         pass
 
 
+@pytest.mark.promise("A `with` block on the loop's own thread is refused instead of hanging")
 def test_a_sync_block_on_the_loops_own_thread_is_refused():
     async def main():
         with pytest.raises(WouldDeadlockError, match="async with"), TaskGroup():
@@ -548,6 +564,7 @@ def test_a_sync_block_on_the_loops_own_thread_is_refused():
     omniloop.run(main(), timeout=5)
 
 
+@pytest.mark.promise("Worker threads that wait in blocks do not starve the pool")
 def test_worker_threads_that_wait_in_blocks_do_not_starve_the_pool():
     def block(depth):
         with TaskGroup(runtime=runtime) as group:
@@ -577,6 +594,7 @@ def test_two_runtimes_whose_blocks_wait_for_each_other_are_told():
 # --- ending well ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("Ctrl-C in the wait cancels the group, and its clean-up runs")
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_in_the_wait_cancels_the_group():
     def program():
@@ -690,6 +708,7 @@ def test_at_exit_the_drain_finishes_a_group_that_another_thread_waits_for():
     assert (result.stdout, result.stderr, result.code) == ("child\ncomponent\n", "", 0)
 
 
+@pytest.mark.promise("A group that is never ended is drained at exit")
 def test_a_group_that_is_never_ended_is_drained_at_exit():
     def program():
         async def work():
@@ -704,6 +723,7 @@ def test_a_group_that_is_never_ended_is_drained_at_exit():
     assert (result.stdout, result.stderr, result.code) == ("done\n", "", 0)
 
 
+@pytest.mark.promise("A forked child does not wait for the parent's tasks")
 def test_a_forked_child_does_not_wait_for_the_parents_tasks():
     def program():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -740,6 +760,7 @@ def test_a_forked_child_does_not_wait_for_the_parents_tasks():
     )
 
 
+@pytest.mark.promise("Of many threads that submit while the group ends, each task is waited for or refused")
 def test_many_threads_may_submit_while_the_group_ends_and_each_task_is_waited_for_or_refused():
     for _ in range(30):
         accepted, go_on = [], threading.Barrier(4)

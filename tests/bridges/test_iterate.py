@@ -36,6 +36,7 @@ async def count(n, closed=None):
             closed.set()
 
 
+@pytest.mark.promise("`iterate` gives the items of an async iterable, in order, in sync code")
 @pytest.mark.parametrize("buffer", [1, 3, 100])
 def test_the_items_come_in_order(runtime, buffer):
     assert list(iterate(count(50), buffer=buffer, runtime=runtime)) == list(range(50))
@@ -62,6 +63,7 @@ def test_any_async_iterable_will_do(runtime):
     assert list(iterate(Countdown(), runtime=runtime)) == [2, 1, 0]
 
 
+@pytest.mark.promise("The source is never further ahead of the consumer than the buffer and one item")
 @pytest.mark.parametrize("buffer", [1, 4])
 def test_the_source_is_never_further_ahead_than_the_buffer_and_one(runtime, buffer):
     taken, ahead = [], []
@@ -78,6 +80,7 @@ def test_the_source_is_never_further_ahead_than_the_buffer_and_one(runtime, buff
     assert max(ahead) <= buffer + 1
 
 
+@pytest.mark.promise("What the source raises is raised where the consumer is, after the items before it")
 def test_what_the_source_raises_comes_out_after_the_items_before_it(runtime):
     async def source():
         yield 1
@@ -94,6 +97,7 @@ def test_what_the_source_raises_comes_out_after_the_items_before_it(runtime):
     assert list(numbers) == []
 
 
+@pytest.mark.promise("An early `break` closes the generator on the loop, and its `finally` runs")
 def test_an_early_break_closes_the_generator_on_the_loop(runtime):
     closed, where = threading.Event(), []
 
@@ -113,6 +117,7 @@ def test_an_early_break_closes_the_generator_on_the_loop(runtime):
     assert where == [runtime._life.thread.loop]
 
 
+@pytest.mark.promise("So does an error in the body of the `for`")
 def test_an_error_in_the_loop_body_closes_the_generator(runtime):
     closed = threading.Event()
 
@@ -123,6 +128,7 @@ def test_an_error_in_the_loop_body_closes_the_generator(runtime):
     assert closed.wait(timeout=5)
 
 
+@pytest.mark.promise("So does a garbage collection of the iterator")
 def test_a_garbage_collection_closes_the_generator(runtime):
     closed = threading.Event()
     cycle = [iterate(count(9, closed), runtime=runtime)]
@@ -135,6 +141,7 @@ def test_a_garbage_collection_closes_the_generator(runtime):
     assert closed.wait(timeout=5)
 
 
+@pytest.mark.promise("A `with` around the iteration waits until the generator is closed")
 def test_a_with_block_waits_until_the_generator_is_closed(runtime):
     closed = threading.Event()
 
@@ -145,6 +152,7 @@ def test_a_with_block_waits_until_the_generator_is_closed(runtime):
     assert list(numbers) == []
 
 
+@pytest.mark.promise("An error in closing is raised by `close`")
 def test_an_error_in_closing_is_raised_by_close(runtime):
     async def source():
         try:
@@ -161,6 +169,7 @@ def test_an_error_in_closing_is_raised_by_close(runtime):
     numbers.close()
 
 
+@pytest.mark.promise("A source that swallows its cancellation is closed nonetheless")
 def test_a_source_that_swallows_its_cancellation_is_closed_nonetheless(runtime):
     closed = threading.Event()
 
@@ -180,6 +189,7 @@ def test_a_source_that_swallows_its_cancellation_is_closed_nonetheless(runtime):
     assert closed.is_set()
 
 
+@pytest.mark.promise("The whole generator runs in one task and in the caller's context")
 def test_the_whole_generator_runs_in_one_task_and_the_callers_context(runtime):
     variable = contextvars.ContextVar("variable", default="unset")
     variable.set("the caller's")
@@ -200,6 +210,7 @@ def test_the_whole_generator_runs_in_one_task_and_the_callers_context(runtime):
     assert seen.pop()[1] == "the caller's"
 
 
+@pytest.mark.promise("Iterating on the loop's own thread is an error, not a hang")
 def test_on_the_loops_own_thread_it_would_deadlock(runtime):
     async def work():
         return list(iterate(count(3), runtime=runtime))
@@ -220,6 +231,7 @@ def test_waiting_on_the_loops_own_thread_for_an_iteration_made_elsewhere_would_d
     numbers.close()
 
 
+@pytest.mark.promise("So are two runtimes that iterate over each other")
 def test_two_runtimes_that_iterate_over_each_other_would_deadlock(runtime):
     with Runtime(name="other") as other:
 
@@ -235,6 +247,7 @@ def test_two_runtimes_that_iterate_over_each_other_would_deadlock(runtime):
             list(iterate(outer(), runtime=runtime))
 
 
+@pytest.mark.promise("A worker that iterates leaves its place to what the source needs")
 def test_a_worker_that_iterates_leaves_its_place_to_what_the_source_needs():
     with Runtime(max_workers=1) as runtime:
 
@@ -287,6 +300,7 @@ def test_a_buffer_that_is_no_whole_number_above_zero_is_refused(call, buffer):
 # --- at the end of the program ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("An iteration that nobody ends is closed at exit")
 def test_an_iteration_that_nobody_ends_is_closed_at_exit():
     def program():
         async def source():
@@ -306,6 +320,7 @@ def test_an_iteration_that_nobody_ends_is_closed_at_exit():
     assert result.seconds < 5
 
 
+@pytest.mark.promise("Ctrl-C ends the wait for an item, and the generator is closed")
 def test_ctrl_c_in_the_wait_ends_it_and_the_generator_is_closed():
     def program():
         async def source():
@@ -331,6 +346,7 @@ def test_ctrl_c_in_the_wait_ends_it_and_the_generator_is_closed():
     assert (sorted(result.stdout.split()), result.stderr, result.code) == (["1", "closed", "interrupted"], "", 0)
 
 
+@pytest.mark.promise("A forked child leaves the parent's iteration alone, and can make its own")
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
 def test_a_forked_child_leaves_the_parents_iteration_alone_and_makes_its_own():
     def program():
@@ -381,6 +397,7 @@ async def collect(source, **options):
     return [item async for item in aiterate(source, **options)]
 
 
+@pytest.mark.promise("`aiterate` yields the items of a blocking iterator in async code, on any loop")
 @pytest.mark.parametrize("buffer", [1, 100])
 def test_a_blocking_iterator_yields_in_async_code_on_any_loop(runtime, buffer):
     assert runtime.run(collect(range(50), buffer=buffer, runtime=runtime)) == list(range(50))
@@ -396,6 +413,7 @@ def test_a_blocking_iterator_yields_under_trio(runtime):
     assert trio.run(main) == list(range(20))
 
 
+@pytest.mark.promise("A blocking iterator runs in one worker thread from beginning to end")
 def test_a_blocking_iterator_runs_in_one_worker_thread(runtime):
     threads = set()
 
@@ -426,6 +444,7 @@ def test_what_a_blocking_iterator_raises_comes_out_after_the_items_before_it(run
     assert asyncio.run(main()) == [1]
 
 
+@pytest.mark.promise("Closing it early closes a generator in its thread, and waits for that")
 def test_closing_early_closes_the_generator_in_its_thread_and_waits_for_that(runtime):
     threads = []
 
@@ -478,6 +497,7 @@ def test_a_consumer_that_is_cancelled_does_not_wait_and_the_generator_is_closed(
     assert closed.wait(timeout=5)
 
 
+@pytest.mark.promise("A slow consumer of a blocking iterator does not use up the pool")
 def test_a_slow_consumer_does_not_use_up_the_pool():
     with Runtime(max_workers=1) as runtime:
 

@@ -26,12 +26,14 @@ def double_in_thread(number):
     return number * 2
 
 
+@pytest.mark.promise("`map` gives results in the order of the items")
 @pytest.mark.parametrize("fn", [double, double_in_thread])
 @pytest.mark.parametrize("limit", [1, 3, None])
 def test_results_come_in_the_order_of_the_items(fn, limit):
     assert list(omniloop.map(fn, range(10), limit=limit)) == list(range(0, 20, 2))
 
 
+@pytest.mark.promise("Or as they are done")
 def test_results_may_come_as_they_are_done():
     others_are_out = asyncio.Event()
 
@@ -48,6 +50,7 @@ def test_results_may_come_as_they_are_done():
     assert list(results) == [0]
 
 
+@pytest.mark.promise("`map` takes the items as its results are taken, so that they may be endless")
 @pytest.mark.parametrize("ordered", [True, False])
 def test_items_are_taken_as_results_are(ordered):
     taken = []
@@ -118,6 +121,7 @@ def test_progress_is_told_where_the_results_are_used():
     assert told == [(me, 1, 2), (me, 2, 2), (me, 1, None)]
 
 
+@pytest.mark.promise("The first error comes out of `map` as it is, and the rest is cancelled")
 @pytest.mark.parametrize("ordered", [True, False])
 def test_the_first_error_comes_out_as_it_is_and_the_rest_is_cancelled(ordered):
     ended = []
@@ -146,6 +150,7 @@ def test_the_first_error_comes_out_as_it_is_and_the_rest_is_cancelled(ordered):
     assert sorted(ended) == ([2, 3] if ordered else [0, 2, 3])
 
 
+@pytest.mark.promise("A `map` that is left early cancels what is on its way")
 @pytest.mark.parametrize("how", ["break", "close", "collected"])
 def test_an_iterator_that_is_left_early_cancels_what_is_on_its_way(how):
     ended = []
@@ -248,6 +253,7 @@ def test_on_the_loops_own_thread_it_is_refused():
     omniloop.run(main(), timeout=5)
 
 
+@pytest.mark.promise("Ctrl-C in `map` cancels what is on its way")
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_cancels_what_is_on_its_way(ordered):
@@ -327,6 +333,7 @@ def even_in_thread(number):
     return number
 
 
+@pytest.mark.promise("`map(…, return_exceptions=True)` hands out an error in the place of its result, and goes on")
 @pytest.mark.parametrize("fn", [even, even_in_thread])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_errors_may_be_handed_out_in_the_place_of_results(fn, ordered):
@@ -351,6 +358,7 @@ def test_an_item_that_takes_too_long_does_not_end_the_others():
     assert last == 4
 
 
+@pytest.mark.promise("`map(…, timeout=…)` gives each item its time, counted from its start")
 def test_the_time_of_an_item_counts_from_its_start():
     """Behind a loop that is blocked for longer than the timeout: each item has its time all the same."""
     runtime = Runtime()

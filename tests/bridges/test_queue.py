@@ -24,6 +24,7 @@ def runtime(request):
         yield made
 
 
+@pytest.mark.promise("What a thread puts into a queue a task gets")
 def test_a_thread_puts_and_a_task_gets(runtime):
     q: Queue[int] = queue(1, runtime=runtime)
 
@@ -37,6 +38,7 @@ def test_a_thread_puts_and_a_task_gets(runtime):
     assert task.result(timeout=5) == list(range(20))
 
 
+@pytest.mark.promise("What a task puts a thread gets")
 def test_a_task_puts_and_a_thread_gets(runtime):
     q: Queue[int] = queue(1, runtime=runtime)
 
@@ -49,6 +51,7 @@ def test_a_task_puts_and_a_thread_gets(runtime):
     assert [q.sync_q.get(timeout=5) for _ in range(20)] == list(range(20))
 
 
+@pytest.mark.promise("A queue may be first-in-first-out, last-in-first-out, or by priority")
 @pytest.mark.parametrize(("kind", "order"), [("fifo", [2, 3, 1]), ("lifo", [1, 3, 2]), ("priority", [1, 2, 3])])
 def test_the_kind_says_which_item_comes_out_first(runtime, kind, order):
     q: Queue[int] = queue(kind=kind, runtime=runtime)
@@ -61,6 +64,7 @@ def test_the_kind_says_which_item_comes_out_first(runtime, kind, order):
     assert runtime.run(take()) == order
 
 
+@pytest.mark.promise("It is a `janus.Queue` with all its methods")
 def test_it_is_a_janus_queue_with_all_its_methods(runtime):
     q: Queue[str] = queue(2, runtime=runtime)
 
@@ -87,6 +91,7 @@ def test_it_is_a_janus_queue_with_all_its_methods(runtime):
         q.sync_q.get(timeout=0.001)
 
 
+@pytest.mark.promise("Making a queue starts nothing")
 def test_making_one_starts_nothing():
     with Runtime() as runtime:
         queue(runtime=runtime)
@@ -103,6 +108,7 @@ def test_it_keeps_no_task_in_sight_and_a_flush_does_not_wait_for_it(runtime):
     assert runtime.tasks() == []
 
 
+@pytest.mark.promise("The drain shuts a queue down after all work, and whoever waits hears of it")
 def test_a_shutdown_ends_the_queue_after_all_work_and_whoever_waits_hears_of_it():
     runtime = Runtime()
     q: Queue[int] = queue(runtime=runtime)
@@ -161,6 +167,7 @@ def test_one_that_nobody_refers_to_is_forgotten(runtime):
     assert keeper.cancelled() or keeper.exception(timeout=0) is None
 
 
+@pytest.mark.promise("Waiting on the sync side on the loop's own thread is an error, not a hang")
 def test_waiting_on_the_loops_own_thread_would_deadlock(runtime):
     q: Queue[int] = queue(1, runtime=runtime)
 
@@ -175,6 +182,7 @@ def test_waiting_on_the_loops_own_thread_would_deadlock(runtime):
     assert runtime.call_soon(q.sync_q.get).result(timeout=5) == 1
 
 
+@pytest.mark.promise("Workers that wait for a queue leave their places to others")
 def test_workers_that_wait_leave_their_places_to_others():
     with Runtime(max_workers=1) as runtime:
         q: Queue[int] = queue(runtime=runtime)
@@ -185,6 +193,7 @@ def test_workers_that_wait_leave_their_places_to_others():
         assert taken.result(timeout=5) == 1
 
 
+@pytest.mark.promise("The async side on another loop is refused with the way out")
 def test_the_async_side_on_another_loop_is_refused_with_the_way_out(runtime):
     q: Queue[int] = queue(runtime=runtime)
 
@@ -210,6 +219,7 @@ def test_a_kind_that_there_is_not_is_refused():
         queue(kind=[])
 
 
+@pytest.mark.promise("A task that joins the queue has the drain wait until all of it is done")
 def test_the_drain_at_exit_waits_for_what_is_joined():
     def program():
         q = omniloop.queue()
@@ -237,6 +247,7 @@ def test_the_drain_at_exit_waits_for_what_is_joined():
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("A forked child refuses a queue that its parent has used")
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
 def test_a_child_refuses_the_parents_queue_and_one_that_was_not_used_is_its_own():
     def program():
@@ -263,6 +274,7 @@ def test_a_child_refuses_the_parents_queue_and_one_that_was_not_used_is_its_own(
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("Ctrl-C ends a wait, and the queue goes on")
 def test_ctrl_c_ends_a_wait_and_the_queue_goes_on():
     def program():
         q = omniloop.queue()

@@ -39,6 +39,7 @@ class Client:
         self.log.append(f"{self.name} closed")
 
 
+@pytest.mark.promise("A resource is opened on first use, once for all")
 def test_nothing_is_opened_until_the_first_use_and_then_one_for_all(runtime):
     made = []
 
@@ -60,6 +61,7 @@ def test_nothing_is_opened_until_the_first_use_and_then_one_for_all(runtime):
     assert first.loop is runtime._life.thread.loop
 
 
+@pytest.mark.promise("Whoever comes meanwhile waits for the same opening")
 def test_many_first_users_wait_for_the_same_opening(runtime):
     opened = []
 
@@ -86,6 +88,7 @@ def test_many_first_users_wait_for_the_same_opening(runtime):
     assert len(set(map(id, found))) == 1
 
 
+@pytest.mark.promise("If the factory fails, all who wait get the error, and the next use tries again")
 def test_a_factory_that_fails_fails_all_who_wait_and_the_next_use_tries_again(runtime):
     attempts = []
 
@@ -104,6 +107,7 @@ def test_a_factory_that_fails_fails_all_who_wait_and_the_next_use_tries_again(ru
     assert len(attempts) == 2
 
 
+@pytest.mark.promise("A first user that is cancelled leaves the opening to the others")
 def test_a_first_user_that_is_cancelled_leaves_the_opening_to_the_others(runtime):
     gate, opening = asyncio.Event(), threading.Event()
 
@@ -180,6 +184,7 @@ def closers(log):
     }
 
 
+@pytest.mark.promise("How it is opened and closed is found, or given")
 @pytest.mark.parametrize("way", closers([]))
 def test_it_is_opened_and_closed_in_the_way_that_is_found_or_given(way):
     log = []
@@ -192,6 +197,7 @@ def test_it_is_opened_and_closed_in_the_way_that_is_found_or_given(way):
     assert log == expected
 
 
+@pytest.mark.promise("Opening and closing run in one task, and in no caller's context")
 def test_opening_and_closing_run_in_one_task_and_no_callers_context():
     variable, tasks = contextvars.ContextVar("variable", default="unset"), []
     runtime = Runtime()
@@ -211,6 +217,7 @@ def test_opening_and_closing_run_in_one_task_and_no_callers_context():
     assert tasks[0][1] == "unset"
 
 
+@pytest.mark.promise("Resources are closed last-in-first-out, after all work and all daemons")
 def test_resources_are_closed_last_in_first_out_after_all_work_and_all_daemons():
     log, runtime = [], Runtime()
     database = resource(lambda: Client(log, "database"), runtime=runtime)
@@ -245,6 +252,7 @@ def test_resources_are_closed_last_in_first_out_after_all_work_and_all_daemons()
     assert log == ["work ended", "daemon ended", "cache closed", "database closed"]
 
 
+@pytest.mark.promise("Closing gets its time though a daemon does not end")
 def test_closing_gets_its_time_though_a_daemon_does_not_end():
     log, runtime = [], Runtime(cancel_timeout=0.4)
     client = resource(lambda: Client(log), runtime=runtime)
@@ -264,6 +272,7 @@ def test_closing_gets_its_time_though_a_daemon_does_not_end():
     assert log == ["client closed"]
 
 
+@pytest.mark.promise("What the clean-up of a daemon starts is waited for in the drain, and not cancelled")
 def test_what_a_daemons_clean_up_starts_is_waited_for_and_not_cancelled():
     """The drain looked again when the first daemon had ended, and cancelled what the others' clean-up was waiting for."""
     log, runtime = [], Runtime()
@@ -289,6 +298,7 @@ def test_what_a_daemons_clean_up_starts_is_waited_for_and_not_cancelled():
     assert log == ["cleaned up"]
 
 
+@pytest.mark.promise("An error in closing is reported")
 def test_an_error_in_closing_is_reported():
     failures = []
     runtime = Runtime(on_error=failures.append)
@@ -303,6 +313,7 @@ def test_an_error_in_closing_is_reported():
     assert "resource(" in failures[0].name
 
 
+@pytest.mark.promise("After a shutdown the next use opens it anew")
 def test_after_a_shutdown_of_the_shared_runtime_it_is_opened_anew():
     def program():
         class Client:
@@ -344,6 +355,7 @@ def test_a_timeout_cancels_the_use_and_the_client_stays_open(runtime):
     assert log == []
 
 
+@pytest.mark.promise("Using it in sync code on the loop's own thread is an error, not a hang")
 def test_on_the_loops_own_thread_run_would_deadlock(runtime):
     client = resource(Client, runtime=runtime)
 
@@ -351,6 +363,7 @@ def test_on_the_loops_own_thread_run_would_deadlock(runtime):
         runtime.call_soon(client.run, lambda c: c.get("/")).result(timeout=5)
 
 
+@pytest.mark.promise("A factory that needs itself is an error, not a hang")
 def test_a_factory_that_needs_itself_would_deadlock(runtime):
     async def factory():
         return await client
@@ -361,6 +374,7 @@ def test_a_factory_that_needs_itself_would_deadlock(runtime):
         client.run(lambda c: c.get("/"), timeout=5)
 
 
+@pytest.mark.promise("On another loop it is refused with the way out")
 def test_on_another_loop_it_is_refused_with_the_way_out(runtime):
     client = resource(Client, runtime=runtime)
 
@@ -414,6 +428,7 @@ class Announced:
 announced = omniloop.resource(Announced)
 
 
+@pytest.mark.promise("It is closed at exit, after the work")
 def test_it_is_closed_at_exit_after_the_work():
     def program():
         async def work(c):
@@ -441,6 +456,7 @@ def test_work_that_first_needs_it_in_the_drain_has_it():
     assert (result.stdout, result.stderr, result.code) == ("work own\nclosed own\n", "", 0)
 
 
+@pytest.mark.promise("A forked child opens its own, and never touches the parent's")
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
 def test_a_forked_child_opens_its_own_and_never_touches_the_parents():
     def program():
@@ -460,6 +476,7 @@ def test_a_forked_child_opens_its_own_and_never_touches_the_parents():
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("Ctrl-C cancels the use, and the client is closed at exit")
 def test_ctrl_c_cancels_the_use_and_the_client_is_closed_at_exit():
     def program():
         async def use(c):

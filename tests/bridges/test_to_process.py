@@ -117,6 +117,9 @@ def is_gone(number):
     return False
 
 
+@pytest.mark.promise(
+    "`to_process` runs a function in another process; its handle can be waited for and awaited like any other"
+)
 def test_the_result_comes_back_from_another_process(pool):
     assert pool.to_process(square, 7).result(timeout=9) == 49
     assert pool.to_process(pid).result(timeout=9) != os.getpid()
@@ -129,12 +132,14 @@ def test_the_handle_can_be_awaited_on_any_loop(pool):
     assert asyncio.run(work()) == 9
 
 
+@pytest.mark.promise("As many work at once as there are processes, and the others wait")
 def test_as_many_work_at_once_as_there_are_processes_and_the_others_wait(pool, tmp_path):
     met = [pool.to_process(meet, str(tmp_path), 2) for _ in range(3)]
 
     assert [task.result(timeout=9) for task in met] == [2, 2, 2]
 
 
+@pytest.mark.promise("An error comes back, with the other process's traceback")
 def test_an_error_comes_back_with_the_other_processs_traceback(pool):
     with pytest.raises(LookupError, match="not there") as caught:
         pool.to_process(fail, "not there").result(timeout=9)
@@ -142,6 +147,7 @@ def test_an_error_comes_back_with_the_other_processs_traceback(pool):
     assert "in fail" in str(caught.value.__cause__)
 
 
+@pytest.mark.promise("An error that can't be received comes out as text, and the processes go on")
 def test_an_error_that_cannot_be_received_comes_out_as_text_and_the_processes_go_on(pool):
     with pytest.raises(NotPicklableError, match="OddError: 7 odd"):
         pool.to_process(fail_oddly).result(timeout=9)
@@ -149,6 +155,7 @@ def test_an_error_that_cannot_be_received_comes_out_as_text_and_the_processes_go
     assert pool.to_process(square, 2).result(timeout=9) == 4
 
 
+@pytest.mark.promise("A result that can't be sent back is an error that says so")
 @pytest.mark.parametrize(
     ("fn", "words"),
     [
@@ -169,6 +176,7 @@ def test_a_function_that_exits_fails_its_own_work(pool):
         pool.to_process(leave).result(timeout=9)
 
 
+@pytest.mark.promise("A crash fails its own work only, and another process takes the place")
 def test_a_crash_fails_its_own_work_only_and_another_process_comes(pool, tmp_path):
     others = pool.to_process(meet, str(tmp_path), 2)
     with pytest.raises(ProcessDiedError, match="The process that ran crash ended before it was done"):
@@ -193,6 +201,7 @@ def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(pool):
     pytest.fail("no process came back")
 
 
+@pytest.mark.promise("Cancelling kills the process that does the work")
 def test_cancelling_kills_the_process_and_the_next_one_comes(pool, tmp_path):
     task = pool.to_process(tell_and_block, str(tmp_path / "pid"))
     number = pid_in(tmp_path / "pid")
@@ -222,6 +231,7 @@ def test_work_that_waits_for_a_process_can_be_cancelled(pool, tmp_path):
     assert pool.to_process(square, 6).result(timeout=9) == 36
 
 
+@pytest.mark.promise("What can't be sent is refused at the call")
 @pytest.mark.parametrize(
     "call", [lambda pool: pool.to_process(lambda: 1), lambda pool: pool.to_process(square, threading.Lock())]
 )
@@ -278,6 +288,7 @@ def crash_and_leave_a_child(path):
     os._exit(1)
 
 
+@pytest.mark.promise("A crash is seen at once, also if a fork of the process lives on")
 @pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="elsewhere the death is seen when the last fork of the process ends"
 )
@@ -288,6 +299,7 @@ def test_a_crash_is_seen_though_a_fork_of_the_process_lives_on(pool, tmp_path):
     os.kill(pid_in(tmp_path / "pid"), signal.SIGKILL)
 
 
+@pytest.mark.promise("Whatever crashes or is cancelled, each call gets its own result")
 def test_every_call_of_many_gets_its_own_result_whatever_crashes_and_is_cancelled_between():
     """The next call follows on the last one's reply: none may get another's."""
     with Runtime() as runtime:
@@ -315,6 +327,7 @@ def test_every_call_of_many_gets_its_own_result_whatever_crashes_and_is_cancelle
     assert squares == [number * number for number in range(60)]
 
 
+@pytest.mark.promise("A shutdown ends the processes")
 def test_a_shutdown_ends_the_processes():
     runtime = Runtime()
     number = ProcessPool(1, runtime=runtime).to_process(pid).result(timeout=9)
@@ -360,6 +373,7 @@ def run_script(tmp_path, source, timeout=9, env=None):
     return result, time.monotonic() - started
 
 
+@pytest.mark.promise("Work in processes is finished before the program exits")
 def test_work_in_processes_is_finished_before_the_program_exits(tmp_path):
     result, _ = run_script(
         tmp_path,
@@ -373,6 +387,7 @@ if __name__ == "__main__":
     assert (result.stdout, result.stderr, result.returncode) == ("last line\nworked 1\n", "", 0)
 
 
+@pytest.mark.promise("So is what draining work gives to processes")
 def test_work_that_draining_work_gives_to_processes_is_finished_too(tmp_path):
     """The pools of `concurrent.futures` end before the first atexit handler: the drain comes before that."""
     result, _ = run_script(
@@ -393,6 +408,7 @@ if __name__ == "__main__":
     assert (result.stdout, result.stderr, result.returncode) == ("worked 1\nworked 2\n2\n", "", 0)
 
 
+@pytest.mark.promise("A process may use processes of its own")
 def test_a_process_may_use_processes_of_its_own(tmp_path):
     """Up to 3.12 it waited, at its end, for its own without telling them to end: for ever, and the program with it."""
     result, _ = run_script(
@@ -412,6 +428,7 @@ if __name__ == "__main__":
     assert (result.stdout, result.stderr, result.returncode) == ("11\n", "", 0)
 
 
+@pytest.mark.promise("So is the process of work that was submitted in the last line")
 def test_work_given_to_a_process_in_the_last_line_is_killed_at_the_deadline_too(tmp_path):
     """The hook that kills it came too late: the program waited until the work was done."""
     result, seconds = run_script(
@@ -430,6 +447,7 @@ if __name__ == "__main__":
     assert seconds < 8
 
 
+@pytest.mark.promise("When the time for draining is over, the work is named and its process killed")
 def test_at_the_deadline_the_work_is_named_and_its_process_killed(tmp_path):
     result, seconds = run_script(
         tmp_path,
@@ -448,6 +466,7 @@ if __name__ == "__main__":
     assert is_gone(int(result.stdout))
 
 
+@pytest.mark.promise("Ctrl-C cancels what is waited for, and its process ends")
 def test_ctrl_c_cancels_what_is_waited_for_and_its_process_ends(tmp_path):
     result, seconds = run_script(
         tmp_path,
@@ -470,6 +489,7 @@ if __name__ == "__main__":
     assert seconds < 6
 
 
+@pytest.mark.promise("A forked child starts processes of its own")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_starts_processes_of_its_own(tmp_path):
     result, _ = run_script(
@@ -491,6 +511,7 @@ if __name__ == "__main__":
     assert (result.stderr, result.returncode) == ("", 0)
 
 
+@pytest.mark.promise("A script that lacks the main guard is told so")
 def test_a_script_without_a_main_guard_is_told_so(tmp_path):
     result, _ = run_script(
         tmp_path,
@@ -506,6 +527,7 @@ except omniloop.ProcessDiedError as error:
     assert 'Put it below `if __name__ == "__main__":`' in result.stderr
 
 
+@pytest.mark.promise("A function that can't be imported in another process says so")
 def test_a_function_that_is_not_importable_there_is_told_so(tmp_path):
     result, _ = run_script(
         tmp_path,
@@ -525,6 +547,7 @@ if __name__ == "__main__":
     assert (result.stderr, result.returncode) == ("", 0)
 
 
+@pytest.mark.promise("Work for a process that first comes in the drain is done in one")
 def test_work_that_is_the_first_and_comes_in_the_drain_is_done(tmp_path):
     """In a process: none of it needs a new thread, which the interpreter would not start any more."""
     result, _ = run_script(
@@ -545,6 +568,7 @@ if __name__ == "__main__":
     assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
 
 
+@pytest.mark.promise("A thread that outlives the main one still has its processes")
 def test_a_thread_that_outlives_the_main_one_still_has_its_processes(tmp_path):
     """After the early hook they were ended, and what came then ran in a worker thread."""
     result, _ = run_script(
@@ -564,6 +588,7 @@ if __name__ == "__main__":
     assert (result.stdout, result.stderr, result.returncode) == ("worked 1\nTrue\n", "", 0)
 
 
+@pytest.mark.promise("The processes end when their parent is killed")
 def test_the_processes_end_when_their_parent_is_killed_though_a_fork_of_it_lives_on(tmp_path):
     """The fork had the parent's end of their sockets."""
     result, _ = run_script(
@@ -596,6 +621,9 @@ if __name__ == "__main__":
     assert (result.stdout, result.stderr, result.returncode) == ("over\n", "", -signal.SIGKILL)
 
 
+@pytest.mark.promise(
+    "With no descriptors left for a process it is a `CannotStartError`, and the next use works once there is room"
+)
 def test_no_descriptors_left_for_a_process_is_an_error_that_says_so_and_the_next_use_works(tmp_path):
     result, _ = run_script(
         tmp_path,
@@ -636,6 +664,9 @@ def test_an_executor_of_the_callers_runs_the_call():
                 pool.to_process(crash, 3).result(timeout=9)
 
 
+@pytest.mark.promise(
+    "`to_process` and `ProcessPool` run calls in any executor of the caller's, which stays the caller's to shut down"
+)
 def test_any_executor_will_do_and_it_stays_the_callers_to_shut_down():
     """One of threads, which sends nothing: what can't be pickled is no obstacle then."""
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
@@ -676,6 +707,7 @@ def test_a_pool_takes_a_size_or_an_executor():
         ProcessPool(2, executor=executor)
 
 
+@pytest.mark.promise("Work in such an executor is finished before the program exits")
 def test_work_in_an_executor_is_finished_before_the_program_exits(tmp_path):
     """`concurrent.futures` ends its pools before the first atexit handler, and refuses what draining work submits then."""
     result, _ = run_script(
@@ -700,6 +732,7 @@ if __name__ == "__main__":
     assert (result.stdout, result.stderr, result.returncode) == ("worked 1\nworked 2\n2\n", "", 0)
 
 
+@pytest.mark.promise("Work runs on a dask cluster")
 @pytest.mark.timeout(60)
 def test_work_runs_on_a_dask_cluster(tmp_path):
     pytest.importorskip("distributed")

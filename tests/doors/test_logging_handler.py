@@ -78,6 +78,7 @@ def test_records_reach_the_sink_in_order(logger, sink, runtime):
     assert handler.dropped == 0
 
 
+@pytest.mark.promise("`AsyncHandler` hands records to an async sink, in order, from any number of threads")
 def test_records_of_many_threads_all_arrive(logger, sink, runtime):
     handler = attach(logger, sink, runtime)
 
@@ -111,6 +112,7 @@ def test_what_gathers_while_the_sink_is_busy_comes_in_one_batch(logger, sink, ru
     assert sink.batches == [["first"], ["0", "1", "2"], ["3", "4"]]
 
 
+@pytest.mark.promise("Its queue is bounded; what is dropped is counted")
 def test_a_full_queue_drops_the_newest_and_counts_them(logger, sink, runtime):
     handler = attach(logger, sink, runtime, capacity=2)
     sink.go_on.clear()
@@ -126,6 +128,7 @@ def test_a_full_queue_drops_the_newest_and_counts_them(logger, sink, runtime):
     assert handler.dropped == 3
 
 
+@pytest.mark.promise("A record is formatted when it is logged")
 def test_a_record_is_formatted_at_once_and_keeps_nothing_alive(logger, sink, runtime):
     handler = attach(logger, sink, runtime)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
@@ -146,6 +149,7 @@ def test_a_record_is_formatted_at_once_and_keeps_nothing_alive(logger, sink, run
     assert all(record.args is None and record.exc_info is None for record in sink.records)
 
 
+@pytest.mark.promise("A sink that logs does not feed itself")
 def test_a_sink_that_logs_does_not_feed_itself(logger, runtime):
     calls = []
 
@@ -167,6 +171,7 @@ def test_a_sink_that_logs_does_not_feed_itself(logger, runtime):
     assert calls == [["one"], ["two"]]
 
 
+@pytest.mark.promise("A sink that fails is told of on stderr, and the next records come")
 def test_a_sink_that_fails_is_told_of_on_stderr_and_the_next_records_come(logger, runtime, capsys):
     seen = []
 
@@ -218,6 +223,7 @@ def test_logging_on_the_loop_and_flushing_there_does_not_hang(logger, sink, runt
     assert sink.messages == ["from the loop"]
 
 
+@pytest.mark.promise("Signal handlers, finalisers and the loop itself may log through it")
 def test_a_signal_handler_and_a_finaliser_may_log(logger, sink, runtime):
     handler = attach(logger, sink, runtime)
 
@@ -305,6 +311,7 @@ def test_the_last_records_are_delivered_at_exit():
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("The last records are delivered at exit, those of draining work too")
 def test_what_draining_work_logs_at_exit_is_delivered_too():
     def program():
         async def work():
@@ -318,6 +325,7 @@ def test_what_draining_work_logs_at_exit_is_delivered_too():
     assert result[:3] == ("late\n", "", 0)
 
 
+@pytest.mark.promise("What comes after the last drain goes to stderr, if it is a warning or worse")
 def test_what_is_logged_after_the_drain_goes_to_stderr_if_it_is_bad():
     def registered_first_and_so_run_last():
         atexit.register(lambda: (app.error("too late"), app.info("nobody minds"), print(app.handlers[0].dropped)))
@@ -346,6 +354,7 @@ def test_a_sink_that_hangs_costs_the_deadline_and_its_records_are_counted():
     assert result.seconds < 5
 
 
+@pytest.mark.promise("A forked child delivers its own records and none of its parent's")
 def test_a_forked_child_delivers_its_own_records_and_none_of_the_parents():
     def program():
         app.info("parent's")

@@ -24,6 +24,7 @@ def busy() -> Iterator[Runtime]:
         yield runtime
 
 
+@pytest.mark.promise("Prometheus scrapes the numbers of now")
 def test_prometheus_scrapes_the_numbers_of_now(busy):
     client = pytest.importorskip("prometheus_client")
     from omniloop.ext.prometheus import Collector
@@ -68,6 +69,7 @@ def test_prometheus_collects_several_runtimes_and_by_default_the_shared_one(busy
     assert registry.get_sample_value("omniloop_accepted_total", {"runtime": "omniloop"}) is not None
 
 
+@pytest.mark.promise("OpenTelemetry reads them")
 def test_opentelemetry_reads_the_numbers_of_now(busy):
     pytest.importorskip("opentelemetry.sdk")
     from opentelemetry.sdk.metrics import MeterProvider

@@ -88,6 +88,7 @@ def run_program(source: str) -> Result:
     return run_child(source, timeout=25)
 
 
+@pytest.mark.promise("So are Sentry's events")
 @pytest.mark.parametrize("first", ["import omniloop", "import sentry_sdk"])
 def test_events_of_draining_work_arrive_whichever_was_imported_first(collector, first):
     result = run_program(PROGRAM.format(first=first, dsn=collector.dsn) + "    go(tell())")
@@ -105,6 +106,7 @@ def test_a_forgotten_failure_while_draining_is_an_event(collector, first):
     assert collector.messages == ["started", "lost while draining"]
 
 
+@pytest.mark.promise("And failures that are held to the end are events of Sentry's")
 @pytest.mark.parametrize("first", ["import omniloop", "import sentry_sdk"])
 def test_a_failure_that_is_held_to_the_end_is_an_event(collector, first):
     result = run_program(PROGRAM.format(first=first, dsn=collector.dsn) + "    held = go(fail())")

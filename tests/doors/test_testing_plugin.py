@@ -41,6 +41,9 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path_f
     return run
 
 
+@pytest.mark.promise(
+    "`omniloop_runtime` is a fresh runtime for each test; work that ends in time, daemons, and what is not due are no leak"
+)
 def test_a_test_that_leaves_nothing_behind_passes(inner):
     result = inner(
         """
@@ -72,6 +75,7 @@ def test_a_test_that_leaves_nothing_behind_passes(inner):
     result.assert_outcomes(passed=5)
 
 
+@pytest.mark.promise("Work that does not end fails the test, which is told where it was submitted")
 def test_a_leaked_task_fails_the_test_and_names_where_it_was_submitted(inner):
     result = inner(
         """
@@ -99,6 +103,7 @@ def test_a_leaked_task_fails_the_test_and_names_where_it_was_submitted(inner):
     assert result.ret == 1
 
 
+@pytest.mark.promise("So does an error that nobody asked for, held or not")
 @pytest.mark.parametrize("held", ["", "held = "])
 def test_an_error_that_nobody_asked_for_fails_the_test_and_names_where_it_was_submitted(inner, held):
     result = inner(
@@ -118,6 +123,7 @@ def test_an_error_that_nobody_asked_for_fails_the_test_and_names_where_it_was_su
     )  # fmt: skip
 
 
+@pytest.mark.promise("The shared runtime is flushed after each test")
 def test_the_shared_runtime_is_flushed_after_each_test(inner):
     result = inner(
         """
@@ -145,6 +151,7 @@ def test_the_shared_runtime_is_flushed_after_each_test(inner):
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_two*", "*endless, for *, submitted at *in test_two,*"])
 
 
+@pytest.mark.promise("A test run that does not use omniloop starts no thread")
 def test_a_run_that_does_not_use_omniloop_starts_no_thread(inner):
     result = inner(
         """
@@ -163,6 +170,7 @@ def test_a_run_that_does_not_use_omniloop_starts_no_thread(inner):
     result.assert_outcomes(passed=2)
 
 
+@pytest.mark.promise("`omniloop_shared` makes the runtime of the module's functions as strict")
 def test_the_shared_runtime_can_be_as_strict(inner):
     result = inner(
         """
@@ -194,6 +202,9 @@ CLOCK = """
 """
 
 
+@pytest.mark.promise(
+    "`omniloop_clock` moves the time of `every`, `call_later`, `asyncio.sleep` and `asyncio.timeout` from turn to turn, and nobody sleeps"
+)
 def test_the_clock_moves_time_from_turn_to_turn(inner):
     result = inner(
         CLOCK
@@ -312,6 +323,7 @@ def test_a_loop_that_never_rests_ends_the_waiting_with_a_reason(inner):
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.promise("It works under pytest-xdist")
 def test_it_works_beside_xdist(inner):
     pytest.importorskip("xdist")
     result = inner(
@@ -337,6 +349,9 @@ def test_it_works_beside_xdist(inner):
     result.stdout.fnmatch_lines(["*sleep, for *, submitted at *in test_leak,*"])
 
 
+@pytest.mark.promise(
+    "The pytest plugin is found by its entry point, and works beside pytest-asyncio and anyio's plugin"
+)
 @pytest.mark.parametrize("mode", ["strict", "auto"])
 def test_it_works_beside_pytest_asyncio_and_anyio(inner, mode):
     pytest.importorskip("pytest_asyncio")

@@ -34,6 +34,7 @@ def runtime() -> Iterator[Runtime]:
         yield runtime
 
 
+@pytest.mark.promise("A span that is open in a view is the parent of the spans in the tasks that it starts")
 @pytest.mark.parametrize("submit", ["go", "go, later", "call_soon", "call_later", "call_later, async", "to_thread"])
 def test_a_span_open_in_the_view_is_the_parent_of_the_span_in_the_task(runtime, tracer, exporter, submit):
     def function() -> None:
@@ -107,6 +108,7 @@ AT_EXIT = """
 """
 
 
+@pytest.mark.promise("Spans of work that is drained at exit are exported, whichever was imported first")
 @pytest.mark.parametrize("first", ["import omniloop", "import opentelemetry.sdk.trace"])
 def test_spans_of_draining_work_are_exported_at_exit(first):
     """Whichever was imported first: the early drain is before all atexit handlers."""

@@ -39,6 +39,7 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@pytest.mark.promise("Every code block of the README and of these pages runs")
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks(page))], ids=name)
 def test_every_block_of_a_page_runs(page):
     """In order, in one interpreter, as a reader would; the output that the page shows is among what is printed."""

@@ -37,6 +37,7 @@ def docstrings():
                     yield f"{module}.{getattr(node, 'name', '')}", doc
 
 
+@pytest.mark.promise("Every public name says what it does and which errors it raises")
 @pytest.mark.parametrize(("name", "thing"), [pytest.param(*pair, id=pair[0]) for pair in public_things()])
 def test_every_public_name_has_a_docstring(name, thing):
     if inspect.isclass(thing) or inspect.isroutine(thing) or isinstance(thing, property):

@@ -4,10 +4,15 @@ import os
 import sys
 import threading
 
+import pytest
+
 import omniloop
 from children import run_child
 
 
+@pytest.mark.promise(
+    "Importing it starts no thread, makes no event loop, and loads neither janus nor any part that is not used"
+)
 def test_importing_starts_and_loads_nothing():
     def program():
         def descriptors():
@@ -41,6 +46,7 @@ def test_every_public_name_can_be_had_and_is_sorted():
     assert (result.code, result.stderr) == (0, "")
 
 
+@pytest.mark.promise("Importing it loads little that `import asyncio, concurrent.futures` does not")
 def test_importing_loads_little_that_asyncio_does_not():
     """What it costs is measured in `tests/benchmarks`; here it is named."""
 

@@ -38,6 +38,9 @@ def wheel(built):
     return zipfile.ZipFile(path)
 
 
+@pytest.mark.promise(
+    "Its types are part of it: `py.typed` is installed, and mypy and pyright, both strict, see the exact type of each call"
+)
 def test_the_wheel_holds_the_package_and_its_types(wheel):
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
 
@@ -49,6 +52,7 @@ def test_the_wheel_holds_the_package_and_its_types(wheel):
     }
 
 
+@pytest.mark.promise("Its run-time dependencies are janus and typing-extensions, and nothing else")
 def test_the_wheel_needs_janus_and_typing_extensions_only(wheel):
     (path,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = Parser().parsestr(wheel.read(path).decode())

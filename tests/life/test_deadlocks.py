@@ -34,6 +34,7 @@ async def answer(value: int = 42) -> int:
 # --- two runtimes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("Two loops that wait for each other are told")
 def test_two_loops_that_wait_for_each_other_are_told(runtime, other):
     both_run = threading.Barrier(2)
 
@@ -49,6 +50,7 @@ def test_two_loops_that_wait_for_each_other_are_told(runtime, other):
     assert runtime.run(answer()) == other.run(answer()) == 42
 
 
+@pytest.mark.promise("Also where one of them flushes or shuts down the other")
 @pytest.mark.parametrize("how", ["flush", "shutdown"])
 def test_two_loops_one_of_which_waits_for_all_of_the_others_work_are_told(runtime, how):
     other = Runtime(name="other")
@@ -109,6 +111,7 @@ def program_that_imports(module, tmp_path):
     return program
 
 
+@pytest.mark.promise("Waiting while importing for work that imports the same is told")
 @pytest.mark.parametrize("imported", ["a module", "a part", "from it", "by importlib"])
 def test_waiting_while_importing_for_work_that_imports_the_same_is_told(imported, tmp_path):
     """The loop waits for the lock of the module, which the waiting thread holds."""
@@ -136,6 +139,7 @@ def test_waiting_while_importing_for_work_that_imports_the_same_is_told(imported
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("Waiting while importing for other work is fine, however long it takes")
 def test_waiting_while_importing_for_other_work_is_fine_however_long_it_takes(tmp_path):
     (tmp_path / "another.py").write_text("value = 7")
 
@@ -174,6 +178,7 @@ def test_submitting_while_importing_what_imports_the_same_is_fine(tmp_path):
 # --- finalisers and logging on the loop's thread ----------------------------------------------------------------------
 
 
+@pytest.mark.promise("A finaliser that waits on the loop's thread is told, and one that submits is not")
 def test_a_finaliser_that_waits_on_the_loops_thread_is_told_and_one_that_submits_is_not(runtime):
     outcomes = []
 
@@ -220,6 +225,7 @@ def test_a_logging_handler_that_waits_while_the_loop_logs_is_told(runtime, failu
     assert [type(outcome).__name__ for outcome in outcomes] == ["Task", "WouldDeadlockError", "Task"]
 
 
+@pytest.mark.promise("A report from a finaliser takes no lock of logging's")
 def test_a_collection_on_the_loops_thread_inside_a_logging_handler_with_a_plain_lock_does_not_hang(runtime, failures):
     """A report from `__del__` was logged there and then: the handler's lock was held by the very frame that collected."""
     import logging
@@ -310,6 +316,7 @@ def test_workers_that_wait_for_the_runtime_do_not_starve_the_look_ups_they_wait_
         assert [call.result(timeout=SOON) for call in calls] == [42] * 6
 
 
+@pytest.mark.promise("Workers that wait for the runtime do not starve the look-ups they wait for")
 def test_workers_that_wait_for_workers_that_wait_are_served():
     with Runtime(name="small", max_workers=1) as runtime:
 
@@ -347,6 +354,7 @@ def workers_of(name):
     return sum(thread.name.startswith(f"{name}-worker") for thread in threading.enumerate())
 
 
+@pytest.mark.promise("Where no further thread can start, the last worker's wait is an error")
 def test_a_worker_that_waits_where_no_other_can_start_is_told_or_served():
     """3.12 starts no thread once main has ended: there the last worker would wait for ever for what only it could do."""
 
@@ -372,6 +380,7 @@ def test_a_worker_that_waits_where_no_other_can_start_is_told_or_served():
     assert result.seconds < 4
 
 
+@pytest.mark.promise("`flush()` and `shutdown()` in a worker of the same runtime are told")
 def test_flush_and_shutdown_in_a_worker_of_the_same_runtime_are_told(runtime):
     for wait_for_itself in runtime.flush, runtime.shutdown:
         error = runtime.to_thread(wait_for_itself).exception(timeout=SOON)

@@ -59,6 +59,7 @@ def in_a_bare_callback_of_the_loop(runtime, wait):
     return runtime.go(main())
 
 
+@pytest.mark.promise("Waiting on the loop's own thread for what is not done is an error at once")
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
 @pytest.mark.parametrize(
     "place", [in_a_coroutine, in_a_callback, in_a_delayed_callback, in_a_bare_callback_of_the_loop]

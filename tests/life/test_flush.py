@@ -14,6 +14,7 @@ async def work(done, turns=1):
     done.append(1)
 
 
+@pytest.mark.promise("`flush` waits for all that was accepted before it")
 def test_all_that_was_accepted_before_is_done(runtime):
     done = []
     for turns in range(100):

@@ -46,6 +46,7 @@ async def noop():
     pass
 
 
+@pytest.mark.promise("An idle runtime wakes no thread for a second: nothing polls")
 def test_an_idle_runtime_wakes_no_thread_for_a_second():
     with Runtime(name="idle") as runtime:
         runtime.go(noop())
@@ -59,6 +60,7 @@ def test_an_idle_runtime_wakes_no_thread_for_a_second():
     assert woken == 0
 
 
+@pytest.mark.promise("Nor does work that waits")
 def test_pending_work_that_waits_wakes_no_thread_for_a_second():
     """With the watchdog off, because on uvloop it has to ask, for as long as work is pending."""
     with Runtime(name="pending", slow_callback=None) as runtime:
@@ -74,6 +76,7 @@ def test_pending_work_that_waits_wakes_no_thread_for_a_second():
     assert woken == 0
 
 
+@pytest.mark.promise("A thread that waits long sleeps until the outcome")
 def test_a_thread_that_waits_long_sleeps_until_the_outcome():
     """After its first second it looks once whether the wait can end at all, and then no more."""
     with Runtime(name="waited for", slow_callback=None) as runtime:

@@ -76,6 +76,9 @@ def screen(written: str) -> list[str]:
     return lines
 
 
+@pytest.mark.promise(
+    "On a terminal, and only there, a long drain at exit shows what is left and for how long it waits, on one line that is erased at the end"
+)
 def test_the_drain_at_exit_shows_what_is_left_and_for_how_long():
     def program():
         go(long(0.9))
@@ -94,6 +97,7 @@ def test_the_drain_at_exit_shows_what_is_left_and_for_how_long():
     assert screen(written) == [""]
 
 
+@pytest.mark.promise("`flush(progress=True)` does so too")
 def test_flush_shows_it_if_asked_to():
     def program():
         go(long(0.8))
@@ -112,6 +116,7 @@ def test_flush_shows_it_if_asked_to():
     assert written.count("\r" + " " * len("omniloop: 1 unfinished") + "\r") == 1
 
 
+@pytest.mark.promise("A short wait shows nothing")
 def test_a_short_wait_shows_nothing():
     def program():
         go(long(0.2))
@@ -134,6 +139,7 @@ def test_a_narrow_terminal_gets_one_short_line():
     assert "\n" not in written
 
 
+@pytest.mark.promise("Nor does one without a terminal")
 def test_where_stderr_is_no_terminal_nothing_is_shown():
     def program():
         go(long(0.8))

@@ -61,10 +61,12 @@ def live_through(runtime, count):
     return [(end - begin) / count for begin, end in zip(marks, marks[1:])]
 
 
+@pytest.mark.promise("A task costs the same among a thousand and a hundred thousand")
 def test_a_task_costs_the_same_among_a_thousand_and_a_hundred_thousand(runtime):
     assert cost_of_noops(runtime, 100_000) < FLAT * cost_of_noops(runtime, 1_000)
 
 
+@pytest.mark.promise("So do the start, the cancelling and the drain of tasks that sleep")
 def test_starting_cancelling_and_draining_a_sleeper_costs_the_same_among_many(runtime):
     few = [min(costs) for costs in zip(*(live_through(runtime, 5_000) for _ in range(3)))]
 
@@ -75,6 +77,7 @@ def test_starting_cancelling_and_draining_a_sleeper_costs_the_same_among_many(ru
     assert many[1] + many[2] < FLAT * (few[1] + few[2])
 
 
+@pytest.mark.promise("`shutdown()` cancels a hundred thousand of them in time")
 def test_shutdown_cancels_a_hundred_thousand_sleepers():
     with Runtime(name="many") as runtime:
         tasks = [runtime.go(asyncio.sleep(3600), daemon=True) for _ in range(100_000)]
@@ -83,6 +86,7 @@ def test_shutdown_cancels_a_hundred_thousand_sleepers():
     assert all(task.cancelled() for task in tasks)
 
 
+@pytest.mark.promise("Also where all of them wait for one `asyncio.Event`")
 def test_shutdown_cancels_a_hundred_thousand_that_wait_for_one_event():
     """In the order they came: in any other, asyncio's own queue of those who wait took 10 s, and most were given up."""
     with Runtime(name="many") as runtime:
@@ -93,6 +97,7 @@ def test_shutdown_cancels_a_hundred_thousand_that_wait_for_one_event():
     assert all(task.cancelled() for task in tasks)
 
 
+@pytest.mark.promise("A million tasks that sleep start, are cancelled and drain")
 @pytest.mark.soak
 @pytest.mark.timeout(180)
 def test_a_million_sleepers_start_are_cancelled_and_drain(runtime):

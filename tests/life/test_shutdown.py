@@ -137,6 +137,7 @@ def test_async_generators_are_closed():
     assert closed == [1]
 
 
+@pytest.mark.promise("Async generators are closed at the end, those that the closing of others opens too")
 @pytest.mark.skipif(os.environ.get("OMNILOOP_LOOP") == "uvloop", reason="uvloop does not show what generators are open")
 def test_async_generators_that_the_closing_of_others_opens_are_closed_too():
     """asyncio complains of them, which here is an error, and closed them never."""
@@ -256,6 +257,7 @@ def test_the_shared_runtime_may_be_used_while_another_thread_shuts_it_down():
 # --- the closing race -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("What races with `shutdown` is delivered or refused, and nothing between")
 @pytest.mark.parametrize("first_use", [False, True])
 def test_what_races_with_shutdown_is_delivered_or_refused_and_nothing_between(first_use):
     async def work(number):

@@ -56,6 +56,7 @@ def test_no_more_threads_run_than_max_workers_and_all_is_done():
     assert most <= 3
 
 
+@pytest.mark.promise("There is a worker thread for every call while there is room")
 def test_there_is_a_thread_for_every_call_while_there_is_room(runtime):
     """A worker that was taken for idle, because it was just about to take another job, held a call back for as long as it worked."""
     for _ in range(100):
@@ -111,6 +112,7 @@ def test_cancelling_races_with_the_start_and_either_wins(runtime):
             assert ran == [1]
 
 
+@pytest.mark.promise("A worker that waits for the runtime does not count against the pool")
 def test_a_worker_that_waits_for_the_runtime_does_not_count_against_the_pool():
     """Blocking workers filled the pool, and the look-ups that they waited for never ran."""
 

@@ -54,6 +54,9 @@ async def hold(gate):
     hold_the_loop_here(gate)
 
 
+@pytest.mark.promise(
+    "A callback that blocks the loop longer than `slow_callback` is told of while it blocks, with its stack"
+)
 def test_a_callback_that_blocks_is_told_of_with_its_stack_while_it_blocks(told, loop_factory):
     gate = threading.Event()
     with Runtime(slow_callback=0.05, loop_factory=loop_factory) as runtime:
@@ -71,6 +74,7 @@ def test_a_callback_that_blocks_is_told_of_with_its_stack_while_it_blocks(told, 
     assert "run_forever" not in told.messages[0]
 
 
+@pytest.mark.promise("It is told of once, and again when it is over, with its length")
 def test_one_blockage_is_told_of_once_and_its_length_when_it_is_over(told, loop_factory):
     gate = threading.Event()
     with Runtime(slow_callback=0.05, loop_factory=loop_factory) as runtime:
@@ -87,6 +91,7 @@ def test_one_blockage_is_told_of_once_and_its_length_when_it_is_over(told, loop_
     assert "The loop goes on, after a callback blocked it for" in told.messages[1]
 
 
+@pytest.mark.promise("Every further blockage is told of as well")
 def test_every_blockage_is_told_of(told, loop_factory):
     with Runtime(slow_callback=0.05, loop_factory=loop_factory) as runtime:
         for count in (1, 2, 3):
@@ -98,6 +103,7 @@ def test_every_blockage_is_told_of(told, loop_factory):
             assert told.wait_for(2 * count)
 
 
+@pytest.mark.promise("The watchdog is off with `slow_callback=None`, and may be turned on while the loop runs")
 def test_the_watchdog_is_off_with_none_and_can_be_turned_on_while_the_loop_runs(told):
     with Runtime(name="unwatched", slow_callback=None) as runtime:
         runtime.run(noop())
@@ -119,6 +125,7 @@ def test_short_callbacks_are_not_told_of(told):
     assert told.messages == []
 
 
+@pytest.mark.promise("An idle runtime wakes no thread")
 @pytest.mark.skipif(sys.platform != "linux", reason="counts context switches in /proc")
 def test_the_watchdog_and_the_loop_do_not_wake_up_while_idle():
     """Where nothing happens, neither thread is switched to: looked at over half a second, after the last look is over."""

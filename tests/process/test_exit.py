@@ -207,6 +207,9 @@ def last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
+@pytest.mark.promise(
+    "Work that was accepted is done however the program ends: at the end of main, by `sys.exit`, an uncaught error, Ctrl-C, a SIGTERM that is handled; and whatever it needs: a socket, a thread, a name looked up, a pool of the user's own, a program, further work"
+)
 @pytest.mark.parametrize(("ending", "code", "error"), ENDINGS)
 def test_work_that_was_accepted_is_done_however_the_program_ends(ending, code, error):
     result = run_child(finishing, ending)
@@ -216,6 +219,9 @@ def test_work_that_was_accepted_is_done_however_the_program_ends(ending, code, e
     assert result.code == code
 
 
+@pytest.mark.promise(
+    "Work past the deadline is cancelled, its clean-up awaited, and named in the log; so is what does not end when cancelled"
+)
 @pytest.mark.parametrize(("ending", "code", "error"), ENDINGS)
 def test_work_past_the_deadline_is_cancelled_awaited_and_named_however_the_program_ends(ending, code, error):
     result = run_child(unending, ending)
@@ -231,6 +237,9 @@ def test_work_past_the_deadline_is_cancelled_awaited_and_named_however_the_progr
     assert result.seconds < 4
 
 
+@pytest.mark.promise(
+    "Where Python runs no exit hooks (`os._exit`, SIGKILL, a SIGTERM that nobody handles) nothing is done"
+)
 @pytest.mark.parametrize(
     ("ending", "code"), [(terminates_itself, -signal.SIGTERM), (kills_itself, -signal.SIGKILL), (calls_os_exit, 5)]
 )
@@ -240,6 +249,7 @@ def test_nothing_is_done_where_python_runs_no_exit_hooks(ending, code):
     assert result == ("", "", code, result.seconds)
 
 
+@pytest.mark.promise("A chain of work without end ends at the deadline")
 def test_a_chain_of_work_without_end_ends_at_the_deadline():
     def program():
         async def again():
@@ -256,6 +266,7 @@ def test_a_chain_of_work_without_end_ends_at_the_deadline():
     assert 0.2 < result.seconds < 3
 
 
+@pytest.mark.promise("A callback that blocks the loop does not hold up the exit, and the log says where it is")
 def test_exit_takes_no_longer_than_the_deadlines_when_a_callback_blocks_the_loop_and_the_log_says_where():
     def program():
         omniloop.configure(exit_timeout=0.1, cancel_timeout=0.1, slow_callback=None)
@@ -279,6 +290,7 @@ def test_exit_takes_no_longer_than_the_deadlines_when_a_callback_blocks_the_loop
     assert result.seconds < 4
 
 
+@pytest.mark.promise("Nor does a worker thread that is blocked")
 def test_exit_takes_no_longer_than_the_deadlines_when_a_worker_thread_is_blocked_and_the_log_says_where():
     def program():
         omniloop.configure(exit_timeout=0.1, cancel_timeout=0.1)
@@ -296,6 +308,9 @@ def test_exit_takes_no_longer_than_the_deadlines_when_a_worker_thread_is_blocked
     assert result.seconds < 4
 
 
+@pytest.mark.promise(
+    "What the program itself has asked to end is not asked again by the drain, so that its clean-up is not interrupted"
+)
 def test_a_clean_up_that_the_program_asked_for_before_its_end_is_not_interrupted():
     """The drain cancelled every daemon, those that were about to end as well: what a `finally` awaited was never done."""
 
@@ -335,6 +350,7 @@ def test_a_clean_up_that_the_program_asked_for_before_its_end_is_not_interrupted
     )
 
 
+@pytest.mark.promise("A daemon or a resource whose clean-up takes longer than `cancel_timeout` is named in the log")
 def test_what_is_slower_to_clean_up_than_it_has_time_is_named():
     """Of daemons and resources nothing was said: their clean-up was cut off without a word."""
 
@@ -365,6 +381,7 @@ def test_what_is_slower_to_clean_up_than_it_has_time_is_named():
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.promise("The deadlines of several runtimes run at the same time")
 def test_the_deadlines_of_several_runtimes_run_at_the_same_time():
     def program():
         async def late():
@@ -380,6 +397,7 @@ def test_the_deadlines_of_several_runtimes_run_at_the_same_time():
     assert 0.8 < result.seconds < 3
 
 
+@pytest.mark.promise("The end of main cancels nothing while other threads still work")
 def test_the_end_of_main_cancels_nothing_while_other_threads_still_work():
     """Tried first: the early hook closed the runtime, and threads that went on for minutes found it shut."""
 
@@ -407,6 +425,7 @@ def test_the_end_of_main_cancels_nothing_while_other_threads_still_work():
     assert result == ("done\ndone\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("The deadline counts the time of all drains together")
 def test_the_deadline_counts_the_time_of_both_hooks_together():
     def program():
         end_of_main = 0

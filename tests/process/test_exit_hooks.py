@@ -35,6 +35,7 @@ COLD = "refused" if (3, 12) <= sys.version_info < (3, 12, 3) else "done"
 told = []
 
 
+@pytest.mark.promise("What an exit handler submits is done, or refused in words, wherever the handler was registered")
 def test_what_an_exit_handler_submits_is_done_or_refused_wherever_it_was_registered():
     def before_the_import():
         atexit.register(lambda: told[0]("registered before the import"))
@@ -55,6 +56,9 @@ def test_what_an_exit_handler_submits_is_done_or_refused_wherever_it_was_registe
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise(
+    "A runtime that is first used in an exit handler works, or refuses where Python starts no thread any more"
+)
 def test_a_runtime_that_is_first_used_in_an_exit_handler_works_or_refuses():
     def program():
         atexit.register(tell, "first use")
@@ -64,6 +68,7 @@ def test_a_runtime_that_is_first_used_in_an_exit_handler_works_or_refuses():
     assert result == (f"first use {COLD}\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("An exit handler may wait for work")
 def test_an_exit_handler_may_wait_for_work_and_use_threads():
     def program():
         omniloop.run(asyncio.sleep(0))
@@ -79,6 +84,7 @@ def test_an_exit_handler_may_wait_for_work_and_use_threads():
     assert result == ("3\n7\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A thread that outlives main may submit and wait")
 def test_a_thread_that_outlives_main_may_submit_and_wait():
     def program():
         async def work(text):
@@ -117,6 +123,7 @@ def test_a_thread_that_outlives_main_may_be_the_first_to_use_the_runtime():
     assert result == ("waited for\nforgotten\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("One that is first used while main ends does not hold up the exit")
 def test_a_runtime_that_is_first_used_while_main_ends_does_not_hold_up_the_exit():
     """The drain waited for a start that another thread tried, and that failed: exit took until the deadline."""
 
@@ -135,6 +142,7 @@ class Plain:
     pass
 
 
+@pytest.mark.promise("Finalisers at the very end are refused in words")
 def test_finalisers_at_the_very_end_are_refused_in_words_and_leave_nothing_behind():
     def before_the_import():
         plain = Plain()
@@ -164,6 +172,7 @@ def test_finalisers_at_the_very_end_are_refused_in_words_and_leave_nothing_behin
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("Nothing crashes the interpreter while tasks print without end")
 @pytest.mark.heavy
 @pytest.mark.timeout(60)
 def test_nothing_crashes_the_interpreter_while_tasks_print_without_end():
@@ -197,6 +206,7 @@ def test_nothing_crashes_the_interpreter_while_tasks_print_without_end():
         assert result.stdout.endswith("\n")
 
 
+@pytest.mark.promise("No output of work is lost")
 def test_no_output_of_work_is_lost():
     def program():
         async def writes():
@@ -218,6 +228,7 @@ def test_no_output_of_work_is_lost():
     assert result.code == 0
 
 
+@pytest.mark.promise("A failure in the last drain is reported, once")
 def test_a_failure_in_the_last_drain_is_reported_once():
     def program():
         async def fails():
@@ -234,6 +245,7 @@ def test_a_failure_in_the_last_drain_is_reported_once():
     assert result.stderr.count("Submitted at: File") == 2
 
 
+@pytest.mark.promise("Work is done with logging shut down")
 def test_logging_may_be_shut_down_before_the_drain():
     def program():
         class Handler(logging.StreamHandler):
@@ -324,6 +336,7 @@ def closes_the_descriptors():
     os.close(2)
 
 
+@pytest.mark.promise("And with stdout and stderr closed, absent or broken")
 @pytest.mark.parametrize("ending", [closes_stdout, closes_stderr, closes_both, has_none, closes_the_descriptors])
 def test_work_is_done_with_the_streams_closed(ending):
     reader, writer = os.pipe()

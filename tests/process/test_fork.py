@@ -71,6 +71,9 @@ def start():
     signal.alarm(7)
 
 
+@pytest.mark.promise(
+    "After a fork the runtime works at once in the child, which starts with nothing, and goes on in the parent"
+)
 def test_the_runtime_works_at_once_in_a_child_and_goes_on_in_the_parent():
     def program():
         run(answer())
@@ -123,6 +126,7 @@ def test_a_fork_of_a_fork_works():
     assert result == ("child 42\ngrandchild 42\nchild 42\nparent 42\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("Nothing of the parent's runs or is cleaned up in the child, not even when the child ends")
 def test_nothing_of_the_parents_runs_or_is_cleaned_up_in_the_child_not_even_when_the_child_ends():
     """A module global does not outlive finalisation: the `finally` blocks of the parent's work ran in the child."""
 
@@ -199,6 +203,7 @@ def deletes_and_collects():
     gc.collect()
 
 
+@pytest.mark.promise("A child that does not use the runtime ends at once, and clean")
 @pytest.mark.parametrize("ending", [ends, shuts_down, calls_os_exit, deletes_and_collects])
 def test_a_child_that_does_not_use_the_runtime_ends_at_once_and_clean(ending):
     def program():
@@ -221,6 +226,7 @@ def test_a_child_that_does_not_use_the_runtime_ends_at_once_and_clean(ending):
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("A handle of the parent's raises `ForkedError` in the child, at once, unless its work is done")
 def test_a_handle_of_the_parents_raises_in_the_child_at_once_unless_it_is_done():
     def program():
         event = asyncio.Event()
@@ -273,6 +279,7 @@ def test_a_handle_of_the_parents_raises_in_the_child_at_once_unless_it_is_done()
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("A fork with no work pending warns of no threads")
 def test_a_fork_with_no_work_pending_warns_of_no_threads():
     """CPython 3.12 and later warn of threads around a fork: ours end before it, and come back when they are used."""
 
@@ -302,6 +309,7 @@ def test_a_fork_with_no_work_pending_warns_of_no_threads():
     assert result == ("42\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A fork with work pending leaves the loop's thread the same")
 def test_a_fork_with_work_pending_leaves_the_loops_thread_the_same():
     """sqlite3 connections and `threading.local` belong to it."""
 
@@ -321,6 +329,7 @@ def test_a_fork_with_work_pending_leaves_the_loops_thread_the_same():
     assert result == ("True\nwork cleaned up here\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("Sockets and timers that were made without the runtime outlast a fork")
 def test_sockets_and_timers_made_without_the_runtime_outlast_a_fork():
     def program():
         async def serve():
@@ -353,6 +362,7 @@ def test_sockets_and_timers_made_without_the_runtime_outlast_a_fork():
     assert result == ("b'hi' True\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("An async generator that is open at a fork is closed at exit")
 def test_an_async_generator_that_is_open_at_a_fork_is_closed_at_exit():
     """The thread had ended for the fork, and nothing brought it back."""
 
@@ -385,6 +395,7 @@ def test_an_async_generator_that_is_open_at_a_fork_is_closed_at_exit():
     assert result == ("closed True\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("The child leaves the parent's sockets and loop alone")
 def test_the_child_leaves_the_parents_sockets_and_loop_alone():
     """Closing the loop in the child breaks the parent's, whose epoll and wake-up pipe are the same ones."""
 
@@ -418,6 +429,7 @@ def test_the_child_leaves_the_parents_sockets_and_loop_alone():
     assert result == ("b'abc' 42\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A blocked loop delays a fork by no more than a second")
 def test_a_blocked_loop_delays_a_fork_by_no_more_than_a_second():
     def program():
         blocking, go_on = threading.Event(), threading.Event()
@@ -450,6 +462,7 @@ def test_a_blocked_loop_delays_a_fork_by_no_more_than_a_second():
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("A fork while eight threads submit loses nothing")
 @pytest.mark.heavy
 def test_a_fork_while_eight_threads_submit_loses_nothing_and_leaves_every_child_working():
     def program():
@@ -539,6 +552,7 @@ def test_many_forks_under_load_lose_no_task_and_leak_no_descriptor_and_no_thread
     assert result == ("True [] 0\nTrue\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A thousand forks under load lose no task and leak no descriptor and no thread")
 @pytest.mark.soak
 @pytest.mark.timeout(120)
 def test_a_thousand_forks_under_load_lose_no_task_and_leak_no_descriptor_and_no_thread():
@@ -551,6 +565,7 @@ def test_a_thousand_forks_under_load_lose_no_task_and_leak_no_descriptor_and_no_
     assert result == ("True [] 0\nTrue\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A child forked while logging is busy can log")
 def test_a_fork_with_the_lock_of_logging_busy_leaves_the_child_able_to_log():
     def program():
         logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -603,6 +618,9 @@ def test_a_fork_with_the_lock_of_logging_busy_leaves_the_child_able_to_log():
 # --- forking on the loop's thread -------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(
+    "A fork inside a task gives the child a runtime of its own, and none of the parent's work, whether the child ends there or comes back from the task"
+)
 @pytest.mark.parametrize("way", ["exits", "returns"])
 def test_a_fork_inside_a_task_gives_the_child_a_runtime_of_its_own_and_none_of_the_parents_work(way):
     def program():
@@ -729,6 +747,7 @@ def test_a_fork_inside_a_call_soon_or_a_worker_thread_works():
     assert result == ("child 42\nchild 42\n42\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A child that comes back from the worker thread it was forked in does what it forgot, and ends")
 @pytest.mark.parametrize("worker", ["of omniloop", "of asyncio"])
 @pytest.mark.parametrize("end", ["returns", "exits"])
 def test_a_child_that_comes_back_from_the_worker_that_it_was_forked_in_ends(worker, end):
@@ -781,6 +800,7 @@ def hooks_are_registered_before_ours():
     )
 
 
+@pytest.mark.promise("In a fork hook a wait is an error, and what is submitted is done afterwards")
 @pytest.mark.parametrize("pending", [True, False])
 def test_waiting_in_a_fork_hook_is_an_error_and_submitting_there_is_accepted(pending):
     def program():
@@ -814,6 +834,7 @@ def test_waiting_in_a_fork_hook_is_an_error_and_submitting_there_is_accepted(pen
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("A fork waits, for a second at the most, for a start in another thread, which may be importing")
 def test_a_fork_waits_for_a_start_in_another_thread_which_may_be_importing():
     """Of a module that a thread was importing at the fork, the child waits for ever for the lock: of uvloop, for one."""
 
@@ -855,6 +876,7 @@ def test_a_fork_waits_for_a_start_in_another_thread_which_may_be_importing():
 # --- a process in a tight place ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A fork while another thread is importing leaves the child working")
 def test_a_fork_while_another_thread_is_importing_ctypes_leaves_the_child_working():
     """The hook imported it too, to keep what is inherited for ever: the child waited for a lock that nobody would give back."""
 
@@ -887,6 +909,7 @@ def test_a_fork_while_another_thread_is_importing_ctypes_leaves_the_child_workin
     assert result == ("child 42\nwork cleaned up here\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A fork with no descriptor left leaves every runtime fresh in the child")
 def test_a_fork_with_no_descriptor_left_leaves_every_runtime_fresh_in_the_child():
     """Of two runtimes one stayed the parent's: its `run` waited for a thread that is not there, and the exit for 30 seconds."""
 
@@ -918,6 +941,7 @@ def test_a_fork_with_no_descriptor_left_leaves_every_runtime_fresh_in_the_child(
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("A part of the fork hook that fails leaves the others done")
 @pytest.mark.parametrize("count", [1, 8])
 def test_a_part_of_the_fork_hook_that_fails_leaves_the_others_done(count):
     """It left what came after it undone, and so a runtime with the parent's thread, which is not here."""
@@ -972,6 +996,7 @@ def fork_in_c(child):
     os._exit(0)
 
 
+@pytest.mark.promise("A fork in C, which calls no hooks, is noticed on the next use")
 @pytest.mark.parametrize("pending", [True, False])
 def test_a_fork_in_c_is_noticed_on_the_next_use(pending):
     """uWSGI forks so; of the thread that is not there, everything says that it runs. Only the process's id tells."""
@@ -1026,6 +1051,7 @@ def test_a_handle_of_the_parents_is_noticed_in_a_child_forked_in_c_before_anythi
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("Such a child drains nothing of the parent's when it ends")
 def test_a_child_forked_in_c_that_runs_the_exit_hooks_drains_nothing_of_the_parents():
     def program():
         event = asyncio.Event()

@@ -8,6 +8,7 @@ from children import run_child
 pytest.importorskip("gevent")
 
 
+@pytest.mark.promise("Under gevent work is done, and a warning says what does not work")
 def test_under_gevent_work_is_done_and_a_warning_says_what_does_not_work():
     # asyncio's own loop: uvloop has no place for greenlets.
     def program():

@@ -65,6 +65,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.promise("What a child of multiprocessing forgot is done before it ends, however it was started")
 @pytest.mark.timeout(40)
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_what_a_child_forgot_is_done_before_it_ends_however_it_was_started(method, tmp_path):
@@ -162,6 +163,7 @@ def run_program(tmp_path, source, timeout=20):
     )
 
 
+@pytest.mark.promise("The workers of a `with multiprocessing.Pool()`, which ends them by SIGTERM, drain")
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_the_workers_of_a_pool_that_its_block_ends_by_sigterm_drain(method, tmp_path):
@@ -179,6 +181,9 @@ if __name__ == "__main__":
     assert (result.stdout, result.stderr, result.returncode) == ("done\n" * 20, "", 0)
 
 
+@pytest.mark.promise(
+    "A child of `multiprocessing` that is terminated dies at once with nothing left, unless it is told not to drain"
+)
 @pytest.mark.parametrize(
     ("left", "setting", "said"),
     [(False, "default", ""), (True, "default", "cancelled\n"), (True, None, "")],
@@ -212,6 +217,7 @@ if __name__ == "__main__":
     assert result.stderr.count("unfinished when the time for draining was over") == bool(said)
 
 
+@pytest.mark.promise("It holds its parent no longer than five seconds")
 @pytest.mark.timeout(30)
 def test_a_terminated_child_holds_its_parent_no_longer_than_five_seconds(tmp_path):
     result = run_program(
@@ -235,6 +241,7 @@ if __name__ == "__main__":
     assert (result.stdout, result.returncode) == (f"cancelled\n{-signal.SIGTERM}\n", 0), result
 
 
+@pytest.mark.promise("A second SIGTERM ends it at once")
 def test_a_second_sigterm_ends_a_terminated_child_at_once(tmp_path):
     result = run_program(
         tmp_path,

@@ -51,6 +51,7 @@ def start():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.promise("Ctrl-C while the program drains ends the waiting; the clean-up of what is cancelled is awaited")
 def test_ctrl_c_in_the_drain_ends_the_waiting_and_the_clean_up_is_awaited():
     def program():
         go(late())
@@ -67,6 +68,7 @@ def test_ctrl_c_in_the_drain_ends_the_waiting_and_the_clean_up_is_awaited():
     assert result.seconds < 4
 
 
+@pytest.mark.promise("A second Ctrl-C ends the waiting for the clean-up too")
 def test_a_second_ctrl_c_in_the_drain_ends_the_waiting_for_the_clean_up_too():
     def program():
         configure(cancel_timeout=20)
@@ -86,6 +88,7 @@ def test_a_second_ctrl_c_in_the_drain_ends_the_waiting_for_the_clean_up_too():
     assert result.seconds < 4
 
 
+@pytest.mark.promise("In every runtime at once")
 def test_ctrl_c_in_the_drain_ends_the_waiting_for_every_runtime():
     def program():
         for number in range(3):
@@ -114,6 +117,9 @@ def test_ctrl_c_in_the_last_of_the_drains_ends_the_waiting():
     assert result.seconds < 4
 
 
+@pytest.mark.promise(
+    "Ctrl-C ends a wait and leaves the work alone; it ends a `run()` and cancels it, even while that still submits"
+)
 def test_ctrl_c_ends_a_wait_and_leaves_the_work_alone_and_a_run_and_cancels_it():
     def program():
         async def interrupts(after, work):
@@ -146,6 +152,9 @@ def test_ctrl_c_ends_a_wait_and_leaves_the_work_alone_and_a_run_and_cancels_it()
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise(
+    'With `sigterm="drain"` a SIGTERM drains within the deadline, and the process dies of it as before'
+)
 def test_sigterm_drains_within_the_deadline_and_the_process_dies_of_it_as_before():
     def program():
         configure(sigterm="drain", exit_timeout=0.5)
@@ -169,6 +178,7 @@ def test_sigterm_drains_within_the_deadline_and_the_process_dies_of_it_as_before
     assert result.seconds < 4
 
 
+@pytest.mark.promise("Without it, SIGTERM kills at once")
 def test_sigterm_kills_at_once_unless_the_drain_is_asked_for():
     def program():
         go(quick())
@@ -217,6 +227,7 @@ def test_a_drain_on_sigterm_that_can_not_be_set_up_in_this_thread_is_told_of():
     assert result.code == 0
 
 
+@pytest.mark.promise("A handler of SIGTERM that was there is called at once, and the exit hooks drain")
 def test_a_handler_of_sigterm_that_was_there_is_called_at_once_and_the_exit_hooks_drain():
     """A drain before it blocked the server whose handler it was: a request in flight of 1 s took 3 s."""
 
@@ -253,6 +264,7 @@ def test_a_handler_of_sigterm_that_goes_on_leaves_the_runtime_working():
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.promise("One that calls the handler before it is called once")
 def test_a_handler_of_sigterm_that_calls_the_one_before_it_is_called_once():
     """The start of the runtime put the drain before it once more, and the two called each other until the recursion ended it."""
 
@@ -274,6 +286,7 @@ def test_a_handler_of_sigterm_that_calls_the_one_before_it_is_called_once():
     assert result == ("the program's own\nquick: done\n", "", -signal.SIGTERM, result.seconds)
 
 
+@pytest.mark.promise("A SIGTERM that was ignored stays ignored")
 def test_sigterm_stays_ignored_where_it_was_ignored():
     def program():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -286,6 +299,7 @@ def test_sigterm_stays_ignored_where_it_was_ignored():
     assert result == ("quick: done\nlater hooks run\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A second SIGTERM ends the drain")
 def test_a_second_sigterm_ends_the_drain():
     def program():
         configure(sigterm="drain")
@@ -316,6 +330,7 @@ def test_ctrl_c_in_a_drain_on_sigterm_ends_the_waiting():
     assert result.seconds < 4
 
 
+@pytest.mark.promise("SIGTERM may come in the middle of a wait, a shutdown or the last drain")
 @pytest.mark.parametrize("where", ["a shutdown", "a flush", "a wait", "the drain", "the drain and an exit handler"])
 def test_sigterm_in_the_middle_of_a_shutdown_a_wait_or_the_last_drain_drains_and_dies_of_it(where):
     def program():
@@ -340,6 +355,7 @@ def test_sigterm_in_the_middle_of_a_shutdown_a_wait_or_the_last_drain_drains_and
     assert result.seconds < 4
 
 
+@pytest.mark.promise("Or of a submission")
 def test_sigterm_in_the_middle_of_a_submission_drains_and_dies_of_it():
     """The submission was about to wake the loop, and the drain, which relied on that, waited until the deadline."""
 
@@ -362,6 +378,7 @@ def test_sigterm_in_the_middle_of_a_submission_drains_and_dies_of_it():
     assert result == ("quick: done\nquick: done\n", "", -signal.SIGTERM, result.seconds)
 
 
+@pytest.mark.promise("A daemon thread in a `shutdown()` without end does not hold up the exit")
 def test_exit_is_not_held_up_by_a_daemon_thread_in_a_shutdown_without_end():
     def program():
         configure(exit_timeout=0.2, cancel_timeout=0.2)
@@ -377,6 +394,7 @@ def test_exit_is_not_held_up_by_a_daemon_thread_in_a_shutdown_without_end():
     assert result.seconds < 4
 
 
+@pytest.mark.promise("A signal handler may submit work")
 def test_a_signal_handler_may_submit_work():
     def program():
         signal.signal(signal.SIGHUP, lambda *_: go(quick()))

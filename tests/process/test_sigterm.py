@@ -32,6 +32,7 @@ async def quick():
     print("quick: done", flush=True)
 
 
+@pytest.mark.promise("Under a loop in the main thread SIGTERM drains while that loop goes on")
 @pytest.mark.parametrize("when", ["at the first use", "configure", "environment"])
 def test_under_a_loop_in_the_main_thread_sigterm_drains_while_that_loop_goes_on(when):
     """The drain ran in the signal handler, blocked the loop that the work needed, and ended at the deadline."""
@@ -67,6 +68,7 @@ def test_under_a_loop_in_the_main_thread_sigterm_drains_while_that_loop_goes_on(
     assert (result.stderr, result.code) == ("", -signal.SIGTERM)
 
 
+@pytest.mark.promise("So it does under trio")
 def test_under_trio_in_the_main_thread_sigterm_drains_while_that_goes_on():
     pytest.importorskip("trio")
 
@@ -106,6 +108,7 @@ def test_a_second_sigterm_ends_the_drain_beside_a_loop_too():
     assert result.seconds < 6
 
 
+@pytest.mark.promise("One of asyncio's own is left to asyncio")
 def test_a_handler_of_asyncios_own_is_left_to_asyncio():
     def program():
         async def main():
@@ -123,6 +126,7 @@ def test_a_handler_of_asyncios_own_is_left_to_asyncio():
     assert result == ("told\nquick: done\nlater hooks run\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("`OMNILOOP_SIGTERM=drain` counts from the import on")
 def test_the_environment_variable_counts_from_the_import_on():
     def program():
         assert omniloop
@@ -155,6 +159,9 @@ def test_the_environment_variable_does_no_harm_where_the_import_is_in_another_th
     assert result == ("done\n", "", -signal.SIGTERM, result.seconds)
 
 
+@pytest.mark.promise(
+    "A program that systemd or Kubernetes stops, and that has no handler of SIGTERM, is told once what it will lose"
+)
 @pytest.mark.parametrize(
     ("where", "variable"),
     [
@@ -196,6 +203,7 @@ def test_a_program_that_loses_nothing_is_told_nothing(why):
     assert result == ("quick: done\nlater hooks run\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("So is process 1 of a container")
 def test_process_1_is_told_that_a_stop_waits_until_it_kills():
     def program():
         omniloop.run(quick())

@@ -59,6 +59,9 @@ def serving(tmp_path: Path, service: str, name: str, app: str) -> Iterator[tuple
         yield server, url
 
 
+@pytest.mark.promise(
+    "Under uvicorn (plain, `--workers`, `--reload`, gunicorn's `UvicornWorker`), hypercorn and granian, with the lifespan, a graceful stop under load drains"
+)
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_graceful_stop_under_load_drains(tmp_path, name):
     with (
@@ -79,6 +82,7 @@ def test_a_graceful_stop_under_load_drains(tmp_path, name):
         assert "is lost" not in server.log()
 
 
+@pytest.mark.promise("The lifespan goes with one's own, whose end comes first, and with an application that is wrapped")
 @pytest.mark.parametrize("app", ["own", "inside", "wrapped"])
 def test_the_lifespan_goes_with_ones_own_whose_end_comes_first(tmp_path, app):
     with servers.collector(tmp_path) as collector, serving(tmp_path, collector.url, "uvicorn", app) as (server, url):
@@ -95,6 +99,7 @@ def test_the_lifespan_goes_with_ones_own_whose_end_comes_first(tmp_path, app):
         assert server.log().count("mine begins") == 1
 
 
+@pytest.mark.promise("uvicorn without the lifespan is told of once, with what to add")
 @pytest.mark.parametrize("name", ["uvicorn", "gunicorn, UvicornWorker"])
 def test_uvicorn_without_the_lifespan_is_told_of_once_with_what_to_add(tmp_path, name):
     with servers.collector(tmp_path) as collector, serving(tmp_path, collector.url, name, "bare") as (server, url):
@@ -123,6 +128,7 @@ def test_sigint_drains_as_well(tmp_path, name):
         servers.assert_all_arrived_once(collector.arrived(), load.accepted)
 
 
+@pytest.mark.promise("The application of the page on FastAPI drains")
 def test_the_application_of_the_page_drains(tmp_path):
     if not installed("uvicorn"):
         pytest.skip("uvicorn is not installed")

@@ -53,6 +53,9 @@ def send(tmp_path: Path, service: str, count: int) -> list[str]:
         return json.loads(client.log())
 
 
+@pytest.mark.promise(
+    "In a Celery prefork worker, a warm shutdown drains what the tasks have left to `go`, with one handler of `worker_process_shutdown`"
+)
 def test_a_warm_shutdown_drains_what_the_tasks_have_left_to_go(tmp_path):
     with servers.collector(tmp_path) as collector, worker(tmp_path, collector.url) as celery:
         collector.hold(but="mail")
@@ -68,6 +71,7 @@ def test_a_warm_shutdown_drains_what_the_tasks_have_left_to_go(tmp_path):
         assert "Traceback" not in celery.log()
 
 
+@pytest.mark.promise("Processes that Celery recycles (`--max-tasks-per-child`) are drained by the same handler")
 def test_recycling_processes_with_max_tasks_per_child_drains_each(tmp_path):
     with (
         servers.collector(tmp_path) as collector,

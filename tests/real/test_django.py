@@ -60,6 +60,7 @@ def rows(database: Path, table: str) -> int:
 # --- servers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A graceful stop of Django under gunicorn drains")
 @SERVER
 @pytest.mark.parametrize("options", ["--worker-class=sync", "--worker-class=gthread --threads=4 --preload"])
 def test_a_graceful_stop_of_gunicorn_drains(tmp_path, database, options):
@@ -106,6 +107,7 @@ def runserver(tmp_path: Path, service: str) -> Iterator[tuple[servers.Process, s
         yield server, url
 
 
+@pytest.mark.promise("The autoreload of `runserver` drains and goes on")
 @SERVER
 def test_the_autoreload_of_runserver_drains_and_goes_on(tmp_path, database):
     with servers.collector(tmp_path) as collector, runserver(tmp_path, collector.url) as (server, url):
@@ -125,6 +127,7 @@ def test_the_autoreload_of_runserver_drains_and_goes_on(tmp_path, database):
         servers.assert_all_arrived_once(collector.arrived(), before.accepted + after.accepted)
 
 
+@pytest.mark.promise("Nothing is started after a rollback in a view")
 @SERVER
 def test_nothing_is_started_after_a_rollback_in_a_view(tmp_path, database):
     with servers.collector(tmp_path) as collector, runserver(tmp_path, collector.url) as (server, url):
@@ -171,6 +174,7 @@ def assert_said(child: Result, *lines: str) -> None:
     assert (child.stderr, child.stdout.splitlines(), child.code) == ("", list(lines), 0)
 
 
+@pytest.mark.promise("In Django, `go_on_commit` starts work after the commit, and not before")
 def test_work_starts_after_the_commit_and_not_before(tmp_path, database):
     child = run_django(
         tmp_path,
@@ -191,6 +195,7 @@ def test_work_starts_after_the_commit_and_not_before(tmp_path, database):
     assert_said(child, "unfinished []", "found ada", "found ada", "found ada")
 
 
+@pytest.mark.promise("After a rollback, of a savepoint too, the coroutine is closed and no warning follows")
 def test_after_a_rollback_the_coroutine_is_closed_and_no_warning_follows(tmp_path, database):
     child = run_django(
         tmp_path,
@@ -214,6 +219,7 @@ def test_after_a_rollback_the_coroutine_is_closed_and_no_warning_follows(tmp_pat
     assert_said(child, "added kept")
 
 
+@pytest.mark.promise("Connections are closed when the last work that uses them is done")
 def test_connections_are_closed_when_the_last_work_that_uses_them_is_done(tmp_path, database):
     child = run_django(
         tmp_path,
@@ -243,6 +249,7 @@ def test_connections_are_closed_when_the_last_work_that_uses_them_is_done(tmp_pa
     assert_said(child, "one is done: 1", "all are done: 0")
 
 
+@pytest.mark.promise("Django's ORM works in the drain at exit")
 def test_the_orm_works_in_the_drain_at_exit(tmp_path, database):
     """asgiref's own thread is shut before the last drain begins: there the ORM failed on every version."""
     child = run_django(
@@ -265,6 +272,7 @@ def test_the_orm_works_in_the_drain_at_exit(tmp_path, database):
     assert_said(child, "added late", "added late")
 
 
+@pytest.mark.promise("Django's ORM works in a child that was forked after its use")
 def test_the_orm_works_in_a_child_that_was_forked_after_its_use(tmp_path, database):
     """asgiref's own thread does not live in the child, where the first call waited for ever."""
     child = run_django(
@@ -286,6 +294,7 @@ def test_the_orm_works_in_a_child_that_was_forked_after_its_use(tmp_path, databa
     assert_said(child, "added parent", "added child", "rows 2")
 
 
+@pytest.mark.promise("Work outlives the async view that left it")
 @pytest.mark.parametrize("door", ["async_to_sync(view)()", "asyncio.run(asgi())"])
 def test_work_outlives_the_async_view_that_left_it(tmp_path, database, door):
     """asgiref binds a view's sync code to a thread that ends with the request, and hands that on in the context."""
@@ -317,6 +326,7 @@ def test_work_outlives_the_async_view_that_left_it(tmp_path, database, door):
     assert_said(child, "added late")
 
 
+@pytest.mark.promise("`go_on_commit` in async code raises, and says where to call it")
 def test_in_async_code_django_says_that_the_transaction_is_elsewhere(tmp_path, database):
     child = run_django(
         tmp_path,
@@ -334,6 +344,7 @@ def test_in_async_code_django_says_that_the_transaction_is_elsewhere(tmp_path, d
     assert_said(child, "You cannot call this from an async context - use a thread or sync_to_async.")
 
 
+@pytest.mark.promise("A failure names the line that called `go_on_commit`")
 def test_a_failure_names_the_line_that_called_go_on_commit(tmp_path, database):
     child = run_django(
         tmp_path,
@@ -353,6 +364,7 @@ def test_a_failure_names_the_line_that_called_go_on_commit(tmp_path, database):
     assert_said(child, "fail leave no such mailbox")
 
 
+@pytest.mark.promise("What `go_on_commit` cannot run is refused with what to do")
 def test_what_go_on_commit_cannot_run_is_refused_with_what_to_do(tmp_path, database):
     child = run_django(
         tmp_path,
@@ -371,6 +383,7 @@ def test_what_go_on_commit_cannot_run_is_refused_with_what_to_do(tmp_path, datab
     assert "returned 7. Give go_on_commit() a coroutine, or a function that makes one" in second
 
 
+@pytest.mark.promise("Work of `go_on_commit` that is cancelled before it starts leaves no warning")
 def test_work_that_is_cancelled_before_it_starts_leaves_no_warning(tmp_path, database):
     child = run_django(
         tmp_path,
@@ -389,6 +402,7 @@ def test_work_that_is_cancelled_before_it_starts_leaves_no_warning(tmp_path, dat
     assert_said(child)
 
 
+@pytest.mark.promise("`database()` gives periodic and other work the same")
 def test_the_context_manager_serves_periodic_work(tmp_path, database):
     child = run_django(
         tmp_path,

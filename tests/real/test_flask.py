@@ -44,6 +44,9 @@ def after_the_response(app: Flask, look, view=lambda: None, **post):
     return left[0].result(timeout=5)
 
 
+@pytest.mark.promise(
+    "In Flask, `request`, `g`, `session` and `current_app` are there in the work, also after the response"
+)
 def test_the_request_and_its_context_are_there_in_the_work(app):
     def view():
         g.user = "ada"
@@ -76,6 +79,7 @@ def test_the_request_and_its_context_are_there_in_the_work(app):
     )
 
 
+@pytest.mark.promise("With `guard`, a body that the view has not read is refused with what to do")
 @pytest.mark.parametrize("look", [lambda: request.form["mail"], lambda: request.get_data(), lambda: request.get_json()])
 def test_a_body_that_the_view_has_not_read_is_refused_with_what_to_do(app, look):
     guard(app)
@@ -85,6 +89,7 @@ def test_a_body_that_the_view_has_not_read_is_refused_with_what_to_do(app, look)
         after_the_response(app, look, **posted)
 
 
+@pytest.mark.promise("So is an uploaded file")
 def test_an_uploaded_file_is_refused_with_what_to_do(app):
     guard(app)
 
@@ -97,6 +102,7 @@ def test_an_uploaded_file_is_refused_with_what_to_do(app):
         )
 
 
+@pytest.mark.promise("So is a change of the session")
 def test_a_change_of_the_session_is_refused_with_what_to_do(app):
     guard(app)
 
@@ -104,6 +110,7 @@ def test_a_change_of_the_session_is_refused_with_what_to_do(app):
         after_the_response(app, lambda: session.update(visits=4))
 
 
+@pytest.mark.promise("Work may open an application context of its own, and closes what it opened in it")
 def test_work_may_open_an_application_context_of_its_own(app):
     closed = []
     app.teardown_appcontext(lambda error: closed.append(g.pop("connection", None)))
@@ -120,6 +127,7 @@ def test_work_may_open_an_application_context_of_its_own(app):
     assert after_the_response(app, look, view) == ["the view's", "the work's own"]
 
 
+@pytest.mark.promise("Work of requests at the same time is kept apart")
 def test_work_of_requests_at_the_same_time_is_kept_apart(app):
     together = threading.Barrier(4, timeout=5)
 
@@ -145,6 +153,7 @@ def test_work_of_requests_at_the_same_time_is_kept_apart(app):
 
 
 # A server in an interpreter of its own, on a machine that may be busy.
+@pytest.mark.promise("Under a real server too, where all three would be lost without a word")
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("guarded", ["yes", "no"])
 def test_under_a_real_server_the_guard_tells_of_what_would_be_lost_without_a_word(tmp_path, guarded):

@@ -41,6 +41,9 @@ def gunicorn(
         yield running, url
 
 
+@pytest.mark.promise(
+    "Under gunicorn, sync and gthread, with and without `--preload`, used in the master or not, a graceful stop drains: every accepted request's work has arrived, none twice"
+)
 @pytest.mark.parametrize("worker", ["--worker-class=sync", "--worker-class=gthread --threads=4"])
 @pytest.mark.parametrize(
     ("app", "preload"), [("app:app", ""), ("app:app", "--preload"), ("used_in_master:app", "--preload")]
@@ -64,6 +67,7 @@ def test_a_graceful_stop_drains(tmp_path, app, preload, worker):
         assert "Traceback" not in server.log()
 
 
+@pytest.mark.promise("Workers that gunicorn recycles (`--max-requests`) are drained")
 @pytest.mark.parametrize("worker", ["--worker-class=sync", "--worker-class=gthread --threads=4"])
 def test_recycling_workers_with_max_requests_drains_each(tmp_path, worker):
     with (
@@ -77,6 +81,7 @@ def test_recycling_workers_with_max_requests_drains_each(tmp_path, worker):
         servers.assert_all_arrived_once(collector.arrived(), load.accepted)
 
 
+@pytest.mark.promise("A reload (SIGHUP) under load loses nothing that was accepted")
 def test_a_reload_by_sighup_under_load_drains_the_old_workers(tmp_path):
     with (
         servers.collector(tmp_path) as collector,
@@ -97,6 +102,7 @@ def test_a_reload_by_sighup_under_load_drains_the_old_workers(tmp_path):
         )
 
 
+@pytest.mark.promise("What outlasts the exit deadline is named in the log before gunicorn kills the worker")
 def test_what_outlasts_the_deadline_is_named_in_the_log_before_gunicorn_kills_the_worker(tmp_path):
     with (
         servers.collector(tmp_path) as collector,
@@ -114,6 +120,7 @@ def test_what_outlasts_the_deadline_is_named_in_the_log_before_gunicorn_kills_th
         assert collector.arrived() == {}
 
 
+@pytest.mark.promise("A worker that gunicorn times out loses what is not done within the second that it has left")
 def test_a_worker_that_times_out_loses_what_is_not_done_within_the_second_it_has_left(tmp_path):
     with (
         servers.collector(tmp_path) as collector,

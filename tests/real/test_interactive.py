@@ -99,6 +99,7 @@ def python():
         terminal.child.wait()
 
 
+@pytest.mark.promise("At a prompt the loop goes on while the prompt waits")
 def test_at_a_prompt_run_blocks_and_go_goes_on_behind_it(python):
     python.read_until(">>> ")
     python.type(WORK)
@@ -115,6 +116,7 @@ def test_at_a_prompt_run_blocks_and_go_goes_on_behind_it(python):
     assert python.child.returncode == 0
 
 
+@pytest.mark.promise("Ctrl-C at the prompt leaves the work alone, and in `run` cancels it")
 def test_ctrl_c_at_the_prompt_leaves_the_work_alone_and_in_run_cancels_it(python):
     python.read_until(">>> ")
     python.type(WORK)
@@ -187,6 +189,7 @@ IPYTHON = [
 ]
 
 
+@pytest.mark.promise("IPython's top-level `await` takes a task")
 def test_in_ipython_run_go_and_top_level_await_work(ipython_env):
     lines = [
         *WORK.split("\n"),

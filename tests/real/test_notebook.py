@@ -43,6 +43,7 @@ def shown(cell: nbformat.NotebookNode) -> str:
     return "".join(outputs).strip()
 
 
+@pytest.mark.promise("In the cells of a notebook `run`, `go` and `await task` work, where `asyncio.run` does not")
 def test_run_go_and_await_work_in_cells_where_asyncio_run_does_not(execute):
     cells = execute(
         """
@@ -77,6 +78,7 @@ def test_run_go_and_await_work_in_cells_where_asyncio_run_does_not(execute):
     assert cells == ["", "asyncio.run() cannot be called from a running event loop", "2", "", "3", "3", "False", "(True, 4)", "[5, 6]", "7", "[]"]  # fmt: skip
 
 
+@pytest.mark.promise("A forgotten failure is shown in the notebook")
 def test_a_forgotten_failure_is_shown_in_the_notebook(execute):
     cells = execute(
         """
@@ -97,6 +99,7 @@ def test_a_forgotten_failure_is_shown_in_the_notebook(execute):
     assert "LookupError: not there" in text
 
 
+@pytest.mark.promise("When the kernel ends, what is left is done")
 def test_what_the_kernel_still_has_to_do_is_done_before_it_ends(execute, tmp_path):
     execute(
         f"""
@@ -115,6 +118,7 @@ def test_what_the_kernel_still_has_to_do_is_done_before_it_ends(execute, tmp_pat
     assert (tmp_path / "saved").read_text() == "done"
 
 
+@pytest.mark.promise("Interrupting a cell cancels what it waits for, and the next cell runs")
 def test_interrupting_a_cell_that_runs_cancels_the_work_and_the_next_cell_runs(execute):
     cells = execute(
         """

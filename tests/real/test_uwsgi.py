@@ -42,6 +42,9 @@ def uwsgi(tmp_path: Path, service: str, *options: str, app: str = "app:app") -> 
         yield running, url
 
 
+@pytest.mark.promise(
+    "Under uWSGI, which forks in C, a graceful stop drains; used in the master it needs `--lazy-apps` or `--py-call-uwsgi-fork-hooks`"
+)
 @pytest.mark.skipif(UWSGI is None, reason="uWSGI is not installed: pip install uwsgi compiles it")
 @pytest.mark.parametrize(
     ("app", "options"),
@@ -72,6 +75,7 @@ def test_a_graceful_stop_drains(tmp_path, app, options):
         assert "Traceback" not in server.log()
 
 
+@pytest.mark.promise("Where uWSGI has no threads, a warning says what to do")
 def test_a_warning_says_what_to_do_where_uwsgi_has_no_threads():
     """Up to 2.0.21 they were off by default: 2 of 2 forgotten tasks ran at the stop only. The uWSGI of today can't be had without."""
 

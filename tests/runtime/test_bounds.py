@@ -76,6 +76,7 @@ def waiting_for_room(runtime):
 # --- what is counted --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise('More than `max_pending` is refused with `when_full="raise"`, and the coroutine closed')
 def test_more_than_max_pending_is_refused_and_the_coroutine_closed(gate):
     with Runtime(max_pending=3, when_full="raise") as runtime:
         runtime.go(gate.work())
@@ -112,6 +113,7 @@ def test_run_delayed_and_periodic_calls_are_let_through(gate):
         gate.open()
 
 
+@pytest.mark.promise("Of many threads, exactly as many submissions as fit are accepted")
 def test_of_many_threads_exactly_as_many_as_fit_are_accepted(gate):
     start = threading.Barrier(8)
     refused = []
@@ -140,6 +142,7 @@ def test_of_many_threads_exactly_as_many_as_fit_are_accepted(gate):
 # --- try_go -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("`try_go` returns None where there is no room")
 @pytest.mark.parametrize("when_full", ["block", "raise", "drop_new", "drop_old"])
 def test_try_go_returns_none_when_there_is_no_room(gate, when_full):
     with Runtime(max_pending=1, when_full=when_full) as runtime:
@@ -161,6 +164,7 @@ def test_without_a_bound_try_go_is_go():
 # --- block ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise('With `when_full="block"` submitters get room in the order of asking')
 def test_go_waits_for_room_in_the_order_of_asking(gate):
     accepted = []
 
@@ -184,6 +188,7 @@ def test_go_waits_for_room_in_the_order_of_asking(gate):
     assert gate.started == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.promise("A flood through a small bound is done completely and in order")
 def test_a_flood_through_a_small_bound_is_done_completely_and_in_order():
     done = []
     with Runtime(max_pending=3) as runtime:
@@ -193,6 +198,7 @@ def test_a_flood_through_a_small_bound_is_done_completely_and_in_order():
     assert done == list(range(2000))
 
 
+@pytest.mark.promise("A thread that runs an event loop is not blocked, but told")
 def test_blocking_an_event_loop_is_refused(gate):
     """The loop's own thread would wait for itself; on another, what is pending may wait for that loop."""
 
@@ -210,11 +216,13 @@ def test_blocking_an_event_loop_is_refused(gate):
         gate.open()
 
 
+@pytest.mark.promise("Nor is a worker thread, which has one of the places itself")
 def test_a_worker_thread_does_not_wait_for_the_room_that_it_takes_itself():
     with Runtime(max_pending=1) as runtime, pytest.raises(FullError, match="worker"):
         runtime.to_thread(lambda: runtime.go(value())).result(5)
 
 
+@pytest.mark.promise("Nor is a signal handler")
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("kind", ["function", "partial", "method", "callable", "lambda"])
 def test_a_signal_handler_is_refused_instead_of_blocked(kind):
@@ -285,6 +293,7 @@ def test_a_submitter_that_waits_when_the_runtime_is_shut_down_is_refused(gate):
     assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
 
 
+@pytest.mark.promise("Ctrl-C while waiting for room refuses the work and loses no place")
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_while_waiting_for_room_refuses_and_loses_no_place():
     def program():
@@ -363,6 +372,7 @@ def test_ctrl_c_at_any_line_of_a_submission_loses_no_place():
 # --- dropping ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise('`"drop_new"` returns a cancelled handle and closes the coroutine')
 def test_drop_new_returns_a_cancelled_task_and_closes_the_coroutine(gate):
     reports = []
     with Runtime(max_pending=1, when_full="drop_new", on_error=reports.append) as runtime:
@@ -377,6 +387,7 @@ def test_drop_new_returns_a_cancelled_task_and_closes_the_coroutine(gate):
         assert first.result(5) == 1
 
 
+@pytest.mark.promise('`"drop_old"` ends the oldest, and keeps the order of the others')
 def test_drop_old_ends_the_oldest_and_keeps_the_order_of_the_others():
     reports, ended, done = [], [], []
     with Runtime(max_pending=3, when_full="drop_old", on_error=reports.append) as runtime:
@@ -400,6 +411,7 @@ def test_drop_old_ends_the_oldest_and_keeps_the_order_of_the_others():
     assert runtime.stats().dropped == 2
 
 
+@pytest.mark.promise("What is dropped while the loop is blocked does not pile up for it")
 def test_drop_old_drops_what_has_not_started_without_starting_it():
     started, reports = [], []
     blocked, release = threading.Event(), threading.Event()
@@ -440,6 +452,7 @@ def test_drop_old_lets_calls_in_threads_go_on_and_drops_the_new_if_nothing_else_
         assert [call.result(5) for call in calls] == [0, 1]
 
 
+@pytest.mark.promise("What is dropped is told of at once, then once a second at most, and at the end")
 def test_what_is_dropped_is_told_of_at_once_then_once_a_second_and_at_the_end():
     reports = []
     with Runtime(max_pending=1, when_full="drop_new", on_error=reports.append) as runtime:
@@ -539,6 +552,7 @@ def test_a_bound_in_the_environment_that_can_not_be_is_named_at_first_use():
 # --- ending well ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("What waits for room at exit is still accepted and done")
 def test_what_waits_for_room_at_exit_is_still_accepted_and_done():
     def program():
         async def work(number):
@@ -575,6 +589,7 @@ def test_what_was_dropped_is_told_of_in_the_log_at_exit():
     assert (result.stdout, result.code) == ("", 0)
 
 
+@pytest.mark.promise("A forked child has all the room, and the parent's waiter goes on")
 def test_a_forked_child_has_all_the_room_and_the_parents_waiter_goes_on():
     def program():
         warnings.simplefilter("ignore", DeprecationWarning)

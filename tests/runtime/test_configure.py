@@ -137,6 +137,7 @@ def test_a_variable_that_can_not_be_used_is_refused_on_first_use_by_name(variabl
     assert result.code == 0
 
 
+@pytest.mark.promise("An interrupted start closes the loop that it made")
 def test_a_start_that_is_interrupted_half_way_closes_the_loop_that_it_made():
     made = []
 

@@ -71,6 +71,7 @@ REFUSED_BY_GO = {
 }
 
 
+@pytest.mark.promise("What is refused is refused with an error that names the value and the call that was meant")
 @pytest.mark.parametrize("call", ["go", "run"])
 @pytest.mark.parametrize(("make", "match"), REFUSED_BY_GO.values(), ids=REFUSED_BY_GO)
 def test_go_and_run_name_the_value_and_the_call_that_was_meant(runtime, call, make, match):
@@ -147,6 +148,7 @@ TAKE_FUNCTIONS = {
 }
 
 
+@pytest.mark.promise('A coroutine that is refused is closed, so that no "never awaited" follows')
 @pytest.mark.parametrize("call", TAKE_FUNCTIONS)
 def test_a_coroutine_where_a_function_is_meant_is_refused_and_closed(runtime, call):
     coro = work()

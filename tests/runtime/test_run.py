@@ -123,6 +123,9 @@ class Interrupted(Exception):
     """What a signal handler may raise, other than KeyboardInterrupt."""
 
 
+@pytest.mark.promise(
+    "`run` that times out, or is interrupted, cancels the work and waits a bounded time for its clean-up"
+)
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to a thread")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, Interrupted])
 def test_ctrl_c_and_any_error_of_a_signal_handler_cancel_the_work_and_wait_for_its_clean_up(runtime, error):
@@ -159,6 +162,7 @@ def test_many_threads_may_run_at_once(runtime):
     assert sorted(results) == list(range(20))
 
 
+@pytest.mark.promise("`run` on a runtime that is shut down is refused at once")
 def test_what_is_refused_is_refused_at_once():
     """It was waited for as long as for the clean-up of what Ctrl-C cancels."""
     runtime = Runtime(cancel_timeout=60)

@@ -23,6 +23,7 @@ async def where():
     return asyncio.get_running_loop(), threading.current_thread().name
 
 
+@pytest.mark.promise("Each has its loop, and its thread by its name")
 def test_each_has_its_loop_and_its_thread_by_its_name():
     with Runtime(name="one") as one, Runtime(name="two") as two:
         places = [one.run(where()), two.run(where()), omniloop.run(where())]
@@ -31,6 +32,7 @@ def test_each_has_its_loop_and_its_thread_by_its_name():
     assert [name for _, name in places] == ["one", "two", "omniloop"]
 
 
+@pytest.mark.promise("The end of its block drains it, and leaves the others alone")
 def test_the_end_of_its_block_drains_it_and_leaves_the_others_alone():
     done = []
 
@@ -77,6 +79,7 @@ class MyLoop(asyncio.SelectorEventLoop):
     pass
 
 
+@pytest.mark.promise("`loop_factory` makes its loop")
 def test_loop_factory_makes_the_loop():
     with Runtime(loop_factory=MyLoop) as runtime:
         loop, _ = runtime.run(where())
@@ -86,6 +89,7 @@ def test_loop_factory_makes_the_loop():
     assert loop.is_closed()
 
 
+@pytest.mark.promise("uvloop and asyncio work side by side")
 def test_uvloop_and_asyncio_work_side_by_side():
     uvloop = pytest.importorskip("uvloop")
 
@@ -143,6 +147,7 @@ def test_settings_of_one_are_not_the_others():
     assert reports == []
 
 
+@pytest.mark.promise("A worker thread of one may wait for another")
 def test_a_worker_of_one_may_wait_for_another():
     with Runtime(max_workers=1) as one, Runtime(max_workers=1) as two:
 
@@ -153,6 +158,7 @@ def test_a_worker_of_one_may_wait_for_another():
         assert one.to_thread(deeper, 6).result(8) == 7
 
 
+@pytest.mark.promise("Loops that wait for each other in blocking calls are told")
 def test_loops_that_wait_for_each_other_are_told():
     with Runtime(name="one") as one, Runtime(name="two") as two:
 
@@ -188,6 +194,7 @@ def test_bridges_take_the_runtime_that_they_are_given():
 # --- ending well ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("At exit all are drained, also for what they hand to each other")
 def test_all_are_drained_at_exit_also_for_each_other():
     def program():
         async def relay(hops):

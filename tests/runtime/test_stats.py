@@ -39,6 +39,7 @@ def test_a_fresh_runtime_has_counted_nothing_and_stays_unstarted(runtime):
     assert not runtime._life.started
 
 
+@pytest.mark.promise("`stats()` counts every kind of submission once")
 def test_every_kind_of_submission_is_accepted_and_finished_once(runtime):
     runtime.go(value())
     runtime.call_soon(int)
@@ -68,6 +69,7 @@ def test_failures_and_cancellations_are_finished_and_counted_apart(runtime):
     assert (stats.accepted, stats.finished, stats.failed, stats.cancelled) == (5, 5, 4, 1)
 
 
+@pytest.mark.promise("It tells apart what runs, what is not due, and what waits to be started")
 def test_what_runs_and_what_waits_is_counted_where_it_is(runtime):
     go_on = threading.Event()
     both_run = threading.Barrier(2)
@@ -113,6 +115,7 @@ def test_the_snapshot_is_immutable(runtime):
         runtime.stats().accepted = 1
 
 
+@pytest.mark.promise("Counts go on after a shutdown")
 def test_counts_go_on_after_a_shutdown_of_the_shared_runtime():
     # What other tests have left there, daemons and timers too, would be counted as finished in between.
     omniloop.shutdown(timeout=5)
@@ -126,6 +129,7 @@ def test_counts_go_on_after_a_shutdown_of_the_shared_runtime():
     assert after.finished == before.finished + 2
 
 
+@pytest.mark.promise("Its totals never go down, and are never more than the truth")
 def test_totals_never_go_down_and_never_exceed_the_truth(runtime):
     """Looks from one thread while four others submit: each look is behind at worst."""
     seen: list[Stats] = []
@@ -158,6 +162,7 @@ def test_totals_never_go_down_and_never_exceed_the_truth(runtime):
     assert runtime.stats()[:2] == (4_000, 4_000)
 
 
+@pytest.mark.promise("It shows that the loop is late while it is late")
 def test_a_late_loop_shows_its_lag_while_it_is_late_and_after(runtime):
     blocked, go_on = threading.Event(), threading.Event()
 
@@ -187,6 +192,7 @@ def test_the_time_of_the_drain_is_told_afterwards():
     assert 0.05 < runtime.stats().drain_time < 5
 
 
+@pytest.mark.promise("It tells how long the drain took, at exit too")
 def test_at_exit_a_handler_of_the_program_can_read_how_long_the_drain_took():
     def program():
         atexit.register(lambda: print(stats().drain_time > 0.05, stats().finished))
@@ -201,6 +207,7 @@ def test_at_exit_a_handler_of_the_program_can_read_how_long_the_drain_took():
     assert result[:3] == ("True 1\n", "", 0)
 
 
+@pytest.mark.promise("In a forked child they begin at 0")
 def test_a_forked_child_counts_from_0():
     def program():
         async def value():

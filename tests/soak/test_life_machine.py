@@ -196,4 +196,6 @@ Life.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-TestLife = Life.TestCase
+TestLife = pytest.mark.promise(
+    "In any order of start, go, cancel, wait, flush, fork and shutdown each piece of work comes out as it should"
+)(Life.TestCase)

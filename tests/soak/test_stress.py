@@ -190,6 +190,9 @@ print("balanced")
 """
 
 
+@pytest.mark.promise(
+    "After eight threads did everything at once, what was accepted is what ended, and nothing is left: no thread, descriptor or reference"
+)
 @pytest.mark.soak
 @pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.parametrize("loop", ["asyncio", "asyncio in debug mode", "uvloop"])

@@ -61,6 +61,7 @@ class Patient:
 # --- value, error, cancellation ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("Awaiting works on any asyncio loop")
 def test_awaiting_elsewhere_gives_the_value_or_the_error(runtime, run_elsewhere):
     async def main():
         return await task
@@ -168,6 +169,7 @@ def test_a_task_can_be_awaited_by_one_that_awaits_it_in_turn_elsewhere(runtime, 
 # --- cancelling the waiter --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("Cancelling an awaiting task asks the work to end, and waits for its clean-up")
 @pytest.mark.parametrize("where", ["elsewhere", "on the own loop"])
 def test_cancelling_the_waiter_asks_the_work_and_waits_for_its_clean_up(runtime, where):
     async def main():

@@ -62,6 +62,7 @@ def test_cancelled_before_it_is_due_it_is_never_called(runtime, fn):
         task.result(timeout=5)
 
 
+@pytest.mark.promise("A delayed call that was cancelled is never made, also if it is due already")
 def test_cancelled_on_the_loops_thread_when_it_is_due_already_it_is_not_called(runtime):
     """The timer had fired into the loop's queue: it was called though cancel() had returned True."""
 

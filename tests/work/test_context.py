@@ -34,6 +34,7 @@ SUBMISSIONS = {
 }
 
 
+@pytest.mark.promise("Work sees a copy of its submitter's context")
 @pytest.mark.parametrize("submit", SUBMISSIONS.values(), ids=SUBMISSIONS)
 def test_work_sees_its_submitters_context(runtime, set_here, submit):
     assert submit(runtime).result(timeout=5) == "the submitter's"
@@ -95,6 +96,7 @@ def test_a_context_that_is_given_is_used_instead(runtime, set_here):
     assert runtime.call_later(0, read, context=context).result(timeout=5) == "the given one's"
 
 
+@pytest.mark.promise("`context=` is used instead, also where the submitter is inside of it")
 def test_a_context_that_the_submitter_is_inside_of_can_be_given(runtime):
     """It can't be entered twice: the work hung for ever."""
     context = contextvars.Context()

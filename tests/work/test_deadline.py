@@ -41,6 +41,9 @@ def test_work_that_is_done_in_time_has_its_value(runtime):
     assert runtime.go(at_once(), timeout=float("inf")).result(timeout=5) == 42
 
 
+@pytest.mark.promise(
+    "`go(coro, timeout=…)` cancels what is not done in time, and the task fails with a `TaskTimeoutError`"
+)
 def test_work_that_is_not_done_in_time_is_cancelled_and_fails(runtime):
     cleaned_up = []
 
@@ -68,6 +71,7 @@ def test_the_error_shows_where_the_work_was(runtime):
     assert "await asyncio.Event().wait()" in "".join(traceback.format_exception(error))
 
 
+@pytest.mark.promise("Work that is not started within its `timeout` never starts")
 def test_what_is_not_started_in_time_never_starts(runtime):
     ran = []
     busy, go_on = threading.Event(), threading.Event()
@@ -102,6 +106,7 @@ def test_a_timeout_of_0_never_starts_the_work(runtime):
     assert ran == []
 
 
+@pytest.mark.promise("Work that swallows the cancellation of its `timeout` keeps its value")
 def test_work_that_swallows_the_cancellation_keeps_its_value(runtime):
     async def stubborn():
         try:
@@ -112,6 +117,7 @@ def test_work_that_swallows_the_cancellation_keeps_its_value(runtime):
     assert runtime.go(stubborn(), timeout=SOON).result(timeout=5) == "kept"
 
 
+@pytest.mark.promise("A `TimeoutError` of the work's own comes out as it is, with a `timeout` too")
 def test_a_timeout_of_the_works_own_comes_out_as_it_is(runtime):
     async def own():
         async with asyncio.timeout(0.001):

@@ -72,6 +72,7 @@ def told():
 # --- unclaimed --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A failure that nobody asks for is reported when it happens")
 @pytest.mark.parametrize("submit", SUBMISSIONS.values(), ids=SUBMISSIONS)
 def test_a_forgotten_failure_is_reported_when_it_happens(told, submit):
     submit(told)
@@ -83,6 +84,7 @@ def test_a_forgotten_failure_is_reported_when_it_happens(told, submit):
     assert failure.name.startswith("fails")
 
 
+@pytest.mark.promise("A flush that is over leaves no report to come")
 @pytest.mark.parametrize("how", ["go", "go, at once", "call_soon", "to_thread"])
 def test_a_flush_that_is_over_leaves_no_report_to_come(told, how):
     for number in range(1, 60):
@@ -128,6 +130,7 @@ def test_looking_is_not_asking(told):
     assert told.came.wait(timeout=5)
 
 
+@pytest.mark.promise("One that somebody asked for is never reported")
 @pytest.mark.parametrize(
     "claim",
     [
@@ -189,6 +192,7 @@ def test_a_failure_after_a_wait_that_timed_out_is_reported(told):
 # --- what the report says ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("The report has the traceback and the place of submission")
 def test_the_log_has_the_traceback_and_the_place_of_submission(log):
     with Runtime(name="logged") as runtime:
         runtime.go(fails(), name="mine")
@@ -289,6 +293,7 @@ def test_a_hook_that_fails_is_logged_together_with_what_it_was_given(log, error)
     assert [type(record.exc_info[1]) for record in log.records] == [error, OSError]
 
 
+@pytest.mark.promise("A logging handler or a hook that fails does not stop the loop")
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
 def test_a_logging_handler_that_fails_does_not_stop_the_loop(error):
     """It left the emptying by exception, with the token taken: nothing was ever started again."""

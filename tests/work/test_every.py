@@ -68,6 +68,7 @@ def test_the_first_turn_comes_after_one_interval_or_at_once(runtime, immediately
     assert (turns.times[0] - start < 0.19) is immediately
 
 
+@pytest.mark.promise("Periodic turns do not drift, do not overlap, and do not pile up")
 def test_turns_do_not_drift_and_missed_ones_are_left_out(runtime):
     """Counted from the start: the length of a turn, and the lateness of a timer, do not add up."""
     turns = Turns(6)

@@ -54,6 +54,9 @@ def failed_and_then_died(reported: list[Failure]):
     return runtime, held
 
 
+@pytest.mark.promise(
+    "A failure outlives the loop it happened in: it is told when its handle is dropped, also where another loop runs by then"
+)
 def test_a_failure_outlives_the_loop_it_happened_in_and_is_told_when_its_handle_is_dropped(reported):
     """It was told to the ledger of a life that was over, which nobody read any more."""
     runtime, held = failed_and_then_died(reported)
@@ -67,6 +70,7 @@ def test_a_failure_outlives_the_loop_it_happened_in_and_is_told_when_its_handle_
     assert len(reported) == 1
 
 
+@pytest.mark.promise("One that is dropped while no loop runs is told by the next `flush()` or `shutdown()`, or at exit")
 def test_a_failure_that_is_dropped_while_no_loop_runs_is_told_by_the_next_flush(reported):
     runtime, held = failed_and_then_died(reported)
 
@@ -135,6 +139,7 @@ def test_a_failure_that_is_dropped_after_shutdown_is_told_at_exit():
     assert result.stdout == "A done callback of task '<lambda>' failed\n"
 
 
+@pytest.mark.promise("Dropping one never logs on the thread that drops it")
 def test_dropping_a_failure_never_logs_on_the_thread_that_drops_it(reported):
     """A garbage collection inside a logging handler that holds a plain lock deadlocked."""
     threads = []
@@ -148,6 +153,7 @@ def test_dropping_a_failure_never_logs_on_the_thread_that_drops_it(reported):
     assert len(threads) == 1
 
 
+@pytest.mark.promise("A forked child does not tell of its parent's failures")
 def test_a_forked_child_does_not_tell_of_its_parents_failures():
     def program():
         import os

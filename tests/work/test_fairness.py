@@ -45,6 +45,7 @@ def pouring():
         yield runtime, threading.Thread(target=pour)
 
 
+@pytest.mark.promise("While a thread pours in 200,000 coroutines, a timer on the loop is in time")
 def test_a_timer_is_in_time_while_a_thread_pours_in_coroutines(pouring):
     runtime, thread = pouring
     late = []
@@ -66,6 +67,7 @@ def test_a_timer_is_in_time_while_a_thread_pours_in_coroutines(pouring):
     assert max(late) < LATE_EVER
 
 
+@pytest.mark.promise("So is the answer of an echo server")
 def test_an_echo_server_answers_while_a_thread_pours_in_coroutines(pouring):
     runtime, thread = pouring
     late = []
@@ -91,6 +93,9 @@ def test_an_echo_server_answers_while_a_thread_pours_in_coroutines(pouring):
     assert max(late) < LATE_EVER
 
 
+@pytest.mark.promise(
+    "What is submitted keeps the loop from the rest for a bounded time, and not for a bounded count; where coroutines do not start eagerly, up to Python 3.11, for at most 64 first steps until the loop has seen how long they take"
+)
 @pytest.mark.parametrize("kind", ["functions", "coroutines"])
 def test_a_batch_is_bounded_in_time_and_not_in_count(runtime, kind):
     """A hundred items of a millisecond each: the loop goes round after every second or third of them, once it has seen the first."""

@@ -30,6 +30,7 @@ def no_collection() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.promise("A failure that nobody holds is reported at once, without waiting for a garbage collection")
 @pytest.mark.parametrize(
     "submit",
     [

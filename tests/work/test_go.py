@@ -135,6 +135,9 @@ PLACES = [
 places_runtime: Runtime
 
 
+@pytest.mark.promise(
+    "Work is taken from anywhere: a plain thread, another loop (uvloop too), the own loop, a worker, a done callback, a signal handler, a finaliser, a logging handler"
+)
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_work_is_taken_from_anywhere_and_done_on_the_loops_thread(runtime, place):
     global places_runtime
@@ -147,6 +150,7 @@ def test_work_is_taken_from_anywhere_and_done_on_the_loops_thread(runtime, place
     assert task.result(timeout=5) == runtime.call_soon(threading.get_ident).result(timeout=5)
 
 
+@pytest.mark.promise("The very first submission may come from any of these places")
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_the_very_first_submission_may_come_from_anywhere(place):
     global places_runtime
@@ -182,6 +186,7 @@ def test_an_atexit_handler_may_submit_whenever_it_was_registered():
     assert "never awaited" not in result.stderr
 
 
+@pytest.mark.promise("`go` never runs the work inside the call")
 def test_go_returns_before_the_work_has_begun_even_on_the_loops_own_thread(runtime):
     async def inner():
         order.append("inner")
@@ -321,6 +326,7 @@ def counting_factory(made):
     return factory
 
 
+@pytest.mark.promise("A task factory that you set is honoured, and one that fails harms no other work")
 def test_a_task_factory_that_the_user_set_makes_the_tasks(runtime):
     made = []
     runtime.call_soon(lambda: asyncio.get_running_loop().set_task_factory(counting_factory(made))).result(timeout=5)
@@ -392,6 +398,7 @@ def test_a_task_that_breaks_the_emptying_does_not_stop_what_comes_after_it(runti
 # --- poison -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("No error of a task can stop the runtime, `SystemExit` and `KeyboardInterrupt` included")
 @pytest.mark.parametrize("poison", [SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError, BaseException])
 @pytest.mark.parametrize("suspends", [False, True])
 def test_no_error_of_a_task_can_stop_the_runtime(runtime, poison, suspends):
@@ -489,6 +496,7 @@ def interrupted_everywhere(submit, act=lambda: None, how=RaiseAt):
             return
 
 
+@pytest.mark.promise("A signal handler that raises, anywhere in a submission, does not put the runtime to sleep")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize("how", [RaiseAt, RaiseAfterCall])
 @pytest.mark.parametrize("call", ["go", "call_soon"])
@@ -517,6 +525,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_a_submissio
     assert point > (3 if ON_UVLOOP else 5)
 
 
+@pytest.mark.promise("What a signal handler submitted before it raised is started")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize("how", [RaiseAt, RaiseAfterCall])
 @pytest.mark.parametrize("call", ["go", "to_thread", "cancel", "wake for a failure"])
@@ -589,6 +598,7 @@ def test_a_submission_near_the_recursion_limit_does_not_leave_the_runtime_asleep
     assert refused > 5
 
 
+@pytest.mark.promise("Nor does one that raises anywhere in the start of the runtime")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("how", [RaiseAt, RaiseAfterCall])
 @pytest.mark.parametrize("call", ["go", "to_thread"])
@@ -697,6 +707,9 @@ class CallAt(RaiseAt):
             super()._count()
 
 
+@pytest.mark.promise(
+    "The start of the runtime is left to the frame that makes it, wherever a signal handler submits in it"
+)
 @pytest.mark.parametrize("call", ["go", "to_thread"])
 def test_a_signal_handler_that_submits_anywhere_in_a_start_leaves_the_start_to_the_frame_below(call):
     """One that started the runtime as well would leave two loops, and threads for both."""

@@ -9,6 +9,7 @@ import pytest
 from omniloop import Runtime
 
 
+@pytest.mark.promise("What one thread submits, by `go` and `call_soon` mixed, starts in that order")
 def test_what_one_thread_submits_by_go_and_call_soon_starts_in_that_order(runtime):
     async def work(number):
         started.append(number)

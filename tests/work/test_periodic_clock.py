@@ -88,6 +88,7 @@ def run_turns(runtime, turns, interval, **options):
     return [round((now - start) / interval, 6) for now in turns.times]
 
 
+@pytest.mark.promise("`every` takes its turns at their times")
 def test_the_turns_come_at_their_times(runtime):
     assert run_turns(runtime, Turns(5), 7.0) == [1, 2, 3, 4, 5]
 
@@ -96,6 +97,7 @@ def test_the_first_turn_may_come_at_once(runtime):
     assert run_turns(runtime, Turns(4), 7.0, immediately=True) == [0, 1, 2, 3]
 
 
+@pytest.mark.promise("A year of turns does not drift")
 def test_a_year_of_turns_does_not_drift(runtime):
     def late(loop, _):
         # As a busy loop is.
@@ -104,6 +106,7 @@ def test_a_year_of_turns_does_not_drift(runtime):
     assert run_turns(runtime, Turns(365, late), DAY) == list(range(1, 366))
 
 
+@pytest.mark.promise("Turns do not overlap, and those that are missed are left out")
 def test_turns_do_not_overlap_and_those_that_are_missed_are_left_out(runtime):
     at_once, most = 0, 0
 
@@ -119,6 +122,7 @@ def test_turns_do_not_overlap_and_those_that_are_missed_are_left_out(runtime):
     assert most == 1
 
 
+@pytest.mark.promise("Jitter makes each turn late by no more than that, and does not add up")
 def test_jitter_makes_each_turn_late_by_no_more_than_that_and_does_not_add_up(runtime):
     times = run_turns(runtime, Turns(200), 10.0, jitter=4)
 
@@ -128,6 +132,7 @@ def test_jitter_makes_each_turn_late_by_no_more_than_that_and_does_not_add_up(ru
     assert len(set(late)) > 100
 
 
+@pytest.mark.promise("An error in a turn is reported, and the next turn comes")
 @pytest.mark.parametrize("error", [LookupError, SystemExit, KeyboardInterrupt, asyncio.CancelledError, BaseException])
 def test_an_error_is_reported_and_the_next_turn_comes(runtime, failures, error):
     def fail(_loop, turn):
@@ -140,6 +145,7 @@ def test_an_error_is_reported_and_the_next_turn_comes(runtime, failures, error):
     assert "'the calls'" in failures[0].message
 
 
+@pytest.mark.promise("A turn that waits for work which another cancels fails alone")
 def test_a_turn_that_waits_for_what_another_cancels_fails_alone(runtime, failures):
     async def wait(_loop, _turn):
         task = runtime.go(asyncio.sleep(math.inf))
@@ -151,6 +157,7 @@ def test_a_turn_that_waits_for_what_another_cancels_fails_alone(runtime, failure
     assert [type(failure.exception) for failure in failures] == [asyncio.CancelledError] * 2
 
 
+@pytest.mark.promise("What the function returns is awaited, if it can be: a coroutine, a handle, a future")
 def test_a_function_that_returns_something_awaitable_is_awaited(runtime):
     waited = []
 
@@ -168,6 +175,7 @@ def test_a_function_that_returns_something_awaitable_is_awaited(runtime):
     assert len(waited) == 3
 
 
+@pytest.mark.promise("Or in the function itself")
 def test_an_async_function_that_cancels_its_own_handle_ends_there(runtime):
     after = []
 
@@ -186,6 +194,7 @@ def test_an_async_function_that_cancels_its_own_handle_ends_there(runtime):
     assert after == []
 
 
+@pytest.mark.promise("The handle can be cancelled from any thread")
 def test_a_handle_can_be_cancelled_from_any_thread(runtime):
     called = threading.Event()
     handle = runtime.every(1e6, called.set, immediately=True)
@@ -210,6 +219,7 @@ def test_a_call_comes_when_it_is_due(runtime):
     assert runtime.run(when()) == pytest.approx(3 * DAY, abs=1)
 
 
+@pytest.mark.promise("So is what a delayed call's function returns")
 def test_a_delayed_call_has_the_result_of_what_its_function_starts(runtime):
     async def work(number):
         await asyncio.sleep(5)
@@ -233,6 +243,7 @@ def test_calls_come_in_the_order_of_their_times(runtime):
     assert order == [0, 10, 20, 30]
 
 
+@pytest.mark.promise("A call in the far future can be made and cancelled, on asyncio and uvloop")
 @pytest.mark.parametrize("factory", ["asyncio", "uvloop"])
 def test_a_call_in_the_far_future_can_be_made_and_cancelled(factory):
     make = None if factory == "asyncio" else pytest.importorskip("uvloop").new_event_loop
@@ -254,6 +265,7 @@ def test_a_time_in_the_past_is_now():
         assert runtime.call_later(-1, int, "7").result(timeout=5) == 7
 
 
+@pytest.mark.promise("What is no number of seconds is refused by its name")
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, "1", None, True])
 @pytest.mark.parametrize(
     ("name", "call"),
@@ -285,6 +297,7 @@ def test_what_cannot_be_called_is_refused_by_the_name_of_the_call(runtime, call)
         getattr(runtime, call)(1, work())
 
 
+@pytest.mark.promise("What is not due is cancelled at exit without a word, and a turn that goes on cleans up")
 def test_what_is_not_due_is_cancelled_at_exit_without_a_word():
     def program():
         async def turn():

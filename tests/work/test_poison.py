@@ -52,6 +52,9 @@ def neighbour(runtime):
     assert task.result(timeout=5) == "done"
 
 
+@pytest.mark.promise(
+    "Whatever a coroutine raises, `SystemExit` and `KeyboardInterrupt` included, fails that task and nothing else"
+)
 @pytest.mark.parametrize("error", POISONS)
 @pytest.mark.parametrize("suspended", [False, True], ids=["at once", "after a suspension"])
 def test_whatever_a_coroutine_raises_fails_that_task_and_nothing_else(runtime, neighbour, error, suspended, caplog):
@@ -73,6 +76,7 @@ def test_whatever_a_coroutine_raises_fails_that_task_and_nothing_else(runtime, n
     assert caplog.records == []
 
 
+@pytest.mark.promise("Whatever a function raises, on the loop or in a worker thread, fails that call and nothing else")
 @pytest.mark.parametrize("error", POISONS)
 def test_whatever_a_function_raises_fails_that_call_and_nothing_else(runtime, neighbour, error):
     def poison():
@@ -93,6 +97,7 @@ def test_whatever_a_function_raises_fails_that_call_and_nothing_else(runtime, ne
     assert_lives(runtime, neighbour)
 
 
+@pytest.mark.promise("Whatever a done callback raises is reported and harms no other callback")
 @pytest.mark.parametrize("error", POISONS)
 @pytest.mark.parametrize("where", ["coroutine", "function", "thread"])
 def test_whatever_a_done_callback_raises_is_reported_and_harms_no_other_callback(runtime, failures, error, where):
@@ -126,6 +131,7 @@ def test_whatever_a_done_callback_raises_is_reported_and_harms_no_other_callback
     assert [type(failure.exception) for failure in failures] == ([error] if comes_out else [error, error])
 
 
+@pytest.mark.promise("Callbacks and tasks that were made without the runtime do not stop it either")
 @pytest.mark.parametrize("error", POISONS)
 def test_whatever_a_callback_made_without_the_runtime_raises_leaves_the_loop_running(runtime, failures, error, caplog):
     thread = runtime.call_soon(threading.get_ident).result()
@@ -180,6 +186,7 @@ def test_a_poisoned_item_does_not_keep_the_rest_of_the_inbox_waiting(runtime):
     assert [type(task.exception(timeout=5)) for task in poisoned] == [SystemExit] * 3
 
 
+@pytest.mark.promise("A task can neither stop, nor close, nor run the loop")
 def test_a_task_can_neither_stop_nor_close_nor_run_the_loop(runtime, neighbour):
     async def stops():
         asyncio.get_running_loop().stop()
@@ -253,6 +260,9 @@ async def waits_for_ever():
     await asyncio.Event().wait()
 
 
+@pytest.mark.promise(
+    "Should the thread die all the same, every waiter gets `LoopDiedError` with the cause, and the next use starts another"
+)
 def test_every_waiter_gets_a_clear_error_when_the_thread_dies_and_the_next_use_starts_another():
     reported: list[Failure] = []
     runtime = Runtime(name="breaks", loop_factory=Breakable, on_error=reported.append)

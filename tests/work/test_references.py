@@ -35,6 +35,7 @@ def is_gone(reference):
 # --- held until done --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("No garbage collection, at any moment, loses work")
 def test_no_collection_at_any_moment_loses_work(runtime):
     """asyncio refers to its tasks weakly: one that waits on what only it refers to was collected in the middle."""
 
@@ -128,6 +129,7 @@ SUBMISSIONS = {
 }
 
 
+@pytest.mark.promise("No cycle keeps the arguments of failed work alive")
 @pytest.mark.parametrize("claim", CLAIMS)
 @pytest.mark.parametrize("submit", SUBMISSIONS)
 def test_no_cycle_keeps_the_arguments_of_work_that_failed(runtime, no_collector, submit, claim):
@@ -192,6 +194,7 @@ def test_no_cycle_is_left_after_run_timed_out(runtime, no_collector):
     assert is_gone(reference)
 
 
+@pytest.mark.promise("A finished handle keeps neither arguments nor context nor coroutine")
 @pytest.mark.parametrize("submit", ["go", "call_soon", "call_later", "to_thread"])
 def test_a_finished_handle_keeps_neither_arguments_nor_context_nor_coroutine(runtime, no_collector, submit):
     async def work(argument):
@@ -254,6 +257,7 @@ def test_a_cancelled_timer_lets_go_of_its_arguments(runtime, no_collector):
     assert is_gone(reference)
 
 
+@pytest.mark.promise("An outcome that comes out twice does not make its traceback grow")
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_coming_out_twice_does_not_make_the_traceback_grow(runtime, claim):
     def length():

@@ -71,6 +71,7 @@ def test_result_waits_and_returns_the_value(runtime, held):
     assert held.task.exception() is None
 
 
+@pytest.mark.promise("A wait that times out is told from a timeout of the work, and cancels nothing")
 def test_a_wait_that_times_out_is_told_from_a_timeout_of_the_work_and_cancels_nothing(runtime, held):
     async def times_out():
         raise TimeoutError("of the work")
@@ -149,6 +150,7 @@ def test_the_outcome_and_a_waiter_may_come_at_the_same_moment(runtime, no_second
             assert called.wait(timeout=5)
 
 
+@pytest.mark.promise("Waiters and outcomes may come at the same moment: none is lost")
 def test_waiters_and_outcomes_of_many_tasks_race_and_none_is_lost(runtime, no_second_look):
     async def work(number):
         if number % 2:
@@ -233,6 +235,7 @@ def test_done_callbacks_are_called_with_the_task_in_order_and_at_once_if_it_is_d
     assert calls[3] is held.task
 
 
+@pytest.mark.promise("Ctrl-C in a done callback that is called at once reaches the program")
 def test_ctrl_c_in_a_done_callback_that_is_called_at_once_reaches_the_program(runtime):
     """It was reported as the callback's own error, and the program went on."""
     task = runtime.go(asyncio.sleep(0))
@@ -260,6 +263,7 @@ def test_a_done_callback_that_fails_is_reported_and_the_others_are_called(runtim
 # --- cancelling -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("`cancel()` asks; the task is done when its clean-up is")
 def test_cancel_asks_and_the_task_is_done_when_its_clean_up_is(runtime):
     async def work():
         started.set()
@@ -323,6 +327,7 @@ def test_an_error_in_the_clean_up_is_the_outcome(runtime):
         task.result(timeout=5)
 
 
+@pytest.mark.promise("What is cancelled before it starts never starts")
 def test_what_is_cancelled_before_it_starts_never_starts(runtime):
     async def work():
         ran.append(1)

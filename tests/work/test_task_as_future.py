@@ -121,6 +121,7 @@ def test_the_repr_in_every_state(case):
         assert f" {state}, submitted at " in repr(case[name])
 
 
+@pytest.mark.promise("`concurrent.futures.wait` and `as_completed` take tasks, in every state")
 def test_wait_and_as_completed_see_every_state(case):
     done, not_done = concurrent.futures.wait(case.values(), timeout=0)
 

@@ -53,6 +53,7 @@ class Cleaning:
             self.cleaned_up = True
 
 
+@pytest.mark.promise("A task can be awaited under trio")
 def test_a_task_can_be_awaited_under_trio(runtime):
     async def main():
         task = runtime.go(double(1))
@@ -105,6 +106,7 @@ def test_one_task_can_be_awaited_from_trio_and_asyncio_and_waited_for_at_once(ru
         assert [task.result(timeout=5), *(wait.result(timeout=5) for wait in waits)] == ["one"] * 3
 
 
+@pytest.mark.promise("A wait that trio cancels cancels the work, and waits for its clean-up")
 def test_a_wait_that_trio_cancels_cancels_the_work_and_waits_for_its_clean_up(runtime):
     work = Cleaning()
 
@@ -140,6 +142,7 @@ def test_a_timeout_of_trio_ends_the_wait(runtime):
     assert trio.run(main)
 
 
+@pytest.mark.promise("If the work swallows the cancellation, its result comes out under trio too")
 def test_if_the_work_swallows_the_cancellation_its_result_comes_out_under_trio(runtime):
     async def deaf():
         with contextlib.suppress(asyncio.CancelledError):
@@ -157,6 +160,7 @@ def test_if_the_work_swallows_the_cancellation_its_result_comes_out_under_trio(r
     assert trio.run(main) == "done all the same"
 
 
+@pytest.mark.promise("Work that another cancels raises `concurrent.futures.CancelledError` under trio")
 def test_work_that_another_cancels_raises_the_errors_of_concurrent_futures_under_trio(runtime):
     """asyncio's own would be a BaseException that trio does not know."""
 
@@ -178,6 +182,7 @@ def test_what_is_awaited_without_any_loop_says_what_to_do(runtime):
     task.cancel()
 
 
+@pytest.mark.promise("Trio in guest mode on an asyncio loop is told from that loop")
 def test_guest_mode_of_trio_on_an_asyncio_loop_is_seen(runtime):
     async def under_trio():
         return await runtime.go(double(4))
@@ -207,12 +212,14 @@ def test_the_context_goes_along_from_trio(runtime):
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 class TestAnyio:
+    @pytest.mark.promise("With anyio a task can be awaited on both backends")
     def test_a_task_can_be_awaited(self, runtime, backend):
         async def main():
             return await runtime.go(double(1))
 
         assert anyio.run(main, backend=backend) == 2
 
+    @pytest.mark.promise("Work that uses anyio runs on its asyncio backend, wherever it was started from")
     def test_the_work_itself_runs_on_asyncio_and_may_use_anyio(self, runtime, backend):
         """anyio keeps the name of the backend in the context, which goes along: the work took itself for trio's."""
 
@@ -226,6 +233,7 @@ class TestAnyio:
 
         assert anyio.run(main, backend=backend) == "asyncio"
 
+    @pytest.mark.promise("A cancelled scope of anyio asks the work to end once, and waits for its clean-up")
     def test_a_cancelled_scope_cancels_the_work_and_waits_for_its_clean_up(self, runtime, backend):
         """anyio asks again in every turn of its loop, which interrupted the clean-up."""
         work = Cleaning()
@@ -248,6 +256,7 @@ class TestAnyio:
         assert anyio.run(main, backend=backend) == 8
 
 
+@pytest.mark.promise("Trio is not imported for those who do not use it")
 def test_trio_is_not_imported_for_those_who_do_not_use_it():
     def program():
         async def main():
@@ -261,6 +270,7 @@ def test_trio_is_not_imported_for_those_who_do_not_use_it():
     assert (result.stdout, result.stderr, result.code) == ("False False\n", "", 0)
 
 
+@pytest.mark.promise("Work that was started under trio is finished at exit")
 def test_work_that_was_started_under_trio_is_finished_at_exit():
     def program():
         async def work():
@@ -278,6 +288,7 @@ def test_work_that_was_started_under_trio_is_finished_at_exit():
     assert (result.stdout, result.stderr, result.code) == ("trio ended\ndone\n", "", 0)
 
 
+@pytest.mark.promise("Ctrl-C under trio cancels the work that is waited for")
 def test_ctrl_c_under_trio_cancels_the_work():
     def program():
         started = threading.Event()
