@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import guardian
 from programs import source_of
 
 SRC = Path(__file__).resolve().parent.parent / "src"
@@ -81,6 +82,7 @@ def run_child(
         start_new_session=True,
     )
     try:
+        guardian.watch(child)
         stdout, stderr = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         _kill(child)
@@ -93,6 +95,8 @@ def run_child(
         _kill(child)
         child.communicate()
         raise
+    finally:
+        guardian.forget(child)
     return Result(stdout, without_remarks(stderr), child.returncode, time.monotonic() - started)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import guardian
 from children import child_environment
 
 HERE = Path(__file__).parent
@@ -79,6 +80,7 @@ class Process:
                 env=child_environment(env),
                 start_new_session=True,
             )
+        guardian.watch(self._popen)
         self.pid = self._popen.pid
 
     def log(self) -> str:
@@ -114,6 +116,7 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._popen.wait(PATIENCE)
+        guardian.forget(self._popen)
 
 
 @contextlib.contextmanager
