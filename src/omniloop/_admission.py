@@ -15,8 +15,7 @@ from ._life.life import Life
 from ._process import signals
 from ._report import Failure, Site
 from ._settings import WhenFull
-from ._work.tally import Tally
-from ._work.task import CANCELLED, Task
+from ._work.task import Dropped, Task
 
 # Seconds between two reports of what was dropped.
 _REPORT_EVERY: Final = 1.0
@@ -30,9 +29,8 @@ class Bounds:
     signal handler or a finaliser may submit in the middle of it (and may then get one place too many).
     """
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self) -> None:
         self.size: int | None = None
-        self._tally = tally
         self._lock = RLock()
         # In order of admission; true once it is delivered, and so can be ended.
         self._places: dict[Task[Any], bool] = {}
@@ -160,7 +158,8 @@ class Bounds:
                 self._places[task] = False
             # Without the lock: callbacks of the user's may run.
             if self._end(victim, life):
-                self._count(victim, life)
+                # When it has ended: what runs may do so before the cancellation comes to it.
+                victim._when_done(partial(self._tell, victim, life))
                 return True
             with self._lock:
                 if victim.done():
@@ -171,25 +170,24 @@ class Bounds:
         return False
 
     def _end(self, victim: Task[Any], life: Life) -> bool:
-        why = f"dropped, because max_pending={self.size} was reached"
+        why = self._why()
         if not life.inbox.take_back(victim):
             return victim.cancel(why)
-        # Here, and not by the loop: while that is blocked, what is dropped would pile up for it. The tally
-        # counts what was taken by another than the loop like this.
-        self._tally.count("in_threads")
-        self._settle(victim, why)
+        # Here, and not by the loop: while that is blocked, what is dropped would pile up for it.
+        victim._end_unstarted(why)
         return True
 
     def _drop(self, task: Task[Any], life: Life) -> None:
-        self._settle(task, f"dropped, because max_pending={self.size} was reached")
-        self._count(task, life)
+        task._end_unstarted(self._why())
+        self._tell(task, life)
 
-    def _settle(self, task: Task[Any], why: str) -> None:
-        close_unstarted(task._work)
-        task._settle(CANCELLED, (why,))
+    def _why(self) -> Dropped:
+        return Dropped(f"dropped, because max_pending={self.size} was reached")
 
-    def _count(self, task: Task[Any], life: Life) -> None:
-        self._tally.count("dropped")
+    def _tell(self, task: Task[Any], life: Life) -> None:
+        """Have it told that *task* was dropped, unless it ended in another way meanwhile."""
+        if not task.cancelled():
+            return
         with self._lock:
             self._untold += 1
             self._last_site, self._last_name = task._site(), task.get_name()

@@ -26,7 +26,7 @@ from ._work.failures import Failures
 from ._work.ledger import Later
 from ._work.periodic import periodic
 from ._work.tally import Tally
-from ._work.task import CANCELLED, KEEPER, Daemon, Task
+from ._work.task import DAEMON, KEEPER, WORK, Kind, Task
 
 if TYPE_CHECKING:
     from ._settings import Changes
@@ -90,7 +90,7 @@ class Runtime:
         self._drain_time = 0.0
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
-        self._bounds = Bounds(self._tally)
+        self._bounds = Bounds()
         # The switch of the hot path. On until the settings are known.
         self._bounded = True
         self._chosen: Settings | None = None
@@ -150,8 +150,8 @@ class Runtime:
             FullError: if `max_pending` is reached, and this call is not to wait, or may not.
         """
         if timeout is not None:
-            return self._go_within(timeout, coro, name, context, daemon, _getframe(1))
-        return self._go(coro, name, context, daemon, _getframe(1))
+            return self._go_within(timeout, coro, name, context, DAEMON if daemon else WORK, _getframe(1))
+        return self._go(coro, name, context, DAEMON if daemon else WORK, _getframe(1))
 
     def try_go(
         self,
@@ -171,7 +171,7 @@ class Runtime:
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
         """
-        return self._try_go(coro, name, context, daemon, timeout, _getframe(1))
+        return self._try_go(coro, name, context, DAEMON if daemon else WORK, timeout, _getframe(1))
 
     def call_soon(self, fn: Callable[[*Ts], T], *args: *Ts, context: Context | None = None) -> Task[T]:
         """
@@ -401,7 +401,7 @@ class Runtime:
         coro: Awaitable[T],
         name: str | None,
         context: Context | None,
-        daemon: Daemon,
+        kind: Kind,
         frame: FrameType,
         when_full: WhenFull | Literal["accept"] | None = None,
     ) -> Task[T]:
@@ -419,7 +419,7 @@ class Runtime:
             None,
             copy_context() if context is None else copied(context, coro),
             name,
-            daemon,
+            kind,
             frame.f_code,
             frame.f_lasti,
         )
@@ -435,7 +435,7 @@ class Runtime:
         coro: Awaitable[T],
         name: str | None,
         context: Context | None,
-        daemon: Daemon,
+        kind: Kind,
         frame: FrameType,
         when_full: WhenFull | Literal["accept"] | None = None,
         from_start: bool = False,
@@ -451,7 +451,7 @@ class Runtime:
         inner = as_coroutine(coro, None if thread is None else thread.loop)
         title = name if name is not None else getattr(inner, "__qualname__", None) or type(inner).__name__
         try:
-            task = self._go(within(inner, str(title), timeout, until), title, context, daemon, frame, when_full)
+            task = self._go(within(inner, str(title), timeout, until), title, context, kind, frame, when_full)
         except BaseException:
             close_unstarted(inner)
             raise
@@ -474,7 +474,7 @@ class Runtime:
             args,
             copy_context() if context is None else copied(context, fn),
             None,
-            False,
+            WORK,
             frame.f_code,
             frame.f_lasti,
         )
@@ -509,7 +509,7 @@ class Runtime:
         title = name or f"every {interval:g} s: {getattr(fn, '__qualname__', None) or type(fn).__name__}"
         site = Site(frame.f_code, frame.f_lasti)
         turns = periodic(interval, fn, _seconds("jitter", jitter), immediately, title, site, self._failures.drop)
-        return self._go(turns, title, None, True, frame, "accept")
+        return self._go(turns, title, None, DAEMON, frame, "accept")
 
     def _to_thread(
         self,
@@ -533,14 +533,14 @@ class Runtime:
         coro: Awaitable[T],
         name: str | None,
         context: Context | None,
-        daemon: bool,
+        kind: Kind,
         timeout: float | None,
         frame: FrameType,
     ) -> Task[T] | None:
         try:
             if timeout is not None:
-                return self._go_within(timeout, coro, name, context, daemon, frame, "raise")
-            return self._go(coro, name, context, daemon, frame, "raise")
+                return self._go_within(timeout, coro, name, context, kind, frame, "raise")
+            return self._go(coro, name, context, kind, frame, "raise")
         except FullError:
             return None
 
@@ -582,7 +582,7 @@ class Runtime:
     ) -> Task[Any]:
         life = self._current()
         context = copy_context() if context is None else copied(context, work)
-        task: Task[Any] = Task(life, work, args, context, None, False, frame.f_code, frame.f_lasti)
+        task: Task[Any] = Task(life, work, args, context, None, WORK, frame.f_code, frame.f_lasti)
         if life.debug:
             task._stack = _stack(frame)
         return task
@@ -599,13 +599,10 @@ class Runtime:
             except BaseException:
                 # Interrupted, or no thread can be started: not accepted, unless the loop has it already.
                 if life.inbox.take_back(item):
-                    close_unstarted(task._work)
-                    task._settle(CANCELLED, ())
+                    task._refuse()
                 raise
             if not self._renew(life):
-                close_unstarted(task._work)
-                # `run` has it, and waits for its end.
-                task._settle(CANCELLED, ())
+                task._refuse()
                 raise self._closed_error()
             task._owner = life = self._life
 
@@ -632,7 +629,7 @@ class Runtime:
         except BaseException:
             close_unstarted(task._work)
             raise
-        if not self._bounded or task._daemon is KEEPER:
+        if not self._bounded or task._kind is KEEPER:
             return put(task)
         bounds = self._bounds
         try:
@@ -700,7 +697,7 @@ class Runtime:
         self._failures.abandon()
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
-        self._bounds = Bounds(self._tally)
+        self._bounds = Bounds()
         if self._chosen is not None:
             self._choose(self._chosen)
         self._ended = self._shut_down
@@ -719,7 +716,7 @@ class Runtime:
 
     def _started(self) -> int:
         """How much was ever started, or waits to be."""
-        return self._tally.started + self._tally.in_threads + len(self._life.inbox)
+        return self._tally.begun() + len(self._life.inbox)
 
     def _remaining(self) -> int:
         """How much there is to wait for."""

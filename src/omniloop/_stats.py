@@ -9,12 +9,12 @@ class Stats(NamedTuple):
     """
     What a runtime has done in this process, and what it does now. Immutable.
 
-    When the runtime is quiet, ``accepted == finished + running + scheduled + queue_depth``; while work comes and goes, a count
-    may be behind by what comes and goes during the look. The first five never go down, so that they can be counters.
+    At every moment ``accepted == queue_depth + running + scheduled + finished + dropped``. While work comes and goes, a count may be
+    behind by what comes and goes during the look, and never exceeds the truth. The first five never go down: they can be counters.
 
     Attributes:
         accepted: Submissions that were accepted, of every kind.
-        finished: Those that are done, whatever came of them.
+        finished: Those that are done, whatever came of them; but for those that were dropped.
         failed: Those that ended with an error, asked for or not.
         cancelled: Those that ended by cancellation.
         dropped: Submissions that the bounds of `configure` dropped.

@@ -178,7 +178,7 @@ def test_nobody_waits_for_ever_for_work_that_blocks_the_loop():
     assert isinstance(outcomes[0], ClosedError)
     gate.set()
     assert stuck.result(timeout=5) is True
-    # The loop could not be closed: let the collector say so here.
+    # Closed by its own thread, now that that has come back.
     for thread in threading.enumerate():
         if thread.name == "stuck":
             thread.join(timeout=5)

@@ -15,7 +15,7 @@ import warnings
 import pytest
 
 import omniloop
-from omniloop import ClosedError, NotAsyncError, OmniloopError, Runtime, TaskGroup
+from omniloop import CannotStartError, ClosedError, NotAsyncError, OmniloopError, Runtime, TaskGroup
 from omniloop.ext.logging import AsyncHandler
 
 
@@ -326,7 +326,7 @@ def test_a_runtime_that_can_not_start_says_so_and_closes_the_coroutine():
     runtime = Runtime(name="unable", loop_factory=no_loop)
     coro = work()
 
-    refused(lambda: runtime.go(coro), "too many open files", OSError)
+    refused(lambda: runtime.go(coro), "too many open files", CannotStartError)
     assert coro.cr_frame is None
     assert runtime.tasks() == []
     runtime.shutdown()

@@ -93,9 +93,8 @@ def test_what_runs_and_what_waits_is_counted_where_it_is(runtime):
         blocked.result(timeout=5)
         workers.flush(timeout=5)
 
-    # The job, the daemon; the sleeping call; a job without a worker, and a coroutine the blocked loop has not come to.
-    # The call that blocks the loop was taken and is done as soon as it returns: it counts as finished.
-    assert (stats.running, stats.scheduled, stats.queue_depth) == (2, 1, 2)
+    # The job, the daemon, the call that blocks the loop; the sleeping call; a job without a worker, and a coroutine the blocked loop has not come to.
+    assert (stats.running, stats.scheduled, stats.queue_depth) == (3, 1, 2)
     assert stats.accepted == stats.finished + stats.running + stats.scheduled + stats.queue_depth
     assert workers.stats().scheduled == 0
 

@@ -14,7 +14,7 @@ from .._errors import NotAsyncError
 from .._report import Hook
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import FAILED, Task
+from .._work.task import FAILED, Kind, Task
 from .limiter import Limiter, go_limited, limiter, to_thread_limited
 
 P = ParamSpec("P")
@@ -145,7 +145,9 @@ def _async(options: _Options, fn: Callable[..., Any], limiter: Limiter | None) -
 
     def start(*args: Any, **kwargs: Any) -> Task[Any]:
         coro = fn(*args, **kwargs)
-        task = go_limited(runtime, limiter, coro, name, None, options.daemon, sys._getframe(1))
+        task = go_limited(
+            runtime, limiter, coro, name, None, Kind.DAEMON if options.daemon else Kind.WORK, sys._getframe(1)
+        )
         return _tell(task, on_error)
 
     return start

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, final
 from .._errors import ForkedError, NotAsyncError, OmniloopError, WouldDeadlockError
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import Task
+from .._work.task import Kind, Task
 
 T = TypeVar("T")
 E = TypeVar("E", bound=bool | None)
@@ -78,7 +78,7 @@ class _Entered(AbstractContextManager[T, bool]):
         door = self._door
         name = f"enter({getattr(manager, '__qualname__', type(manager).__qualname__)})"
         task = self._task = self._runtime._make_task(_hold(manager, door), None, None, sys._getframe(1))
-        task._name, task._daemon = name, True
+        task._name, task._kind = name, Kind.DAEMON
         with self._ending(task):
             # In here, because Ctrl-C may come when the loop has the task already.
             self._runtime._put(task)

@@ -20,7 +20,7 @@ from .._arguments import check_function, check_timeout, close_unstarted, is_asyn
 from .._errors import ClosedError, ForkedError, WaitTimeoutError, WouldDeadlockError
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import FAILED, Task
+from .._work.task import FAILED, Kind, Task
 from .limiter import go_limited, limiter, to_thread_limited
 
 A = TypeVar("A")
@@ -284,7 +284,7 @@ class TaskGroup:
         timeout: float | None = None,
     ) -> Task[T]:
         return self._add(
-            coro, lambda: go_limited(self._runtime, self._limiter, coro, name, context, False, frame, timeout)
+            coro, lambda: go_limited(self._runtime, self._limiter, coro, name, context, Kind.WORK, frame, timeout)
         )
 
     def _add(self, work: object, start: Callable[[], Task[T]]) -> Task[T]:
@@ -605,9 +605,9 @@ class _Window:
     def add(self, item: Any, frame: FrameType) -> None:
         if self._timeout is not None:
             coro = self._fn(item)
-            task = self._runtime._go_within(self._timeout, coro, None, None, False, frame, from_start=True)
+            task = self._runtime._go_within(self._timeout, coro, None, None, Kind.WORK, frame, from_start=True)
         elif self._is_async:
-            task = self._runtime._go(self._fn(item), None, None, False, frame)
+            task = self._runtime._go(self._fn(item), None, None, Kind.WORK, frame)
         else:
             task = self._runtime._to_thread(self._fn, (item,), {}, frame)
         self._tasks[task] = None

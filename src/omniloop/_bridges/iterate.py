@@ -17,6 +17,7 @@ from .._errors import ForkedError, NotAsyncError
 from .._life import workers
 from .._runtime import Runtime
 from .._shared import chosen
+from .._work.task import Kind
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class Iteration(Generic[T]):
         self._ended = False
         name = _name("iterate", source)
         # Whatever the bounds are: there is no more of it than of those who consume.
-        self._task = runtime._go(_feed(source, queue), name, None, True, frame, "accept")
+        self._task = runtime._go(_feed(source, queue), name, None, Kind.DAEMON, frame, "accept")
         # However it ends, the consumer hears of it, after the items that are there.
         self._task.add_done_callback(lambda _: queue.shutdown())
 
@@ -213,7 +214,7 @@ async def _get(queue: janus.Queue[T], runtime: Runtime) -> T:
     thread = runtime._current().thread
     if thread is not None and asyncio._get_running_loop() is thread.loop:
         return await queue.async_q.get()
-    return await runtime._go(queue.async_q.get(), None, None, False, sys._getframe(), "accept")
+    return await runtime._go(queue.async_q.get(), None, None, Kind.WORK, sys._getframe(), "accept")
 
 
 def _feed_in_thread(source: Iterable[T], queue: janus.Queue[T]) -> None:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from .._arguments import as_coroutine, check_function, close_unstarted
 from .._runtime import Runtime
-from .._work.task import Task
+from .._work.task import Kind, Task
 
 T = TypeVar("T")
 
@@ -52,25 +52,28 @@ def go_limited(
     coro: Awaitable[T],
     name: str | None,
     context: Context | None,
-    daemon: bool,
+    kind: Kind,
     frame: FrameType,
     timeout: float | None = None,
 ) -> Task[T]:
     """`Runtime.go`, with a limit."""
     if limiter is None:
         if timeout is not None:
-            return runtime._go_within(timeout, coro, name, context, daemon, frame)
-        return runtime._go(coro, name, context, daemon, frame)
+            return runtime._go_within(timeout, coro, name, context, kind, frame)
+        return runtime._go(coro, name, context, kind, frame)
     thread = runtime._life.thread
     inner = as_coroutine(coro, None if thread is None else thread.loop)
     title = name or getattr(inner, "__qualname__", None) or type(inner).__name__
+    limited = None
     try:
         limited = limiter.run(inner)
         if timeout is not None:
-            task = runtime._go_within(timeout, limited, title, context, daemon, frame)
+            task = runtime._go_within(timeout, limited, title, context, kind, frame)
         else:
-            task = runtime._go(limited, title, context, daemon, frame)
+            task = runtime._go(limited, title, context, kind, frame)
     except BaseException:
+        # Refused; or Ctrl-C at any point.
+        close_unstarted(limited)
         close_unstarted(inner)
         raise
     # Cancelled or dropped before its turn came.
@@ -96,4 +99,4 @@ def to_thread_limited(
         return await runtime._to_thread(fn, args, kwargs, sys._getframe(), name, "accept")
 
     title = name or getattr(fn, "__qualname__", None) or type(fn).__name__
-    return go_limited(runtime, limiter, call(), title, None, False, frame)
+    return go_limited(runtime, limiter, call(), title, None, Kind.WORK, frame)

@@ -33,7 +33,7 @@ from .._life.life import Life
 from .._process import exit, fork, signals
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import KEEPER, Task
+from .._work.task import KEEPER, Kind, Task
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -142,7 +142,7 @@ class ProcessPool:
                 f"to_process({name}) can't send the function and its arguments to another process: {error}. Use a function at the top "
                 "of a module, and plain data."
             ) from error
-        return self._runtime._go(self._work(payload, name), name, None, False, frame)
+        return self._runtime._go(self._work(payload, name), name, None, Kind.WORK, frame)
 
     async def _work(self, payload: bytes, name: str) -> Any:
         call = _Call(payload, name)
@@ -565,7 +565,7 @@ def _submit_elsewhere(
     # Else a cancellation of the waiter would take it away.
     submitted.set_running_or_notify_cancel()
     # First, because it may refuse: what the executor has could not be taken back.
-    task = runtime._go(_wait_elsewhere(submitted, name), name, None, False, frame)
+    task = runtime._go(_wait_elsewhere(submitted, name), name, None, Kind.WORK, frame)
     try:
         # Here and not on the loop: it may start processes, or threads, which on 3.12.0 to 3.12.2 no longer start in the drain.
         future = executor.submit(fn, *args, **kwargs)

@@ -17,7 +17,7 @@ from .._errors import NotAsyncError, WouldDeadlockError, WrongLoopError
 from .._life.life import Life
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import KEEPER, Task
+from .._work.task import KEEPER, Kind, Task
 from .._work.trio import is_trio
 
 T = TypeVar("T")
@@ -124,7 +124,11 @@ class Resource(Generic[T]):
         """
         self._check(use, "go")
         return self._runtime._go(
-            self._use(use), name or getattr(use, "__qualname__", None), None, daemon, sys._getframe(1)
+            self._use(use),
+            name or getattr(use, "__qualname__", None),
+            None,
+            Kind.DAEMON if daemon else Kind.WORK,
+            sys._getframe(1),
         )
 
     def __await__(self) -> Generator[Any, None, T]:

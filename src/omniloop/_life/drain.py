@@ -15,7 +15,7 @@ from typing import Any, Final
 from .._errors import CannotStartError, ClosedError, WouldDeadlockError
 from .._report import innermost, say, thread_stack
 from .._work.ledger import is_asked
-from .._work.task import Task
+from .._work.task import Kind, Task
 from . import waits
 from .life import Life
 from .progress import Progress
@@ -359,7 +359,7 @@ def _end(life: Life, deadline: float, dropped: dict[Task[Any], str], why: str, u
     life.closed = True
     life.fail_all(undelivered, _closed_error, dropped)
     life.failures.tell_all()
-    if thread is not None and joined:
+    if thread is not None:
         thread.close()
 
 
@@ -400,5 +400,5 @@ def describe(task: Task[Any]) -> str:
     """One line on an unfinished task, for a person to read."""
     age = task._age()
     since = "" if age is None else f", for {age:.1f} s"
-    kind = " (daemon)" if task._daemon is True else ""
+    kind = " (daemon)" if task._kind is Kind.DAEMON else ""
     return f"  {task.get_name()}{kind}{since}, submitted at {task._site().short()}, {task._place()}"

@@ -98,7 +98,7 @@ class Life:
         self._settings = settings
         self._watched = watched
         self.failures = failures
-        self._tally = tally
+        self.tally = tally
         self._clock = clock
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
@@ -209,7 +209,7 @@ class Life:
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         loop.set_default_executor(pool)
-        self._ledger = Ledger(loop, thread.context, self.inbox, self.failures, self._tally, self._clock)
+        self._ledger = Ledger(loop, thread.context, self.inbox, self.failures, self.tally, self._clock)
         self._watchdog = Watchdog(
             self.name,
             lambda: self._settings().slow_callback,
@@ -369,15 +369,15 @@ class Life:
         if self._ledger is None:
             # Accepted in the middle of a fork, or of the first start: the loop is not made yet.
             if self._take_back(task):
-                close_unstarted(task._work)
-                task._end_cancelled(args)
+                task._end_unstarted(*args)
                 return True
             if self._ledger is None:
                 # Refused.
                 return False
         ledger = self._ledger
         if self.thread is not None and self.thread.is_current():
-            if task._is_started():
+            # Not in its first step: there the asyncio task is to be had only when that is over.
+            if isinstance(task._work, asyncio.Future):
                 ledger.cancel(task, msg)
                 return True
         if not task._is_started():
@@ -396,15 +396,12 @@ class Life:
     def hold_failure(self, unclaimed: Unclaimed) -> None:
         """Remember a failure that nobody asked for yet."""
         self.failures.hold(unclaimed)
-        self._tally.count("failed")
+        self.tally.count("failed")
         error = unclaimed.failure.exception
         if isinstance(error, (SystemExit, KeyboardInterrupt)) and self.thread is not None and self.thread.is_current():
             # uvloop lets it out only after the task was settled; see `_escaped`.
             self._escaping = error
             self.thread.post(self._none_escaping)
-
-    def count_cancelled(self) -> None:
-        self._tally.count("cancelled")
 
     # --- worker threads -----------------------------------------------------------------------------------------------
 
@@ -428,7 +425,7 @@ class Life:
             if isinstance(error, RuntimeError):
                 raise CannotStartError(f"omniloop can't start a worker thread here: {error}.") from error
             raise
-        self._tally.count("in_threads")
+        self.tally.count("aside")
         return True
 
     def _work(self, held: list[Task[Any]], work: ThreadWork) -> Callable[[], None]:
@@ -511,11 +508,14 @@ class Life:
         for item in undelivered:
             task = item.task if type(item) is Later else item
             if type(task) is Task:
-                self._tally.started += 1
+                self.tally.count("aside")
                 close_unstarted(task._work)
                 fail(task)
         if self._ledger is not None:
             for task in [*self._ledger.unfinished(), *self._ledger.keepers.values()]:
+                if task is self._ledger.beginning:
+                    # Settles when it comes back: the loop's thread still has it in hand.
+                    continue
                 work = task._work
                 if isinstance(work, ThreadWork) and not work.claim() and task not in self._ledger.in_threads:
                     # Taken back by `to_thread`, for the next life.
@@ -536,7 +536,8 @@ class Life:
         """All that is accepted and not done, for a look."""
         started = self._ledger.unfinished() if self._ledger is not None else []
         waiting = [item.task if type(item) is Later else item for item in self.inbox.waiting()]
-        return [*started, *(task for task in waiting if type(task) is Task)]
+        # What is done may not have left yet.
+        return [task for task in (*started, *waiting) if type(task) is Task and not task.done()]
 
     def remaining(self) -> int:
         """How much the drain has to wait for, for a look."""
@@ -547,30 +548,21 @@ class Life:
         """Count what there is, for a look."""
         from .._stats import Stats
 
-        tally, ledger = self._tally, self._ledger
-        # First; see `Tally.totals`.
-        taken = tally.started + tally.in_threads
-        running = scheduled = waiting = 0
+        ledger, look = self._ledger, self.tally.look()
+        running = scheduled = waiting = queued = 0
         # What a closed or dead life left behind is settled.
         if ledger is not None and not self.closed and not self.dead:
-            in_threads = list(ledger.in_threads)
+            first = ledger.beginning
+            in_threads = [task for task in list(ledger.in_threads) if not task.done()]
             waiting = sum(not task._is_started() for task in in_threads)
             running = len(ledger.running) + len(ledger.daemons) + len(ledger.keepers) + len(in_threads) - waiting
+            running += first is not None
             scheduled = len(ledger.timers)
-        queued = sum(type(item) in (Task, Later) for item in self.inbox.waiting())
-        accepted, finished = tally.totals(taken, running + waiting, scheduled, queued)
-        return Stats(
-            accepted=accepted,
-            finished=finished,
-            failed=tally.failed,
-            cancelled=tally.cancelled,
-            dropped=tally.dropped,
-            drain_time=drain_time,
-            running=running,
-            scheduled=scheduled,
-            queue_depth=queued + waiting,
-            loop_lag=self.thread.lag() if self.thread is not None and not self.closed else 0.0,
-        )
+        if not self.inbox.closed:
+            queued = sum(type(item) in (Task, Later) for item in self.inbox.waiting())
+        sums = look.sum_up(running, scheduled, waiting, queued)
+        lag = self.thread.lag() if self.thread is not None and not self.closed else 0.0
+        return Stats(**sums._asdict(), drain_time=drain_time, loop_lag=lag)
 
     # --- fork ---------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,9 @@ from .._process.hosts import warn_of_host
 # of 400 forks.
 _GONE_TIMEOUT = 0.1
 
+# What a thread that comes back too late gives its tasks to clean up (a guess: nobody waits for it).
+_LATE_TIMEOUT = 1.0
+
 
 class LoopThread:
     """
@@ -47,6 +50,9 @@ class LoopThread:
         self._runner: threading.Thread | None = None
         self._running = threading.Lock()
         self._told_to_end = False
+        # Whether the loop is to be closed, whether its thread is over, and a ticket for whoever then closes it.
+        self._to_close, self._over = False, True
+        self._ticket = [None]
         self._gate: threading.Lock | None = None
         # When it was asked how late it is, until it answers; and the last answer.
         self._asked: float | None = None
@@ -149,8 +155,19 @@ class LoopThread:
         self._started = self._runner = self.ident = None
 
     def close(self) -> None:
-        """Close the loop; the thread must have ended."""
-        self.loop.close()
+        """Close the loop; where a callback still keeps the thread from its end, it does so itself when it comes back."""
+        self._to_close = True
+        # Whoever is second sees the mark of the first; of two that see both, one has the ticket.
+        if self._over and self._has_ticket():
+            self.loop.close()
+
+    def _has_ticket(self) -> bool:
+        try:
+            # list.pop is atomic.
+            self._ticket.pop()
+        except IndexError:
+            return False
+        return True
 
     # --- holding still ------------------------------------------------------------------------------------------------
 
@@ -221,6 +238,7 @@ class LoopThread:
             # The thread of a start that was interrupted was first.
             return
         pid = os.getpid()
+        self._over = False
         self.ident = threading.get_ident()
         self._runner = threading.current_thread()
         error = None
@@ -233,6 +251,11 @@ class LoopThread:
             elif not self._told_to_end:
                 self.ended()
                 self._on_death(error)
+            else:
+                self._over = True
+                if self._to_close and self._has_ticket():
+                    # Given up: whoever ended the runtime is gone, and so may be the interpreter in a moment.
+                    contextvars.Context().run(self._finish_late)
             self._running.release()
 
     def _run(self, pid: int) -> BaseException | None:
@@ -249,6 +272,23 @@ class LoopThread:
                     return error
                 self._on_escape(error)
         return None
+
+    def _finish_late(self) -> None:
+        """Cancel what a callback that came back too late has left, let it clean up, and close the loop."""
+        asyncio.Task(self._cancel_rest(), loop=self.loop)
+        self._run_forever()
+        self.loop.close()
+
+    async def _cancel_rest(self) -> None:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=_LATE_TIMEOUT)
+        for task in asyncio.all_tasks():
+            # asyncio's own name for it: its handle was told.
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._stop()
 
     def _leave(self) -> None:
         self._told_to_end = True

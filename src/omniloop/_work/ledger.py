@@ -17,7 +17,7 @@ from .failures import Failures
 from .first_steps import FirstSteps
 from .inbox import Inbox
 from .tally import Tally
-from .task import KEEPER, SUCCEEDED, Task, traceback_without
+from .task import KEEPER, SUCCEEDED, WORK, Task, traceback_without
 from .trio import say_asyncio
 
 # How long the emptying may keep the loop from its timers and sockets, in seconds: measured in time and not in items,
@@ -80,6 +80,9 @@ class Ledger:
         self.daemons: dict[asyncio.Future[Any], Task[Any]] = {}
         # What the others may need to the last: ended after all of them, the youngest first.
         self.keepers: dict[asyncio.Future[Any], Task[Any]] = {}
+        # In its first step, or called, on the loop's thread: inside the constructor of its asyncio task nobody else refers to it. One
+        # slot, because first steps do not nest; set before anything begins, and cleared before the outcome is known.
+        self.beginning: Task[Any] | None = None
         self.timers: dict[Task[Any], asyncio.TimerHandle] = {}
         # Work in worker threads; these add and remove themselves, from any thread.
         self.in_threads: set[Task[Any]] = set()
@@ -102,8 +105,19 @@ class Ledger:
     # --- what is there ------------------------------------------------------------------------------------------------
 
     def waited_for(self) -> list[Task[Any]]:
-        """The started, unfinished work that `flush` and the drain wait for."""
-        return [*self.running.values(), *self.in_threads]
+        """The started, unfinished work that `flush` and the drain wait for. From any thread, for a look."""
+        first = self.begun()
+        begun = [first] if first is not None and first._kind is WORK and first not in self.timers else []
+        # No task twice: one that was in its first step may be held by now.
+        return list(dict.fromkeys([*begun, *list(self.running.values()), *list(self.in_threads)]))
+
+    def begun(self) -> Task[Any] | None:
+        """What is in its first step, if anything. From any thread, for a look."""
+        task = self.beginning
+        if task is not None and task._age() is None:
+            # Noted only where somebody looks.
+            task._since = self._now
+        return task
 
     def is_quiet(self) -> bool:
         """Tell whether there is nothing that the drain waits for, started or not."""
@@ -126,7 +140,9 @@ class Ledger:
 
     def unfinished(self) -> list[Task[Any]]:
         """All started work that is not done. From any thread, for a look."""
-        return [*list(self.running.values()), *list(self.daemons.values()), *list(self.timers), *list(self.in_threads)]
+        first = self.begun()
+        held = [*list(self.running.values()), *list(self.daemons.values()), *list(self.timers), *list(self.in_threads)]
+        return held if first is None or first._kind is KEEPER else list(dict.fromkeys([first, *held]))
 
     def ending(self) -> list[Task[Any]]:
         """What the drain does not wait for, and was asked to end. From any thread, for a look."""
@@ -175,7 +191,9 @@ class Ledger:
                         self.failures.tell_dropped()
                     item()
                 else:
-                    tally.started += 1
+                    # In this order: what is taken and nowhere to be seen is finished.
+                    self.beginning = item
+                    tally.taken += 1
                     if self.cancelled_early and item in self.cancelled_early:
                         self.drop(item)
                     elif item._args is None:
@@ -189,6 +207,7 @@ class Ledger:
         except BaseException as error:
             # Whatever it is, an odd task of the user's factory for one: the rest must still be started.
             self._look_again()
+            self.beginning = None
             if type(item) is Task:
                 item._fail(error)
             raise
@@ -229,12 +248,14 @@ class Ledger:
         except BaseException as error:
             # An eager start lets SystemExit and KeyboardInterrupt out of the constructor: there is no task to settle from.
             error.__traceback__ = traceback_without(error, 1)
+            self.beginning = None
             task._fail(error)
             # The error's frames refer to this one, as their caller: left here, the task would live, and its failure stay unsaid,
             # until a garbage collection.
             del task, coro
             return
         if runner.done():
+            self.beginning = None
             task._settle_from(runner)
             # As above.
             del task, coro, runner
@@ -249,11 +270,13 @@ class Ledger:
                 raise TypeError(f"The task factory of the loop returned {runner!r}, which is not a task.")
         except BaseException as error:
             task._work.close()
+            self.beginning = None
             task._fail(error)
             # As in `_start_coroutine`.
             del task
             return
         if runner.done():
+            self.beginning = None
             task._settle_from(runner)
             del task, runner
         else:
@@ -264,17 +287,26 @@ class Ledger:
         runner.add_done_callback(self._done, context=self._context)
         task._work = runner
         task._since = self._now
-        if not task._daemon:
+        kind = task._kind
+        if kind is WORK:
             self.running[runner] = task
-        elif task._daemon == KEEPER:
+        elif kind is KEEPER:
             self.keepers[runner] = task
         else:
             self.daemons[runner] = task
+        self.beginning = None
 
     def _done(self, runner: asyncio.Future[Any]) -> None:
-        task = self.running.pop(runner, None) or self.daemons.pop(runner, None) or self.keepers.pop(runner, None)
-        if task is not None:
-            task._settle_from(runner)
+        if not runner.cancelled():
+            task = self.running.pop(runner, None) or self.daemons.pop(runner, None) or self.keepers.pop(runner, None)
+            if task is not None:
+                task._settle_from(runner)
+            return
+        for held in self.running, self.daemons, self.keepers:
+            if runner in held:
+                # Counted before it leaves: what is dropped must not be seen as finished in between.
+                held[runner]._settle_from(runner)
+                held.pop(runner, None)
 
     # --- where nothing starts eagerly: up to 3.11, and with a task factory of the user's -------------------------------
 
@@ -295,13 +327,16 @@ class Ledger:
             return
         turn: asyncio.Future[Any] = self.loop.create_future()
         self.running[turn] = task
+        self.beginning = None
         self.loop.call_soon(self._call_now, turn, context=self._context)
         if self._first_steps.add():
             self._until = 0.0
 
     def _call_now(self, turn: asyncio.Future[Any]) -> None:
-        task = self.running.pop(turn)
+        task = self.beginning = self.running[turn]
+        del self.running[turn]
         if task._outcome() is not None:
+            self.beginning = None
             return
         if self.cancelled_early and task in self.cancelled_early:
             self.drop(task)
@@ -320,10 +355,12 @@ class Ledger:
             value = task._context.run(fn, *args)  # type: ignore[union-attr,misc]
         except BaseException as error:
             error.__traceback__ = traceback_without(error, 1)
+            self.beginning = None
             task._fail(error)
             # As in `_start_coroutine`.
             del task, fn, args
             return
+        self.beginning = None
         if type(value) is CoroutineType:
             value.close()
             task._fail(not_plain("call_soon", task.get_name()))
@@ -334,11 +371,13 @@ class Ledger:
 
     def schedule(self, task: Task[Any], when: float) -> None:
         """Call a task's function at *when*, by the runtime's clock."""
-        self._tally.started += 1
         if self.cancelled_early and task in self.cancelled_early:
+            self._tally.taken += 1
             self.drop(task)
             return
         self._wait_until(when, task)
+        # After that, as in `empty`.
+        self._tally.taken += 1
 
     def _wait_until(self, when: float, task: Task[Any]) -> None:
         # Relative, because uvloop's clock is not the runtime's.
@@ -349,6 +388,7 @@ class Ledger:
         if self._may_be_early and 0 < when - self._clock() < _EARLY:
             self._wait_until(when, task)
             return
+        self.beginning = task
         del self.timers[task]
         if self.cancelled_early and task in self.cancelled_early:
             self.drop(task)
@@ -360,6 +400,7 @@ class Ledger:
             value = context.run(task._work, *task._args)  # type: ignore[union-attr,misc]
         except BaseException as error:
             error.__traceback__ = traceback_without(error, 1)
+            self.beginning = None
             task._fail(error)
             # As in `_start_coroutine`.
             del task, context
@@ -369,6 +410,7 @@ class Ledger:
             try:
                 value = as_coroutine(value, self.loop)
             except NotAsyncError as error:
+                self.beginning = None
                 task._fail(error)
                 return
         if type(value) is CoroutineType:
@@ -379,6 +421,7 @@ class Ledger:
             # As in `_start_coroutine`.
             del task, value
             return
+        self.beginning = None
         task._settle(SUCCEEDED, value)
 
     # --- cancelling ---------------------------------------------------------------------------------------------------
@@ -399,6 +442,7 @@ class Ledger:
     def drop(self, task: Task[Any]) -> None:
         """End work that was never started, as cancelled."""
         args = self.cancelled_early.pop(task, ())
+        self.beginning = None
         work = task._work
         task._name = task.get_name()
         if task._args is None and hasattr(work, "close"):

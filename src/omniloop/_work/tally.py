@@ -1,41 +1,95 @@
-"""Counts what a runtime does, off the hot path."""
+"""The book of a runtime: what was accepted, and what became of it. Outlives the runtime's lives; off the hot path but for one number."""
 
 from __future__ import annotations
 
 from threading import RLock
-from typing import Literal
+from typing import Literal, NamedTuple
+
+Entry = Literal["aside", "failed", "cancelled", "dropped"]
+
+
+class Sums(NamedTuple):
+    """What the book says: ``accepted == queue_depth + running + scheduled + finished + dropped``."""
+
+    accepted: int
+    finished: int
+    failed: int
+    cancelled: int
+    dropped: int
+    running: int
+    scheduled: int
+    queue_depth: int
 
 
 class Tally:
-    """What was counted of a runtime since its process began. Outlives the runtime's lives."""
+    """
+    Counts since the process began, from any thread.
 
-    __slots__ = ("_accepted", "_finished", "_lock", "cancelled", "dropped", "failed", "in_threads", "started")
+    There is no counter of what was accepted, because adding to one from several threads would need a lock in `go`, and none of what
+    is finished. Both follow from what was taken, and what is there: each look reads what was taken *before* what is there, and what
+    was dropped last, so that it is behind the truth at worst. And each look remembers what it said, so that no total goes down.
+    """
+
+    __slots__ = ("_accepted", "_aside", "_cancelled", "_dropped", "_failed", "_finished", "_lock", "taken")
 
     def __init__(self) -> None:
-        # On the hot path, and so without the lock: by the loop's thread alone.
-        self.started = 0
-        # From any thread, by `count`.
-        self.in_threads = 0
-        self.failed = 0
-        self.cancelled = 0
-        self.dropped = 0
+        # From the inbox, by the loop's thread alone, and so without the lock. After the ledger has it in hand, and not before.
+        self.taken = 0
+        # Accepted, and not for the loop to take: calls in worker threads, and what was ended before its turn came.
+        self._aside = 0
+        # Of what is finished; and of what is not, because the bounds had no room for it.
+        self._failed = 0
+        self._cancelled = 0
+        self._dropped = 0
         self._accepted = 0
         self._finished = 0
         # Re-entrant, because a signal handler may submit in the middle of a count.
         self._lock = RLock()
 
-    def count(self, what: Literal["in_threads", "failed", "cancelled", "dropped"]) -> None:
-        """One more. From any thread."""
+    def count(self, *entries: Entry) -> None:
+        """One more of each, in one step. From any thread."""
         with self._lock:
-            setattr(self, what, getattr(self, what) + 1)
+            for entry in entries:
+                name = f"_{entry}"
+                setattr(self, name, getattr(self, name) + 1)
 
-    def totals(self, taken: int, running: int, scheduled: int, queued: int) -> tuple[int, int]:
-        """
-        How many were accepted, and finished, ever.
+    def begun(self) -> int:
+        """How much was ever taken, or put aside."""
+        return self.taken + self._aside
 
-        *taken* must be read before the others: then each total is behind the truth at worst, and what was said before is not taken back.
-        """
+    def look(self) -> Look:
+        """Begin a look; what is there is to be counted after this."""
+        return Look(self)
+
+    def _sum_up(self, look: Look, running: int, scheduled: int, waiting: int, queued: int) -> Sums:
         with self._lock:
-            self._finished = max(self._finished, taken - running - scheduled)
-            self._accepted = max(self._accepted, taken + queued)
-            return self._accepted, self._finished
+            dropped = self._dropped
+            # What failed or was cancelled is finished, also where so much was begun since that the difference is behind that.
+            finished = max(
+                self._finished, look.begun - running - scheduled - waiting - dropped, look.failed + look.cancelled
+            )
+            accepted = max(self._accepted, look.begun + queued, finished + dropped)
+            self._finished, self._accepted = finished, accepted
+        # What came during the look is left for the next one.
+        left = accepted - finished - dropped
+        scheduled = min(scheduled, left)
+        running = min(running, left - scheduled)
+        return Sums(
+            accepted, finished, look.failed, look.cancelled, dropped, running, scheduled, left - scheduled - running
+        )
+
+
+class Look:
+    """What was counted when a look began."""
+
+    __slots__ = ("_tally", "begun", "cancelled", "failed")
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        with tally._lock:
+            aside, self.failed, self.cancelled = tally._aside, tally._failed, tally._cancelled
+        self.begun = tally.taken + aside
+
+    def sum_up(self, running: int, scheduled: int, waiting: int, queued: int) -> Sums:
+        """Say what the book says, where so much is there now; *waiting* are the calls that no worker has come to yet."""
+        return self._tally._sum_up(self, running, scheduled, waiting, queued)
