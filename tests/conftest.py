@@ -2,13 +2,21 @@
 
 import inspect
 import logging
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 import omniloop
 from omniloop._process import fork
+
+try:
+    import fcntl
+except ImportError:
+    # Not on Windows, where all run side by side then.
+    fcntl = None
 
 # A script's background jobs (`pytest &`) are born deaf to Ctrl-C, and so would be the children that are tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -17,6 +25,27 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # What asyncio's debug mode remarks about a busy machine, as in `children.without_remarks`.
 logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing <"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One or two files are done before workers have come up; and in the same process there is `--pdb`, and `-s`."""
+    few = len(config.args) <= 2 and all(".py" in arg for arg in config.args)
+    return 0 if few else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that runs alone waits until the other workers are between two tests, and keeps them there."""
+    if fcntl is None or "PYTEST_XDIST_TESTRUNUID" not in os.environ:
+        return (yield)
+    turn = os.path.join(tempfile.gettempdir(), f"omniloop-tests-{os.environ['PYTEST_XDIST_TESTRUNUID']}")
+    with open(turn, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -182,6 +182,7 @@ def without_room_for_a_thread():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads are not bounded by the address space")
+@pytest.mark.promise("So it is where no thread is to be had")
 def test_no_thread_to_be_had_is_an_error_that_says_so_and_the_next_use_works():
     result = run_child(without_room_for_a_thread)
 
@@ -237,6 +238,9 @@ def without_descriptors():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.promise(
+    "With no descriptors left at the first use it is a `CannotStartError`, and the next use works once there is room"
+)
 def test_no_descriptors_at_the_first_use_is_an_error_that_says_so_and_the_next_use_works(loop):
     """It was a bare OSError, with asyncio's complaint of its half-made loop; uvloop aborted the process."""
     if loop == "uvloop":

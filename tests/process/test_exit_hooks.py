@@ -173,6 +173,7 @@ def test_finalisers_at_the_very_end_are_refused_in_words_and_leave_nothing_behin
 
 
 @pytest.mark.promise("Nothing crashes the interpreter while tasks print without end")
+@pytest.mark.alone
 @pytest.mark.heavy
 @pytest.mark.timeout(60)
 def test_nothing_crashes_the_interpreter_while_tasks_print_without_end():

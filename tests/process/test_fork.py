@@ -463,6 +463,7 @@ def test_a_blocked_loop_delays_a_fork_by_no_more_than_a_second():
 
 
 @pytest.mark.promise("A fork while eight threads submit loses nothing")
+@pytest.mark.alone
 @pytest.mark.heavy
 def test_a_fork_while_eight_threads_submit_loses_nothing_and_leaves_every_child_working():
     def program():
@@ -542,6 +543,7 @@ def forks_under_load(times):
     print(threading.active_count() <= threads)
 
 
+@pytest.mark.alone
 @pytest.mark.heavy
 def test_many_forks_under_load_lose_no_task_and_leak_no_descriptor_and_no_thread():
     def program():

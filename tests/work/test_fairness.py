@@ -13,10 +13,13 @@ from omniloop import Runtime
 
 POURED = 200_000
 
-# A batch is 2 ms, and the interpreter gives a waiting thread its turn after 5 ms. The rest is what a busy machine adds; a loop that
-# began with all that was poured in would be late by all of it: a second and more.
-LATE_MOSTLY = 0.1
-LATE_EVER = 0.5
+# Seconds that the loop's thread has itself computed until the timer or the answer came: how long it then waits for a core, or for
+# its turn among the interpreter's threads, is not the loop's doing. A batch is 2 ms; a loop that began with all that was poured in
+# would be late by all of it, half a second and more.
+LATE_MOSTLY = 0.02
+LATE_EVER = 0.2
+
+pytestmark = pytest.mark.alone
 
 
 async def noop():
@@ -53,21 +56,22 @@ def test_a_timer_is_in_time_while_a_thread_pours_in_coroutines(pouring):
 
     async def tick():
         while not done.is_set():
-            due = time.perf_counter() + 0.002
+            begun = time.thread_time()
             await asyncio.sleep(0.002)
-            late.append(time.perf_counter() - due)
+            late.append(time.thread_time() - begun)
 
     ticker = runtime.go(tick())
     thread.start()
     thread.join()
     done.set()
-    ticker.result(timeout=5)
+    ticker.result(timeout=20)
 
     assert statistics.median(late) < LATE_MOSTLY
     assert max(late) < LATE_EVER
 
 
 @pytest.mark.promise("So is the answer of an echo server")
+@pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="reads another thread's clock")
 def test_an_echo_server_answers_while_a_thread_pours_in_coroutines(pouring):
     runtime, thread = pouring
     late = []
@@ -77,15 +81,16 @@ def test_an_echo_server_answers_while_a_thread_pours_in_coroutines(pouring):
             writer.write(data)
         writer.close()
 
+    clock = runtime.call_soon(lambda: time.pthread_getcpuclockid(threading.get_ident())).result()
     server = runtime.run(asyncio.start_server(echo, "127.0.0.1", 0))
-    with socket.create_connection(server.sockets[0].getsockname(), timeout=5) as client:
+    with socket.create_connection(server.sockets[0].getsockname(), timeout=20) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         thread.start()
         while thread.is_alive():
-            start = time.perf_counter()
+            begun = time.clock_gettime(clock)
             client.sendall(b"ping")
             assert client.recv(100) == b"ping"
-            late.append(time.perf_counter() - start)
+            late.append(time.clock_gettime(clock) - begun)
     runtime.call_soon(server.close).result(timeout=5)
     runtime.run(server.wait_closed())
 
@@ -104,13 +109,13 @@ def test_a_batch_is_bounded_in_time_and_not_in_count(runtime, kind):
     begin, ended = threading.Event(), threading.Event()
 
     def turn():
-        turns.append(time.perf_counter())
+        turns.append(time.thread_time())
         if not ended.is_set():
             loop.call_soon(turn)
 
     def spin():
-        until = time.perf_counter() + 0.001
-        while time.perf_counter() < until:
+        until = time.thread_time() + 0.001
+        while time.thread_time() < until:
             pass
 
     async def spin_first():

@@ -222,6 +222,7 @@ def test_a_finalisers_work_does_not_run_in_the_middle_of_other_work(runtime):
     assert order == ["begins", "ends", "the finaliser's"]
 
 
+@pytest.mark.alone
 @pytest.mark.heavy
 def test_work_may_start_work_that_starts_work_ten_thousand_deep(runtime):
     reached = threading.Event()
@@ -644,6 +645,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(c
     assert point > (14 if ON_UVLOOP else 20)
 
 
+@pytest.mark.alone
 @pytest.mark.heavy
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 def test_a_runtime_survives_a_storm_of_real_signals_whose_handler_submits_and_raises():
