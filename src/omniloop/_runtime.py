@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, Type
 from ._admission import Bounds
 from ._arguments import NOT_PLAIN, as_coroutine, check_function, check_timeout, checked_name, close_unstarted, copied
 from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutError, WouldDeadlockError
-from ._life import drain
+from ._life import asgiref, drain
 from ._life.life import Life, ThreadWork
 from ._process import exit, fork, signals
 from ._report import Site
@@ -553,21 +554,52 @@ class Runtime:
         except BaseException:
             close_unstarted(coro)
             raise
+        if "asgiref.sync" in sys.modules and asgiref.is_loaded():
+            try:
+                value: T = self._run_for_asgiref(coro, timeout, frame)
+                return value
+            finally:
+                # It is not this that the loop was given, which may never have come to it.
+                close_unstarted(coro)
         task: Task[T] = self._make_task(coro, None, None, frame)
+        return self._run_task(task, timeout, None)
+
+    def _run_for_asgiref(self, coro: Any, timeout: float | None, frame: FrameType) -> Any:
+        """As `_run`, for work whose sync code is to run in this thread, which waits."""
+        life = self._current()
+        pool = life.workers
+        # asgiref may have been loaded after the loop was made.
+        asgiref.serve(life.ledger.loop, pool)
+        # Sync code of Django refuses to run where a loop runs; it has the thread of the process there.
+        caller = None if asyncio._get_running_loop() is not None else asgiref.Caller(pool)
+        task = self._make_task(asgiref.lead(coro, caller), None, None, frame)
+        task._name = getattr(coro, "__qualname__", None)
+        try:
+            with asgiref.cancelled_with_the_caller(task):
+                if caller is not None:
+                    task._when_done(caller.wake)
+                return self._run_task(task, timeout, caller)
+        finally:
+            if caller is not None:
+                caller.end()
+            # As in `_run_task`.
+            del task
+
+    def _run_task(self, task: Task[T], timeout: float | None, caller: asgiref.Caller | None) -> T:
         try:
             # In here, because Ctrl-C may come when the loop has the task already. Unbounded: whoever waits can't pile up.
-            owner = self._put(task)._owner
-            done = task._outcome() is not None or owner.wait(task, timeout)
+            self._put(task)
+            done = task._outcome() is not None or _wait(task, timeout, caller)
             if not done:
                 task.cancel()
-                done = owner.wait(task, self._settings.cancel_timeout) and not task.cancelled()
+                done = _wait(task, self._settings.cancel_timeout, caller) and not task.cancelled()
         except WouldDeadlockError:
             task.cancel()
             raise
         except BaseException:
             # Ctrl-C, or what another signal handler raises. A second one ends this wait too.
             if task.cancel():
-                task._owner.wait(task, self._settings.cancel_timeout)
+                _wait(task, self._settings.cancel_timeout, caller)
             raise
         if not done:
             raise WaitTimeoutError(f"{task.get_name()} was not done after {timeout} s, and was cancelled.")
@@ -762,6 +794,12 @@ class Runtime:
                     # Somebody went on meanwhile: the next life is to be drained as well.
                     exit.watch(self)
         return interruptions
+
+
+def _wait(task: Task[Any], timeout: float | None, caller: asgiref.Caller | None) -> bool:
+    if caller is None or (timeout is not None and timeout <= 0):
+        return task._owner.wait(task, timeout)
+    return task._owner.wait_with(task, partial(caller.wait, task.done), timeout)
 
 
 def _seconds(name: str, value: float, least: float = 0) -> float:

@@ -92,6 +92,36 @@ def test_a_graceful_stop_of_gunicorn_drains(tmp_path, database, options):
         assert "Warning" not in server.log()
 
 
+@pytest.mark.promise("A graceful stop of Django under uvicorn, hypercorn and daphne drains")
+@SERVER
+@pytest.mark.parametrize("name", ["uvicorn", "hypercorn", "daphne"])
+def test_a_graceful_stop_of_an_asgi_server_drains(tmp_path, database, name):
+    pytest.importorskip(name)
+    port = servers.free_port()
+    url = f"http://127.0.0.1:{port}"
+    options = [f"--bind=127.0.0.1:{port}"] if name == "hypercorn" else [f"--port={port}"]
+    with (
+        servers.collector(tmp_path) as collector,
+        servers.process(
+            [sys.executable, "-m", name, *options, "asgi:application"],
+            tmp_path / "server.log",
+            tmp_path,
+            environment(tmp_path, collector.url),
+        ) as server,
+    ):
+        server.wait_for_page(f"{url}/pid")
+        collector.hold()
+        load = servers.load(url, 16, tmp_path)
+        assert not load.failed
+        server.signal(signal.SIGTERM)
+        collector.let_in(slowly=1)
+        server.wait()
+
+        servers.assert_all_arrived_once(collector.arrived(), load.accepted)
+        assert rows(database, "accounts_auditentry") == len(load.accepted)
+        assert "Traceback" not in server.log()
+
+
 @contextlib.contextmanager
 def runserver(tmp_path: Path, service: str) -> Iterator[tuple[servers.Process, str]]:
     port = servers.free_port()
@@ -421,3 +451,143 @@ def test_the_context_manager_serves_periodic_work(tmp_path, database):
     )
 
     assert_said(child, "added periodic", "0")
+
+
+# --- under ASGI -------------------------------------------------------------------------------------------------------
+
+ASGI = """
+from asgiref.sync import sync_to_async, ThreadSensitiveContext
+from asgiref.testing import ApplicationCommunicator
+from django.core.asgi import get_asgi_application
+from django.http import HttpResponse
+from django.urls import path
+from django.utils import timezone, translation
+from omniloop import go, run
+
+def serve(*views):
+    root = type(sys)("root")
+    root.urlpatterns = [path("", view) for view in views]
+    sys.modules["root"] = root
+    from django.conf import settings
+    settings.ROOT_URLCONF, settings.USE_I18N, settings.USE_TZ = "root", True, True
+    application = get_asgi_application()
+
+    async def ask():
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+        asking = ApplicationCommunicator(application, scope)
+        await asking.send_input({"type": "http.request", "body": b""})
+        start = await asking.receive_output(timeout=8)
+        body = await asking.receive_output(timeout=8)
+        await asking.wait()
+        print(start["status"], body["body"].decode())
+
+    asyncio.run(ask())
+"""
+
+
+@pytest.mark.promise("`run` of the async ORM works in a sync view under ASGI, and in its transaction")
+def test_run_of_the_async_orm_works_in_a_sync_view_under_asgi(tmp_path, database):
+    """The one thread that asgiref runs the view's sync code in was the one that waited: the request never ended."""
+    child = run_django(
+        tmp_path,
+        ASGI
+        + """
+        def view(request):
+            me = threading.get_ident()
+            with transaction.atomic():
+                Account.objects.create(name="ada")
+                # Sees what is not committed, so it is the view's own connection.
+                count = run(Account.objects.acount())
+                assert run(sync_to_async(threading.get_ident)()) == me
+                transaction.set_rollback(True)
+            return HttpResponse(f"{count} {run(Account.objects.acount())}")
+
+        serve(view)
+        """.replace("\n        ", "\n"),
+    )
+
+    assert_said(child, "200 1 0")
+
+
+@pytest.mark.promise("A wait in such a view that could never end is an error that says the way out")
+def test_a_wait_for_other_work_that_needs_the_views_thread_is_an_error(tmp_path, database):
+    child = run_django(
+        tmp_path,
+        ASGI
+        + """
+        def view(request):
+            try:
+                return HttpResponse(go(Account.objects.acount()).result())
+            except omniloop.WouldDeadlockError as error:
+                return HttpResponse(error)
+
+        serve(view)
+        """.replace("\n        ", "\n"),
+    )
+
+    assert (child.stderr, child.code) == ("", 0)
+    assert "Wait with run(), which makes such calls meanwhile" in child.stdout
+
+
+@pytest.mark.promise("What a view under ASGI leaves to `go` may use `sync_to_async` when the request is over")
+@pytest.mark.parametrize("kind", ["", "async "])
+def test_what_a_view_leaves_may_use_sync_to_async_when_the_request_is_over(tmp_path, database, kind):
+    """asgiref's mark of a deadlock travelled in the copied context: "Single thread executor already being used"."""
+    child = run_django(
+        tmp_path,
+        ASGI
+        + f"""
+        over = threading.Event()
+
+        async def late():
+            await asyncio.to_thread(over.wait)
+            print("late", await sync_to_async(lambda: 42)())
+
+        {kind}def view(request):
+            go(late())
+            return HttpResponse("left")
+
+        serve(view)
+        # Without a context of asgiref's, as in a program of one's own.
+        def leave():
+            go(late())
+        asyncio.run(sync_to_async(leave)())
+        over.set()
+        omniloop.flush()
+        """.replace("\n        ", "\n"),
+    )
+
+    assert_said(child, "200 left", "late 42", "late 42")
+
+
+@pytest.mark.promise(
+    "The language and the time zone of the submitter are those of its work in `go_on_commit`, `database()` and `run`"
+)
+def test_the_language_and_the_time_zone_of_the_view_are_those_of_its_work(tmp_path, database):
+    """From asgiref 3.12 on a copied context no longer brings them along."""
+    child = run_django(
+        tmp_path,
+        ASGI
+        + """
+        async def work(how):
+            print(how, translation.get_language(), timezone.get_current_timezone_name())
+
+        async def in_database():
+            async with database():
+                await work("database")
+
+        def view(request):
+            with translation.override("de"), timezone.override("Asia/Tokyo"):
+                go_on_commit(work("go_on_commit"))
+                omniloop.flush()
+                run(work("run"))
+                run(in_database())
+            go(in_database()).result()
+            return HttpResponse(translation.get_language())
+
+        serve(view)
+        """.replace("\n        ", "\n"),
+    )
+
+    tokyo = [f"{how} de Asia/Tokyo" for how in ("go_on_commit", "run", "database")]
+    assert_said(child, *tokyo, "database en-us America/Chicago", "200 en-us")

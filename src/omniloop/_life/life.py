@@ -25,7 +25,7 @@ from .._work.inbox import Inbox
 from .._work.ledger import Later, Ledger
 from .._work.tally import Tally
 from .._work.task import SUCCEEDED, Task, traceback_without
-from . import waits, workers
+from . import asgiref, waits, workers
 from .thread import LoopThread, wait_until_gone
 from .watchdog import Watchdog
 
@@ -209,6 +209,7 @@ class Life:
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         loop.set_default_executor(pool)
+        asgiref.serve(loop, pool)
         self._ledger = Ledger(loop, thread.context, self.inbox, self.failures, self.tally, self._clock)
         self._watchdog = Watchdog(
             self.name,
@@ -336,6 +337,8 @@ class Life:
             self.inbox.nudge()
         # Only who holds a module's lock need look again: everybody else sleeps to the end.
         importing = waits.imports_now()
+        # And who may be the one thread that sync code of the work is to run in.
+        again = importing or asgiref.is_loaded()
         pause = _LONG_WAIT
         while True:
             ident = self.thread.ident if self.thread is not None else None
@@ -344,12 +347,19 @@ class Life:
                     f"Waiting for {task.get_name()!r} while importing would never end: the loop waits for this very import. "
                     "Wait after the import, or import that module first."
                 )
+            work = task._work
+            if again and isinstance(work, asyncio.Task) and asgiref.waits_for_this_thread(work.get_coro()):
+                raise WouldDeadlockError(
+                    f"Waiting for {task.get_name()!r} would never end: it waits in sync_to_async() for a call that asgiref makes in "
+                    "this very thread. Wait with run(), which makes such calls meanwhile; or, in Django, use "
+                    "omniloop.ext.django.database() in the work."
+                )
             left = (
                 threading.TIMEOUT_MAX if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
             )
             if left <= 0:
                 return wait_here(0)
-            if wait_here(min(left, pause) if importing else left):
+            if wait_here(min(left, pause) if again else left):
                 return True
             pause *= 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from .._process.fork import forget_after_fork
@@ -27,6 +28,18 @@ def begin(ident: int) -> bool:
 def end() -> None:
     """This thread waits no more. (Signal handlers and finalisers do not wait, so that waits are not nested.)"""
     _waits.pop(threading.get_ident(), None)
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Around what this thread does in the middle of a wait, and may wait in itself."""
+    me = threading.get_ident()
+    waited_for = _waits.pop(me, None)
+    try:
+        yield
+    finally:
+        if waited_for is not None:
+            _waits[me] = waited_for
 
 
 def _leads_to(start: int, end: int) -> bool:

@@ -11,10 +11,10 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context, copy_context
 from types import CodeType
-from typing import Any, ClassVar, Self
+from typing import Any, Final
 
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
 
@@ -26,8 +26,7 @@ from django.db import (  # type: ignore[import-untyped,import-not-found,unused-i
 
 from omniloop._arguments import as_coroutine, close_unstarted
 from omniloop._errors import NotAsyncError
-from omniloop._life.workers import Workers
-from omniloop._process.exit import end_orphan
+from omniloop._life.asgiref import SyncThread, bring_along
 from omniloop._shared import shared_runtime
 
 
@@ -84,7 +83,9 @@ class _OnCommit:
                     "function belongs into transaction.on_commit()."
                 )
             self._work = as_coroutine(made, None)
-        _DatabaseThread.of_this_process().start()
+        # While that is possible: 3.12 starts no thread any more when the interpreter ends, and this one then serves.
+        with suppress(RuntimeError):
+            SyncThread.workers()
         runtime = shared_runtime()
         task = runtime._make_task(self._run(), None, self._context, sys._getframe())
         task._name = self._name or getattr(self._work, "__qualname__", None)
@@ -105,48 +106,28 @@ async def database() -> AsyncIterator[None]:
     """
     An async context manager for work on the loop that uses Django's ORM: at its end the connections are closed, as at a request's.
 
-    They are left open while other such work still uses them, and as long as `CONN_MAX_AGE` says.
+    They are left open while other such work still uses them, and as long as `CONN_MAX_AGE` says. The work has the language and the
+    time zone that were active where it was submitted.
     """
-    thread = _DatabaseThread.of_this_process()
+    # The language and the time zone of the submitter.
+    bring_along()
     # What asgiref looks at, version by version, for the thread that sync code belongs to. The context of the caller may
     # name one that ends with the request: the work outlives that.
     AsyncToSync.executors.current = None
     here = ThreadSensitiveContext()
-    SyncToAsync.context_to_thread_executor[here] = thread.workers
+    SyncToAsync.context_to_thread_executor[here] = SyncThread(shared_runtime()._life.workers)
     token = SyncToAsync.thread_sensitive_context.set(here)
-    thread.users.add(here)
+    # Of this process alone. Adding and discarding are atomic; the thread does one thing at a time.
+    users = _users.setdefault(os.getpid(), set())
+    users.add(here)
     try:
         yield
     finally:
-        thread.users.discard(here)
+        users.discard(here)
         SyncToAsync.thread_sensitive_context.reset(token)
         # In their own thread: a connection may be closed nowhere else.
-        if not thread.users and thread.workers.idents():
-            await asyncio.wrap_future(thread.workers.submit(close_old_connections))
+        if not users and SyncThread.is_started():
+            await asyncio.wrap_future(SyncThread.workers().submit(close_old_connections))
 
 
-class _DatabaseThread:
-    # By process id: a fork inherits neither the thread nor, safely, its connections.
-    _by_process: ClassVar[dict[int, Self]] = {}
-
-    def __init__(self) -> None:
-        self.workers = Workers(1, "omniloop-database", end_orphan)
-        # Adding and discarding are atomic; the thread does one thing at a time.
-        self.users: set[ThreadSensitiveContext] = set()
-
-    @classmethod
-    def of_this_process(cls) -> Self:
-        return cls._by_process.setdefault(os.getpid(), cls())
-
-    def start(self) -> None:
-        """Start it while that is possible: 3.12 starts no thread any more when the interpreter ends, and this one then serves."""
-        if not self.workers.idents():
-            try:
-                self.workers.put(_nothing)
-            except RuntimeError:
-                # Too late. Work that does not use the ORM is done all the same.
-                pass
-
-
-def _nothing() -> None:
-    pass
+_users: Final[dict[int, set[ThreadSensitiveContext]]] = {}

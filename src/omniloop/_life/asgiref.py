@@ -1,0 +1,231 @@
+"""
+Where asgiref is loaded: whose thread makes the calls of `sync_to_async` in work on the loop, so that none waits for ever.
+
+In work that somebody waits for with `run` it is the thread that waits, as with `async_to_sync`: under Django that has the connection,
+and with it the open transaction. In any other work it is one thread of the process, unless a `ThreadSensitiveContext` names another.
+asgiref's own single thread is no choice: the mark that it is in use travels in a copied context, and raises ("would deadlock") long
+after its caller is gone; it is shut before the last drain; and in a forked child it is dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any, ParamSpec, TypeVar
+
+from .._process.exit import end_orphan
+from . import waits
+from .workers import Workers
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _sync() -> Any:
+    """The module `asgiref.sync`, if it is loaded as a whole; imported by nobody here."""
+    module = sys.modules.get("asgiref.sync")
+    # The last thing in it: another thread may be in the middle of the import.
+    return module if hasattr(module, "sync_to_async") else None
+
+
+def is_loaded() -> bool:
+    return _sync() is not None
+
+
+# --- in work that nobody waits for ------------------------------------------------------------------------------------
+
+
+class SyncThread(Executor):
+    """The thread of this process that makes the calls; where it can't be started, because the interpreter ends, the pool *spare*."""
+
+    # By process id: a fork inherits neither the thread nor, safely, its connections.
+    _by_process: dict[int, Workers] = {}  # noqa: RUF012
+
+    def __init__(self, spare: Executor) -> None:
+        self._spare = spare
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        try:
+            return self.workers().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            return self._spare.submit(fn, *args, **kwargs)
+
+    @classmethod
+    def is_started(cls) -> bool:
+        """Tell whether anything was called in it."""
+        pool = cls._by_process.get(os.getpid())
+        return pool is not None and bool(pool.idents())
+
+    @classmethod
+    def workers(cls) -> Workers:
+        """The pool of one, its thread started. RuntimeError if it can't be: from 3.12 on when the interpreter ends."""
+        pool = cls._by_process.setdefault(os.getpid(), Workers(1, "omniloop-sync", end_orphan))
+        pool.start_one()
+        return pool
+
+
+def serve(loop: asyncio.AbstractEventLoop, spare: Executor) -> None:
+    """Have `sync_to_async` in work on *loop* use that thread, where its context names no other."""
+    if (sync := _sync()) is None or loop in sync.AsyncToSync.loop_thread_executors:
+        return
+    executors: dict[Any, Any] = sync.AsyncToSync.loop_thread_executors
+    executors.setdefault(loop, SyncThread(spare))
+    for other, executor in list(executors.items()):
+        # asgiref has no weak references to loops; those of former lives are closed.
+        if type(executor) is SyncThread and other.is_closed():
+            executors.pop(other, None)
+
+
+# --- in work that a thread waits for ----------------------------------------------------------------------------------
+
+
+class _Call:
+    def __init__(self, future: Future[Any], call: Callable[[], Any]) -> None:
+        self.future = future
+        self._call = call
+
+    def run(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self._call()
+        except BaseException as error:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+
+class Caller(Executor):
+    """
+    A thread that waits in `run`, and meanwhile makes the calls which the work it waits for sends there.
+
+    What comes when the wait is over goes to the wait around this one, or else to the thread of the process.
+    """
+
+    def __init__(self, spare: Executor) -> None:
+        self._thread = threading.get_ident()
+        self._spare = spare
+        # By the names of asgiref's own executor, which looks for them where it is over itself.
+        self._work_ready = threading.Condition(threading.Lock())
+        self._work_items: deque[Any] = deque()
+        self._broken = False
+        self._old_executor: Any = getattr(_sync().AsyncToSync.executors, "current", None)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        if threading.get_ident() == self._thread:
+            raise RuntimeError(
+                "This thread would wait for itself: sync_to_async() is used below the sync code that it calls."
+            )
+        call = _Call(Future(), lambda: fn(*args, **kwargs))
+        with self._work_ready:
+            if not self._broken:
+                self._work_items.append(call)
+                self._work_ready.notify()
+                return call.future
+        if self._old_executor is not None:
+            try:
+                future: Future[T] = self._old_executor.submit(fn, *args, **kwargs)
+            except RuntimeError:
+                # That one is over, too.
+                pass
+            else:
+                return future
+        return SyncThread(self._spare).submit(fn, *args, **kwargs)
+
+    def wait(self, done: Callable[[], bool], timeout: float) -> bool:
+        """Make calls until *done*, which `wake` is to be called for; False if that took longer than *timeout*, -1 for no end."""
+        deadline = time.monotonic() + timeout if timeout >= 0 else None
+        while True:
+            with self._work_ready:
+                while not self._work_items:
+                    if done():
+                        return True
+                    left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+                    if left is not None and left <= 0:
+                        return False
+                    self._work_ready.wait(left)
+                call = self._work_items.popleft()
+            with waits.paused():
+                call.run()
+            del call
+
+    def wake(self) -> None:
+        with self._work_ready:
+            self._work_ready.notify()
+
+    def end(self) -> None:
+        """Make what calls are left, and send those to come elsewhere."""
+        while True:
+            with self._work_ready:
+                if not self._work_items:
+                    self._broken = True
+                    return
+                call = self._work_items.popleft()
+            call.run()
+
+
+async def lead(work: Coroutine[Any, Any, T], caller: Caller | None) -> T:
+    """Run *work*, whose sync code goes to *caller*, if there is one."""
+    bring_along()
+    if caller is not None:
+        _sync().AsyncToSync.executors.current = caller
+    return await work
+
+
+@contextmanager
+def cancelled_with_the_caller(task: object) -> Iterator[None]:
+    """Have a cancellation of the `sync_to_async` that this sync code was called by ask *task* to end, and wait for its clean-up."""
+    # asgiref cancels and awaits what it finds there, on the caller's loop; a handle of ours can be awaited on any.
+    tasks = getattr(_sync().SyncToAsync.threadlocal, "task_context", None)
+    if tasks is None:
+        yield
+        return
+    tasks.append(task)
+    try:
+        yield
+    finally:
+        tasks.remove(task)
+
+
+def bring_along() -> None:
+    """
+    Have what asgiref's `Local` holds in the context of the submitter hold in the calling work, on its thread: Django's language, say.
+
+    From 3.12 on a `Local` belongs to the thread that has set it, and is empty in a context that was copied to another.
+    """
+    rehome = getattr(_sync(), "_rehome", None)
+    if rehome is None:
+        return
+    storage = _sync()._Storage
+    for variable, value in copy_context().items():
+        if isinstance(value, storage):
+            variable.set(rehome(value))
+
+
+# --- a wait that could never end --------------------------------------------------------------------------------------
+
+
+def waits_for_this_thread(coro: Any) -> bool:
+    """Tell whether *coro* waits in `sync_to_async` for a call that the calling thread alone could make."""
+    if (sync := _sync()) is None:
+        return False
+    code = sync.SyncToAsync.__call__.__code__
+    executor: Any = None
+    while coro is not None:
+        frame = getattr(coro, "cr_frame", None)
+        if frame is not None and frame.f_code is code:
+            executor = frame.f_locals.get("executor")
+        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
+    if isinstance(executor, Caller):
+        return executor._thread == threading.get_ident()
+    # Of asgiref's own, and of the standard library's with its one thread.
+    threads = {getattr(executor, "_work_thread", None)} | set(getattr(executor, "_threads", ()))
+    return threads - {None} == {threading.current_thread()}
