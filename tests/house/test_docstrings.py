@@ -82,7 +82,12 @@ def test_every_public_name_is_in_the_reference():
     documented = {
         name
         for page in ("api.md", "errors.md")
-        for name in re.findall(r"^\.\. auto\w+:: (\w+)", (pages / page).read_text(encoding="utf-8"), re.MULTILINE)
+        # What comes after that heading is of modules of their own.
+        for name in re.findall(
+            r"^\.\. auto\w+:: (\w+)",
+            (pages / page).read_text(encoding="utf-8").partition("## With other libraries")[0],
+            re.MULTILINE,
+        )
     }
 
     assert documented == set(omniloop.__all__)
