@@ -142,11 +142,20 @@ _LIBRARY: Final = os.path.dirname(os.__file__) + os.sep
 
 
 def thread_stack(ident: int | None) -> str:
-    """The stack of a living thread, as text; of a loop's thread only what the loop called."""
+    """The stack of a living thread, as text; of a loop's thread only what the loop called. Empty if the thread is gone."""
     frame = sys._current_frames().get(ident) if ident is not None else None
     if frame is None:
-        return "  (the thread is gone)\n"
+        return ""
     stack = traceback.extract_stack(frame)
     # uvloop's own frames are not seen, so that there the last of the machinery is the one that calls it.
     machinery = max((at for at, entry in enumerate(stack) if entry.name in ("run_forever", "_run")), default=-1)
     return "".join(traceback.format_list(stack[machinery + 1 :]))
+
+
+def called_frame(ident: int | None) -> FrameType | None:
+    """What the loop in the thread *ident* has called: the same frame as long as that goes on. None if the loop is not in a call."""
+    frame = sys._current_frames().get(ident) if ident is not None else None
+    called: FrameType | None = None
+    while frame is not None and frame.f_code.co_name not in ("run_forever", "_run", "_run_once"):
+        called, frame = frame, frame.f_back
+    return None if called is None or called.f_globals.get("__name__") == "selectors" else called

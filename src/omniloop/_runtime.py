@@ -740,7 +740,7 @@ class Runtime:
 
     def _drain_early(self, since: float) -> bool:
         """Wait only: the program may go on for minutes, in threads that are not daemons. False if the deadline passed."""
-        return drain.drain(self._life, self._exit_deadline(since), show=True)
+        return drain.drain(self._life, self._exit_deadline(since))
 
     def _count_drain(self, since: float) -> None:
         self._drained_for += time.monotonic() - since
@@ -770,7 +770,7 @@ class Runtime:
         except KeyboardInterrupt:
             interruptions += 1
         try:
-            return self._close(deadline, interruptions, show=True)
+            return self._close(deadline, interruptions)
         finally:
             if alone:
                 self._ending.release()
@@ -779,12 +779,12 @@ class Runtime:
         timeout = self._settings.exit_timeout
         return exit.no_later(None if timeout is None else since + max(0.0, timeout - self._drained_for))
 
-    def _close(self, deadline: float | None, interruptions: int = 0, show: bool = False) -> int:
+    def _close(self, deadline: float | None, interruptions: int = 0) -> int:
         life = self._life
         if not life.closed:
             start = time.monotonic()
             try:
-                interruptions = drain.close(life, deadline, self._settings.cancel_timeout, interruptions, show)
+                interruptions = drain.close(life, deadline, self._settings.cancel_timeout, interruptions)
             finally:
                 self._drain_time = self._drained_for + time.monotonic() - start
                 self._bounds.report(life)

@@ -17,6 +17,8 @@ class Floor(NamedTuple):
 RCTS = "run_coroutine_threadsafe"
 SET = "create_task + set"
 PPE = "ProcessPoolExecutor.submit"
+# A loop of its own whose tasks are all cancelled, and waited for.
+BARE = "a bare asyncio loop"
 # The cheapest of the libraries that a user would pick instead.
 BEST_PEER = "best of the peers"
 
@@ -38,6 +40,9 @@ FLOORS = [
     Floor("to_process, 200 calls", PPE, 1),
     Floor("to_process, one call", PPE, 1),
     Floor("go on the loop's own thread", SET, 0.9),
+    Floor("shutdown cancels 100,000 sleepers", BARE, 0.5),
+    Floor("shutdown cancels 100,000 daemons", BARE, 0.5),
+    Floor("shutdown drops 100,000 unstarted", BARE, 0.5),
     Floor("memory per pending task", RCTS, 1 / 0.7),
     Floor("await from another loop, two cores", RCTS, 1.2),
     Floor("await from another loop, one core", RCTS, 1.2),

@@ -7,6 +7,7 @@ Everything runs as users have it: submit sites, error reports and the pid check 
 
 import asyncio
 import gc
+import logging
 import math
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from floors import PPE, RCTS, SET
+from floors import BARE, PPE, RCTS, SET
 from peers import Peer, peers
 
 import omniloop
@@ -83,6 +84,10 @@ def everything(make_loop: Callable[[], asyncio.AbstractEventLoop], quick: bool) 
             "to_process, one call", "µs", _to_process(lambda submit: one_by_one(50, lambda: submit(abs, -1).result()))
         ),
         Measure("go on the loop's own thread", "µs", _own_thread()),
+        *(
+            Measure(f"shutdown {what} 100,000 {kind}", "µs", _ending(make_loop, kind), rounds=0.4)
+            for what, kind in (("cancels", "sleepers"), ("cancels", "daemons"), ("drops", "unstarted"))
+        ),
         Measure("memory per pending task", "bytes", _memory(), rounds=0.2),
         Measure("await from another loop, two cores", "µs", _from_another_loop(make_loop, loop), rounds=2),
         Measure(
@@ -332,6 +337,56 @@ def _from_another_loop(
         OURS: lambda: mine.run_until_complete(ours()),
         RCTS: lambda: mine.run_until_complete(stdlib()),
     }
+
+
+# --- ending -------------------------------------------------------------------------------------------------------------
+
+
+def _ending(make_loop: Callable[[], asyncio.AbstractEventLoop], kind: str) -> dict[str, Sample]:
+    """What the end costs for each of so many that none of them is done in time."""
+    count = 100_000
+    # What it says of the first twenty is part of what it costs, but not to be read here.
+    logging.getLogger("omniloop").addHandler(logging.NullHandler())
+    logging.getLogger("omniloop").propagate = False
+
+    async def sleeper() -> None:
+        await asyncio.sleep(3600)
+
+    def ours() -> list[float]:
+        runtime = omniloop.Runtime(cancel_timeout=0.05, slow_callback=None)
+        gate = threading.Event()
+        if kind == "unstarted":
+            runtime.call_soon(gate.wait)
+        tasks = [runtime.go(sleeper(), daemon=kind == "daemons") for _ in range(count)]
+        if kind != "unstarted":
+            runtime.run(noop())
+        gc.collect()
+        gate.set()
+        start = clock()
+        runtime.shutdown(timeout=0)
+        took = clock() - start
+        assert all(task.cancelled() for task in tasks)
+        return [took / count]
+
+    async def cancel_all() -> float:
+        tasks = [asyncio.create_task(sleeper()) for _ in range(count)]
+        if kind != "unstarted":
+            await asyncio.sleep(0)
+        gc.collect()
+        start = clock()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return clock() - start
+
+    def bare() -> list[float]:
+        loop = make_loop()
+        try:
+            return [loop.run_until_complete(cancel_all()) / count]
+        finally:
+            loop.close()
+
+    return {OURS: ours, BARE: bare}
 
 
 # --- in interpreters of their own ---------------------------------------------------------------------------------------

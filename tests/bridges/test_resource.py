@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import contextvars
+import gc
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 import omniloop
 from children import run_child
-from omniloop import NotAsyncError, Runtime, WaitTimeoutError, WouldDeadlockError, WrongLoopError, resource
+from omniloop import ClosedError, NotAsyncError, Runtime, WaitTimeoutError, WouldDeadlockError, WrongLoopError, resource
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -250,6 +251,175 @@ def test_resources_are_closed_last_in_first_out_after_all_work_and_all_daemons()
     runtime.shutdown()
 
     assert log == ["work ended", "daemon ended", "cache closed", "database closed"]
+
+
+class Connection:
+    """As aio-pika's: a reader and a heartbeat of its own, and a `close()` that needs the reader."""
+
+    def __init__(self, log, name="connection"):
+        self.log, self.name = log, name
+        self.closing, self.closed = asyncio.Event(), asyncio.Event()
+        self.reader = asyncio.create_task(self.read())
+        self.heartbeat = asyncio.create_task(asyncio.sleep(60))
+
+    async def read(self):
+        try:
+            await self.closing.wait()
+            await asyncio.sleep(0.01)
+            self.closed.set()
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.log.append(f"{self.name}'s reader ended")
+            raise
+
+    async def use(self):
+        assert not self.closing.is_set()
+
+    async def aclose(self):
+        self.closing.set()
+        await self.closed.wait()
+        assert not self.heartbeat.done()
+        self.log.append(f"{self.name} closed")
+
+
+@pytest.mark.promise("A client is closed before its own reader and heartbeat are cancelled, the youngest client first")
+def test_a_client_is_closed_before_its_own_tasks_are_cancelled():
+    """Its reader and its heartbeat were cancelled with the daemons, and `close()` waited in vain for the reader."""
+    log, runtime = [], Runtime(cancel_timeout=5)
+    older = resource(lambda: Connection(log, "older"), runtime=runtime)
+
+    async def make_younger():
+        await older
+        return Connection(log, "younger")
+
+    resource(make_younger, runtime=runtime).run(Connection.use)
+    runtime.shutdown()
+
+    assert log == ["younger closed", "younger's reader ended", "older closed", "older's reader ended"]
+
+
+@pytest.mark.promise("So it is though the time for the work is over")
+def test_a_client_is_closed_before_its_own_tasks_are_cancelled_though_work_is_dropped():
+    log, runtime = [], Runtime(cancel_timeout=5)
+    client = resource(lambda: Connection(log), runtime=runtime)
+
+    async def never_ends(connection):
+        try:
+            started.set()
+            await asyncio.sleep(60)
+        finally:
+            await connection.use()
+            log.append("work ended")
+
+    started = threading.Event()
+    client.go(never_ends)
+    assert started.wait(timeout=5)
+    runtime.shutdown(timeout=0)
+
+    assert log == ["work ended", "connection closed", "connection's reader ended"]
+
+
+@pytest.mark.promise(
+    "Tasks that were made without the runtime end after all resources, and what they raise without those is not reported"
+)
+def test_bare_tasks_end_after_the_resources_and_what_they_then_raise_is_not_reported(caplog):
+    log, runtime = [], Runtime(cancel_timeout=5)
+    client = resource(lambda: Connection(log), runtime=runtime)
+
+    async def beat():
+        connection = await client
+        try:
+            while True:
+                await asyncio.sleep(0.001)
+                await connection.use()
+        finally:
+            log.append("heartbeat ended")
+
+    async def work():
+        await client
+        held.append(asyncio.create_task(beat()))
+        await asyncio.sleep(0.01)
+
+    held = []
+    runtime.run(work())
+    runtime.shutdown()
+    (task,) = held
+    held.clear()
+    del task
+    gc.collect()
+
+    assert sorted(log) == ["connection closed", "connection's reader ended", "heartbeat ended"]
+    assert caplog.records == []
+
+
+@pytest.mark.promise("While the end closes resources none is opened by a task that was made without the runtime")
+@pytest.mark.parametrize("again", ["await client", "client.go"])
+def test_while_resources_are_closed_a_bare_task_does_not_open_them_again(caplog, again):
+    """A client that reconnects by itself opened one 364 times, until the deadline."""
+    log, errors, runtime = [], [], Runtime(cancel_timeout=5)
+    opened = []
+
+    async def make():
+        opened.append(1)
+        return Connection(log)
+
+    client = resource(make, runtime=runtime)
+
+    async def reconnects():
+        while True:
+            try:
+                await (client if again == "await client" else client.go(Connection.use))
+            except ClosedError as error:
+                errors.append(error)
+                # Again, by a task of its own, whose error nobody asks for.
+                others.append(asyncio.create_task(client._get(sys._getframe())))
+                raise
+            await asyncio.sleep(0.001)
+
+    async def work():
+        await client
+        others.append(asyncio.create_task(reconnects()))
+        await asyncio.sleep(0.01)
+
+    others = []
+    runtime.run(work())
+    runtime.shutdown()
+    others.clear()
+    gc.collect()
+
+    assert opened == [1]
+    assert len(errors) <= 1
+    assert all("does not open it again" in str(error) for error in errors)
+    assert log == ["connection closed", "connection's reader ended"]
+    assert caplog.records == []
+
+
+def test_work_that_comes_while_resources_are_closed_has_them_open():
+    log, runtime = [], Runtime(cancel_timeout=5)
+    client = resource(lambda: Connection(log), runtime=runtime)
+
+    async def late():
+        await (await client).use()
+        log.append("late work")
+
+    async def goes_on():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            runtime.go(late())
+
+    async def make_last():
+        held.append(asyncio.create_task(goes_on()))
+        await asyncio.sleep(0)
+        return Client(log, "last")
+
+    held = []
+    client.run(Connection.use)
+    resource(make_last, runtime=runtime).run(lambda c: c.get("/"))
+    runtime.shutdown()
+
+    assert log[:2] == ["last closed", "late work"]
+    assert log[2:] == ["connection closed", "connection's reader ended"]
 
 
 @pytest.mark.promise("Closing gets its time though a daemon does not end")

@@ -9,11 +9,13 @@ Seconds are those that this process computes: a busy machine makes it wait, and 
 
 import asyncio
 import gc
+import threading
 import time
 
 import pytest
 
-from omniloop import Runtime
+from omniloop import ClosedError, Runtime
+from omniloop._life import drain
 
 pytestmark = pytest.mark.alone
 
@@ -99,6 +101,70 @@ def test_shutdown_cancels_a_hundred_thousand_that_wait_for_one_event():
         runtime.run(noop())
 
     assert all(task.cancelled() for task in tasks)
+
+
+@pytest.mark.promise(
+    "A deadline holds for any number: each of 100,000 is asked to cancel once, and has one turn of the loop"
+)
+@pytest.mark.parametrize("kind", ["sleepers", "daemons", "unstarted"])
+def test_a_deadline_that_is_past_holds_for_any_number(kind, caplog, monkeypatch):
+    """Each is asked once, and has one turn of the loop; sentences are made for twenty. All were described, which took 23 s."""
+    described, turns = [], 0
+    monkeypatch.setattr(drain, "describe", lambda task: described.append(task) or "  one")
+
+    async def sleeper():
+        nonlocal turns
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            turns += 1
+            raise
+
+    runtime = Runtime(name="many", cancel_timeout=0.01)
+    gate = threading.Event()
+    if kind == "unstarted":
+        runtime.call_soon(gate.wait)
+    tasks = [runtime.go(sleeper(), daemon=kind == "daemons") for _ in range(100_000)]
+    if kind != "unstarted":
+        runtime.run(noop())
+    gate.set()
+    with caplog.at_level("WARNING"):
+        runtime.shutdown(timeout=0)
+
+    assert all(task.cancelled() for task in tasks)
+    # Those that were not started need none; a few may have been, before the end began.
+    assert turns < 100_000 if kind == "unstarted" else turns == 100_000
+    if kind == "daemons":
+        assert (described, caplog.messages) == ([], [])
+    else:
+        (message,) = caplog.messages
+        count = int(message.split()[1])
+        assert count == 100_000 or kind == "unstarted"
+        assert message.splitlines()[1:] == ["  one"] * 20 + [f"  … and {count - 20} more"]
+
+
+@pytest.mark.promise("What a drain drops is named twenty times at most, and counted")
+def test_what_does_not_end_in_time_is_named_twenty_times_and_counted(caplog, failures):
+    """Each of 100,000 daemons whose clean-up outlasts the deadline made a record of its own."""
+
+    async def slow_to_end():
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(3600)
+
+    runtime = Runtime(name="many", cancel_timeout=0.05, on_error=failures.append)
+    tasks = [runtime.go(slow_to_end(), daemon=True) for _ in range(5_000)]
+    tasks += [runtime.go(slow_to_end()) for _ in range(5_000)]
+    runtime.run(noop())
+    with caplog.at_level("WARNING"):
+        runtime.shutdown(timeout=0)
+
+    assert [line for line in caplog.text.splitlines() if "10000 did not end when cancelled" in line]
+    assert caplog.text.count("submitted at") == 40
+    assert len(caplog.records) == 2
+    assert failures == []
+    assert all(isinstance(task.exception(), ClosedError) for task in tasks)
 
 
 @pytest.mark.promise("A million tasks that sleep start, are cancelled and drain")

@@ -471,3 +471,72 @@ def test_a_callback_that_blocks_the_loop_past_every_deadline_and_comes_back_brea
     assert "never awaited" not in result.stderr and "'print' failed" not in result.stderr
     assert "2 unfinished when the time for draining was over" in result.stderr
     assert (result.stdout, result.code) == ("", 0)
+
+
+@pytest.mark.promise("A thread that submits without end does not hold up the exit: it is refused")
+def test_a_thread_that_submits_without_end_does_not_hold_up_the_exit():
+    """It took 94 s, and wrote a traceback for each of 1.1 million tasks that were not started any more."""
+
+    def program():
+        omniloop.configure(exit_timeout=0.5, cancel_timeout=0.3)
+        done = threading.Event()
+
+        async def nothing():
+            pass
+
+        def submits():
+            while True:
+                try:
+                    go(nothing())
+                except omniloop.ClosedError:
+                    done.set()
+                    return
+
+        def tell():
+            print("refused", done.wait(3), flush=True)
+
+        # Registered before the drain's own, and so called after it.
+        atexit.register(tell)
+        atexit.unregister(omniloop._process.exit.drain_at_exit)
+        atexit.register(omniloop._process.exit.drain_at_exit)
+        threading.Thread(target=submits, daemon=True).start()
+        time.sleep(0.1)
+
+    result = run_child(program, timeout=30)
+
+    assert (result.stdout, result.code) == ("refused True\n", 0)
+    assert "Traceback" not in result.stderr and "never awaited" not in result.stderr
+    assert len(result.stderr.splitlines()) < 60
+    # Alone it takes 2 s.
+    assert result.seconds < 20
+
+
+@pytest.mark.promise("A drain of more than two seconds says in the log for what it waits, and for how long still")
+def test_a_drain_that_takes_long_says_once_for_what_it_waits_and_how_to_start_what_never_ends():
+    def program():
+        async def late(seconds):
+            await asyncio.sleep(seconds)
+
+        for seconds in 2.6, 2.7:
+            go(late(seconds))
+        go(asyncio.sleep(2.5), name="sleeper")
+        go(asyncio.sleep(60), daemon=True, name="a daemon")
+
+    result = run_child(program, env={"OMNILOOP_EXIT_TIMEOUT": "20"})
+
+    assert result[:3:2] == ("", 0)
+    (line,) = result.stderr.splitlines()
+    assert "omniloop: waits for 3 unfinished for 18 s more at the most: late, sleeper." in line
+    assert "What never ends is started with daemon=True" in line
+
+
+def test_a_shutdown_that_takes_long_says_so_and_names_the_first(caplog):
+    with omniloop.Runtime(name="long") as runtime:
+        for number in range(30):
+            runtime.go(asyncio.sleep(2.3), name=f"sleeper {number}")
+        with caplog.at_level("WARNING"):
+            runtime.shutdown(timeout=None)
+
+    (message,) = caplog.messages
+    assert message.startswith("long: waits for 30 unfinished without a limit: sleeper 0, sleeper 1, ")
+    assert "sleeper 19, …. What never ends" in message and "sleeper 20" not in message

@@ -11,12 +11,14 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from types import FrameType
 from typing import Any, Generic, TypeVar, final, overload
+from weakref import ref
 
 from .._arguments import close_unstarted
-from .._errors import NotAsyncError, WouldDeadlockError, WrongLoopError
+from .._errors import ClosedError, NotAsyncError, WouldDeadlockError, WrongLoopError
 from .._life.life import Life
 from .._runtime import Runtime
 from .._shared import chosen
+from .._work.ledger import opened_by
 from .._work.task import KEEPER, Kind, Task
 from .._work.trio import is_trio
 
@@ -123,6 +125,9 @@ class Resource(Generic[T]):
             CannotStartError: if this was the first use, and no thread can be started here.
         """
         self._check(use, "go")
+        life = self._runtime._current()
+        if life.thread is not None and life.thread.is_current() and life.ledger.is_bereft():
+            raise self._closed_error()
         return self._runtime._go(
             self._use(use),
             name or getattr(use, "__qualname__", None),
@@ -165,6 +170,8 @@ class Resource(Generic[T]):
             raise WouldDeadlockError(f"{self!r} is needed by its own factory: it would wait for itself.")
         # A parent process's are left as they are: the child keeps that life, and with it the client, untouched to its end.
         if opened is None or keeper is None or keeper.done() or self._life is not life:
+            if life.ledger.is_bereft():
+                raise self._closed_error()
             self._life = life
             opened = self._opened = thread.loop.create_future()
             # In an empty context: what is shared must not keep that of the first to come.
@@ -175,6 +182,8 @@ class Resource(Generic[T]):
     async def _keep(self, life: Life, opened: asyncio.Future[T]) -> None:
         runner = self._opener = asyncio.current_task()
         assert runner is not None
+        # The client's own tasks are made in this context, and end after it.
+        opened_by.set(ref(runner))
         async with AsyncExitStack() as stack:
             try:
                 client = await self._open(stack)
@@ -198,6 +207,12 @@ class Resource(Generic[T]):
                 # The end. An error that goes in would make a transaction roll back.
                 pass
             self._forget(opened)
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(
+            f"{self!r} is closed, because the runtime ends, and a task that was made without the runtime does not open it again. "
+            "Start with go() what is to be waited for, and with go(…, daemon=True) what runs for ever: they end before it is closed."
+        )
 
     def _forget(self, opened: asyncio.Future[T]) -> None:
         """From now on the next use opens another."""

@@ -1,20 +1,49 @@
-"""How a life ends: wait, cancel what is left and await its clean-up, name what is dropped, stop the thread."""
+"""
+How a life ends: wait, cancel what is left and await its clean-up, name what is dropped, stop the thread.
+
+What is guaranteed. What was accepted is done, or its handle says why not; there is nothing between. The end takes no longer than the two
+deadlines: the one for the work, and the one for the clean-up of what is cancelled. Both hold for any number of tasks: each is asked to
+cancel once, and has one turn of the loop after that, also where the deadline is past (without it the clean-up would not even begin, and
+each would complain of an ignored GeneratorExit). Nothing else is done for each: sentences are made for the twenty that are shown.
+
+The order. Work is waited for, in rounds, because work may submit work. Then, on the loop: daemons, and turns of `every` that are under
+way; resources, the youngest first, each followed by the bare tasks that were made in its opening (a client's own reader and heartbeat,
+which its `close()` needs); then all other bare tasks. A stage is waited for before the next one is asked; if it takes too long it goes on
+beside the others, to the deadline.
+
+Who may touch what. Each function says whose it is. The thread that closes waits; the tables of the ledger are the loop's, and so all that
+is asked, refused or counted there is called on the loop, one step each: nothing can be submitted, or end, in the middle of it.
+Closing the inbox and looking whether anything is left is one such step (`_refuse`). A callback that blocks the loop may come back when
+the closing thread has given up: what was asked of the loop is not done any more then (`_on_loop`).
+
+A loop that is busy with 100,000 clean-ups and one that is blocked look alike from outside. So the loop shows its progress (`_Beat`):
+the closing thread waits longer, past the deadline too, as long as there is some.
+
+What was tried and does not work. Cancelling bare tasks together with the daemons: a client whose reader was gone could not close. Asking in
+any other order than that of the start: a queue in which many wait (an `asyncio.Event`'s) searches for each that leaves it from its head,
+and 100,000 took ten times as long. A callback for each piece of work that is waited for: it costs as much as its end. Waiting for work
+that is submitted while the end closes resources, without limit: a bare task that reconnects by itself opened one 364 times.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from contextvars import Context
+from itertools import chain, islice
 from threading import Lock
 from typing import Any, Final
+from weakref import ref
 
 from .._errors import CannotStartError, ClosedError, WouldDeadlockError
-from .._report import innermost, say, thread_stack
-from .._work.ledger import is_asked
+from .._process import exit
+from .._report import called_frame, innermost, say, thread_stack
+from .._work.ledger import Later, is_asked, opened_by
 from .._work.task import Kind, Task
 from . import waits
 from .life import Life
@@ -27,20 +56,35 @@ _LETTING_GO: Final = 0.0005
 # Beyond the deadlines: for a thread that was told to end to be gone.
 _JOIN_TIMEOUT: Final = 0.5
 
+# A loop that shows no progress for so long is blocked: beyond the deadlines too. (A guess; well above what a busy machine adds.)
+_PATIENCE: Final = 0.3
+
+# A thread that is only late, because the machine is busy, is waited for so much longer.
+_LATE: Final = 10 * _JOIN_TIMEOUT
+
 # So many are named in the log, then only counted.
 _NAMED: Final = 20
 
+# The stages of the end, in their order.
+_WORK: Final = 0
+_DAEMONS: Final = 1
+_KEEPERS: Final = 2
+_BARE: Final = 3
 
-def flush(life: Life, deadline: float | None, show: bool) -> bool:
+# So many are asked between two signs of progress: a few milliseconds.
+_BATCH: Final = 1024
+
+
+def flush(life: Life, deadline: float | None, progress: bool) -> bool:
     """Wait until all that was accepted before this call is done; False at the *deadline*, by `time.monotonic`."""
-    with Progress(life.name, life.remaining, show) as progress:
-        quiet = _round(life, deadline, progress)
+    with Progress(life, shown=progress) as shown:
+        quiet = _round(life, deadline, shown)
     return quiet is not None
 
 
-def drain(life: Life, deadline: float | None, show: bool) -> bool:
+def drain(life: Life, deadline: float | None) -> bool:
     """Wait, in rounds, until nothing is left to wait for; what draining work submits is waited for too."""
-    with Progress(life.name, life.remaining, show) as progress:
+    with Progress(life, shown=exit.draining(), told=True) as progress:
         try:
             while (quiet := _round(life, deadline, progress)) is False:
                 pass
@@ -50,37 +94,39 @@ def drain(life: Life, deadline: float | None, show: bool) -> bool:
     return bool(quiet)
 
 
-def close(life: Life, deadline: float | None, cancel_timeout: float, interruptions: int, show: bool) -> int:
+def close(life: Life, deadline: float | None, cancel_timeout: float, interruptions: int) -> int:
     """
     Drain until the *deadline*; cancel what is left, and the daemons; then end the thread. Delivered or refused: nothing between.
 
     The first Ctrl-C ends the waiting, a second one the waiting for the clean-up as well. Takes how many there were, and returns it.
     """
-    dropped: dict[Task[Any], str] = {}
+    dropped = _Named()
     why = "the time for draining was over"
     undelivered: list[Any] = []
     slow: list[Task[Any]] = []
     last = time.monotonic()
+    end = _End(life)
     try:
         try:
-            while not interruptions and drain(life, deadline, show):
-                # Daemons, and tasks that were made without the runtime, when the others are done: those may need them.
+            while not interruptions and drain(life, deadline):
+                # Daemons, resources and bare tasks, when the work is done: it may need them.
                 last = time.monotonic() + cancel_timeout
-                if not _cancel(life, last, patient=True):
+                if not end.cancel(last, patient=True):
                     slow = life.ledger.ending()
                     break
-                if _refuse(life, last):
+                if end.refuse(last):
                     return interruptions
         except KeyboardInterrupt:
             interruptions += 1
-        dropped = _describe(life, slow)
+        # Daemons and what is not due yet are not dropped but ended, as they were meant to; unless their clean-up took too long.
+        dropped.add(describe, _unfinished(life, slow))
         why = "Ctrl-C ended the draining" if interruptions else why
         last = time.monotonic() + (cancel_timeout if interruptions < 2 else 0)
-        _cancel(life, last)
-        if not _refuse(life, last):
+        answered = end.cancel(last) is not None
+        if answered and not end.refuse(last):
             # There is always more. From here on it is refused; what was started meanwhile is cancelled too.
             undelivered = life.inbox.close()
-            _cancel(life, last)
+            end.cancel(last)
     except KeyboardInterrupt:
         interruptions += 1
         last = time.monotonic()
@@ -90,7 +136,7 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
             if not life.closed:
                 _end(life, last, dropped, why, undelivered)
             else:
-                life.fail_all(undelivered, _closed_error)
+                life.fail_all(undelivered, _closed_error, told=True)
     return interruptions
 
 
@@ -111,6 +157,9 @@ def waiting(life: Life, what: str) -> Iterator[None]:
         waits.end()
 
 
+# --- waiting for the work ---------------------------------------------------------------------------------------------
+
+
 def _round(life: Life, deadline: float | None, progress: Progress) -> bool | None:
     """
     Wait until what was accepted by now is done. True if then nothing was left, False if something came meanwhile.
@@ -127,29 +176,33 @@ def _round(life: Life, deadline: float | None, progress: Progress) -> bool | Non
         return True
     gate = Lock()
     gate.acquire()
-    quiet = False
-    # The calls in worker threads, by identity: a reference would keep a failure from being reported.
+    quiet = given_up = False
+    # What is waited for. Weakly, because a reference would keep a failure from being reported.
+    left: list[ref[Task[Any]]] = []
+    # The calls in worker threads, by identity, for the same reason.
     calls: set[int] = set()
 
     def mark() -> None:
         # On the loop's thread, after all that came before was started.
-        waited_for = life.ledger.waited_for()
-        total = len(waited_for)
-        if not total:
-            finish()
-            return
+        left.extend(map(ref, life.ledger.waited_for()))
         calls.update(map(id, life.ledger.in_threads))
-        # Of all that end at once in several threads, exactly one gets the last number.
-        numbers = count(1)
+        go_on()
 
-        def one_less() -> None:
-            if next(numbers) == total:
-                # By way of the inbox: reports are made before the next item, so that a flush leaves nothing unsaid.
-                if not life.inbox.put(finish):
-                    finish()
+    def go_on() -> None:
+        # One at a time, and the youngest first, which is mostly the last to end: a callback for each would cost as much as its end.
+        while left and not given_up:
+            task = left[-1]()
+            if task is not None and not task.done():
+                task._when_done(come_back)
+                return
+            left.pop()
+        if not given_up:
+            finish()
 
-        for task in waited_for:
-            task._when_done(one_less)
+    def come_back() -> None:
+        # By way of the inbox: reports are made before the next item, so that a flush leaves nothing unsaid.
+        if not life.inbox.put(go_on):
+            go_on()
 
     def finish() -> None:
         nonlocal quiet
@@ -174,44 +227,49 @@ def _round(life: Life, deadline: float | None, progress: Progress) -> bool | Non
                 return quiet
             if deadline is not None and time.monotonic() >= deadline:
                 return None
+        return quiet if progress.acquire(gate, deadline) else None
     except BaseException:
         life.inbox.take_back(mark)
         raise
-    return quiet if progress.acquire(gate, deadline) else None
+    finally:
+        given_up = True
 
 
-def _acquire(gate: Lock, deadline: float) -> bool:
-    return gate.acquire(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
+# --- on the loop ------------------------------------------------------------------------------------------------------
 
 
-def _cancel(life: Life, deadline: float, patient: bool = False) -> bool:
+class _Beat:
+    """Tells a loop that is on its way through what it was asked for from one that is blocked; only the loop's thread counts."""
+
+    __slots__ = ("_life", "count")
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        self._life.goes_on()
+
+    def twice(self) -> None:
+        """Count now, and again in the turn after this one, where what was asked in this one is settled."""
+        self()
+        self._life.ledger.loop.call_soon(self)
+
+
+def _on_loop(
+    thread: LoopThread, call: Callable[[Callable[[bool], None]], None], deadline: float, beat: _Beat
+) -> bool | None:
     """
-    Cancel all that is left on the loop and await its clean-up; False if that was not over at the *deadline*.
-
-    *patient*: not if there is work to drain, which came meanwhile; and not what the program itself has asked to end.
-    """
-    thread = life.thread
-    if thread is None or not thread.alive:
-        return True
-
-    def begin(answer: Callable[[bool], None]) -> None:
-        # A task of asyncio's own, whatever factory the user has set.
-        runner = asyncio.Task(_cancel_all(life, deadline, patient), loop=thread.loop)
-        runner.add_done_callback(lambda ended: answer(ended.result()))
-
-    return _on_loop(thread, begin, deadline)
-
-
-def _on_loop(thread: LoopThread, call: Callable[[Callable[[bool], None]], None], deadline: float) -> bool:
-    """
-    Have the loop make *call*, and wait for its answer; False at the *deadline*.
+    Have the loop make *call*, and wait for its answer; None if it is blocked, at the *deadline* at the earliest.
 
     From then on it is not made any more: a callback that blocked the loop may come back when all is over.
     """
     gate = Lock()
     gate.acquire()
     turn = Lock()
-    answered = given_up = False
+    answered: bool | None = None
+    given_up = False
 
     def answer(value: bool) -> None:
         nonlocal answered
@@ -219,6 +277,7 @@ def _on_loop(thread: LoopThread, call: Callable[[Callable[[bool], None]], None],
         gate.release()
 
     def make() -> None:
+        beat()
         with turn:
             if not given_up:
                 call(answer)
@@ -228,172 +287,361 @@ def _on_loop(thread: LoopThread, call: Callable[[Callable[[bool], None]], None],
     except RuntimeError:
         # The loop was closed by somebody else.
         return True
-    if not _acquire(gate, deadline + _JOIN_TIMEOUT / 2):
-        with turn:
-            given_up = True
+    while True:
+        seen = beat.count
+        until = max(deadline, time.monotonic()) + _PATIENCE
+        if gate.acquire(timeout=min(until - time.monotonic(), threading.TIMEOUT_MAX)):
+            return answered
+        if beat.count == seen:
+            break
+    with turn:
+        given_up = True
     return answered
 
 
-async def _cancel_all(life: Life, deadline: float, patient: bool) -> bool:
-    asked: set[asyncio.Task[Any]] = set()
-    # While something is kept open, half of the time is for closing it.
-    halftime = (time.monotonic() + deadline) / 2
-    while True:
-        if patient and not life.ledger.is_quiet():
-            # What was accepted since the draining is to be done, and not cancelled; the bare tasks may be its own.
+class _End:
+    """What the end asks of the loop. The public methods are for the thread that closes, the others for the loop's."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._beat = _Beat(life)
+        # Each is asked once: a second time would interrupt its clean-up.
+        self._asked: set[asyncio.Future[Any]] = set()
+        # The keepers that were asked, in this order.
+        self._closed: list[asyncio.Future[Any]] = []
+        # Who was told of what goes wrong on the loop, before the closing.
+        self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
+
+    def cancel(self, deadline: float, patient: bool = False) -> bool | None:
+        """
+        Cancel all that is left on the loop and await its clean-up; False if that was not over at the *deadline*, None if it is blocked.
+
+        *patient*: not if there is work to drain, which came meanwhile; and not what the program itself has asked to end.
+        """
+        thread = self._life.thread
+        if thread is None or not thread.alive:
             return True
-        life.ledger.cancel_timers()
-        left = {task for task in asyncio.all_tasks() if not _cancels_all(task) and not task.done()}
-        if not left:
-            break
-        kept = [runner for runner in life.ledger.keepers if runner in left]
-        now, until = left.difference(kept), halftime if kept else deadline
-        if kept and (not now or time.monotonic() >= halftime):
-            # The youngest first: it may need the older ones.
-            now, until = left & {kept[-1]}, deadline
-        if time.monotonic() >= deadline:
-            now = left
-        # In the order they were started, for a queue in which many wait (an `asyncio.Event`'s) searches for each that leaves it from
-        # its head: in any other order 100,000 take ten times as long.
-        for task in dict.fromkeys([*life.ledger.running, *life.ledger.daemons, *now]):
-            if task in now and task not in asked and not (patient and is_asked(task)):
-                task.cancel()
-        # Asked once: a second time would interrupt the clean-up.
-        asked |= now
-        remaining = until - time.monotonic()
-        if remaining <= 0:
-            # One turn of the loop for those that were asked just now.
-            await asyncio.sleep(0)
-            return False
-        # All of them, before the next look: what their clean-up starts is not to be cancelled, but waited for.
-        await asyncio.wait(now, timeout=remaining)
-    loop = life.ledger.loop
-    if (generators := getattr(loop, "_asyncgens", None)) is not None:
-        # Nothing is refused yet, and asyncio's own hook complains of those that are opened from now on.
-        sys.set_asyncgen_hooks(firstiter=generators.add)
-    try:
-        async with asyncio.timeout(max(0.01, deadline - time.monotonic())):
-            await loop.shutdown_asyncgens()
-    except TimeoutError:
-        return False
-    # The callbacks of what has just ended, which settle it, come before this goes on.
-    await asyncio.sleep(0)
-    return True
 
+        def begin(answer: Callable[[bool], None]) -> None:
+            # A task of asyncio's own, whatever factory the user has set.
+            runner = asyncio.Task(self._cancel_all(deadline, patient), loop=thread.loop)
+            runner.add_done_callback(lambda ended: answer(ended.result()))
 
-def _cancels_all(task: asyncio.Task[Any]) -> bool:
-    """Tell whether *task* is the one that cancels the others, here or in another thread that closes the same life."""
-    return getattr(task.get_coro(), "cr_code", None) is _cancel_all.__code__
+        return _on_loop(thread, begin, deadline, self._beat)
 
+    def refuse(self, deadline: float) -> bool:
+        """Refuse from now on, if nothing came meanwhile; False if something did."""
+        life = self._life
+        thread = life.thread
+        if thread is None or not thread.alive:
+            undelivered = life.inbox.close()
+            if undelivered and not life.dead:
+                with suppress(CannotStartError):
+                    life.inbox.reopen(undelivered)
+                return False
+            return True
 
-def _refuse(life: Life, deadline: float) -> bool:
-    """Refuse from now on, if nothing came meanwhile; False if something did."""
-    thread = life.thread
-    if thread is None or not thread.alive:
-        undelivered = life.inbox.close()
-        if undelivered and not life.dead:
-            with suppress(CannotStartError):
+        def close(answer: Callable[[bool], None]) -> None:
+            undelivered = life.inbox.close()
+            ledger = life.ledger
+            quiet = not undelivered and ledger.is_quiet() and not ledger.keepers and not ledger.has_open_generators()
+            if not quiet:
                 life.inbox.reopen(undelivered)
+            answer(quiet)
+
+        return _on_loop(thread, close, deadline, self._beat) is True
+
+    # --- on the loop's thread -----------------------------------------------------------------------------------------
+
+    async def _cancel_all(self, deadline: float, patient: bool) -> bool:
+        loop = self._life.ledger.loop
+        try:
+            ended = await self._cancel_in_order(deadline, patient)
+        finally:
+            self._close_no_more()
+        if ended is not True:
+            return ended is None
+        if (generators := getattr(loop, "_asyncgens", None)) is not None:
+            # Nothing is refused yet, and asyncio's own hook complains of those that are opened from now on.
+            sys.set_asyncgen_hooks(firstiter=generators.add)
+        try:
+            async with asyncio.timeout(max(0.01, deadline - time.monotonic())):
+                await loop.shutdown_asyncgens()
+        except TimeoutError:
             return False
+        # The callbacks of what has just ended, which settle it, come before this goes on.
+        await asyncio.sleep(0)
         return True
 
-    def refuse(answer: Callable[[bool], None]) -> None:
-        undelivered = life.inbox.close()
-        ledger = life.ledger
-        quiet = not undelivered and ledger.is_quiet() and not ledger.keepers and not ledger.has_open_generators()
-        if not quiet:
-            life.inbox.reopen(undelivered)
-        answer(quiet)
+    async def _cancel_in_order(self, deadline: float, patient: bool) -> bool | None:
+        """True if all has ended, False if that was not so at the *deadline*; None if there is work to drain again."""
+        ledger = self._life.ledger
+        # Asked, and not waited for until all others have ended too.
+        slow: set[asyncio.Future[Any]] = set()
+        rank = 0
+        if not patient:
+            self._drop_unstarted()
+        while True:
+            if patient and not ledger.is_quiet():
+                # What was accepted since the draining is to be done, and not cancelled; the bare tasks may be its own.
+                return None
+            ledger.cancel_timers()
+            # Not patient, each stage has its turn once: what its clean-up submits may be without end.
+            stages = [
+                (kind, now)
+                for kind, runners in self._stages()
+                if (patient or kind >= rank) and (now := [runner for runner in runners if runner not in slow])
+            ]
+            if time.monotonic() >= deadline:
+                for _, runners in stages:
+                    self._ask(runners, patient)
+                # One turn of the loop for each that was asked just now, and one in which it is settled.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                return not any(runners for _, runners in self._stages())
+            if not stages:
+                break
+            rank, now = stages[0]
+            if rank == _KEEPERS:
+                self._close_from_now_on()
+                self._closed += [runner for runner in now if runner in ledger.keepers]
+            self._ask(now, patient)
+            # For closing what is open, and for the bare tasks, a part of the time is kept.
+            shares = 1 if len(stages) == 1 else 2 if rank < _KEEPERS else len(stages)
+            begun = time.monotonic()
+            if not await self._ended(now, begun + (deadline - begun) / shares):
+                slow.update(now)
+            rank += rank in (_WORK, _DAEMONS, _BARE)
+        return await self._ended(slow, deadline)
 
-    return _on_loop(thread, refuse, deadline)
+    def _stages(self) -> Iterator[tuple[int, list[asyncio.Future[Any]]]]:
+        """What is left, in the order in which it is to end."""
+        ledger = self._life.ledger
+        yield _WORK, list(ledger.running)
+        yield _DAEMONS, list(ledger.daemons)
+        bare = self._bare()
+        for keeper in self._closed:
+            yield _KEEPERS, [runner for runner in bare if _opened_by(runner) is keeper]
+        for keeper in reversed(ledger.keepers):
+            yield _KEEPERS, [keeper]
+        yield _BARE, bare
+
+    def _bare(self) -> list[asyncio.Future[Any]]:
+        """The tasks that were made without the runtime."""
+        ledger = self._life.ledger
+        return [
+            runner
+            for runner in asyncio.all_tasks(ledger.loop)
+            if ledger.is_bare(runner) and not _cancels_all(runner) and not runner.done()
+        ]
+
+    def _close_from_now_on(self) -> None:
+        """Have bare tasks open nothing any more, and say nothing of what they make of that."""
+        ledger = self._life.ledger
+        if ledger.bereft is None:
+            ledger.bereft = set()
+        ledger.bereft.update(self._bare())
+        if self._handler is not None:
+            return
+        former = self._handler = ledger.loop.get_exception_handler() or type(ledger.loop).default_exception_handler
+
+        def hush(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            # asyncio's own words; of a task that was made only now and is gone already.
+            if not str(context.get("message")).endswith("exception was never retrieved"):
+                former(loop, context)
+
+        ledger.loop.set_exception_handler(hush)
+
+    def _close_no_more(self) -> None:
+        ledger = self._life.ledger
+        bereft, ledger.bereft = ledger.bereft or set(), None
+        for runner in bereft:
+            if runner.done() and not runner.cancelled():
+                # Retrieved: nobody will hear of it.
+                runner.exception()
+        if self._handler is not None:
+            ledger.loop.set_exception_handler(self._handler)
+            self._handler = None
+
+    def _ask(self, runners: list[asyncio.Future[Any]], patient: bool) -> None:
+        asked, loop = self._asked, self._life.ledger.loop
+        # In the order in which they were started: see the story above.
+        for number, runner in enumerate(runners):
+            if runner not in asked and not (patient and is_asked(runner)):
+                asked.add(runner)
+                runner.cancel()
+            if not number % _BATCH:
+                self._beat()
+                # Between their turns, and so a sign that they are had.
+                loop.call_soon(self._beat.twice)
+
+    def _drop_unstarted(self) -> None:
+        """End what waits in the inbox now, as cancelled."""
+        ledger, inbox = self._life.ledger, self._life.inbox
+        for number in range(len(inbox)):
+            try:
+                item = inbox.take()
+            except IndexError:
+                return
+            if type(item) is Task or type(item) is Later:
+                ledger.drop_unstarted(item if type(item) is Task else item.task)
+            else:
+                item()
+            if not number % _BATCH:
+                self._beat()
+
+    async def _ended(self, runners: Iterable[asyncio.Future[Any]], until: float) -> bool:
+        """Wait until all of *runners* have ended and are settled; False at *until*."""
+        left = list(runners)
+        while left:
+            # One at a time, as in `_round`.
+            if left[-1].done():
+                left.pop()
+                continue
+            remaining = until - time.monotonic()
+            if remaining <= 0:
+                return False
+            await asyncio.wait(left[-1:], timeout=remaining)
+        # The callbacks of what has just ended, which settle it, come before this goes on.
+        await asyncio.sleep(0)
+        return True
+
+
+def _cancels_all(runner: asyncio.Future[Any]) -> bool:
+    """Tell whether *runner* is the one that cancels the others, here or for another thread that closes the same life."""
+    return isinstance(runner, asyncio.Task) and getattr(runner.get_coro(), "cr_code", None) is _End._cancel_all.__code__
+
+
+def _opened_by(runner: asyncio.Future[Any]) -> asyncio.Future[Any] | None:
+    """The keeper in whose opening the bare task *runner* was made."""
+    context = _context_of(runner)
+    keeper = None if context is None else context.get(opened_by)
+    return None if keeper is None else keeper()
+
+
+def _context_of(runner: asyncio.Future[Any]) -> Context | None:
+    if sys.version_info >= (3, 12):
+        return runner.get_context() if isinstance(runner, asyncio.Task) else None
+    # 3.11 does not show it. The task's own comes before those of its callbacks.
+    return next((thing for thing in gc.get_referents(runner) if type(thing) is Context), None)
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
 
 
 def _closed_error() -> ClosedError:
     return ClosedError("The runtime was shut down before this was done.")
 
 
-def _end(life: Life, deadline: float, dropped: dict[Task[Any], str], why: str, undelivered: list[Any]) -> None:
-    """Stop the threads, tell what was dropped, and let nobody wait for what will not come."""
+def _end(life: Life, deadline: float, dropped: _Named, why: str, undelivered: list[Any]) -> None:
+    """Stop the threads, tell what was dropped, and let nobody wait for what will not come. For the thread that closes."""
     undelivered += life.inbox.close()
     # Whoever starts the thread now did not see that it is closed; who comes later does.
     life.wait_for_start()
     thread = life.thread
-    joined = True
+    blocked = None
     if thread is not None:
         life.stop_watching(_JOIN_TIMEOUT)
-        if thread.alive:
-            try:
-                joined = thread.end(max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT)
-            except RuntimeError:
-                # The loop was closed by somebody else; its thread ends by itself.
-                joined = thread.join(_JOIN_TIMEOUT)
-        else:
-            # It leaves for a fork, or has left.
-            joined = thread.join(_JOIN_TIMEOUT)
-        busy = life.workers.stop(
-            max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT if not dropped else _JOIN_TIMEOUT
-        )
-        if not joined:
-            say(
-                "%s: the loop's thread did not end, because a callback blocks it here:\n%s",
-                life.name,
-                thread_stack(thread.ident),
-            )
+        blocked = _stop(thread, deadline)
+        busy = life.workers.stop(_JOIN_TIMEOUT + (0 if dropped.count else max(0.0, deadline - time.monotonic())))
+        if blocked is not None:
+            say("%s: the loop's thread did not end, because a callback blocks it here:\n%s", life.name, blocked)
         for worker in busy:
-            say(
-                "%s: worker thread %r did not end; it runs here:\n%s",
-                life.name,
-                worker.name,
-                thread_stack(worker.ident),
-            )
-    if dropped:
-        say(
-            "%s: %d unfinished when %s, and cancelled:%s",
-            life.name,
-            len(dropped),
-            why,
-            _named(dropped.values()),
-        )
-    if thread is not None and joined and not life.dead and (deaf := _deaf(life, thread.loop)):
-        say("%s: %d did not end when cancelled, and will not be done:%s", life.name, len(deaf), _named(deaf))
+            if stack := thread_stack(worker.ident):
+                say("%s: worker thread %r did not end; it runs here:\n%s", life.name, worker.name, stack)
+    if dropped.count:
+        say("%s: %d unfinished when %s, and cancelled:%s", life.name, dropped.count, why, dropped)
+    if thread is not None and not life.dead:
+        deaf = _deaf(life, thread.loop)
+        if deaf.count and blocked is None:
+            say("%s: %d did not end when cancelled, and will not be done:%s", life.name, deaf.count, deaf)
+    late = _Named()
+    late.add(describe, (item for item in undelivered if type(item) is Task))
+    if late.count:
+        say("%s: %d came while it was being shut down, and were not started:%s", life.name, late.count, late)
     life.closed = True
-    life.fail_all(undelivered, _closed_error, dropped)
+    life.fail_all(undelivered, _closed_error, told=True)
     life.failures.tell_all()
     if thread is not None:
         thread.close()
 
 
-def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> list[str]:
+def _stop(thread: LoopThread, deadline: float) -> str | None:
+    """Stop and join the loop's thread. None, or where it is if a callback blocks it: it is left alone then."""
+    before = called_frame(thread.ident)
+    try:
+        # It may leave for a fork, or have left.
+        joined = (
+            thread.end(max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT)
+            if thread.alive
+            else thread.join(_JOIN_TIMEOUT)
+        )
+    except RuntimeError:
+        # The loop was closed by somebody else; its thread ends by itself.
+        joined = thread.join(_JOIN_TIMEOUT)
+    late = time.monotonic() + _LATE
+    while not joined:
+        frame = called_frame(thread.ident)
+        if (frame is not None and frame is before) or time.monotonic() > late:
+            # In the same call as before.
+            return thread_stack(thread.ident)
+        # The machine is busy: the thread is on its way out, or in another call than before.
+        before = frame
+        joined = thread.join(_JOIN_TIMEOUT)
+    return None
+
+
+def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
     """Name the tasks that outlasted their cancellation, those that were made without the runtime included."""
     known = {**life.ledger.running, **life.ledger.daemons, **life.ledger.keepers}
-    lines = []
-    for runner in asyncio.all_tasks(loop):
+    deaf = _Named()
+
+    def name(runner: asyncio.Future[Any]) -> str:
+        task = known.get(runner)
+        if task is not None:
+            return describe(task)
+        assert isinstance(runner, asyncio.Task)
+        return f"  {runner.get_name()}, waits at {innermost(runner.get_coro())}"
+
+    left: list[asyncio.Future[Any]] = []
+    # A loop that is blocked may come back in the middle, and change it.
+    with suppress(RuntimeError):
+        left = [runner for runner in asyncio.all_tasks(loop) if not _cancels_all(runner)]
+    for runner in left:
         # asyncio's own name for it: without this it says the same again, and less, when the task is destroyed.
         runner._log_destroy_pending = False  # type: ignore[attr-defined]
-        if _cancels_all(runner):
-            continue
-        task = known.get(runner)
-        lines.append(
-            f"  {runner.get_name()}, waits at {innermost(runner.get_coro())}" if task is None else describe(task)
-        )
-    return lines
+    deaf.add(name, left)
+    return deaf
 
 
-def _named(entries: Iterable[str]) -> str:
-    """The first of *entries*, line by line, and how many more there are."""
-    lines = list(entries)
-    more = [f"  … and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
-    return "".join(f"\n{line}" for line in [*lines[:_NAMED], *more])
+# --- naming -----------------------------------------------------------------------------------------------------------
 
 
-def _describe(life: Life, slow: list[Task[Any]]) -> dict[Task[Any], str]:
-    """Name what will be dropped: name, age, where it was submitted, where it waits."""
-    if life.thread is None:
-        return {}
-    # Daemons and what is not due yet are not dropped but ended, as they were meant to; unless their clean-up took too long.
-    not_started = [item for item in life.inbox.waiting() if type(item) is Task]
-    left = [*life.ledger.waited_for(), *not_started, *(task for task in slow if not task.done())]
-    return {task: describe(task) for task in left}
+class _Named:
+    """How many there are of something, and a line for each of the first; what is not shown costs no more than its counting."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lines: list[str] = []
+
+    def add(self, name: Callable[[Any], str], *groups: Iterable[Any]) -> None:
+        """Count all that is in *groups*, and have *name* make a line for those that will be shown."""
+        things = chain(*groups)
+        shown = list(islice(things, _NAMED - len(self._lines)))
+        self._lines += map(name, shown)
+        self.count += len(shown) + sum(1 for _ in things)
+
+    def __str__(self) -> str:
+        more = self.count - len(self._lines)
+        return "".join(f"\n{line}" for line in [*self._lines, *([f"  … and {more} more"] if more else [])])
+
+
+def _unfinished(life: Life, slow: list[Task[Any]]) -> Iterator[Task[Any]]:
+    """What will be dropped."""
+    if life.thread is not None:
+        yield from life.ledger.waited_for()
+        yield from (item for item in life.inbox.waiting() if type(item) is Task)
+        yield from (task for task in slow if not task.done())
 
 
 def describe(task: Task[Any]) -> str:

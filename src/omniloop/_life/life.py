@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from threading import Lock, RLock
@@ -260,6 +260,11 @@ class Life:
         if self._watchdog is not None:
             self._watchdog.stop(timeout)
 
+    def goes_on(self) -> None:
+        """Said by the loop in the middle of a long turn, which is no single call's fault."""
+        if self._watchdog is not None:
+            self._watchdog.goes_on()
+
     def _ping(self, answer: Callable[[], None]) -> bool:
         thread = self.thread
         if thread is None or not thread.alive:
@@ -506,13 +511,11 @@ class Life:
         # At last: whoever is told may shut down at once.
         self.fail_all(undelivered, make_error)
 
-    def fail_all(
-        self, undelivered: list[Any], make_error: Callable[[], BaseException], named: Collection[Task[Any]] = ()
-    ) -> None:
-        """Settle whatever is left, so that nobody waits for ever. Those that the log has *named* are not reported as well."""
+    def fail_all(self, undelivered: list[Any], make_error: Callable[[], BaseException], told: bool = False) -> None:
+        """Settle whatever is left, so that nobody waits for ever. What the log has *told* of already is not reported one by one."""
 
         def fail(task: Task[Any]) -> None:
-            if task._fail(make_error()) and task in named:
+            if task._fail(make_error()) and told:
                 task._ended()[1].claim()
 
         for item in undelivered:
@@ -548,6 +551,12 @@ class Life:
         waiting = [item.task if type(item) is Later else item for item in self.inbox.waiting()]
         # What is done may not have left yet.
         return [task for task in (*started, *waiting) if type(task) is Task and not task.done()]
+
+    def waited_for(self) -> Iterator[Task[Any]]:
+        """What the drain has to wait for, the started work first, for a look."""
+        if self._ledger is not None:
+            yield from self._ledger.waited_for()
+        yield from (item for item in self.inbox.waiting() if type(item) is Task)
 
     def remaining(self) -> int:
         """How much the drain has to wait for, for a look."""

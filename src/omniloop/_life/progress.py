@@ -1,4 +1,4 @@
-"""Shows one line to a person who waits at a terminal, and to nobody else."""
+"""Tells who waits for a drain how much is left: a line on a terminal that comes and goes, and one in the log if it takes long."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from itertools import islice
 from threading import Lock
 from types import TracebackType
-from typing import Final, Self, TextIO
+from typing import TYPE_CHECKING, Final, Self, TextIO
+from weakref import WeakSet
+
+from .._report import say
+
+if TYPE_CHECKING:
+    from .life import Life
 
 # A wait that is over sooner says nothing. Half a second is where people begin to wonder (a guess).
 _PATIENCE: Final = 0.5
@@ -19,38 +25,54 @@ _PATIENCE: Final = 0.5
 _REFRESH: Final = 0.25
 
 
+# A drain that takes longer is told of in the log, with the names of what it waits for. (As long as a server's own stop takes: a guess.)
+_LONG: Final = 2.0
+
+# So many are named.
+_NAMED: Final = 20
+
+# Of whose drain the log was told: once for each life, whichever hooks wait for it.
+_told_of: WeakSet[Life] = WeakSet()
+
+
 class Progress:
     """
-    How much is left to do, and for how long that is waited for, as a line on stderr; erased when the wait is over.
+    How much is left to do, and for how long that is waited for.
 
-    Written by the thread that waits, between the slices of its wait. Where stderr is no terminal, the wait is one slice.
+    Said by the thread that waits, between the slices of its wait.
+
+    Args:
+        shown: As a line on stderr, if it is a terminal; erased when the wait is over.
+        told: In the log, once, if the wait is long.
     """
 
-    def __init__(self, name: str, remaining: Callable[[], int], wanted: bool) -> None:
-        self._name = name
-        self._remaining = remaining
-        self._stream = _terminal() if wanted else None
+    def __init__(self, life: Life, *, shown: bool = False, told: bool = False) -> None:
+        self._life = life
+        self._stream = _terminal() if shown else None
         self._start = time.monotonic()
+        self._long = self._start + _LONG if told and life not in _told_of else math.inf
         self._shown = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._shown:
-            self._write("\r" + " " * self._shown + "\r")
+        self._erase()
 
     def acquire(self, gate: Lock, deadline: float | None) -> bool:
         """Acquire *gate*; False at the *deadline*, by `time.monotonic`."""
         while True:
             now = time.monotonic()
             left = math.inf if deadline is None else max(0.0, deadline - now)
-            pause = math.inf
+            if now >= self._long:
+                self._long = math.inf
+                self._tell(left)
+            pause = self._long - now
             if self._stream is not None:
                 quiet = self._start + _PATIENCE - now
                 if quiet <= 0:
                     self._show(left)
-                pause = quiet if quiet > 0 else _REFRESH
+                pause = min(pause, quiet if quiet > 0 else _REFRESH)
             # Not a wait without end, even without a deadline: that could not be interrupted on Windows.
             if gate.acquire(timeout=min(left, pause, threading.TIMEOUT_MAX)):
                 return True
@@ -59,7 +81,7 @@ class Progress:
 
     def _show(self, left: float) -> None:
         assert self._stream is not None
-        line = f"{self._name}: {self._remaining()} unfinished"
+        line = f"{self._life.name}: {self._life.remaining()} unfinished"
         if left < math.inf:
             line += f", {math.ceil(left)} s left"
         try:
@@ -72,6 +94,28 @@ class Progress:
         # Blanks, not an escape code: every terminal knows them.
         self._write("\r" + line.ljust(self._shown))
         self._shown = len(line)
+
+    def _erase(self) -> None:
+        if self._shown:
+            self._write("\r" + " " * self._shown + "\r")
+            self._shown = 0
+
+    def _tell(self, left: float) -> None:
+        if self._life in _told_of:
+            return
+        _told_of.add(self._life)
+        self._erase()
+        count = self._life.remaining()
+        names = dict.fromkeys(task.get_name() for task in islice(self._life.waited_for(), _NAMED))
+        more = ", …" if count > _NAMED else ""
+        say(
+            "%s: waits for %d unfinished %s: %s%s. What never ends is started with daemon=True, and cancelled instead of waited for.",
+            self._life.name,
+            count,
+            "without a limit" if left == math.inf else f"for {math.ceil(left)} s more at the most",
+            ", ".join(names),
+            more,
+        )
 
     def _write(self, text: str) -> None:
         if self._stream is None:

@@ -75,6 +75,11 @@ class Watchdog:
         if self._asleep:
             self.wake()
 
+    def goes_on(self) -> None:
+        """A turn of the loop is long, because much is called in it, and no single call blocks."""
+        if self._attached:
+            self.busy()
+
     def idle(self) -> None:
         since, self._busy_since = self._busy_since, None
         if since is not None and since == self._incident:

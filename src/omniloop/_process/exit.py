@@ -37,6 +37,11 @@ def tell_at_exit(tell: Callable[[], None]) -> None:
     _tellers.append(tell)
 
 
+def draining() -> bool:
+    """Tell whether the process waits for what is left, because it ends."""
+    return _since is not None
+
+
 def exiting() -> bool:
     """Tell whether the last drain is over, so that nothing more can be done in this process."""
     return _exiting

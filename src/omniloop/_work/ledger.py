@@ -7,9 +7,10 @@ import inspect
 import sys
 import time
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, ContextVar
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import ref
 
 from .._arguments import as_coroutine, not_plain
 from .._errors import NotAsyncError
@@ -32,6 +33,10 @@ _monotonic: Final = time.monotonic
 
 # uvloop counts in whole milliseconds, from the one that has begun, and calls early by up to this.
 _EARLY: Final = 0.002
+
+
+# In the context of a keeper, and of all that is made in it: a client's own tasks, which are to end after it.
+opened_by: Final[ContextVar[ref[asyncio.Future[Any]]]] = ContextVar("opened_by")
 
 
 class Later:
@@ -83,6 +88,8 @@ class Ledger:
         # In its first step, or called, on the loop's thread: inside the constructor of its asyncio task nobody else refers to it. One
         # slot, because first steps do not nest; set before anything begins, and cleared before the outcome is known.
         self.beginning: Task[Any] | None = None
+        # While the end asks them to close: the bare tasks that have to do without, and open none any more. None before that.
+        self.bereft: set[asyncio.Future[Any]] | None = None
         self.timers: dict[Task[Any], asyncio.TimerHandle] = {}
         # Work in worker threads; these add and remove themselves, from any thread.
         self.in_threads: set[Task[Any]] = set()
@@ -154,6 +161,18 @@ class Ledger:
         task = self.keepers.pop(runner, None)
         if task is not None:
             self.keepers[runner] = task
+
+    def is_bare(self, runner: asyncio.Future[Any]) -> bool:
+        """Tell whether *runner* was made without the runtime."""
+        return runner not in self.running and runner not in self.daemons and runner not in self.keepers
+
+    def is_bereft(self) -> bool:
+        """Tell whether the current task is one that may not open what the end closes; what it then raises is not reported."""
+        runner = asyncio.current_task(self.loop)
+        if self.bereft is None or runner is None or self.beginning is not None or not self.is_bare(runner):
+            return False
+        self.bereft.add(runner)
+        return True
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -448,6 +467,10 @@ class Ledger:
         if task._args is None and hasattr(work, "close"):
             work.close()
         task._end_cancelled(args)
+
+    def drop_unstarted(self, task: Task[Any]) -> None:
+        """End, as cancelled, what the end has taken from the inbox instead of starting it."""
+        task._end_unstarted(*self.cancelled_early.pop(task, ()))
 
     def cancel_timers(self) -> None:
         """Cancel what is not due yet, without a word."""
