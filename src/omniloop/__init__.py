@@ -48,6 +48,11 @@ if TYPE_CHECKING:
     from ._bridges.enter import enter as enter
     from ._bridges.groups import TaskGroup as TaskGroup
     from ._bridges.groups import map as map
+    from ._bridges.handover import Delivery as Delivery
+    from ._bridges.handover import Engine as Engine
+    from ._bridges.handover import Function as Function
+    from ._bridges.handover import Sent as Sent
+    from ._bridges.handover import current_delivery as current_delivery
     from ._bridges.iterate import Iteration as Iteration
     from ._bridges.iterate import aiterate as aiterate
     from ._bridges.iterate import iterate as iterate
@@ -61,14 +66,19 @@ if TYPE_CHECKING:
 
 # What is dear to import, and its module: loaded when the name is first used.
 _LAZY = {
+    "Delivery": "_bridges.handover",
+    "Engine": "_bridges.handover",
+    "Function": "_bridges.handover",
     "Iteration": "_bridges.iterate",
     "ProcessPool": "_bridges.process_pool",
     "Queue": "_bridges.queue",
     "Resource": "_bridges.resource",
+    "Sent": "_bridges.handover",
     "Stats": "_stats",
     "TaskGroup": "_bridges.groups",
     "aiterate": "_bridges.iterate",
     "background": "_bridges.background",
+    "current_delivery": "_bridges.handover",
     "enter": "_bridges.enter",
     "iterate": "_bridges.iterate",
     "map": "_bridges.groups",
@@ -95,9 +105,12 @@ __all__ = [
     "AlreadyRunningError",
     "CannotStartError",
     "ClosedError",
+    "Delivery",
+    "Engine",
     "Failure",
     "ForkedError",
     "FullError",
+    "Function",
     "Iteration",
     "LoopDiedError",
     "NotAsyncError",
@@ -108,6 +121,7 @@ __all__ = [
     "Queue",
     "Resource",
     "Runtime",
+    "Sent",
     "SettingError",
     "Stats",
     "Task",
@@ -122,6 +136,7 @@ __all__ = [
     "call_later",
     "call_soon",
     "configure",
+    "current_delivery",
     "dump",
     "enter",
     "every",

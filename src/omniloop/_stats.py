@@ -10,7 +10,8 @@ class Stats(NamedTuple):
     What a runtime has done in this process, and what it does now. Immutable.
 
     At every moment ``accepted == queue_depth + running + scheduled + finished + dropped``. While work comes and goes, a count may be
-    behind by what comes and goes during the look, and never exceeds the truth. The first five never go down: they can be counters.
+    behind by what comes and goes during the look, and never exceeds the truth. The first five, `handed_over` and `refused` never go
+    down: they can be counters.
 
     Attributes:
         accepted: Submissions that were accepted, of every kind.
@@ -23,6 +24,9 @@ class Stats(NamedTuple):
         scheduled: Calls that are not due yet.
         queue_depth: Accepted and not started: the loop, or a worker thread, has not come to them yet.
         loop_lag: Seconds that the loop took to answer the last `stats()`, or that it has not answered for. 0 for the first.
+        handed_over: Calls of `background(broker=…)` that their engine has taken.
+        handing_over: Those that are on their way to it.
+        refused: Those that were refused, because too many were on their way.
     """
 
     accepted: int
@@ -35,3 +39,6 @@ class Stats(NamedTuple):
     scheduled: int
     queue_depth: int
     loop_lag: float
+    handed_over: int = 0
+    handing_over: int = 0
+    refused: int = 0

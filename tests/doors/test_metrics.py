@@ -97,6 +97,9 @@ def test_opentelemetry_reads_the_numbers_of_now(busy):
         "omniloop.scheduled": 0,
         "omniloop.queue_depth": 0,
         "omniloop.drain_time": 0.0,
+        "omniloop.handed_over": 0,
+        "omniloop.handing_over": 0,
+        "omniloop.refused": 0,
     }
     assert all(metric.data.data_points[0].attributes == {"runtime": "busy"} for metric in metrics)
     assert [type(metric.data).__name__ for metric in metrics if metric.name == "omniloop.accepted"] == ["Sum"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import assert_type
 
 import omniloop
-from omniloop import Failure, Runtime, Task, TaskGroup, background
+from omniloop import Engine, Failure, Runtime, Sent, Task, TaskGroup, background
 
 # --- background -------------------------------------------------------------------------------------------------------
 
@@ -140,3 +140,24 @@ omniloop.map(size, ["a"], progress=print, limit="4")  # type: ignore[call-overlo
 assert_type(omniloop.try_go(size("")), Task[int] | None)
 with Runtime(name="mine", max_pending=10, when_full="drop_old") as runtime:
     assert_type(runtime.try_go(size(""), name="size", daemon=True), Task[int] | None)
+
+# --- handed over --------------------------------------------------------------------------------------------------------
+
+
+def handed_over(jobs: Engine) -> None:
+    @background(broker=jobs, name="length", limit=3)
+    async def length(text: str) -> int:
+        return len(text)
+
+    @background(broker=jobs)
+    def plain(width: float) -> float:
+        return width
+
+    sent = length("a")
+    assert_type(sent, Sent[int])
+    assert_type(sent.result(timeout=1), int)
+    assert_type(sent.accepted, Task[None])
+    assert_type(plain(1.5), Sent[float])
+    length(1)  # type: ignore[arg-type]
+    background(broker="amqp://")  # type: ignore[call-overload]
+    background(broker=jobs, daemon=True)  # type: ignore[call-overload]

@@ -15,6 +15,7 @@ from .._report import Hook
 from .._runtime import Runtime
 from .._shared import chosen
 from .._work.task import FAILED, Kind, Task
+from .handover import Engine, Sent, checked_function, checked_options, handed_over
 from .limiter import Limiter, go_limited, limiter, to_thread_limited
 
 P = ParamSpec("P")
@@ -28,6 +29,7 @@ class _Options(NamedTuple):
     limit: int | None
     on_error: Hook | None
     runtime: Runtime
+    broker: Engine | None = None
 
 
 # `overload-overlap`, here and below: a class is a callable too, and the first that fits is meant.
@@ -40,6 +42,15 @@ class Decorator(Protocol):
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, Task[T]]: ...
     @overload
     def __call__(self, fn: Callable[P, T], /) -> Callable[P, Task[T]]: ...
+
+
+class HandOver(Protocol):
+    """What `background(broker=…)` returns."""
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, Sent[T]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, T], /) -> Callable[P, Sent[T]]: ...
 
 
 @overload
@@ -57,6 +68,8 @@ def background(
     on_error: Hook | None = None,
     runtime: Runtime | None = None,
 ) -> Decorator: ...
+@overload
+def background(*, broker: Engine, name: str | None = None, limit: int | None = None) -> HandOver: ...
 def background(
     fn: Any = None,
     /,
@@ -66,6 +79,7 @@ def background(
     limit: int | None = None,
     on_error: Hook | None = None,
     runtime: Runtime | None = None,
+    broker: Engine | None = None,
 ) -> Any:
     """
     Decorate a function so that calling it starts it in the background, and returns its `Task` at once.
@@ -82,12 +96,15 @@ def background(
         on_error: Called with the `Failure` of a call that failed and that nobody asked about, instead of the hook of
             `configure`.
         runtime: Run on this one instead of the one that the process shares.
+        broker: Hand each call over to this engine, which keeps it beyond the process, instead of running it here; calling the function
+            then returns a `Sent`. The function runs where the engine's worker runs it. Not together with *daemon*, *on_error* and
+            *runtime*; *limit* counts in the worker.
 
     Raises:
         NotAsyncError: if *fn* is nothing that can be called to be run: a coroutine, a generator function, a class without a public
             async method.
         TypeError: if an option is of the wrong type.
-        ValueError: if *limit* is below 1, or *daemon* is given for a plain function.
+        ValueError: if *limit* is below 1, *daemon* is given for a plain function, or *broker* can't carry the function.
     """
     if not isinstance(daemon, bool):
         raise TypeError(f"daemon={daemon!r}: give True or False.")
@@ -96,11 +113,15 @@ def background(
     if on_error is not None and not callable(on_error):
         raise TypeError(f"on_error={on_error!r}: give a callable that takes a Failure, or None.")
     limiter(limit)
-    options = _Options(daemon, name, limit, on_error, chosen(runtime))
+    if broker is not None:
+        checked_options(daemon, on_error, runtime)
+    options = _Options(daemon, name, limit, on_error, chosen(runtime), broker)
     return partial(_decorate, options) if fn is None else _decorate(options, fn)
 
 
 def _decorate(options: _Options, fn: Any) -> Any:
+    if options.broker is not None and isinstance(fn, (classmethod, type)):
+        checked_function(fn)
     if isinstance(fn, (classmethod, staticmethod)):
         return type(fn)(_decorate(options, fn.__func__))
     if inspect.isclass(fn):
@@ -116,6 +137,10 @@ def _decorate(options: _Options, fn: Any) -> Any:
         )
     if getattr(fn, "_is_background", False):
         raise NotAsyncError(f"{fn!r} is decorated with @background already.")
+    if options.broker is not None:
+        checked_function(fn)
+        here = _decorate(options._replace(broker=None), fn)
+        return _finish(fn, handed_over(options.broker, fn, options.name, options.runtime, here))
     limit = limiter(options.limit)
     if is_async(fn):
         return _finish(fn, _async(options, fn, limit))
@@ -141,7 +166,7 @@ def _decorate_class(options: _Options, cls: type) -> type:
 
 
 def _async(options: _Options, fn: Callable[..., Any], limiter: Limiter | None) -> Callable[..., Task[Any]]:
-    _, name, _, on_error, runtime = options
+    _, name, _, on_error, runtime, _ = options
 
     def start(*args: Any, **kwargs: Any) -> Task[Any]:
         coro = fn(*args, **kwargs)
@@ -154,7 +179,7 @@ def _async(options: _Options, fn: Callable[..., Any], limiter: Limiter | None) -
 
 
 def _plain(options: _Options, fn: Callable[..., T], limiter: Limiter | None) -> Callable[..., Task[T]]:
-    _, name, _, on_error, runtime = options
+    _, name, _, on_error, runtime, _ = options
 
     def start(*args: Any, **kwargs: Any) -> Task[T]:
         frame = sys._getframe(1)

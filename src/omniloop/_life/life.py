@@ -581,7 +581,7 @@ class Life:
             queued = sum(type(item) in (Task, Later) for item in self.inbox.waiting())
         sums = look.sum_up(running, scheduled, waiting, queued)
         lag = self.thread.lag() if self.thread is not None and not self.closed else 0.0
-        return Stats(**sums._asdict(), drain_time=drain_time, loop_lag=lag)
+        return Stats(**sums._asdict(), drain_time=drain_time, loop_lag=lag, **self.tally.handovers())
 
     # --- fork ---------------------------------------------------------------------------------------------------------
 

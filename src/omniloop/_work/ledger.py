@@ -18,7 +18,7 @@ from .failures import Failures
 from .first_steps import FirstSteps
 from .inbox import Inbox
 from .tally import Tally
-from .task import KEEPER, SUCCEEDED, WORK, Task, traceback_without
+from .task import HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
 from .trio import say_asyncio
 
 # How long the emptying may keep the loop from its timers and sockets, in seconds: measured in time and not in items,
@@ -307,7 +307,7 @@ class Ledger:
         task._work = runner
         task._since = self._now
         kind = task._kind
-        if kind is WORK:
+        if kind is WORK or kind is HANDOVER:
             self.running[runner] = task
         elif kind is KEEPER:
             self.keepers[runner] = task

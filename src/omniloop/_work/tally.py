@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import RLock
 from typing import Literal, NamedTuple
 
-Entry = Literal["aside", "failed", "cancelled", "dropped"]
+Entry = Literal["aside", "failed", "cancelled", "dropped", "sent", "arrived", "handed_over", "refused"]
 
 
 class Sums(NamedTuple):
@@ -30,7 +30,20 @@ class Tally:
     was dropped last, so that it is behind the truth at worst. And each look remembers what it said, so that no total goes down.
     """
 
-    __slots__ = ("_accepted", "_aside", "_cancelled", "_dropped", "_failed", "_finished", "_lock", "taken")
+    __slots__ = (
+        "_accepted",
+        "_arrived",
+        "_aside",
+        "_cancelled",
+        "_dropped",
+        "_failed",
+        "_finished",
+        "_handed_over",
+        "_lock",
+        "_refused",
+        "_sent",
+        "taken",
+    )
 
     def __init__(self) -> None:
         # From the inbox, by the loop's thread alone, and so without the lock. After the ledger has it in hand, and not before.
@@ -41,6 +54,11 @@ class Tally:
         self._failed = 0
         self._cancelled = 0
         self._dropped = 0
+        # Calls for engines: on the way, at its end, taken by the engine there; and those that never set out.
+        self._sent = 0
+        self._arrived = 0
+        self._handed_over = 0
+        self._refused = 0
         self._accepted = 0
         self._finished = 0
         # Re-entrant, because a signal handler may submit in the middle of a count.
@@ -52,6 +70,15 @@ class Tally:
             for entry in entries:
                 name = f"_{entry}"
                 setattr(self, name, getattr(self, name) + 1)
+
+    def handovers(self) -> dict[str, int]:
+        """What became of the calls for engines, by field of `Stats`."""
+        with self._lock:
+            return {
+                "handed_over": self._handed_over,
+                "handing_over": self._sent - self._arrived,
+                "refused": self._refused,
+            }
 
     def begun(self) -> int:
         """How much was ever taken, or put aside."""

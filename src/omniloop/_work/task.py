@@ -39,12 +39,15 @@ class Kind(enum.Enum):
     DAEMON = "daemon"
     # Keeps something open for the others, and is ended after all of them.
     KEEPER = "keeper"
+    # Brings a call to an engine: waited for as work, and nobody takes it back.
+    HANDOVER = "handover"
 
 
 # Looked up once: on 3.11 a member of an enum costs 30 ns.
 WORK: Final = Kind.WORK
 DAEMON: Final = Kind.DAEMON
 KEEPER: Final = Kind.KEEPER
+HANDOVER: Final = Kind.HANDOVER
 
 
 class Dropped(str):
@@ -257,8 +260,8 @@ class Task(concurrent.futures.Future[T]):
         if self._outcome() is not None:
             return False
         self._owner.check()
-        if self._args is not None and self._is_started():
-            # A function that runs: nothing can interrupt it.
+        if self._kind is HANDOVER or (self._args is not None and self._is_started()):
+            # Nothing can interrupt a function that runs, and nobody takes back what is handed over.
             return False
         return self._owner.cancel(self, msg)
 
@@ -275,7 +278,8 @@ class Task(concurrent.futures.Future[T]):
             self._owner.check()
             loop = asyncio._get_running_loop()
             if under_trio:
-                yield from wait_in_trio(self._when_done, self.cancel, self.cancelled).__await__()
+                ask = None if self._kind is HANDOVER else self.cancel
+                yield from wait_in_trio(self._when_done, ask, self.cancelled).__await__()
             elif loop is None:
                 raise RuntimeError("No event loop runs here to await the task on. In sync code, use result().")
             else:
@@ -565,6 +569,8 @@ class _Bridge(asyncio.Future[None]):
         # the work swallows the cancellation, its result comes out.
         if self.done():
             return False
+        if self._task._kind is HANDOVER:
+            return super().cancel(msg)
         # Once: anyio asks again in every turn of the loop, and a second time would interrupt the clean-up.
         if not self._asked:
             self._asked = True

@@ -15,29 +15,37 @@ def is_trio() -> bool:
 
 async def wait_in_trio(
     when_done: Callable[[Callable[[], object]], None],
-    cancel: Callable[[], object],
+    cancel: Callable[[], object] | None,
     cancelled: Callable[[], bool],
 ) -> None:
     """
     Wait under trio until *when_done* calls back, from whichever thread.
 
     A cancelled scope asks the work to end by *cancel*, and is told, as trio wants it, when the work's clean-up is done; if the
-    work swallows the cancellation, its result comes out.
+    work swallows the cancellation, its result comes out. Where *cancel* is None, the waiter leaves at once and the work goes on.
     """
     trio = sys.modules["trio"]
     token = trio.lowlevel.current_trio_token()
     waiter = trio.lowlevel.current_task()
     raise_cancelled: Callable[[], object] | None = None
+    left = False
+
+    def reschedule() -> None:
+        if not left:
+            trio.lowlevel.reschedule(waiter)
 
     def wake() -> None:
         try:
-            token.run_sync_soon(trio.lowlevel.reschedule, waiter)
+            token.run_sync_soon(reschedule)
         except trio.RunFinishedError:
             # That run crashed while its task still waited: nobody is left to wake.
             pass
 
     def abort(raise_cancel: Callable[[], object]) -> object:
-        nonlocal raise_cancelled
+        nonlocal raise_cancelled, left
+        if cancel is None:
+            left = True
+            return trio.lowlevel.Abort.SUCCEEDED
         raise_cancelled = raise_cancel
         cancel()
         # Not aborted: `wake` comes when the clean-up is done.

@@ -36,6 +36,8 @@ def instrument(*runtimes: Runtime, meter: Meter | None = None) -> None:
         "failed": "Work that ended with an error.",
         "cancelled": "Work that ended by cancellation.",
         "dropped": "Submissions that the bounds dropped.",
+        "handed_over": "Calls that their engine has taken.",
+        "refused": "Calls for an engine that were refused, because too many were on their way.",
     }
     for field, description in counters.items():
         meter.create_observable_counter(f"omniloop.{field}", [read(field)], "{task}", description)
@@ -43,6 +45,7 @@ def instrument(*runtimes: Runtime, meter: Meter | None = None) -> None:
         "running": ("{task}", "Work that is started and not done."),
         "scheduled": ("{task}", "Calls that are not due yet."),
         "queue_depth": ("{task}", "Work that is accepted and not started."),
+        "handing_over": ("{call}", "Calls that are on their way to an engine."),
         "loop_lag": ("s", "How late the loop was when last asked."),
         "drain_time": ("s", "How long the last drain took."),
     }

@@ -31,6 +31,14 @@ class Collector:
             ),
             "failed": CounterMetricFamily("omniloop_failed", "Work that ended with an error.", labels=labels),
             "cancelled": CounterMetricFamily("omniloop_cancelled", "Work that ended by cancellation.", labels=labels),
+            "handed_over": CounterMetricFamily(
+                "omniloop_handed_over", "Calls that their engine has taken.", labels=labels
+            ),
+            "refused": CounterMetricFamily(
+                "omniloop_refused",
+                "Calls for an engine that were refused, because too many were on their way.",
+                labels=labels,
+            ),
             "dropped": CounterMetricFamily("omniloop_dropped", "Submissions that the bounds dropped.", labels=labels),
         }
         gauges = {
@@ -41,6 +49,9 @@ class Collector:
             ),
             "loop_lag": GaugeMetricFamily(
                 "omniloop_loop_lag_seconds", "How late the loop was when last asked.", labels=labels
+            ),
+            "handing_over": GaugeMetricFamily(
+                "omniloop_handing_over", "Calls that are on their way to an engine.", labels=labels
             ),
             "drain_time": GaugeMetricFamily(
                 "omniloop_drain_time_seconds", "How long the last drain took.", labels=labels

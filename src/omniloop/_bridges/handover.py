@@ -1,0 +1,511 @@
+"""
+Hands a call over to an engine that keeps it: checked and packed in the caller, sent from the loop, tried again until it is taken.
+
+An engine is four functions (`Engine`): `bind` a function, `pack` a call, `send` a parcel, `fetch` what came of it. All that is the same
+for every engine is here: the check that the function would receive what was passed, the bounds of the way there, the trying again, and
+what a call returns. Handed over is handed over: no wait, timeout or cancelled waiter takes a call back; only the end of the process,
+after `exit_timeout`, ends a hand-over, and then it is named in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import random
+import sys
+import time
+import typing
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from contextvars import ContextVar
+from threading import RLock
+from types import FrameType
+from typing import Any, Final, Generic, NamedTuple, TypeVar, final
+
+from .._arguments import check_timeout
+from .._errors import FullError, NotAsyncError, WaitTimeoutError
+from .._report import say
+from .._runtime import Runtime
+from .._work.task import CANCELLED, DAEMON, HANDOVER, SUCCEEDED, Task
+from .limiter import Limiter
+
+T = TypeVar("T")
+
+# Between two tries, in seconds: from the first to the most. So a broker that is back is noticed within the second.
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 2.0
+
+# Once at the beginning of an outage, then every so many seconds.
+_SAY_AGAIN: Final = 60.0
+
+_NOTHING_FOR_IT: Final = (
+    "The engine has nothing for it, annotated or not: pass something else that says the same, such as a string."
+)
+
+
+class Delivery(NamedTuple):
+    """
+    What the engine says of the call that runs: see `current_delivery`.
+
+    Attributes:
+        id: The same for each delivery of one call, and what `Sent.id` was where it was made.
+        attempt: 1 for the first delivery, more where an earlier one did not come to its end. None if the engine does not tell.
+    """
+
+    id: str
+    attempt: int | None
+
+
+_delivery: ContextVar[Delivery] = ContextVar("omniloop_delivery")
+
+
+def current_delivery() -> Delivery | None:
+    """
+    Return the id of the call that runs here, and how often it was delivered; None outside of a handed-over call.
+
+    Engines deliver at least once: after a worker was killed, a call that it had may run a second time. May be called from anywhere
+    in the work, in worker threads and tasks of its own too. Does not block.
+    """
+    return _delivery.get(None)
+
+
+@final
+class Function:
+    """
+    A function whose calls are handed over, as its engine sees it. Made by `background(broker=…)`.
+
+    Attributes:
+        name: Under which the worker finds it.
+        original: The function that was decorated.
+        signature: Its signature.
+        named: Whether *name* was given, and not made from where the function stands.
+    """
+
+    def __init__(self, original: Callable[..., Any], name: str | None, here: Callable[..., Task[Any]]) -> None:
+        self.original = original
+        self.named = name is not None
+        self.name = name or f"{original.__module__}:{original.__qualname__}"
+        self.signature = inspect.signature(original)
+        self._here = here
+
+    @functools.cached_property
+    def hints(self) -> dict[str, Any]:
+        """The annotations, resolved when first needed; those that can't be are as if they were not there."""
+        try:
+            return typing.get_type_hints(self.original, include_extras=True)
+        except Exception:
+            # A name that is imported for type checkers alone, say.
+            return {}
+
+    @property
+    def findable(self) -> bool:
+        """Whether another process that imports the module finds the function under its name."""
+        return self.named or not ("<" in self.name or self.name.startswith("__main__:"))
+
+    def check(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        received_args: tuple[Any, ...],
+        received_kwargs: Mapping[str, Any],
+        way_out: str,
+    ) -> None:
+        """
+        Refuse a call whose function would not receive what was passed. For `Engine.pack`.
+
+        Args:
+            args: As passed.
+            kwargs: As passed.
+            received_args: As the engine would deliver them.
+            received_kwargs: As the engine would deliver them.
+            way_out: What to do, as the end of a sentence on the parameter.
+
+        Raises:
+            TypeError: naming the parameter, and what would arrive.
+        """
+        passed, received = self._named(args, kwargs), self._named(received_args, received_kwargs)
+        for name, value in passed.items():
+            other = received.get(name)
+            if name not in received or not _same(value, other):
+                advice = way_out.format(name=name, type=type(value).__name__) if other is not None else _NOTHING_FOR_IT
+                raise TypeError(
+                    f"{self.name}({name}={_short(value)}) would arrive as {_short(other)}, a {type(other).__name__}. {advice}"
+                )
+
+    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self.signature.bind(*args, **kwargs).arguments)
+
+    async def run(self, delivery: Delivery, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """
+        Run the function in this process, on omniloop's loop or in a worker thread; the worker's side of an engine calls it.
+
+        May be awaited on any loop. What the function raises comes out.
+        """
+        token = _delivery.set(delivery)
+        try:
+            task = self._here(*args, **kwargs)
+        finally:
+            _delivery.reset(token)
+        return await task
+
+    def __repr__(self) -> str:
+        return f"<Function {self.name}>"
+
+
+class Engine(ABC):
+    """
+    What keeps calls beyond the process: the contract between `background(broker=…)` and a task queue.
+
+    Subclass it for a queue of your own. All that is common to engines is done: the signature is checked before `pack`, `send` is
+    tried again until it returns, only so many at once, and `Sent` waits for what `fetch` returns.
+
+    Attributes:
+        at_once: So many are being sent at the same time.
+        waiting: So many may be on their way, those that are being sent included; a call beyond that raises `FullError`.
+    """
+
+    at_once: int = 16
+    waiting: int = 10_000
+
+    @abstractmethod
+    def bind(self, function: Function) -> None:
+        """
+        Take note of a function. Called where it is decorated: at import, in the process that calls it and in the worker alike.
+
+        Must not connect to anything. The worker's side, wherever it is, calls `Function.run`.
+
+        Raises:
+            ValueError: if the engine can't carry this function; say why, and what to do.
+        """
+
+    @abstractmethod
+    def pack(self, function: Function, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """
+        Make a parcel of a call. Called in the caller's thread and context, so it must not wait for a server.
+
+        What is mutated after the call must not change the parcel. Call `Function.check` with what would be received.
+
+        Args:
+            call_id: Of the call; to be found again in `Function.run` and `fetch`.
+
+        Raises:
+            TypeError: if an argument can't be carried; naming it.
+        """
+
+    @abstractmethod
+    async def send(self, function: Function, parcel: Any) -> None:
+        """
+        Bring a parcel to the engine; return when the engine has it for good. Called on the runtime's loop.
+
+        Whatever it raises is taken for trouble on the way there, and it is called again; so a parcel may be sent twice.
+        """
+
+    @abstractmethod
+    async def fetch(self, function: Function, call_id: str, timeout: float | None) -> Any:
+        """
+        Wait for what came of a call: return its value, or raise its error. Called on the runtime's loop.
+
+        Args:
+            timeout: Seconds. None waits without end, 0 asks once.
+
+        Raises:
+            WaitTimeoutError: if *timeout* passed; a `TimeoutError` of another class is the function's own.
+            LookupError: if this engine keeps no results.
+        """
+
+    @property
+    def label(self) -> str:
+        """For logs and `tasks()`."""
+        return type(self).__name__
+
+    @property
+    def _root(self) -> Engine:
+        """Whose bounds count."""
+        return self
+
+    def _way(self) -> Way:
+        # By process id: a fork inherits neither what is on its way, nor, held by another thread, the lock.
+        ways: dict[int, Way] = vars(self._root).setdefault("_ways", {})
+        pid = os.getpid()
+        return ways.get(pid) or ways.setdefault(pid, Way(self._root))
+
+
+@final
+class Sent(Generic[T]):
+    """
+    A call that was handed over; what calling a function of `background(broker=…)` returns.
+
+    Drop it, and the call goes its way all the same. Nothing that is done with it takes the call back: a wait that times out or is
+    cancelled has only stopped waiting. Unless a method says otherwise, it may be used in any thread.
+
+    Attributes:
+        id: Of the call, the same in the worker: see `current_delivery`.
+        accepted: A `Task` that is done when the engine has the call; the end of the program waits for it. Its `cancel()` is False.
+    """
+
+    __slots__ = ("_engine", "_function", "_runtime", "accepted", "id")
+
+    def __init__(
+        self, engine: Engine, function: Function, call_id: str, accepted: Task[None], runtime: Runtime
+    ) -> None:
+        self.id = call_id
+        self.accepted = accepted
+        self._engine = engine
+        self._function = function
+        self._runtime = runtime
+
+    def result(self, timeout: float | None = None) -> T:
+        """
+        Wait for the function's value, from wherever it runs, and return it; or raise the error that it raised.
+
+        Blocks; not for the loop's own thread, signal handlers or finalisers. The engine must keep results. An error of a class
+        that can't be made here comes as one that names it.
+
+        Args:
+            timeout: Seconds to wait, the hand-over included. None waits without end, 0 asks once.
+
+        Raises:
+            WaitTimeoutError: if *timeout* passed. The call goes its way; ask again.
+            LookupError: if the engine keeps no results; the message says how to have them kept.
+            WouldDeadlockError: if called on the loop's own thread.
+            CancelledError: of `concurrent.futures`, if the end of the process ended the hand-over.
+        """
+        check_timeout(timeout)
+        self._runtime._current().guard("result() of a call that was handed over", "await it")
+        return self._runtime._run(self._value(timeout), None, sys._getframe(1))
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait for the value in async code, on any event loop. Cancelling the waiter only ends the waiting."""
+        return self._runtime._go(
+            self._value(None), f"value of {self!r}", None, DAEMON, sys._getframe(1), "accept"
+        ).__await__()
+
+    async def _value(self, timeout: float | None) -> T:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            if not self.accepted.done():
+                async with asyncio.timeout(timeout):
+                    await self.accepted
+        except TimeoutError:
+            pass
+        else:
+            await self.accepted
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                value: T = await self._engine.fetch(self._function, self.id, left)
+                return value
+            except WaitTimeoutError:
+                pass
+        raise WaitTimeoutError(f"{self!r} had no result after {timeout} s. It goes its way: ask again.")
+
+    def __repr__(self) -> str:
+        state = "accepted" if self.accepted.done() and not self.accepted.cancelled() else "on its way"
+        return f"<Sent {self._function.name} {self.id}, {state}>"
+
+
+class Way:
+    """The way to one engine in this process: so many at once, so many in all, and tried again."""
+
+    def __init__(self, engine: Engine) -> None:
+        for name in ("at_once", "waiting"):
+            number = getattr(engine, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name}={number!r}: give a whole number of 1 or more.")
+        self._label = engine.label
+        self._limiter = Limiter(engine.at_once)
+        self._waiting = engine.waiting
+        # Re-entrant, because a signal handler may make a call in the middle of another.
+        self._lock = RLock()
+        self._open = 0
+        self._lost: list[str] = []
+        # On the loop's thread alone: when it was last said that the engine takes nothing; 0 while it does.
+        self._said = 0.0
+
+    def enter(self, name: str, runtime: Runtime) -> None:
+        """Take a place; FullError if there is none."""
+        with self._lock:
+            if self._open < self._waiting:
+                self._open += 1
+                runtime._tally.count("sent")
+                return
+        runtime._tally.count("refused")
+        raise FullError(
+            f"{name}: {self._waiting} calls are on their way to {self._label} already, and it does not take them as fast as they "
+            "come. Nothing was handed over: make the call again later, or raise the engine's `waiting`."
+        )
+
+    def leave(self, runtime: Runtime, lost: str | None = None) -> None:
+        """Give a place back; the last one names those that were lost."""
+        runtime._tally.count("arrived")
+        with self._lock:
+            self._open -= 1
+            if lost is not None:
+                self._lost.append(lost)
+            if self._open or not self._lost:
+                return
+            names, self._lost = self._lost, []
+        say(
+            "%s: the process ended before these %d calls were handed over: %s",
+            self._label,
+            len(names),
+            ", ".join(names),
+        )
+
+    def limited(self, coro: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+        return self._limiter.run(coro)
+
+    async def hand_over(self, engine: Engine, function: Function, parcel: Any) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await engine.send(function, parcel)
+            except Exception as error:
+                # It was packed already, so that whatever fails is the way there; a library's ConnectionError may be no OSError.
+                self._tell(function, error)
+            else:
+                if self._said:
+                    self._said = 0.0
+                    say("%s takes calls again.", self._label)
+                return
+            # At random, so that not all come at once to a broker that has just come back.
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(_LONGEST_PAUSE, pause * 2)
+
+    def _tell(self, function: Function, error: Exception) -> None:
+        now = time.monotonic()
+        if self._said and now - self._said < _SAY_AGAIN:
+            return
+        self._said = now
+        say(
+            "%s does not take the call of %s; %d are on their way, and are tried again. %s: %s",
+            self._label,
+            function.name,
+            self._open,
+            type(error.__cause__ or error).__name__,
+            error.__cause__ or error,
+        )
+
+
+def handed_over(
+    engine: Engine, fn: Callable[..., Any], name: str | None, runtime: Runtime, here: Callable[..., Task[Any]]
+) -> Callable[..., Sent[Any]]:
+    """What `background(broker=…)` makes of a function; *here* is the same function, in this process."""
+    if not isinstance(engine, Engine):
+        raise TypeError(
+            f"broker={engine!r} is no engine. Give omniloop.ext.taskiq.Taskiq(make_broker), another of omniloop.ext, or an Engine of your own."
+        )
+    function = Function(fn, name, here)
+    engine.bind(function)
+
+    def start(*args: Any, **kwargs: Any) -> Sent[Any]:
+        return _start(engine, function, runtime, args, kwargs, sys._getframe(1))
+
+    return start
+
+
+def _start(
+    engine: Engine,
+    function: Function,
+    runtime: Runtime,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    frame: FrameType,
+) -> Sent[Any]:
+    try:
+        function.signature.bind(*args, **kwargs)
+    except TypeError as error:
+        # Not in a worker far away.
+        raise TypeError(f"{function.name}(): {error}") from None
+    call_id = uuid.uuid4().hex
+    way = engine._way()
+    way.enter(function.name, runtime)
+    try:
+        parcel = engine.pack(function, call_id, _settled(args), _settled(kwargs))
+        work = way.hand_over(engine, function, parcel)
+        # Named as a whole, so that the log of an exit tells what was lost.
+        accepted: Task[None] = runtime._go(
+            way.limited(work), f"{function.name} {call_id} → {engine.label}", None, HANDOVER, frame, "accept"
+        )
+    except BaseException:
+        way.leave(runtime)
+        raise
+
+    def done() -> None:
+        ending, _ = accepted._ended()
+        # Cancelled before its turn came: else it would be said that it was never awaited.
+        work.close()
+        if ending is SUCCEEDED:
+            runtime._tally.count("handed_over")
+        way.leave(runtime, f"{function.name} {call_id}" if ending is CANCELLED else None)
+
+    accepted._when_done(done)
+    return Sent(engine, function, call_id, accepted, runtime)
+
+
+def checked_options(daemon: bool, on_error: object, runtime: Runtime | None) -> None:
+    """Refuse the options of `background` that mean nothing for work of another process."""
+    if daemon:
+        raise ValueError("daemon=True: what is handed over to a broker is not cancelled at exit. Leave it away.")
+    if on_error is not None:
+        raise ValueError("on_error: the failures of calls that are handed over are the engine's. Leave it away.")
+    if runtime is not None:
+        raise ValueError("runtime: calls are handed over by the runtime that the process shares. Leave it away.")
+
+
+def checked_function(fn: object) -> None:
+    """Refuse what can't be called by its name in another process."""
+    if isinstance(fn, (classmethod, type)) or "self" in list(inspect.signature(fn).parameters)[:1]:  # type: ignore[arg-type]
+        raise NotAsyncError(
+            f"{fn!r}: a class or an object does not go through a broker. Decorate a function, and pass what identifies the object."
+        )
+
+
+# --- what is carried ----------------------------------------------------------------------------------------------------
+
+
+def _settled(value: Any) -> Any:
+    """Replace Django's lazy strings by what they are now, in the caller's language: no serialiser knows them."""
+    functional = sys.modules.get("django.utils.functional")
+    return value if functional is None else _without_promises(value, functional.Promise)
+
+
+def _without_promises(value: Any, promise: type) -> Any:
+    if type(value) is list or type(value) is tuple:
+        return type(value)(_without_promises(item, promise) for item in value)
+    if type(value) is dict:
+        return {key: _without_promises(item, promise) for key, item in value.items()}
+    if isinstance(value, promise):
+        return str(value)
+    return value
+
+
+def _same(sent: Any, received: Any) -> bool:
+    """Whether the function gets what was passed: equal, nan equal to nan; without an `__eq__`, of the same type."""
+    if sent is received:
+        return True
+    if isinstance(sent, float) and sent != sent:
+        return isinstance(received, float) and received != received
+    if type(sent) is list or type(sent) is tuple:
+        # Item by item, because of nan.
+        return type(received) is type(sent) and len(sent) == len(received) and all(map(_same, sent, received))
+    if type(sent) is dict:
+        return (
+            type(received) is dict
+            and sent.keys() == received.keys()
+            and all(_same(value, received[key]) for key, value in sent.items())
+        )
+    if type(sent).__eq__ is object.__eq__:  # type: ignore[comparison-overlap]
+        return type(received) is type(sent)
+    try:
+        return bool(sent == received)
+    except Exception:
+        # An array has more than one answer.
+        return False
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
