@@ -45,6 +45,8 @@ from ._work.task import Task
 
 if TYPE_CHECKING:
     from ._bridges.background import background as background
+    from ._bridges.blocking import Blocking as Blocking
+    from ._bridges.blocking import blocking as blocking
     from ._bridges.enter import enter as enter
     from ._bridges.groups import TaskGroup as TaskGroup
     from ._bridges.groups import map as map
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 
 # What is dear to import, and its module: loaded when the name is first used.
 _LAZY = {
+    "Blocking": "_bridges.blocking",
     "Delivery": "_bridges.handover",
     "Engine": "_bridges.handover",
     "Function": "_bridges.handover",
@@ -78,6 +81,7 @@ _LAZY = {
     "TaskGroup": "_bridges.groups",
     "aiterate": "_bridges.iterate",
     "background": "_bridges.background",
+    "blocking": "_bridges.blocking",
     "current_delivery": "_bridges.handover",
     "enter": "_bridges.enter",
     "iterate": "_bridges.iterate",
@@ -103,6 +107,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AlreadyRunningError",
+    "Blocking",
     "CannotStartError",
     "ClosedError",
     "Delivery",
@@ -132,6 +137,7 @@ __all__ = [
     "WrongLoopError",
     "aiterate",
     "background",
+    "blocking",
     "call_at",
     "call_later",
     "call_soon",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar, final
 
 from .._errors import ForkedError, NotAsyncError, OmniloopError, WouldDeadlockError
@@ -55,6 +55,8 @@ class _Door(Generic[T]):
     def __init__(self) -> None:
         # Set when the value is there, or never will be.
         self.open = threading.Event()
+        # Of those who do not wait in a thread.
+        self.tell: Callable[[], object] | None = None
         self.values: list[T] = []
         # Its result is the error that the block raised, if it did.
         self.leave: asyncio.Future[BaseException | None] | None = None
@@ -62,7 +64,10 @@ class _Door(Generic[T]):
 
 @final
 class _Entered(AbstractContextManager[T, bool]):
-    def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime) -> None:
+    def __init__(
+        self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, kind: Kind = Kind.DAEMON
+    ) -> None:
+        self._kind = kind
         self._manager: AbstractAsyncContextManager[T, Any] | None = manager
         self._runtime = runtime
         self._door: _Door[T] = _Door()
@@ -78,7 +83,7 @@ class _Entered(AbstractContextManager[T, bool]):
         door = self._door
         name = f"enter({getattr(manager, '__qualname__', type(manager).__qualname__)})"
         task = self._task = self._runtime._make_task(_hold(manager, door), None, None, sys._getframe(1))
-        task._name, task._kind = name, Kind.DAEMON
+        task._name, task._kind = name, self._kind
         with self._ending(task):
             # In here, because Ctrl-C may come when the loop has the task already.
             self._runtime._put(task)
@@ -129,6 +134,62 @@ class _Entered(AbstractContextManager[T, bool]):
                 self._task.cancel()
 
 
+@final
+class AsyncEntered(AbstractAsyncContextManager[T, bool]):
+    """The same for async code on any loop of asyncio's: the manager's whole life is one task on the runtime's."""
+
+    def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, frame: FrameType) -> None:
+        self._manager, self._runtime, self._frame = manager, runtime, frame
+        self._door: _Door[T] = _Door()
+        self._task: Task[bool] | None = None
+
+    async def __aenter__(self) -> T:
+        door, loop = self._door, asyncio.get_running_loop()
+        opened: asyncio.Future[None] = loop.create_future()
+
+        def tell() -> None:
+            # Closed by now: nobody waits there.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_open, opened)
+
+        door.tell = tell
+        name = f"enter({type(self._manager).__qualname__})"
+        task = self._task = self._runtime._go(
+            _hold(self._manager, door), name, None, Kind.DAEMON, self._frame, "accept"
+        )
+        task._when_done(tell)
+        try:
+            await opened
+        except BaseException:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            raise
+        if not door.values:
+            await task
+        return door.values.pop()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        task, leave = self._task, self._door.leave
+        if task is None or leave is None:
+            raise OmniloopError("This was never entered. Use it in an `async with` statement.")
+        with suppress(RuntimeError):
+            leave.get_loop().call_soon_threadsafe(_set, leave, error)
+        try:
+            return await task
+        finally:
+            if error is not None:
+                error.__traceback__ = tb
+            del error, tb
+
+    def __del__(self) -> None:
+        if self._task is not None:
+            with suppress(ForkedError):
+                self._task.cancel()
+
+
 async def _hold(manager: AbstractAsyncContextManager[T, Any], door: _Door[T]) -> bool:
     """Enter, wait until the block is left, and leave; returns whether the block's error was suppressed."""
     error: BaseException | None = None
@@ -138,6 +199,8 @@ async def _hold(manager: AbstractAsyncContextManager[T, Any], door: _Door[T]) ->
             door.values.append(value)
             del value
             door.open.set()
+            if door.tell is not None:
+                door.tell()
             error = await door.leave
             if error is not None:
                 raise error
@@ -155,6 +218,11 @@ async def _hold(manager: AbstractAsyncContextManager[T, Any], door: _Door[T]) ->
 def _set(leave: asyncio.Future[BaseException | None], error: BaseException | None) -> None:
     if not leave.done():
         leave.set_result(error)
+
+
+def _open(opened: asyncio.Future[None]) -> None:
+    if not opened.done():
+        opened.set_result(None)
 
 
 def _not_async_manager(manager: object) -> str:

@@ -1,0 +1,191 @@
+"""The sync twin of an async function or class: write it once, and call it from sync code and from async code."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
+
+from .._arguments import check_timeout, close_unstarted
+from .._errors import NotAsyncError
+from .._shared import chosen
+from . import twins
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+T = TypeVar("T")
+S = TypeVar("S")
+E = TypeVar("E", bound=bool | None)
+R_co = TypeVar("R_co", covariant=True)
+A_co = TypeVar("A_co", covariant=True)
+
+
+class Blocking(Protocol[P, R_co, A_co]):
+    """
+    The sync twin of a function: a call waits. Made by `blocking`; as an attribute of a class it is a method.
+
+    `A_co` is what the async function returns.
+    """
+
+    @property
+    def __name__(self) -> str: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+    @property
+    def aio(self) -> Callable[P, A_co]:
+        """The same function for async callers, on any event loop; it runs on omniloop's."""
+        ...
+
+    def options(self, *, timeout: float | None) -> Self:
+        """The same function with a time limit for each call, in seconds, or for each item of an iterator."""
+        ...
+
+    @overload
+    def __get__(self, obj: None, owner: type | None = None, /) -> Self: ...
+    @overload
+    def __get__(
+        self: Blocking[Concatenate[Any, Q], S, T], obj: object, owner: type | None = None, /
+    ) -> Blocking[Q, S, T]: ...
+
+
+class Decorator(Protocol):
+    """What `blocking(…)` with options returns: typed as `blocking` itself."""
+
+    @overload
+    def __call__(self, fn: type, /) -> Any: ...
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> Blocking[P, T, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[P, AsyncGenerator[T, S]], /
+    ) -> Blocking[P, Generator[T, S, None], AsyncGenerator[T, S]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, AsyncIterator[T]], /) -> Blocking[P, Iterator[T], AsyncIterator[T]]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[P, AbstractAsyncContextManager[T, E]], /
+    ) -> Blocking[P, AbstractContextManager[T, E], AbstractAsyncContextManager[T, E]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[T]], /) -> Blocking[P, T, Awaitable[T]]: ...
+
+
+@overload
+def blocking(fn: type, /) -> Any: ...
+@overload
+def blocking(fn: Callable[P, Coroutine[Any, Any, T]], /) -> Blocking[P, T, Coroutine[Any, Any, T]]: ...
+@overload
+def blocking(fn: Callable[P, AsyncGenerator[T, S]], /) -> Blocking[P, Generator[T, S, None], AsyncGenerator[T, S]]: ...
+@overload
+def blocking(fn: Callable[P, AsyncIterator[T]], /) -> Blocking[P, Iterator[T], AsyncIterator[T]]: ...
+@overload
+def blocking(
+    fn: Callable[P, AbstractAsyncContextManager[T, E]], /
+) -> Blocking[P, AbstractContextManager[T, E], AbstractAsyncContextManager[T, E]]: ...
+@overload
+def blocking(fn: Callable[P, Awaitable[T]], /) -> Blocking[P, T, Awaitable[T]]: ...
+@overload
+def blocking(
+    fn: type,
+    /,
+    *,
+    timeout: float | None = None,
+    rename: Mapping[str, str] | None = None,
+    in_caller: Iterable[str] = (),
+    on_loop: Iterable[str] = (),
+    reopen: bool = False,
+    runtime: Any = None,
+) -> Any: ...
+@overload
+def blocking(
+    *,
+    timeout: float | None = None,
+    rename: Mapping[str, str] | None = None,
+    in_caller: Iterable[str] = (),
+    on_loop: Iterable[str] = (),
+    reopen: bool = False,
+    runtime: Any = None,
+) -> Decorator: ...
+def blocking(
+    fn: Any = None,
+    /,
+    *,
+    timeout: float | None = None,
+    rename: Mapping[str, str] | None = None,
+    in_caller: Iterable[str] = (),
+    on_loop: Iterable[str] = (),
+    reopen: bool = False,
+    runtime: Any = None,
+) -> Any:
+    """
+    Make the sync twin of an async function or class: ``Database = blocking(AsyncDatabase)``.
+
+    A call runs on the loop and waits, as `run` does; Ctrl-C cancels it. An async generator becomes an iterator that is never
+    ahead of its consumer, `async with` becomes `with`, and ``.aio`` of a function or method is the same for async callers, on any
+    event loop. A class's twin wraps an object of the class, which is made on the loop, as its sync methods run there; attributes
+    and properties are looked at in the caller's thread. Where an object has a twin, the twin comes out, always the same one, and
+    goes in as the original. One that was made or entered is closed when it is dropped, and at exit after all work.
+
+    Blocks in each call; not for the loop's own thread. Where another event loop runs in the calling thread, that loop is blocked,
+    and a `RuntimeWarning` says so, once a place.
+
+    Args:
+        fn: An async function, one that returns something to be awaited, entered or iterated over; or a class.
+        timeout: Seconds for each call, or each item of an iterator; None waits without end. ``f.options(timeout=5)(…)`` is for one
+            call.
+        rename: Names that the sync face has instead: ``{"aread": "read"}``. By itself `aclose` becomes `close`, if there is none.
+        in_caller: Names of sync methods that run in the caller's thread, because they need no loop.
+        on_loop: Names of attributes and properties that are looked at on the loop.
+        reopen: Make the object anew, with the same arguments, in a forked child and after `shutdown()`, instead of refusing.
+        runtime: On whose loop; by default on the shared one's.
+
+    Raises:
+        NotAsyncError: if *fn* is neither a class nor a function.
+        TypeError: if *runtime* is no `Runtime`, or an option for classes is given for a function.
+        ValueError: if *timeout* is not a number of seconds.
+        AttributeError: if *rename* names a method that the class does not have.
+    """
+    check_timeout(timeout)
+    names = tuple(sorted((rename or {}).items()))
+    options = twins.Options(
+        chosen(runtime), timeout, names, _names("in_caller", in_caller), _names("on_loop", on_loop), bool(reopen)
+    )
+    return partial(_decorate, options) if fn is None else _decorate(options, fn)
+
+
+def _names(option: str, names: Iterable[str]) -> frozenset[str]:
+    if isinstance(names, str):
+        raise TypeError(f"{option}={names!r}: give the names in a list or set.")
+    return frozenset(names)
+
+
+def _decorate(options: twins.Options, fn: Any) -> Any:
+    if isinstance(fn, (classmethod, staticmethod)):
+        return type(fn)(_decorate(options, fn.__func__))
+    if isinstance(fn, twins.TwinType):
+        return twins.make_class(fn._omniloop_original, options)
+    if inspect.isclass(fn):
+        if fn.__module__ == "builtins":
+            raise NotAsyncError(f"{fn!r} has nothing async. blocking() takes an async class, or an async function.")
+        return twins.make_class(fn, options)
+    if inspect.iscoroutine(fn):
+        close_unstarted(fn)
+        raise NotAsyncError(f"blocking() takes the function, and was given the coroutine {fn!r}. Use run() for it.")
+    if not callable(fn):
+        raise NotAsyncError(f"blocking() takes an async function or class, and {fn!r} can't be called.")
+    if isinstance(fn, twins.Blocking):
+        return fn
+    if options.rename or options.in_caller or options.on_loop or options.reopen:
+        raise TypeError(f"{fn!r} is a function, and rename, in_caller, on_loop and reopen are for classes.")
+    return twins.Blocking(fn, options)
