@@ -232,7 +232,7 @@ def settled(condition):
 # --- functions --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("A call of an async function that is `blocking` waits and returns its value", section="Sync twins")
+@pytest.mark.promise("A call of an async function that is `blocking` waits and returns its value")
 def test_a_call_of_an_async_function_waits_and_returns_its_value():
     assert shout("hey") == "HEY"
     assert shout("hey", times=2) == "HEYHEY"
