@@ -34,6 +34,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(item.path.parent.name)
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
