@@ -51,7 +51,7 @@ def without_remarks(stderr: str) -> str:
 def run_child(
     *programs: Callable[..., object] | str,
     env: Mapping[str, str] | None = None,
-    timeout: float = 8,
+    timeout: float = 40,
     flags: Sequence[str] = (),
 ) -> Result:
     """
@@ -61,7 +61,7 @@ def run_child(
         programs: Functions of the test's file, whose bodies are the program's top level: see `programs.source_of`. Or a text,
             where a function can't say it.
         env: Set on top of the parent's environment.
-        timeout: Seconds; then the child is killed, and the test fails with what it had said until then.
+        timeout: Seconds, for what hangs: the child is killed then, and the test fails with what it had said until then.
         flags: For the interpreter: `["-X", "dev"]`.
 
     Raises:

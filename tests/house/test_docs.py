@@ -54,7 +54,7 @@ def test_every_block_of_a_page_runs(page):
             exec(compile(source, filename, "exec", dont_inherit=True), vars(__main__))
 
     # Buffered, or what the page's threads print at once is mixed within a line.
-    result = run_child(program, env={"PYTHONUNBUFFERED": ""}, timeout=9)
+    result = run_child(program, env={"PYTHONUNBUFFERED": ""})
 
     assert result.code == 0, result.stderr
     for block in running:

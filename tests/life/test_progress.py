@@ -48,7 +48,7 @@ def run_on_a_terminal(program: Callable[[], object], columns: int | None = None)
     try:
         while chunk := _read(ours):
             seen += chunk
-        stdout, _ = child.communicate(timeout=8)
+        stdout, _ = child.communicate(timeout=40)
     finally:
         child.kill()
         child.wait()
@@ -186,6 +186,6 @@ def test_a_terminal_that_goes_away_does_not_end_the_wait():
     os.close(theirs)
     assert os.read(ours, 4096).startswith(b"\romniloop: 1 unfinished")
     os.close(ours)
-    stdout, _ = child.communicate(timeout=8)
+    stdout, _ = child.communicate(timeout=40)
 
     assert (stdout, child.returncode) == ("flushed\n", 0)

@@ -349,7 +349,7 @@ def test_work_is_done_with_the_streams_closed(ending):
         env=child_environment(),
         pass_fds=[writer],
     )
-    _, stderr = child.communicate(timeout=8)
+    _, stderr = child.communicate(timeout=40)
     os.close(writer)
 
     with open(reader, "rb") as pipe:
@@ -372,7 +372,7 @@ def test_work_is_done_with_a_stream_that_nobody_reads(broken):
         pass_fds=[writer],
         **streams,
     )
-    _, stderr = child.communicate(timeout=8)
+    _, stderr = child.communicate(timeout=40)
     os.close(writer)
     os.close(mouth)
 

@@ -35,7 +35,7 @@ def fork(child):
     pid = os.fork()
     if pid:
         return pid
-    signal.alarm(7)
+    signal.alarm(30)
     child()
     sys.exit(0)
 
@@ -68,7 +68,7 @@ async def holds(name, event=None):
 
 def start():
     # A child of a fork that hangs is ended by this.
-    signal.alarm(7)
+    signal.alarm(30)
 
 
 @pytest.mark.promise(
@@ -531,7 +531,7 @@ def forks_under_load(times):
         pid = os.fork()
         if not pid:
             if number % 10 == 0:
-                signal.alarm(7)
+                signal.alarm(30)
                 run(answer(), timeout=5)
             os._exit(0)
         wait(pid)
@@ -650,7 +650,7 @@ def test_a_fork_inside_a_task_gives_the_child_a_runtime_of_its_own_and_none_of_t
             pid = os.fork()
             if pid:
                 return pid
-            signal.alarm(7)
+            signal.alarm(30)
             say("child", asyncio.run(answer(2)), omniloop.go(answer(3)).result())
 
             async def forgotten():
@@ -693,7 +693,7 @@ def test_a_task_that_comes_back_in_the_child_after_an_eager_start_starts_nothing
             pid = os.fork()
             if pid:
                 return pid
-            signal.alarm(7)
+            signal.alarm(30)
 
         async def later():
             started.append(0)
@@ -731,7 +731,7 @@ def test_a_fork_inside_a_call_soon_or_a_worker_thread_works():
         def fork_and_use():
             pid = os.fork()
             if not pid:
-                signal.alarm(7)
+                signal.alarm(30)
                 say("child", run(answer()))
                 os._exit(0)
             return pid
@@ -760,7 +760,7 @@ def test_a_child_that_comes_back_from_the_worker_that_it_was_forked_in_ends(work
             pid = os.fork()
             if pid:
                 return pid
-            signal.alarm(7)
+            signal.alarm(30)
 
             async def forgotten():
                 await asyncio.sleep(0.05)
@@ -992,7 +992,7 @@ def fork_in_c(child):
     if pid:
         return pid
     ctypes.pythonapi.PyOS_AfterFork_Child.restype = None
-    signal.alarm(7)
+    signal.alarm(30)
     child()
     sys.stdout.flush()
     os._exit(0)
