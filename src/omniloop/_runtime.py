@@ -25,7 +25,7 @@ from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, chan
 from ._work.deadline import within
 from ._work.failures import Failures
 from ._work.ledger import Later
-from ._work.periodic import periodic
+from ._work.periodic import Turns
 from ._work.tally import Tally
 from ._work.task import DAEMON, KEEPER, WORK, Kind, Task
 
@@ -232,17 +232,23 @@ class Runtime:
         jitter: float = 0,
         immediately: bool = False,
         name: str | None = None,
+        daemon: bool = False,
     ) -> Task[None]:
         """
         Call a function, plain or async, on the loop every *interval* seconds, until the handle is cancelled or the program ends.
 
         The turns are counted from the start, so that they do not drift; one that is missed, because the one before took
-        too long, is left out. An error is reported, and the next turn comes. Cancelled at exit without a word.
+        too long, is left out. An error is reported, and the next turn comes.
+
+        At exit, and by `shutdown`, it is cancelled without a word between two turns. One that is under way when all other work is
+        done is waited for, once, as work is; no other begins.
 
         Args:
             interval: Seconds from turn to turn.
             jitter: Seconds; each turn is late by a random part of this.
             immediately: Take the first turn now, and not after one interval.
+            name: For logs and `tasks()`. By default made of the interval and the function's name.
+            daemon: Cancel a turn that is under way at the end too, instead of waiting for it; its clean-up runs.
 
         Raises:
             NotAsyncError: if *fn* can't be called.
@@ -250,7 +256,7 @@ class Runtime:
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
         """
-        return self._every(interval, fn, jitter, immediately, name, _getframe(1))
+        return self._every(interval, fn, jitter, immediately, name, daemon, _getframe(1))
 
     def to_thread(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """
@@ -502,6 +508,7 @@ class Runtime:
         jitter: float,
         immediately: bool,
         name: str | None,
+        daemon: bool,
         frame: FrameType,
     ) -> Task[None]:
         check_function(fn, "every", or_async=True)
@@ -509,8 +516,9 @@ class Runtime:
             raise ValueError(f"interval={interval!r}: give seconds as a number above 0.")
         title = name or f"every {interval:g} s: {getattr(fn, '__qualname__', None) or type(fn).__name__}"
         site = Site(frame.f_code, frame.f_lasti)
-        turns = periodic(interval, fn, _seconds("jitter", jitter), immediately, title, site, self._failures.drop)
-        return self._go(turns, title, None, DAEMON, frame, "accept")
+        late = _seconds("jitter", jitter)
+        turns = Turns(interval, fn, late, immediately, daemon, title, site, self._failures.drop)
+        return self._go(turns.run(), title, None, DAEMON, frame, "accept")
 
     def _to_thread(
         self,

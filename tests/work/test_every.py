@@ -156,3 +156,101 @@ def test_flush_and_shutdown_do_not_wait_for_it_and_say_nothing(caplog):
 def test_it_is_named_after_the_interval_and_the_function(runtime):
     assert runtime.every(60, int).get_name() == "every 60 s: int"
     assert runtime.every(0.5, int, name="mine").get_name() == "mine"
+
+
+class Slow:
+    """A turn that does not end by itself."""
+
+    def __init__(self):
+        self.begun, self.said = threading.Event(), []
+
+    async def turn(self):
+        self.begun.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            self.said.append("cancelled")
+            raise
+
+
+@pytest.mark.promise("A turn of `every` that is under way at the end is waited for, once")
+def test_a_turn_that_is_under_way_at_the_end_is_waited_for_once(caplog):
+    """It was cancelled in the middle."""
+    runtime = Runtime(name="periodic")
+
+    async def turn(number):
+        # They overlap: there is always one under way.
+        begun.append(number)
+        await asyncio.sleep(0.02)
+        done.append(number)
+
+    begun, done = [], []
+    tasks = [runtime.every(0.005, lambda number=number: turn(number)) for number in range(3)]
+    while len(set(begun)) < 3:
+        runtime.run(asyncio.sleep(0.001))
+    runtime.shutdown(timeout=5)
+
+    assert sorted(done) == sorted(begun)
+    assert all(task.cancelled() for task in tasks)
+    assert caplog.records == []
+
+
+def test_no_turn_begins_after_that_one_and_its_handle_is_cancelled(caplog):
+    runtime = Runtime(name="periodic")
+
+    async def turn():
+        count.append(1)
+        begun.set()
+        # Others are due meanwhile.
+        await asyncio.sleep(0.05)
+        done.append(1)
+
+    count, done, begun = [], [], threading.Event()
+    task = runtime.every(0.001, turn, immediately=True)
+    assert begun.wait(timeout=5)
+    runtime.shutdown(timeout=5)
+
+    assert (count, done) == ([1], [1])
+    assert task.cancelled()
+    assert caplog.records == []
+
+
+@pytest.mark.promise("`every(…, daemon=True)` is cancelled at the end, also in the middle of a turn")
+def test_a_turn_of_a_daemon_is_cancelled(caplog):
+    runtime = Runtime(name="periodic")
+    slow = Slow()
+    task = runtime.every(0.001, slow.turn, daemon=True)
+    assert slow.begun.wait(timeout=5)
+    runtime.shutdown(timeout=5)
+
+    assert slow.said == ["cancelled"]
+    assert task.cancelled()
+    assert caplog.records == []
+
+
+def test_a_turn_that_does_not_end_in_time_is_cancelled_and_named(caplog):
+    runtime = Runtime(name="periodic")
+    slow = Slow()
+    task = runtime.every(0.001, slow.turn, name="endless")
+    assert slow.begun.wait(timeout=5)
+    runtime.shutdown(timeout=0.05)
+
+    assert slow.said == ["cancelled"]
+    assert task.cancelled()
+    (message,) = caplog.messages
+    assert "1 unfinished when the time for draining was over" in message and "endless" in message
+
+
+def test_a_turn_that_fails_at_the_end_is_reported(runtime, failures):
+    async def turn():
+        begun.set()
+        await asyncio.sleep(0.02)
+        raise LookupError("in the last turn")
+
+    begun = threading.Event()
+    runtime.every(0.001, turn)
+    assert begun.wait(timeout=5)
+    runtime.shutdown(timeout=5)
+
+    assert [str(failure.exception) for failure in failures] == ["in the last turn"]

@@ -308,7 +308,7 @@ def test_what_is_not_due_is_cancelled_at_exit_without_a_word():
                 print("turn cleaned up")
 
         omniloop.every(60, print, name="never")
-        omniloop.every(60, turn, immediately=True)
+        omniloop.every(60, turn, immediately=True, daemon=True)
         later = omniloop.call_later(60, print, "never")
         omniloop.run(asyncio.sleep(0.05))
         print("last line")

@@ -6,8 +6,9 @@ deadlines: the one for the work, and the one for the clean-up of what is cancell
 cancel once, and has one turn of the loop after that, also where the deadline is past (without it the clean-up would not even begin, and
 each would complain of an ignored GeneratorExit). Nothing else is done for each: sentences are made for the twenty that are shown.
 
-The order. Work is waited for, in rounds, because work may submit work. Then, on the loop: daemons, and turns of `every` that are under
-way; resources, the youngest first, each followed by the bare tasks that were made in its opening (a client's own reader and heartbeat,
+The order. Work is waited for, in rounds, because work may submit work; then the turns of `every` that are under way, once, for
+they are work from then on and no other begins. (As work from the start, two that overlap went on until the deadline.) Then, on the loop:
+daemons; resources, the youngest first, each followed by the bare tasks that were made in its opening (a client's own reader and heartbeat,
 which its `close()` needs); then all other bare tasks. A stage is waited for before the next one is asked; if it takes too long it goes on
 beside the others, to the deadline.
 
@@ -111,6 +112,8 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
             while not interruptions and drain(life, deadline):
                 # Daemons, resources and bare tasks, when the work is done: it may need them.
                 last = time.monotonic() + cancel_timeout
+                if end.end_turns(last):
+                    continue
                 if not end.cancel(last, patient=True):
                     slow = life.ledger.ending()
                     break
@@ -311,6 +314,13 @@ class _End:
         self._closed: list[asyncio.Future[Any]] = []
         # Who was told of what goes wrong on the loop, before the closing.
         self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
+
+    def end_turns(self, deadline: float) -> bool:
+        """Have no turn of `every` begin any more; True if any is under way: that is work, to be waited for once."""
+        life, thread = self._life, self._life.thread
+        if thread is None or not thread.alive:
+            return False
+        return bool(_on_loop(thread, lambda answer: answer(life.ledger.end_turns()), deadline, self._beat))
 
     def cancel(self, deadline: float, patient: bool = False) -> bool | None:
         """

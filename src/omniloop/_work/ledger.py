@@ -17,6 +17,7 @@ from .._errors import NotAsyncError
 from .failures import Failures
 from .first_steps import FirstSteps
 from .inbox import Inbox
+from .periodic import turns_of
 from .tally import Tally
 from .task import HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
 from .trio import say_asyncio
@@ -471,6 +472,17 @@ class Ledger:
     def drop_unstarted(self, task: Task[Any]) -> None:
         """End, as cancelled, what the end has taken from the inbox instead of starting it."""
         task._end_unstarted(*self.cancelled_early.pop(task, ()))
+
+    def end_turns(self) -> bool:
+        """Have no turn of `every` begin any more; True if any is under way, which from now on is work to be waited for."""
+        under_way = False
+        for runner, task in list(self.daemons.items()):
+            turns = turns_of(runner)
+            if turns is not None and not turns.daemon and turns.begin_no_more():
+                self.running[runner] = self.daemons.pop(runner)
+                task._kind = WORK
+                under_way = True
+        return under_way
 
     def cancel_timers(self) -> None:
         """Cancel what is not due yet, without a word."""
