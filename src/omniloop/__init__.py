@@ -92,9 +92,23 @@ _LAZY = {
 }
 
 
+# What other libraries call by these names, and who comes from there looks for.
+_ELSEWHERE = {
+    "as_completed": "concurrent.futures.as_completed(tasks) takes what go() returns; map(fn, items, ordered=False) starts them too.",
+    "create_task": "Use go(coro).",
+    "gather": "Start each with go() and ask the tasks for their results; or use TaskGroup, or map(fn, items).",
+    "run_coroutine_threadsafe": "Use go(coro).",
+    "sleep": "Use asyncio.sleep() in a coroutine, and time.sleep() elsewhere.",
+    "spawn": "Use go(coro).",
+    "submit": "Use go(coro), or to_thread(fn, *args) for a blocking function.",
+    "wait": "concurrent.futures.wait(tasks) takes what go() returns; flush() waits for all.",
+}
+
+
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        word = f". {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{word}")
     thing = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     # From now on it is found without coming here.
     globals()[name] = thing

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import inspect
 import math
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
 from types import CoroutineType, FunctionType
@@ -44,6 +44,11 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None, call: str
         )
     if asyncio.isfuture(work):
         if work.get_loop() is not loop:
+            if type(work).__name__ == "_GatheringFuture":
+                raise NotAsyncError(
+                    f"{work!r} belongs to the event loop that gather() was called on, and can be awaited only there. Start each "
+                    "with go() and ask the tasks for their results, or use TaskGroup or map(); or call gather() in a coroutine."
+                )
             raise NotAsyncError(
                 f"{work!r} belongs to another event loop, and can be awaited only there. Pass the coroutine itself, before it is made a task."
             )
@@ -58,6 +63,8 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None, call: str
         )
     if callable(work):
         name = _name(work)
+        if getattr(work, "_is_background", False):
+            raise NotAsyncError(f"{name} is a @background function, which starts by itself. Call it: {name}(…).")
         raise NotAsyncError(
             f"{work!r} is a plain function. Use call_soon({name}, …) to run it on the loop, or to_thread({name}, …) if it blocks."
         )
@@ -147,3 +154,43 @@ async def _await(work: Awaitable[T]) -> T:
 
 def _name(work: object) -> str:
     return getattr(work, "__name__", None) or type(work).__name__
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def one_argument(fn: F) -> F:
+    """
+    Hide the `*misplaced` of *fn* from help(), inspect and the docs.
+
+    It is there so that `run(coro, 5)` gets a word about what was meant, and its coroutine is closed: of a call that does not fit,
+    Python itself says only how many arguments there are, and the coroutine complains later that it was never awaited.
+    """
+    signature = inspect.signature(fn)
+    shown = [it for it in signature.parameters.values() if it.kind is not it.VAR_POSITIONAL]
+    vars(fn)["__signature__"] = signature.replace(parameters=shown)
+    return fn
+
+
+def misplaced_arguments(call: str, work: object, misplaced: tuple[object, ...]) -> TypeError:
+    """The error for arguments after the one that *call* takes. Closes all that are coroutines."""
+    for each in (work, *misplaced):
+        close_unstarted(each)
+    first = misplaced[0]
+    if inspect.isroutine(work):
+        given = ", ".join(repr(each) for each in misplaced)
+        way = f"Call it: {call}({_name(work)}({given}))."
+        if not is_async(work) and not getattr(work, "_is_background", False):
+            way = f"Use call_soon({_name(work)}, {given}), or to_thread() if it blocks."
+        return TypeError(
+            f"{call}() takes a coroutine, and was given the function {_name(work)} with its arguments. {way}"
+        )
+    if inspect.isawaitable(first):
+        return TypeError(
+            f"{call}() takes one coroutine, and was given {1 + len(misplaced)}. "
+            "Start each with a go() of its own and ask the tasks for their results, or use TaskGroup or map()."
+        )
+    option = "name" if isinstance(first, str) else "timeout"
+    return TypeError(
+        f"{call}() takes one coroutine, and was given {first!r} too. Name what it is: {call}({_name(work)}(…), {option}={first!r})."
+    )

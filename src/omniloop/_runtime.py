@@ -8,14 +8,25 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
 from contextvars import Context, copy_context
 from functools import partial
 from threading import TIMEOUT_MAX, RLock
 from types import CoroutineType, FrameType, FunctionType, TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
 
 from ._admission import Bounds
-from ._arguments import NOT_PLAIN, as_coroutine, check_function, check_timeout, checked_name, close_unstarted, copied
+from ._arguments import (
+    NOT_PLAIN,
+    as_coroutine,
+    check_function,
+    check_timeout,
+    checked_name,
+    close_unstarted,
+    copied,
+    misplaced_arguments,
+    one_argument,
+)
 from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutError, WouldDeadlockError
 from ._life import asgiref, drain
 from ._life.life import Life, ThreadWork
@@ -119,10 +130,11 @@ class Runtime:
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 
+    @one_argument
     def go(
         self,
         coro: Awaitable[T],
-        *,
+        *misplaced: Never,
         name: str | None = None,
         context: Context | None = None,
         daemon: bool = False,
@@ -150,14 +162,17 @@ class Runtime:
             CannotStartError: if this was the first use, and no thread can be started here.
             FullError: if `max_pending` is reached, and this call is not to wait, or may not.
         """
+        if misplaced:
+            raise misplaced_arguments("go", coro, misplaced)
         if timeout is not None:
             return self._go_within(timeout, coro, name, context, DAEMON if daemon else WORK, _getframe(1))
         return self._go(coro, name, context, DAEMON if daemon else WORK, _getframe(1))
 
+    @one_argument
     def try_go(
         self,
         coro: Awaitable[T],
-        *,
+        *misplaced: Never,
         name: str | None = None,
         context: Context | None = None,
         daemon: bool = False,
@@ -172,6 +187,8 @@ class Runtime:
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
         """
+        if misplaced:
+            raise misplaced_arguments("try_go", coro, misplaced)
         return self._try_go(coro, name, context, DAEMON if daemon else WORK, timeout, _getframe(1))
 
     def call_soon(self, fn: Callable[[*Ts], T], *args: *Ts, context: Context | None = None) -> Task[T]:
@@ -274,7 +291,8 @@ class Runtime:
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def run(self, coro: Awaitable[T], *, timeout: float | None = None) -> T:
+    @one_argument
+    def run(self, coro: Awaitable[T], *misplaced: Never, timeout: float | None = None) -> T:
         """
         Run a coroutine on the loop and return its value, or raise the error it raised.
 
@@ -295,7 +313,19 @@ class Runtime:
             CannotStartError: if this was the first use, and no thread can be started here.
             CancelledError: of `concurrent.futures`, if the work was cancelled by another.
         """
-        return self._run(coro, timeout, _getframe(1))
+        if misplaced:
+            raise misplaced_arguments("run", coro, misplaced)
+        task = self._run_to_end(coro, timeout, _getframe(1))
+        value: T
+        value, error = task._take(CancelledError)
+        if error is None:
+            return value
+        # Here, so that this is the one line between the caller's and the work's in the traceback.
+        try:
+            raise error
+        finally:
+            # This frame is in it: a cycle, which would keep both alive.
+            del task, error
 
     def flush(self, timeout: float | None = None, *, progress: bool = False) -> None:
         """
@@ -554,6 +584,10 @@ class Runtime:
             return None
 
     def _run(self, coro: Awaitable[T], timeout: float | None, frame: FrameType) -> T:
+        return self._run_to_end(coro, timeout, frame).result(0)
+
+    def _run_to_end(self, coro: Awaitable[T], timeout: float | None, frame: FrameType) -> Task[T]:
+        """Wait until *coro* is done, and return its task."""
         try:
             check_timeout(timeout)
             life = self._current()
@@ -564,16 +598,16 @@ class Runtime:
             raise
         if "asgiref.sync" in sys.modules and asgiref.is_loaded():
             try:
-                value: T = self._run_for_asgiref(coro, timeout, frame)
-                return value
+                served: Task[T] = self._run_for_asgiref(coro, timeout, frame)
+                return served
             finally:
                 # It is not this that the loop was given, which may never have come to it.
                 close_unstarted(coro)
         task: Task[T] = self._make_task(coro, None, None, frame)
         return self._run_task(task, timeout, None)
 
-    def _run_for_asgiref(self, coro: Any, timeout: float | None, frame: FrameType) -> Any:
-        """As `_run`, for work whose sync code is to run in this thread, which waits."""
+    def _run_for_asgiref(self, coro: Any, timeout: float | None, frame: FrameType) -> Task[Any]:
+        """As `_run_to_end`, for work whose sync code is to run in this thread, which waits."""
         life = self._current()
         pool = life.workers
         # asgiref may have been loaded after the loop was made.
@@ -590,10 +624,8 @@ class Runtime:
         finally:
             if caller is not None:
                 caller.end()
-            # As in `_run_task`.
-            del task
 
-    def _run_task(self, task: Task[T], timeout: float | None, caller: asgiref.Caller | None) -> T:
+    def _run_task(self, task: Task[T], timeout: float | None, caller: asgiref.Caller | None) -> Task[T]:
         try:
             # In here, because Ctrl-C may come when the loop has the task already. Unbounded: whoever waits can't pile up.
             self._put(task)
@@ -611,11 +643,7 @@ class Runtime:
             raise
         if not done:
             raise WaitTimeoutError(f"{task.get_name()} was not done after {timeout} s, and was cancelled.")
-        try:
-            return task.result(0)
-        finally:
-            # This frame is in the traceback of an error that the task holds: a cycle, which would keep both alive.
-            del task
+        return task
 
     def _make_task(
         self, work: Any, args: tuple[Any, ...] | None, context: Context | None, frame: FrameType

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import functools
 import gc
+import inspect
 import io
 import math
 import re
@@ -373,3 +374,60 @@ def test_refusals_from_many_threads_leave_nothing_behind(runtime):
     assert runtime.tasks() == []
     gc.collect()
     assert sys.getrefcount(work) < before + 50
+
+
+# --- calls that were meant ---------------------------------------------------------------------------------------------
+
+
+@omniloop.background
+async def send(argument):
+    await asyncio.sleep(0)
+
+
+MEANT = {
+    "a background function": (lambda: omniloop.go(send), NotAsyncError, r"^send is a @background function.*Call it: send\(…\)\.$"),
+    "a timeout by position": (lambda: omniloop.run(work(), 5), TypeError, r"Name what it is: run\(work\(…\), timeout=5\)\.$"),
+    "a name by position": (lambda: omniloop.go(work(), "mail"), TypeError, r"Name what it is: go\(work\(…\), name='mail'\)\.$"),
+    "two coroutines": (lambda: omniloop.go(work(), work()), TypeError, r"go\(\) takes one coroutine, and was given 2\. Start each with a go\(\)"),
+    "three for run": (lambda: omniloop.run(work(), work(), work()), TypeError, r"was given 3\. .* or use TaskGroup or map\(\)\.$"),
+    "a function and its arguments": (lambda: omniloop.go(work, 3), TypeError, r"was given the function work with its arguments\. Call it: go\(work\(3\)\)\.$"),
+    "a plain one": (lambda: omniloop.go(plain, 3), TypeError, r"Use call_soon\(plain, 3\), or to_thread\(\) if it blocks\.$"),
+    "for try_go": (lambda: omniloop.try_go(work(), work()), TypeError, r"^try_go\(\) takes one coroutine"),
+    "in a group": (lambda: TaskGroup().go(work(), work()), TypeError, r"^go\(\) takes one coroutine"),
+}  # fmt: skip
+
+
+@pytest.mark.promise("A call that was written as another library has it gets a word about the one that was meant")
+@pytest.mark.parametrize(("call", "error", "match"), MEANT.values(), ids=MEANT)
+def test_a_misplaced_argument_gets_a_word_about_the_call_that_was_meant(call, error, match):
+    """And its coroutines are closed, so that none was "never awaited": the fixture above looks."""
+    refused(call, match, error)
+
+
+@pytest.mark.parametrize(
+    ("thing", "name", "match"),
+    [
+        (TaskGroup(), "start_soon", r"Call the function and start what it returns: group\.go\(fn\(\*args\)\)\.$"),
+        (TaskGroup(), "spawn", r"group\.go"),
+        (TaskGroup(), "nonsense", r"has no attribute 'nonsense'\.$"),
+        (omniloop, "gather", r"Start each with go\(\) and ask the tasks for their results; or use TaskGroup"),
+        (omniloop, "nonsense", r"has no attribute 'nonsense'$"),
+    ],
+)
+def test_a_name_that_other_libraries_have_is_answered_with_ours(thing, name, match):
+    refused(lambda: getattr(thing, name), match, AttributeError)
+    assert not hasattr(thing, name)
+
+
+def test_what_gather_returns_is_refused_with_what_to_do_instead():
+    async def main():
+        gathered = asyncio.gather(asyncio.sleep(0), asyncio.sleep(0))
+        refused(lambda: omniloop.run(gathered), r"Start each with go\(\) and ask the tasks for their results, or use")
+        await gathered
+
+    asyncio.run(main())
+
+
+def test_the_place_for_misplaced_arguments_is_not_shown():
+    for call in (omniloop.go, omniloop.try_go, omniloop.run, TaskGroup.go, Runtime.go):
+        assert "misplaced" not in str(inspect.signature(call))

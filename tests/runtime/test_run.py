@@ -2,12 +2,16 @@
 
 import asyncio
 import concurrent.futures
+import gc
 import signal
 import threading
 import time
+import traceback
+import weakref
 
 import pytest
 
+import omniloop
 from omniloop import ClosedError, Runtime, WaitTimeoutError
 
 
@@ -174,3 +178,40 @@ def test_what_is_refused_is_refused_at_once():
         runtime.run(refused)
 
     assert refused.cr_frame is None
+
+
+async def broken():
+    await asyncio.sleep(0)
+    raise LookupError("no such account")
+
+
+@pytest.mark.promise("The traceback of `run` shows the caller and the cause, and one line of ours between")
+def test_the_traceback_shows_the_caller_and_the_cause_and_one_line_between():
+    for call in (lambda: omniloop.run(broken()), lambda: omniloop.go(broken()).result(timeout=5)):
+        with pytest.raises(LookupError) as caught:
+            call()
+
+        names = [entry.name for entry in traceback.extract_tb(caught.value.__traceback__)]
+        assert names[1:] in (["<lambda>", "run", "broken"], ["<lambda>", "result", "broken"])
+
+
+def test_an_error_that_came_out_of_run_lives_in_no_cycle():
+    class Mine(Exception):
+        pass
+
+    async def fail():
+        raise Mine
+
+    gc.collect()
+    gc.disable()
+    try:
+        for call in (lambda: omniloop.run(fail()), lambda: omniloop.go(fail()).result(timeout=5)):
+            try:
+                call()
+            except Mine as error:
+                gone = weakref.ref(error)
+            # The loop may hold the last task that it ran for a turn more.
+            omniloop.run(asyncio.sleep(0))
+            assert gone() is None
+    finally:
+        gc.enable()

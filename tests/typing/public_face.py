@@ -30,7 +30,7 @@ assert_type(omniloop.go(fetch("")), Task[bytes])
 assert_type(omniloop.go(Ready(), name="ready", context=contextvars.Context(), daemon=True, timeout=5), Task[float])
 omniloop.go(fetch)  # type: ignore[arg-type]
 omniloop.go(add)  # type: ignore[arg-type]
-omniloop.go(fetch(""), 5)  # type: ignore[call-arg, arg-type]
+omniloop.go(fetch(""), 5)  # type: ignore[arg-type]
 
 # call_soon: the arguments are checked against the function.
 assert_type(omniloop.call_soon(add, 1, 2), Task[int])

@@ -14,9 +14,9 @@ from contextvars import Context
 from functools import partial
 from threading import Lock, get_ident
 from types import FrameType, TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, TypeVarTuple, final, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, TypeVar, TypeVarTuple, final, overload
 
-from .._arguments import check_function, check_timeout, close_unstarted, is_async
+from .._arguments import check_function, check_timeout, close_unstarted, is_async, misplaced_arguments, one_argument
 from .._errors import ClosedError, ForkedError, WaitTimeoutError, WouldDeadlockError
 from .._runtime import Runtime
 from .._shared import chosen
@@ -27,6 +27,16 @@ A = TypeVar("A")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 P = ParamSpec("P")
+
+# What the task groups of trio, anyio and others have, and who comes from there looks for.
+_ELSEWHERE: Final = {
+    "start_soon": "Call the function and start what it returns: group.go(fn(*args)).",
+    "start": "Call the function and start what it returns: group.go(fn(*args)).",
+    "spawn": "Call the function and start what it returns: group.go(fn(*args)).",
+    "submit": "Use group.to_thread(fn, *args), or group.go(coro) for a coroutine.",
+    "cancel_scope": "Use group.cancel(), and TaskGroup(timeout=…).",
+    "gather": "Start each with group.go(coro), and ask the tasks for their results after the block.",
+}
 
 # A guess: kind to most servers, and enough to hide their latency.
 _AT_ONCE: Final = 32
@@ -88,10 +98,11 @@ class TaskGroup:
         self._timer: Task[Any] | None = None
         self._body: _Body | None = None
 
+    @one_argument
     def go(
         self,
         coro: Awaitable[T],
-        *,
+        *misplaced: Never,
         name: str | None = None,
         context: Context | None = None,
         timeout: float | None = None,
@@ -104,6 +115,8 @@ class TaskGroup:
             ValueError: if *timeout* is not a number of seconds.
             ClosedError: if the group has ended, or was cancelled. The coroutine is closed.
         """
+        if misplaced:
+            raise misplaced_arguments("go", coro, misplaced)
         return self._go(coro, name, context, sys._getframe(1), timeout)
 
     def create_task(
@@ -155,6 +168,16 @@ class TaskGroup:
                     task.cancel()
         if self._body is not None:
             self._body.cancel()
+
+    if not TYPE_CHECKING:
+        # Else a type checker would take every name for one of ours.
+
+        def __getattr__(self, name: str) -> object:
+            hint = _ELSEWHERE.get(name)
+            word = f" {hint}" if hint else ""
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}.{word}", name=name, obj=self
+            )
 
     # --- the block, in sync code --------------------------------------------------------------------------------------
 

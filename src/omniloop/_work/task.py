@@ -186,12 +186,18 @@ class Task(concurrent.futures.Future[T]):
             ForkedError: if the work is a parent process's, and not done.
             CancelledError: of `concurrent.futures`, if the work was cancelled.
         """
+        value: T
+        error = None
         try:
             self._wait(timeout)
-            return self._claim(concurrent.futures.CancelledError)
+            value, error = self._take(concurrent.futures.CancelledError)
+            if error is None:
+                return value
+            # Here, so that this is the one line between the caller's and the work's in the traceback.
+            raise error
         finally:
-            # As in `_claim`: this frame is in the error's traceback.
-            del self
+            # This frame is in it: without this the two keep each other alive, and with them whatever the frames below refer to.
+            del self, error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """
@@ -286,12 +292,16 @@ class Task(concurrent.futures.Future[T]):
                 if self._is_current(loop):
                     raise WouldDeadlockError(f"{self!r} awaits itself: it would wait for ever.")
                 yield from _Bridge(self, loop)
+        value: T
+        # asyncio's own is nothing that trio knows.
+        value, error = self._take(concurrent.futures.CancelledError if under_trio else asyncio.CancelledError)
+        if error is None:
+            return value
         try:
-            # asyncio's own is nothing that trio knows.
-            return self._claim(concurrent.futures.CancelledError if under_trio else asyncio.CancelledError)
+            raise error
         finally:
-            # As in `_claim`: this frame is in the error's traceback.
-            del self
+            # As in `result`.
+            del self, error
 
     # --- what concurrent.futures and asyncio look at --------------------------------------------------------------
 
@@ -538,20 +548,14 @@ class Task(concurrent.futures.Future[T]):
                 f"{self.get_name()} was not done after {timeout} s. It goes on: ask again, or cancel() it."
             )
 
-    def _claim(self, cancelled: type[BaseException]) -> T:
+    def _take(self, cancelled: type[BaseException]) -> tuple[Any, BaseException | None]:
+        """Claim the outcome, of work that is done: the value and None, or None and the error, for the caller to raise."""
         ending, value = self._ended()
         if ending is SUCCEEDED:
-            # An outcome is not generic; it came out of a `Coroutine[…, T]`.
-            return value  # type: ignore[no-any-return]
+            return value, None
         if ending is CANCELLED:
-            raise cancelled(*value)
-        error = value.claim()
-        try:
-            raise error
-        finally:
-            # This frame is in the traceback that the error holds: without this the two keep each other alive, and
-            # with them whatever the frames below refer to.
-            del self, error, value
+            return None, cancelled(*value)
+        return None, value.claim()
 
 
 class _Bridge(asyncio.Future[None]):
