@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Self
 
 import aiohttp
 from aiohttp import web
@@ -22,7 +23,8 @@ class Weather:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        # Opened by whoever comes first, one for all, and closed when the program's last work is done.
+        # Opened by whoever comes first, one for all. Closed by `close`; else when nobody refers to the library any more and its last
+        # call is done, or at the end of the program.
         self._session = resource(aiohttp.ClientSession)
 
     def degrees(self, town: str) -> int:
@@ -42,6 +44,16 @@ class Weather:
                 answer.raise_for_status()
 
         self._session.go(tell)
+
+    def close(self) -> None:
+        """Refuse further calls, wait for those that were accepted, reports too, and close the session."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 class Station:
@@ -78,15 +90,19 @@ def main() -> None:
     station = Station()
     # The server, too, is used like something sync: `with` instead of `async with`.
     with enter(station.serve()) as url:
-        weather = Weather(url)
-        with ThreadPoolExecutor(THREADS) as pool:
-            answers = list(pool.map(weather.degrees, ["Delft"] * CALLS))
-        print(f"{CALLS} calls from {THREADS} threads, each answered {set(answers)}")
-        print("connections no more than threads:", len(station.connections) <= THREADS)
+        with Weather(url) as weather:
+            with ThreadPoolExecutor(THREADS) as pool:
+                answers = list(pool.map(weather.degrees, ["Delft"] * CALLS))
+            print(f"{CALLS} calls from {THREADS} threads, each answered {set(answers)}")
+            print("connections no more than threads:", len(station.connections) <= THREADS)
 
-        weather.report("Delft", 21)
-        flush()
-        print("after the report:", weather.degrees("Delft"))
+            weather.report("Delft", 21)
+            flush()
+            print("after the report:", weather.degrees("Delft"))
+
+            weather.report("Delft", 22)
+        # Its end has waited for the report.
+        print("after the end:", station.towns["Delft"])
 
 
 if __name__ == "__main__":

@@ -415,7 +415,8 @@ def test_work_that_comes_while_resources_are_closed_has_them_open():
 
     held = []
     client.run(Connection.use)
-    resource(make_last, runtime=runtime).run(lambda c: c.get("/"))
+    last = resource(make_last, runtime=runtime)
+    last.run(lambda c: c.get("/"))
     runtime.shutdown()
 
     assert log[:2] == ["last closed", "late work"]

@@ -43,6 +43,7 @@ EXPECTED = {
     ),
     "sync_client_over_async": (
         r"200 calls from 20 threads, each answered \{15\}\nconnections no more than threads: True\nafter the report: 21\n"
+        r"after the end: 22\n"
     ),
     "stream_lines": (
         r"stopped at: line 1000\nclient: connection closed\n"

@@ -6,16 +6,18 @@ import asyncio
 import contextvars
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import CancelledError
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
-from types import FrameType
-from typing import Any, Generic, TypeVar, final, overload
+from types import FrameType, TracebackType
+from typing import Any, Generic, Self, TypeVar, final, overload
 from weakref import ref
 
-from .._arguments import close_unstarted
-from .._errors import ClosedError, NotAsyncError, WouldDeadlockError, WrongLoopError
+from .._arguments import check_timeout, close_unstarted
+from .._errors import CannotStartError, ClosedError, NotAsyncError, WaitTimeoutError, WouldDeadlockError, WrongLoopError
 from .._life.life import Life
+from .._process.fork import same_process
 from .._runtime import Runtime
 from .._shared import chosen
 from .._work.ledger import opened_by
@@ -49,8 +51,9 @@ def resource(
 
     Nothing is opened until the first use. What the factory makes is awaited, if it can be; entered, if `async with` takes it; else
     its `aclose()` or `close()` is found. Opening and closing run in one task. Whoever comes first waits for the same opening; if it
-    fails, they all get the error, and the next use tries again. Closed last-in-first-out after the drain, when all work and all
-    daemons have ended; opened anew after `shutdown()`, and in a forked child, which leaves the parent's alone.
+    fails, they all get the error, and the next use tries again. Closed when nobody uses the resource any more: see `Resource`; else
+    last-in-first-out after the drain, when all work and all daemons have ended. Opened anew after `shutdown()`, and in a forked child,
+    which leaves the parent's alone.
 
     Args:
         factory: Called on the loop, without arguments; plain or async, or the function of an `@asynccontextmanager`.
@@ -77,6 +80,10 @@ class Resource(Generic[T]):
     A client that lives on the loop; made by `resource`. In a task of the runtime, ``await`` gives the client itself.
 
     In sync code, and on other loops, hand over what is to be done with it: to `run`, or to `go`.
+
+    The client is closed when the resource is not in use any more: nobody refers to it, no `run` or `go` of it is under way, and no
+    task, nor the factory of another resource, that awaited it is left. Or by `close`, and at the end of a `with` or `async with` block,
+    which give the resource.
     """
 
     def __init__(self, factory: Callable[[], Any], close: Callable[[Any], object] | None, runtime: Runtime) -> None:
@@ -84,12 +91,11 @@ class Resource(Generic[T]):
         self._close = close
         self._runtime = runtime
         self._name = f"resource({getattr(factory, '__qualname__', type(factory).__qualname__)})"
-        # All of this is touched on the loop's thread alone.
-        self._life: Life | None = None
-        self._opened: asyncio.Future[T] | None = None
-        self._keeper: Task[None] | None = None
-        # Runs the factory.
-        self._opener: asyncio.Task[Any] | None = None
+        # Set by whichever thread calls `close`: what comes from then on is refused.
+        self._refuses = False
+        # Both are touched on the loop's thread alone.
+        self._kept: _Kept[T] | None = None
+        self._closed = False
 
     def run(self, use: Callable[[T], Awaitable[R]], *, timeout: float | None = None) -> R:
         """
@@ -103,7 +109,7 @@ class Resource(Generic[T]):
             WaitTimeoutError: if *timeout* passed. What was being done was cancelled; the client stays open.
             NotAsyncError: if *use* can't be called, or what it returns can't be awaited.
             WouldDeadlockError: if the wait could never end: on the loop's own thread, for one.
-            ClosedError: if the runtime is shut down, or the interpreter ends.
+            ClosedError: if the resource is closed, the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
             CancelledError: of `concurrent.futures`, if it was cancelled by another.
         """
@@ -121,26 +127,82 @@ class Resource(Generic[T]):
 
         Raises:
             NotAsyncError: if *use* can't be called.
-            ClosedError: if the runtime is shut down, or the interpreter ends.
+            ClosedError: if the resource is closed, the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
         """
         self._check(use, "go")
         life = self._runtime._current()
         if life.thread is not None and life.thread.is_current() and life.ledger.is_bereft():
-            raise self._closed_error()
-        return self._runtime._go(
-            self._use(use),
-            name or getattr(use, "__qualname__", None),
-            None,
-            Kind.DAEMON if daemon else Kind.WORK,
-            sys._getframe(1),
-        )
+            raise self._bereft_error()
+        return self._runtime._go(self._use(use), name, None, Kind.DAEMON if daemon else Kind.WORK, sys._getframe(1))
+
+    def close(self, timeout: float | None = None) -> None:
+        """
+        Refuse further uses, wait for those that were accepted, and close the client, if it is open. For good; not at exit alone.
+
+        Waits for the tasks, too, that awaited the client and go on. Blocks; not for the loop's own thread: there it is `aclose`. Calling
+        it again is harmless.
+
+        Args:
+            timeout: Seconds to wait. None waits without end.
+
+        Raises:
+            WaitTimeoutError: if *timeout* passed. Further uses are refused, and the closing goes on.
+            WouldDeadlockError: if the wait could never end: on the loop's own thread, for one.
+            Exception: whatever the closing of the client raises.
+        """
+        life = self._runtime._current()
+        check_timeout(timeout)
+        life.guard("close()", "await its aclose()")
+        try:
+            if (ending := self._begin_end(None, sys._getframe(1))) is not None:
+                ending.result(timeout)
+        except CancelledError:
+            # The runtime ends meanwhile, and closes it.
+            pass
+        except WaitTimeoutError:
+            raise WaitTimeoutError(
+                f"{self!r} was still in use after {timeout} s. It is closed when its users are done."
+            ) from None
+
+    async def aclose(self) -> None:
+        """
+        As `close`, in async code, on any event loop. The calling task may have awaited the client, and is not waited for.
+
+        Raises:
+            CancelledError: of `asyncio`, if it was cancelled. The closing goes on.
+            Exception: whatever the closing of the client raises.
+        """
+        under_trio = is_trio()
+        ending = self._begin_end(None if under_trio else asyncio.current_task(), sys._getframe(1))
+        if ending is not None:
+            await (ending if under_trio else asyncio.shield(ending))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # By way of the inbox: a finaliser runs anywhere, also in a forked child, whose parent has the client.
+        kept = getattr(self, "_kept", None)
+        if kept is not None and same_process[0]:
+            kept.let_go()
 
     def __await__(self) -> Generator[Any, None, T]:
-        return self._get(sys._getframe(1)).__await__()
+        return self._get(sys._getframe(1), False).__await__()
 
     def __repr__(self) -> str:
-        return f"<{self._name}>"
+        return f"<{self._name}{', closed' if self._refuses else ''}>"
 
     def _check(self, use: object, call: str) -> None:
         if not callable(use):
@@ -148,16 +210,26 @@ class Resource(Generic[T]):
             raise NotAsyncError(
                 f"{call}() takes a function of the client, and {use!r} can't be called. Use {call}(lambda client: client.get(…))."
             )
+        if self._refuses:
+            raise self._closed_error()
 
-    async def _use(self, use: Callable[[T], Awaitable[R]]) -> R:
-        work = use(await self)
+    def _use(self, use: Callable[[T], Awaitable[R]]) -> Coroutine[Any, Any, R]:
+        using: Any = self._do(use)
+        # What is logged, listed and told of is the user's function.
+        function = use.func if isinstance(use, partial) else use
+        using.__name__ = using.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
+        made: Coroutine[Any, Any, R] = using
+        return made
+
+    async def _do(self, use: Callable[[T], Awaitable[R]]) -> R:
+        work = use(await self._get(sys._getframe(), True))
         if not inspect.isawaitable(work):
             raise NotAsyncError(
                 f"{use!r} returned {work!r}, which can't be awaited. Give an async function for what needs no await."
             )
         return await work
 
-    async def _get(self, frame: FrameType) -> T:
+    async def _get(self, frame: FrameType, accepted: bool) -> T:
         life = self._runtime._current()
         thread = life.thread
         if thread is None or is_trio() or asyncio.get_running_loop() is not thread.loop:
@@ -165,65 +237,150 @@ class Resource(Generic[T]):
                 f"{self!r} lives on the runtime's loop, and another one runs here. Hand over what is to be done with it: "
                 "await client.go(lambda c: c.get(url))."
             )
-        keeper, opened = self._keeper, self._opened
-        if self._opener is asyncio.current_task():
+        kept, user = self._kept, asyncio.current_task()
+        if kept is not None and kept.opener is user:
             raise WouldDeadlockError(f"{self!r} is needed by its own factory: it would wait for itself.")
+        if self._closed or (self._refuses and not accepted and not (kept is not None and user in kept.users)):
+            raise self._closed_error()
         # A parent process's are left as they are: the child keeps that life, and with it the client, untouched to its end.
-        if opened is None or keeper is None or keeper.done() or self._life is not life:
+        if kept is None or kept.is_over(life):
             if life.ledger.is_bereft():
-                raise self._closed_error()
-            self._life = life
-            opened = self._opened = thread.loop.create_future()
+                raise self._bereft_error()
+            kept = _Kept(self._name, life, self._close)
             # In an empty context: what is shared must not keep that of the first to come.
-            self._keeper = self._runtime._go(self._keep(life, opened), self._name, contextvars.Context(), KEEPER, frame)
+            kept.keeper = self._runtime._go(kept.keep(self._factory), self._name, contextvars.Context(), KEEPER, frame)
+            self._kept = kept
+        if user is not None and user not in kept.users:
+            kept.users.add(user)
+            # Refers to the resource, which so is in use until the task is done, whoever else refers to it.
+            user.add_done_callback(partial(self._leave, kept))
         # Who is cancelled while waiting leaves the opening to the others.
-        return await asyncio.shield(opened)
+        return await asyncio.shield(kept.opened)
 
-    async def _keep(self, life: Life, opened: asyncio.Future[T]) -> None:
-        runner = self._opener = asyncio.current_task()
-        assert runner is not None
-        # The client's own tasks are made in this context, and end after it.
-        opened_by.set(ref(runner))
-        async with AsyncExitStack() as stack:
-            try:
-                client = await self._open(stack)
-            except asyncio.CancelledError:
-                self._forget(opened)
-                opened.cancel()
-                raise
-            except BaseException as error:
-                self._forget(opened)
-                opened.set_exception(error)
-                # Those who wait have it; if there are none left, the next use tells.
-                opened.exception()
-                return
-            # What it was opened with was opened before, and is closed after it.
-            life.ledger.opened(runner)
-            opened.set_result(client)
-            del client
-            try:
-                await runner.get_loop().create_future()
-            except asyncio.CancelledError:
-                # The end. An error that goes in would make a transaction roll back.
-                pass
-            self._forget(opened)
+    def _leave(self, kept: _Kept[T], user: asyncio.Task[Any]) -> None:
+        kept.users.discard(user)
+
+    def _begin_end(self, but: asyncio.Task[Any] | None, frame: FrameType) -> Task[None] | None:
+        """Refuse further uses, and have the loop close it when its users, *but* one, are done; None if there is nothing to close."""
+        self._refuses = True
+        life, kept = self._runtime._current(), self._kept
+        if not life.started and (kept is None or not kept.belongs_to(life)):
+            return None
+        try:
+            # A daemon, because at the end the runtime closes it, whoever uses it still.
+            return self._runtime._go(
+                self._end(but), f"close {self._name}", contextvars.Context(), Kind.DAEMON, frame, "accept"
+            )
+        except ClosedError:
+            # The runtime has ended, and has closed it.
+            return None
+
+    async def _end(self, but: asyncio.Task[Any] | None) -> None:
+        # In order with what was accepted before: that has taken its first step, and is among the users.
+        kept = self._kept
+        if kept is not None and kept.belongs_to(self._runtime._current()):
+            while users := kept.users - {but}:
+                await asyncio.wait(users)
+            self._closed = True
+            await kept.close()
+        self._closed = True
 
     def _closed_error(self) -> ClosedError:
+        return ClosedError(f"{self!r} was closed by its close(). Use it before that, or make a new one by resource().")
+
+    def _bereft_error(self) -> ClosedError:
         return ClosedError(
             f"{self!r} is closed, because the runtime ends, and a task that was made without the runtime does not open it again. "
             "Start with go() what is to be waited for, and with go(…, daemon=True) what runs for ever: they end before it is closed."
         )
 
-    def _forget(self, opened: asyncio.Future[T]) -> None:
-        """From now on the next use opens another."""
-        if self._opened is opened:
-            self._opened = None
 
-    async def _open(self, stack: AsyncExitStack) -> T:
-        made: Any = self._factory()
+class _Kept(Generic[T]):
+    """One client, from its opening to its closing. Does not refer to the resource, nor, when it is open, to the factory."""
+
+    def __init__(self, name: str, life: Life, close: Callable[[Any], object] | None) -> None:
+        self.opened: asyncio.Future[T] = life.ledger.loop.create_future()
+        self.keeper: Task[None] | None = None
+        # Runs the factory, and then waits for the end.
+        self.opener: asyncio.Task[Any] | None = None
+        # The tasks that have awaited it and are not done.
+        self.users: set[asyncio.Task[Any]] = set()
+        self._name = name
+        self._life = life
+        self._close = close
+        self._over = False
+
+    def belongs_to(self, life: Life) -> bool:
+        """Tell whether it was opened in *life*: not before a shutdown, nor in the parent process."""
+        return self._life is life
+
+    def is_over(self, life: Life) -> bool:
+        """Tell whether the next use, in *life*, is to open another."""
+        return self._over or self._life is not life or (self.keeper is not None and self.keeper.done())
+
+    def let_go(self) -> None:
+        """Have the loop close it, if it does not end itself. Only appends: from any thread, and in finalisers."""
+        if not self._life.forked:
+            # A failure to wake the loop would be that of whoever let go; the end closes it then.
+            with suppress(CannotStartError, ClosedError):
+                self._life.inbox.put(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.keeper is not None:
+            self.keeper.cancel()
+
+    async def close(self) -> None:
+        """Close it now."""
+        keeper = self.keeper
+        if keeper is not None and self.opener is not None and not self.opener.done():
+            self._cancel()
+            await asyncio.wait([self.opener])
+            error = None if self.opener.cancelled() else self.opener.exception()
+            if error is not None:
+                # Claimed: whoever closes it has it.
+                keeper.exception()
+                raise error
+
+    async def keep(self, factory: Callable[[], Any]) -> None:
+        runner = self.opener = asyncio.current_task()
+        assert runner is not None
+        # The client's own tasks are made in this context, and end after it.
+        opened_by.set(ref(runner))
+        try:
+            async with AsyncExitStack() as stack:
+                try:
+                    client = await self._open(factory, stack)
+                except asyncio.CancelledError:
+                    self._over = True
+                    self.opened.cancel()
+                    raise
+                except BaseException as error:
+                    self._over = True
+                    self.opened.set_exception(error)
+                    # Those who wait have it; if there are none left, the next use tells.
+                    self.opened.exception()
+                    return
+                # It may refer to the resource, which would keep itself in use.
+                del factory
+                # What it was opened with was opened before, and is closed after it.
+                self._life.ledger.opened(runner)
+                self.opened.set_result(client)
+                del client
+                try:
+                    await runner.get_loop().create_future()
+                except asyncio.CancelledError:
+                    # The end. An error that goes in would make a transaction roll back.
+                    pass
+                self._over = True
+        finally:
+            # An error's traceback refers to this frame: without this the handle would keep itself, and the error would not be told.
+            self.keeper = None
+
+    async def _open(self, factory: Callable[[], Any], stack: AsyncExitStack) -> T:
+        made: Any = factory()
         if inspect.isasyncgen(made):
             raise NotAsyncError(
-                f"{self._factory!r} is an async generator function. Decorate it: resource(asynccontextmanager({made.__name__}))."
+                f"{factory!r} is an async generator function. Decorate it: resource(asynccontextmanager({made.__name__}))."
             )
         if (self._close is not None or not hasattr(type(made), "__aenter__")) and inspect.isawaitable(made):
             made = await made

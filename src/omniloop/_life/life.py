@@ -24,7 +24,7 @@ from .._work.failures import Failures, Unclaimed
 from .._work.inbox import Inbox
 from .._work.ledger import Later, Ledger
 from .._work.tally import Tally
-from .._work.task import SUCCEEDED, Task, traceback_without
+from .._work.task import KEEPER, SUCCEEDED, Task, traceback_without
 from . import asgiref, waits, workers
 from .thread import LoopThread, wait_until_gone
 from .watchdog import Watchdog
@@ -574,11 +574,14 @@ class Life:
             first = ledger.beginning
             in_threads = [task for task in list(ledger.in_threads) if not task.done()]
             waiting = sum(not task._is_started() for task in in_threads)
-            running = len(ledger.running) + len(ledger.daemons) + len(ledger.keepers) + len(in_threads) - waiting
-            running += first is not None
+            running = len(ledger.running) + len(ledger.daemons) + len(in_threads) - waiting
+            running += first is not None and first._kind is not KEEPER
+            if first is not None and first._kind is KEEPER:
+                look.begun -= 1
             scheduled = len(ledger.timers)
         if not self.inbox.closed:
-            queued = sum(type(item) in (Task, Later) for item in self.inbox.waiting())
+            waiting_tasks = (item.task if type(item) is Later else item for item in self.inbox.waiting())
+            queued = sum(type(task) is Task and task._kind is not KEEPER for task in waiting_tasks)
         sums = look.sum_up(running, scheduled, waiting, queued)
         lag = self.thread.lag() if self.thread is not None and not self.closed else 0.0
         return Stats(**sums._asdict(), drain_time=drain_time, loop_lag=lag, **self.tally.handovers())

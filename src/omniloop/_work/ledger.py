@@ -311,6 +311,7 @@ class Ledger:
         if kind is WORK or kind is HANDOVER:
             self.running[runner] = task
         elif kind is KEEPER:
+            self._tally.keeping += 1
             self.keepers[runner] = task
         else:
             self.daemons[runner] = task

@@ -42,12 +42,15 @@ class Tally:
         "_lock",
         "_refused",
         "_sent",
+        "keeping",
         "taken",
     )
 
     def __init__(self) -> None:
         # From the inbox, by the loop's thread alone, and so without the lock. After the ledger has it in hand, and not before.
         self.taken = 0
+        # Of those, what keeps something open for others, and is no work of anybody's. By the same thread, before it is among the keepers.
+        self.keeping = 0
         # Accepted, and not for the loop to take: calls in worker threads, and what was ended before its turn came.
         self._aside = 0
         # Of what is finished; and of what is not, because the bounds had no room for it.
@@ -91,11 +94,13 @@ class Tally:
     def _sum_up(self, look: Look, running: int, scheduled: int, waiting: int, queued: int) -> Sums:
         with self._lock:
             dropped = self._dropped
+            # Read last: what began to keep since the look began is subtracted, and not in there, which is behind the truth.
+            begun = look.begun - self.keeping
             # What failed or was cancelled is finished, also where so much was begun since that the difference is behind that.
             finished = max(
-                self._finished, look.begun - running - scheduled - waiting - dropped, look.failed + look.cancelled
+                self._finished, begun - running - scheduled - waiting - dropped, look.failed + look.cancelled
             )
-            accepted = max(self._accepted, look.begun + queued, finished + dropped)
+            accepted = max(self._accepted, begun + queued, finished + dropped)
             self._finished, self._accepted = finished, accepted
         # What came during the look is left for the next one.
         left = accepted - finished - dropped
