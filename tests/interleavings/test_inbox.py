@@ -57,8 +57,8 @@ class Reader:
     ),
     a_token_given_back_after_the_second_look=Edit(
         INBOX,
-        "self.give_token_back()\n        # Looking again",
-        "left = bool(self._items)\n        self.give_token_back()\n        if not left:\n            return True\n        # Looking again",
+        "self.give_token_back()\n        # A second look",
+        "left = bool(self._items)\n        self.give_token_back()\n        if not left:\n            return True\n        # A second look",
     ),
 )
 def test_what_is_put_is_taken_and_the_reader_does_not_sleep_over_it(copy: Copy) -> None:
@@ -110,8 +110,8 @@ def test_what_races_with_a_close_is_delivered_or_refused_and_nothing_between(cop
     a_reopening_that_wakes_nobody=Edit(INBOX, "        if self._items:\n            self.nudge()", "        pass"),
     a_reopening_that_looks_before_it_is_open=Edit(
         INBOX,
-        "        self.closed = False\n        if self._items:\n            self.nudge()",
-        "        found = bool(self._items)\n        self.closed = False\n        if found:\n            self.nudge()",
+        "        self.closed = False\n        # After",
+        "        found = bool(self._items)\n        self.closed = False\n        if found:\n            self.nudge()\n        return\n        # After",
     ),
 )
 def test_what_comes_between_a_close_and_a_reopening_is_taken_or_refused(copy: Copy) -> None:
