@@ -4,15 +4,14 @@ import pytest
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    passed = [report for report in terminalreporter.getreports("passed") if "interleavings" in report.nodeid]
-    found = [(report.nodeid, value) for report in passed for name, value in report.user_properties if name == "mutant"]
-    explored = [
-        (report.nodeid, value) for report in passed for name, value in report.user_properties if name == "explored"
-    ]
-    if not explored and not found:
+    reports = [report for report in terminalreporter.getreports("passed") if "interleavings/" in report.nodeid]
+    told = [(report.nodeid.partition("::")[2], dict(report.user_properties)) for report in reports]
+    if not any(told):
         return
     terminalreporter.section("interleavings")
-    for nodeid, value in explored:
-        terminalreporter.write_line(f"{nodeid.partition('::')[2]}: {value}")
-    schedules = sum(value.schedules for _, value in explored)
-    terminalreporter.write_line(f"{schedules:,} schedules hold; {len(found)} mutants found")
+    for name, properties in told:
+        if "explored" in properties:
+            terminalreporter.write_line(f"{name}: {properties['explored']}")
+    schedules = sum(properties.get("schedules", 0) for _, properties in told)
+    mutants = sum("mutant" in properties for _, properties in told)
+    terminalreporter.write_line(f"{schedules:,} schedules hold; {mutants} mutants found")

@@ -467,7 +467,8 @@ def in_every_order(parts: str, /, *, heavy: bool = False, **mutants: Edit | tupl
                         explored = explore(model, parts, 2, seconds=SECONDS)
                     case _:
                         explored = sample(model, parts, SEED, SECONDS)
-                record_property("explored", explored._replace(error=None, cause=None))
+                record_property("schedules", explored.schedules)
+                record_property("explored", str(explored))
                 if explored.error is not None:
                     raise explored.error from None
                 assert explored.exhausted or case != "holds"
