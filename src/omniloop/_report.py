@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from types import CodeType, FrameType
 from typing import Any, Final
@@ -101,6 +104,8 @@ def _log(message: str, error: BaseException) -> None:
 def say(message: str, *args: object, level: int = logging.WARNING, error: BaseException | None = None) -> None:
     """Log; where a handler fails, say it on stderr. With stderr closed, be silent: logging's own words on its failure raise."""
     try:
+        if _hurried and threading.get_ident() in _hurried and _skip_hung():
+            _write_line(message % args)
         logger.log(level, message, *args, exc_info=error)
     except (Exception, SystemExit):
         try:
@@ -110,6 +115,88 @@ def say(message: str, *args: object, level: int = logging.WARNING, error: BaseEx
                 traceback.print_exception(error)
         except Exception:
             pass
+
+
+# --- handlers that hang -----------------------------------------------------------------------------------------------
+
+# A handler of logging holds its lock while it writes. One that hangs in the loop's thread (a full pipe) hangs whoever logs after that,
+# and at last `logging.shutdown`, which waits for each lock. So a thread that ends the process tries the locks, for so long:
+_PATIENCE: Final = 0.5
+
+# The threads that do, with how often they are inside `hurried`.
+_hurried: dict[int, int] = {}
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Around what ends a runtime or the process: what this thread logs waits only briefly for a handler that another one holds."""
+    ident = threading.get_ident()
+    _hurried[ident] = _hurried.get(ident, 0) + 1
+    try:
+        yield
+    finally:
+        _hurried[ident] -= 1
+        if not _hurried[ident]:
+            del _hurried[ident]
+
+
+def _skip(record: logging.LogRecord) -> bool:
+    """The filter of a handler that hangs: it is asked before the lock is taken."""
+    return threading.get_ident() not in _hurried
+
+
+def _skip_hung() -> bool:
+    """Have each handler that another thread holds skip what this one logs; True if there is any."""
+    handlers: list[logging.Handler | None] = []
+    at: logging.Logger | None = logger
+    while at is not None:
+        handlers += at.handlers
+        at = at.parent if at.propagate else None
+    hung = False
+    for handler in handlers or [logging.lastResort]:
+        lock = handler.lock if handler is not None else None
+        if handler is None or lock is None:
+            continue
+        # Waited for once: it hung a moment ago.
+        if lock.acquire(timeout=0 if _skip in handler.filters else _PATIENCE):
+            lock.release()
+            handler.removeFilter(_skip)
+        else:
+            handler.addFilter(_skip)
+            hung = True
+    return hung
+
+
+def leave_out_hung(idents: Iterable[int]) -> None:
+    """Take handlers in which one of the threads *idents* hangs out of the list of those that logging waits for, and closes, at exit."""
+    for ident in idents:
+        frame = sys._current_frames().get(ident)
+        while frame is not None:
+            handler = frame.f_locals.get("self")
+            # logging's own name for it, the same from 3.11 to 3.15; weak references.
+            for reference in list(logging._handlerList) if isinstance(handler, logging.Handler) else []:  # type: ignore[attr-defined]
+                if reference() is handler:
+                    logging._handlerList.remove(reference)  # type: ignore[attr-defined]
+                    _write_line(
+                        f"omniloop: a {type(handler).__name__} of logging hangs in a thread that did not end, and is not closed: "
+                        "the exit would wait for it for ever."
+                    )
+            frame = frame.f_back
+
+
+def _write_line(text: str) -> None:
+    """Write to stderr, past all that could hang: what does not fit into a pipe that nobody reads is left out."""
+    try:
+        _, writable, _ = select.select([], [_STDERR], [], 0)
+        if writable:
+            # So much of it a pipe takes in one go.
+            os.write(_STDERR, (text + "\n").encode(errors="backslashreplace")[:_PIPE])
+    except (OSError, ValueError):
+        pass
+
+
+_STDERR: Final = 2
+_PIPE: Final[int] = getattr(select, "PIPE_BUF", 512)
 
 
 def innermost(coro: Any) -> str:

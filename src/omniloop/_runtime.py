@@ -97,8 +97,7 @@ class Runtime:
         self._shut_down = False
         # Nothing is begun anew any more.
         self._ended = False
-        # Spent in the drains at exit, in which two hooks take part.
-        self._drained_for = 0.0
+        # How long the last drain took.
         self._drain_time = 0.0
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
@@ -761,7 +760,7 @@ class Runtime:
     def _after_fork_in_child(self) -> None:
         # Another thread may have held it at the fork.
         self._ending = RLock()
-        self._drained_for = self._drain_time = 0.0
+        self._drain_time = 0.0
         self._failures.abandon()
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
@@ -774,13 +773,12 @@ class Runtime:
         self._begin(old.generation + 1)
         old.after_fork_in_child()
 
-    def _drain_early(self, since: float) -> bool:
+    def _drain_early(self, clock: fork.Clock) -> bool:
         """Wait only: the program may go on for minutes, in threads that are not daemons. False if the deadline passed."""
-        return drain.drain(self._life, self._exit_deadline(since))
+        return drain.drain(self._life, clock.deadline(self._settings.exit_timeout))
 
-    def _count_drain(self, since: float) -> None:
-        self._drained_for += time.monotonic() - since
-        self._drain_time = self._drained_for
+    def _drained(self, seconds: float) -> None:
+        self._drain_time = seconds
 
     def _started(self) -> int:
         """How much was ever started, or waits to be."""
@@ -793,9 +791,9 @@ class Runtime:
     def _tell_failures(self) -> None:
         self._failures.tell_all()
 
-    def _drain_at_exit(self, since: float, interruptions: int) -> int:
+    def _drain_at_exit(self, clock: fork.Clock) -> None:
         """The end: whatever comes after this is refused."""
-        deadline = self._exit_deadline(since)
+        deadline = clock.deadline(self._settings.exit_timeout)
         self._ended = True
         alone = False
         try:
@@ -804,16 +802,12 @@ class Runtime:
                 timeout=-1 if deadline is None else min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX)
             )
         except KeyboardInterrupt:
-            interruptions += 1
+            clock.interruptions += 1
         try:
-            return self._close(deadline, interruptions)
+            clock.interruptions = self._close(deadline, clock.interruptions)
         finally:
             if alone:
                 self._ending.release()
-
-    def _exit_deadline(self, since: float) -> float | None:
-        timeout = self._settings.exit_timeout
-        return exit.no_later(None if timeout is None else since + max(0.0, timeout - self._drained_for))
 
     def _close(self, deadline: float | None, interruptions: int = 0) -> int:
         life = self._life
@@ -822,7 +816,7 @@ class Runtime:
             try:
                 interruptions = drain.close(life, deadline, self._settings.cancel_timeout, interruptions)
             finally:
-                self._drain_time = self._drained_for + time.monotonic() - start
+                self._drain_time = exit.drained_for() if exit.draining() else time.monotonic() - start
                 self._bounds.report(life)
                 self._failures.tell_dropped()
                 exit.unwatch(self)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import pytest
@@ -380,3 +381,113 @@ def test_work_is_done_with_a_stream_that_nobody_reads(broken):
         assert pipe.read() == b"done"
     assert child.returncode in (0, 120)
     assert b"Fatal" not in (stderr or b"")
+
+
+# --- a handler of logging that hangs ----------------------------------------------------------------------------------
+
+
+class Hangs(logging.Handler):
+    def emit(self, record):
+        hanging.set()
+        threading.Event().wait()
+
+
+hanging = threading.Event()
+
+
+async def fails():
+    raise ValueError("nobody asked")
+
+
+async def never_ends():
+    await asyncio.Event().wait()
+
+
+def hang_in_emit():
+    logging.getLogger().addHandler(Hangs())
+    omniloop.go(fails())
+
+
+def hang_in_a_full_pipe():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    logging.getLogger().addHandler(logging.StreamHandler(os.fdopen(writer, "w")))
+    omniloop.go(fails())
+    hanging.set()
+
+
+def hang_in_the_lock_of_another_thread():
+    handler = Hangs()
+    logging.getLogger().addHandler(handler)
+    threading.Thread(target=logging.warning, args=["hello"], daemon=True).start()
+    hanging.wait()
+    omniloop.go(fails())
+
+
+def hang_in_a_worker():
+    logging.getLogger().addHandler(Hangs())
+    omniloop.to_thread(logging.warning, "hello")
+
+
+@pytest.mark.promise("A handler of logging that hangs in one of its threads does not hold up the exit")
+@pytest.mark.parametrize(
+    "hang", [hang_in_emit, hang_in_a_full_pipe, hang_in_the_lock_of_another_thread, hang_in_a_worker]
+)
+def test_a_logging_handler_that_hangs_does_not_hold_up_the_exit(hang):
+    """The main thread waited for its lock, to say that the loop was blocked; and logging itself, at last, to close it."""
+
+    def program():
+        omniloop.configure(exit_timeout=0.2, cancel_timeout=0.2, slow_callback=None)
+
+        class Closed(logging.Handler):
+            def emit(self, record):
+                pass
+
+            def close(self):
+                print("another handler is closed", flush=True)
+
+        logging.getLogger("other").addHandler(Closed())
+        omniloop.run(asyncio.sleep(0))
+        omniloop.go(never_ends(), name="never ends")
+        omniloop.run(asyncio.sleep(0))
+        hang()
+        hanging.wait()
+
+    result = run_child(program, timeout=15)
+
+    assert (result.stdout, result.code) == ("another handler is closed\n", 0)
+    assert "of logging hangs in a thread that did not end, and is not closed" in result.stderr
+    assert "unfinished when the time for draining was over" in result.stderr and "never ends" in result.stderr
+    assert "Traceback" not in result.stderr and "Fatal" not in result.stderr
+    # Alone it takes 3 s.
+    assert result.seconds < 12
+
+
+def test_a_logging_handler_that_is_slow_is_waited_for_and_closed():
+    def program():
+        class Slow(logging.Handler):
+            def emit(self, record):
+                time.sleep(0.3)
+                print(record.getMessage().splitlines()[0], flush=True)
+
+            def close(self):
+                print("closed", flush=True)
+
+        logging.getLogger().addHandler(Slow())
+        omniloop.configure(exit_timeout=0.1, cancel_timeout=0.1)
+        omniloop.go(fails())
+        omniloop.go(never_ends())
+
+    result = run_child(program)
+
+    assert result.stdout.splitlines() == [
+        "Task 'fails' failed, and nobody asked for its outcome",
+        "omniloop: 1 unfinished when the time for draining was over, and cancelled:",
+        "closed",
+    ]
+    assert (result.stderr, result.code) == ("", 0)

@@ -43,7 +43,7 @@ from weakref import ref
 
 from .._errors import CannotStartError, ClosedError, WouldDeadlockError
 from .._process import exit
-from .._report import called_frame, innermost, say, thread_stack
+from .._report import called_frame, hurried, innermost, say, thread_stack
 from .._work.ledger import Later, is_asked, opened_by
 from .._work.task import Kind, Task
 from . import waits
@@ -95,6 +95,7 @@ def drain(life: Life, deadline: float | None) -> bool:
     return bool(quiet)
 
 
+@hurried()
 def close(life: Life, deadline: float | None, cancel_timeout: float, interruptions: int) -> int:
     """
     Drain until the *deadline*; cancel what is left, and the daemons; then end the thread. Delivered or refused: nothing between.
@@ -555,9 +556,11 @@ def _end(life: Life, deadline: float, dropped: _Named, why: str, undelivered: li
         blocked = _stop(thread, deadline)
         busy = life.workers.stop(_JOIN_TIMEOUT + (0 if dropped.count else max(0.0, deadline - time.monotonic())))
         if blocked is not None:
+            exit.leave_behind(thread.ident)
             say("%s: the loop's thread did not end, because a callback blocks it here:\n%s", life.name, blocked)
         for worker in busy:
             if stack := thread_stack(worker.ident):
+                exit.leave_behind(worker.ident)
                 say("%s: worker thread %r did not end; it runs here:\n%s", life.name, worker.name, stack)
     if dropped.count:
         say("%s: %d unfinished when %s, and cancelled:%s", life.name, dropped.count, why, dropped)

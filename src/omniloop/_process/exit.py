@@ -1,4 +1,28 @@
-"""The end of the process: three hooks, in which what the runtimes have accepted is finished."""
+"""
+The end of the process: three hooks, in which what the runtimes have accepted is finished.
+
+What is guaranteed. What was accepted is finished, within the deadlines of its runtime; they count the time of all hooks together, and that
+of all runtimes at once (`Clock`). Nothing that is submitted while the process ends is lost without a word: it is finished by one of
+the hooks, or refused. After the last one no thread of ours runs that could end, and no handler of logging that hangs in one of our
+threads is left for logging to wait for.
+
+The hooks, in the order in which they run:
+
+1. `_drain_early`, of `threading`: before non-daemon threads end, and before the pools of `concurrent.futures` are shut. It only waits:
+   the program may go on for minutes, in threads that are not daemons.
+2. `_before_others`, of `atexit`, and registered only when main has ended, so that it is the first of all: finishes what threads did
+   until now, and tells of failures, before the hooks of Sentry and OpenTelemetry close what they are told by.
+3. `drain_at_exit`, of `atexit`, registered at import and so called after the hooks that the program registers later, which may still
+   submit: finishes that, cancels what is left, closes, and refuses from then on.
+
+Who may touch what. The hooks run in the main thread, one after the other. But a signal handler may run the last one in the middle of
+another, a child that comes back from a fork in a worker runs them there (`end_orphan`), and a drain on SIGTERM may run in a thread of
+its own beside the main one: so the clock may be started and stopped by each of them, and says the same to all.
+
+What was tried and does not work. Cancelling in the early hook: threads that outlive main found the runtime shut. `atexit` alone: on every
+version the default pool refuses work by then, and up to 3.12 a child of multiprocessing ends without it. A hook registered at import
+in `threading`: it comes after the pools of others are shut. A clock for each runtime: two that need each other took twice the time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +34,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .._report import hurried, leave_out_hung
 from .fork import forget_after_fork, notice_fork, watched
 from .hosts import is_multiprocessing_child
 
@@ -37,11 +62,6 @@ def tell_at_exit(tell: Callable[[], None]) -> None:
     _tellers.append(tell)
 
 
-def draining() -> bool:
-    """Tell whether the process waits for what is left, because it ends."""
-    return _since is not None
-
-
 def exiting() -> bool:
     """Tell whether the last drain is over, so that nothing more can be done in this process."""
     return _exiting
@@ -49,29 +69,77 @@ def exiting() -> bool:
 
 _hooked_pid: int | None = None
 
-# When the drain that goes on began. The deadlines of all runtimes count from here: their work goes on at the same time, and a
-# signal handler may end what a hook began.
-_since: float | None = None
 
-# How often Ctrl-C came in a drain. The first ends the waiting for work, in all runtimes; the second that for clean-up.
-_interruptions = 0
+class Clock:
+    """The time that a drain has taken, in all its parts, and how often Ctrl-C came in it. From any thread."""
+
+    def __init__(self) -> None:
+        # When the part that goes on began.
+        self._since: float | None = None
+        self._spent = 0.0
+        # It takes no longer than until then, by `time.monotonic()`, whatever the deadlines of the runtimes are.
+        self._latest: float | None = None
+        # The first Ctrl-C ends the waiting for work, in all runtimes; the second that for clean-up.
+        self.interruptions = 0
+
+    @property
+    def running(self) -> bool:
+        """Tell whether a part of the drain goes on."""
+        return self._since is not None
+
+    @property
+    def spent(self) -> float:
+        """Seconds until now."""
+        since = self._since
+        return self._spent + (0.0 if since is None else time.monotonic() - since)
+
+    def start(self) -> None:
+        """A part begins; or goes on, because a signal handler ends what a hook began."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def stop(self) -> None:
+        """The part is over."""
+        self._spent, self._since = self.spent, None
+
+    def end_within(self, seconds: float) -> None:
+        """Have the drain be over in *seconds*, or earlier where a runtime's own deadline is earlier."""
+        self._latest = time.monotonic() + seconds
+
+    def deadline(self, timeout: float | None) -> float | None:
+        """When a runtime that gives the drain *timeout* seconds is to be done, by `time.monotonic()`."""
+        if timeout is None:
+            return self._latest
+        deadline = time.monotonic() + max(0.0, timeout - self.spent)
+        return deadline if self._latest is None else min(deadline, self._latest)
 
 
-# No drain goes on longer than this, by `time.monotonic()`, whatever the deadlines of the runtimes are.
-_latest: float | None = None
+# The one of the process's end.
+_clock = Clock()
+
+# Threads of ours that did not end, because something blocks them.
+_left_behind: set[int] = set()
+
+
+def draining() -> bool:
+    """Tell whether the process waits for what is left, because it ends."""
+    return _clock.running
+
+
+def drained_for() -> float:
+    """How many seconds the process has drained for, because it ends."""
+    return _clock.spent
 
 
 def drain_no_longer_than(seconds: float) -> None:
     """Have the drains of this process be over in *seconds*, or earlier where a runtime's own deadline is earlier."""
-    global _latest
-    _latest = time.monotonic() + seconds
+    _clock.end_within(seconds)
 
 
-def no_later(deadline: float | None) -> float | None:
-    """*deadline*, or the end of all drains if that is earlier."""
-    if _latest is None:
-        return deadline
-    return _latest if deadline is None else min(deadline, _latest)
+def leave_behind(ident: int | None) -> None:
+    """Note that the thread *ident* of ours did not end. If it hangs in a handler of logging, that is not waited for either."""
+    if ident is not None:
+        _left_behind.add(ident)
 
 
 def is_idle() -> bool:
@@ -141,11 +209,12 @@ def _before_others() -> None:
 
     That is the work of threads that ended only now, and failures that somebody holds and has not asked for.
     """
-    if not _interruptions:
+    if not _clock.interruptions:
         wait_for_all()
-    for runtime in list(watched):
-        runtime._tell_failures()
-    _tell()
+    with hurried():
+        for runtime in list(watched):
+            runtime._tell_failures()
+        _tell()
 
 
 def _tell() -> None:
@@ -155,31 +224,33 @@ def _tell() -> None:
 
 def wait_for_all() -> None:
     """Wait for the work of all runtimes, up to their deadlines; cancel and close nothing."""
-    global _since, _interruptions
     notice_fork()
-    since = _since = _since or time.monotonic()
+    _clock.start()
     try:
-        _wait(since)
+        with hurried():
+            _wait(_clock)
     except KeyboardInterrupt:
-        _interruptions += 1
+        _clock.interruptions += 1
     finally:
+        _clock.stop()
         for runtime in list(watched):
-            runtime._count_drain(since)
-        _since = None
+            runtime._drained(_clock.spent)
 
 
 def wait_in_the_middle() -> None:
     """As `wait_for_all`, while the program goes on: the time that this takes is not taken off that of the exit."""
     notice_fork()
-    _wait(time.monotonic())
+    clock = Clock()
+    clock.start()
+    _wait(clock)
 
 
-def _wait(since: float) -> None:
+def _wait(clock: Clock) -> None:
     in_time, before, now = True, -1, _started()
     # Again, if anything was started meanwhile: what one has finished may have gone on in another.
     while in_time and before != now:
         for runtime in list(watched):
-            in_time = runtime._drain_early(since) and in_time
+            in_time = runtime._drain_early(clock) and in_time
         before, now = now, _started()
 
 
@@ -188,19 +259,22 @@ def _started() -> int:
 
 
 def drain_at_exit() -> None:
-    global _exiting, _since, _interruptions
-    if not _interruptions:
+    """Finish what is left, cancel what does not end, and close all runtimes; what comes after this is refused."""
+    global _exiting
+    if not _clock.interruptions:
         wait_for_all()
     notice_fork()
-    since = _since = _since or time.monotonic()
-    # Again and again: what ends one runtime may start another.
-    while watched:
-        runtime = next(iter(watched))
-        try:
-            _interruptions = runtime._drain_at_exit(since, _interruptions)
-        finally:
-            watched.discard(runtime)
-    _tell()
+    _clock.start()
+    with hurried():
+        # Again and again: what ends one runtime may start another.
+        while watched:
+            runtime = next(iter(watched))
+            try:
+                runtime._drain_at_exit(_clock)
+            finally:
+                watched.discard(runtime)
+        _tell()
+        leave_out_hung(_left_behind)
     _exiting = True
 
 
@@ -232,9 +306,10 @@ def flush_streams() -> None:
 
 def _forget() -> None:
     """In a forked child: the parent's end is not its own."""
-    global _exiting, _since, _interruptions, _latest
+    global _exiting, _clock
     _exiting = False
-    _since, _interruptions, _latest = None, 0, None
+    _clock = Clock()
+    _left_behind.clear()
 
 
 forget_after_fork(_forget)
