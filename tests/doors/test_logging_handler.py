@@ -6,8 +6,10 @@ import gc
 import logging
 import logging.config
 import os
+import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -171,24 +173,87 @@ def test_a_sink_that_logs_does_not_feed_itself(logger, runtime):
     assert calls == [["one"], ["two"]]
 
 
-@pytest.mark.promise("A sink that fails is told of on stderr, and the next records come")
-def test_a_sink_that_fails_is_told_of_on_stderr_and_the_next_records_come(logger, runtime, capsys):
-    seen = []
+@pytest.mark.promise("A sink that fails is tried again with the same records, in order")
+def test_a_sink_that_fails_is_tried_again_with_the_same_records_in_order(logger, runtime, capsys):
+    seen, arrived = [], threading.Event()
 
     async def sink(records: list[logging.LogRecord]) -> None:
-        seen.append(records[0].getMessage())
+        seen.append([record.getMessage() for record in records])
+        if len(seen) <= 2:
+            raise ConnectionError("collector is away")
+        if seen[-1][-1] == "199":
+            arrived.set()
+
+    handler = attach(logger, sink, runtime, batch=100)
+    for number in range(200):
+        logger.info("%d", number)
+    assert arrived.wait(timeout=8)
+
+    assert seen[0] == seen[1]
+    assert [message for batch in seen[2:] for message in batch] == [str(number) for number in range(200)]
+    assert handler.dropped == 0
+
+
+@pytest.mark.promise("A sink that fails is told of on stderr in a line, once a second at most, and not for each record")
+def test_a_sink_that_fails_is_told_of_in_a_line(logger, runtime, capsys):
+    calls = []
+
+    async def sink(records: list[logging.LogRecord]) -> None:
+        calls.append(len(records))
+        raise ConnectionError("collector is away")
+
+    handler = attach(logger, sink, runtime, batch=1)
+    started = time.monotonic()
+    for number in range(200):
+        logger.info("%d", number)
+    handler.flush()
+    handler.close()
+    seconds = time.monotonic() - started
+
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 2 + seconds
+    assert all(line.startswith("omniloop: The log sink failed") for line in lines)
+    assert all("ConnectionError: collector is away" in line for line in lines)
+    assert "200 so far." in lines[-1]
+    assert handler.dropped == 200
+
+
+def test_who_waits_in_flush_does_not_wait_for_the_pauses_of_a_sink_that_fails(logger, runtime, capsys, monkeypatch):
+    monkeypatch.setattr("omniloop.ext.logging._BACK_OFF", (60,) * 5)
+    seen, called = [], threading.Event()
+
+    async def sink(records: list[logging.LogRecord]) -> None:
+        seen.append([record.getMessage() for record in records])
+        called.set()
         if len(seen) == 1:
             raise ConnectionError("collector is away")
 
     handler = attach(logger, sink, runtime)
-    logger.info("lost")
-    handler.flush()
-    logger.info("arrives")
+    logger.info("first")
+    assert called.wait(timeout=5)
+    logger.info("second")
     handler.flush()
 
-    assert seen == ["lost", "arrives"]
-    assert handler.dropped == 1
-    assert "ConnectionError: collector is away" in capsys.readouterr().err
+    assert sorted({message for batch in seen for message in batch}) == ["first", "second"]
+
+
+@pytest.mark.promise("`AsyncHandler` says on stderr how many records it dropped, once a second at most")
+def test_dropped_records_are_told_of_once_a_second_at_most(logger, sink, runtime, capsys):
+    handler = attach(logger, sink, runtime, capacity=2)
+    sink.go_on.clear()
+
+    logger.info("under way")
+    assert sink.called.wait(timeout=5)
+    for number in range(1_002):
+        logger.info("%d", number)
+    sink.go_on.set()
+    handler.flush()
+    handler.close()
+
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 3
+    assert lines[-1].endswith("log records were dropped, 1,000 so far.")
+    assert sum(int(re.match(r"omniloop: ([\d,]+) log", line)[1].replace(",", "")) for line in lines) == 1_000
 
 
 def test_omniloops_own_reports_go_through_it(sink, runtime):
@@ -372,3 +437,22 @@ def test_a_forked_child_delivers_its_own_records_and_none_of_the_parents():
 
     assert sorted(result.stdout.splitlines()) == ["child's", "parent's"]
     assert (result.stderr, result.code) == ("", 0)
+
+
+@pytest.mark.promise("A sink that is away does not hold up the exit")
+def test_a_sink_that_is_away_does_not_hold_up_the_exit():
+    def program():
+        async def away(records):
+            raise ConnectionError("collector is away")
+
+        app.addHandler(AsyncHandler(away))
+        for n in range(2_000):
+            app.error("%d", n)
+
+    result = run_child(program)
+
+    lines = result.stderr.splitlines()
+    assert (result.stdout, result.code) == ("", 0)
+    assert 1 <= len(lines) <= 4, result.stderr
+    assert lines[-1].endswith("log records were dropped, 2,000 so far.")
+    assert result.seconds < 6

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from contextvars import Context, ContextVar
 from threading import Lock
 from typing import Final
 
 from omniloop import OmniloopError, Runtime, Task
+from omniloop._process import exit
 from omniloop._shared import chosen
 
 Sink = Callable[[list[logging.LogRecord]], Awaitable[object]]
@@ -25,6 +29,15 @@ _in_sink: Final[ContextVar[bool]] = ContextVar("omniloop_in_sink", default=False
 # How often, and how long, `flush` looks again for a delivery that another thread is starting.
 _LOOKS: Final = 1_000
 _PAUSE: Final = 0.001
+
+# Seconds between two lines on stderr, whatever happens.
+_QUIET: Final = 1.0
+
+# Seconds until a sink that failed is tried again with the same records: long enough together for a collector to be restarted,
+# a guess. After the last, the records are dropped, and the next ones are tried once each, with that pause between.
+_BACK_OFF: Final = (0.1, 0.2, 0.4, 0.8, 1.6)
+# How often a pause looks whether the program ends meanwhile, or waits in `flush`.
+_LOOK: Final = 0.05
 
 
 class AsyncHandler(logging.Handler):
@@ -40,7 +53,7 @@ class AsyncHandler(logging.Handler):
     back to it for ever. A sink that raises is told of on stderr, as any handler that fails; its records count as dropped.
 
     Attributes:
-        dropped: How many records were not delivered: the queue was full, the sink raised, or the time to drain was over.
+        dropped: How many records were not delivered: the queue was full, the sink failed, or the time to drain was over.
 
     Args:
         sink: An async function of one list of records.
@@ -82,6 +95,13 @@ class AsyncHandler(logging.Handler):
         # Held while a delivery is due or under way.
         self._token = Lock()
         self._delivery: Task[None] | None = None
+        # Held while a line on stderr is due, or was just written.
+        self._quiet = Lock()
+        self._told = self.dropped
+        self._failures = 0
+        self._error: BaseException | None = None
+        # How many threads wait in `flush`: what fails is not tried again then.
+        self._flushing = 0
 
     def createLock(self) -> None:  # noqa: N802 - logging's name for it
         """None: a deque needs no lock, and a `flush` that held one would wait for a loop that waits for it, to log."""
@@ -106,6 +126,7 @@ class AsyncHandler(logging.Handler):
             self._begin()
         if len(self._records) >= self._capacity:
             self.dropped += 1
+            self._tell_soon()
             return
         try:
             self._records.append(self.prepare(record))
@@ -118,7 +139,10 @@ class AsyncHandler(logging.Handler):
                 self._delivery = self._runtime.go(self._deliver(), name="log delivery", context=Context())
         except OmniloopError:
             self._give_token_back()
+            before = self.dropped
             self._rescue()
+            # Of what comes after the last drain, the bad is shown, and of the rest there is nothing to say.
+            self._told += self.dropped - before
         except BaseException:
             # A signal handler that raises (Ctrl-C) would else leave it taken for ever.
             self._give_token_back()
@@ -134,6 +158,13 @@ class AsyncHandler(logging.Handler):
 
     def flush(self) -> None:
         """Wait until all that is queued is delivered. On the loop's own thread, where that would never end, return at once."""
+        self._flushing += 1
+        try:
+            self._wait()
+        finally:
+            self._flushing -= 1
+
+    def _wait(self) -> None:
         for _ in range(_LOOKS):
             if not (self._records or self._token.locked()) or self._pid != os.getpid():
                 return
@@ -150,24 +181,35 @@ class AsyncHandler(logging.Handler):
                 return
 
     def close(self) -> None:
-        """Deliver what is queued, and forget the handler."""
+        """Deliver what is queued, say how many were dropped since that was last said, and forget the handler."""
         self.flush()
+        self._tell()
         super().close()
 
     async def _deliver(self) -> None:
         _in_sink.set(True)
         records = self._records
         batch: list[logging.LogRecord] = []
+        tries = 0
         try:
             while True:
-                while records:
-                    batch = [records.popleft() for _ in range(min(self._batch, len(records)))]
+                while records or batch:
+                    batch = batch or [records.popleft() for _ in range(min(self._batch, len(records)))]
                     try:
                         await self._sink(batch)
-                    except Exception:
-                        self.dropped += len(batch)
-                        self.handleError(batch[0])
-                    batch = []
+                    except Exception as error:
+                        self._failures += 1
+                        self._error = error
+                        hurry = self._in_a_hurry()
+                        if hurry or tries >= len(_BACK_OFF):
+                            self.dropped += len(batch)
+                            batch = []
+                        self._tell_soon()
+                        await self._pause(_BACK_OFF[min(tries, len(_BACK_OFF) - 1)])
+                        tries += 1
+                    else:
+                        batch = []
+                        tries = 0
                 self._give_token_back()
                 # Looking again after giving back: who found the token held relies on this look.
                 if not records or not self._token.acquire(False):
@@ -177,7 +219,61 @@ class AsyncHandler(logging.Handler):
             self.dropped += len(batch)
             self._give_token_back()
             self._rescue()
+            self._tell_soon()
             raise
+
+    def _in_a_hurry(self) -> bool:
+        return bool(self._flushing) or exit.draining()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait that long, or until somebody is in a hurry."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._in_a_hurry():
+            await asyncio.sleep(_LOOK)
+
+    def _tell_soon(self) -> None:
+        """Have the loop say what there is to say, unless that is due already. May be called anywhere, as `emit`."""
+        if not self._quiet.acquire(False):
+            return
+        try:
+            self._runtime.call_soon(self._tell_and_be_quiet, context=Context())
+        except OmniloopError:
+            # `close` says it.
+            self._quiet.release()
+        except BaseException:
+            self._quiet.release()
+            raise
+
+    def _tell_and_be_quiet(self) -> None:
+        if self._tell():
+            asyncio.get_running_loop().call_later(_QUIET, self._tell_and_be_quiet)
+            return
+        self._quiet.release()
+        # As with the other token: who found it held relies on this look.
+        if self._has_news():
+            self._tell_soon()
+
+    def _has_news(self) -> bool:
+        return self._failures > 0 or self.dropped > self._told
+
+    def _tell(self) -> bool:
+        """Say on stderr what happened since it was last said; False if nothing did."""
+        if not self._has_news():
+            return False
+        failures, self._failures = self._failures, 0
+        error, self._error = self._error, None
+        dropped, self._told = self.dropped - self._told, self.dropped
+        said = []
+        if failures:
+            times = "" if failures == 1 else f" {failures} times, at last"
+            said.append(f"The log sink failed{times}: {type(error).__name__}: {error}".replace("\n", " "))
+        if dropped:
+            said.append(f"{dropped:,} log records were dropped, {self.dropped:,} so far")
+        # As logging itself, which is silent where this is off, or stderr is closed.
+        if logging.raiseExceptions and sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                sys.stderr.write(f"omniloop: {'; '.join(said)}.\n")
+        return True
 
     def _give_token_back(self) -> None:
         try:
