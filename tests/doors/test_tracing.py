@@ -85,33 +85,40 @@ def test_spans_of_tasks_that_run_at_once_are_not_mixed_up(runtime, tracer, expor
             assert spans[f"{name}{step}"].parent.span_id == spans[name].context.span_id
 
 
-AT_EXIT = """
-    {first}
-    import asyncio
-    from opentelemetry import trace
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
-    trace.set_tracer_provider(TracerProvider())
-    # The batch is far from full and its time far off: only the exit hook, or a flush, exports it.
-    trace.get_tracer_provider().add_span_processor(
-        BatchSpanProcessor(ConsoleSpanExporter(formatter=lambda span: span.name + "\\n"), schedule_delay_millis=60_000)
-    )
-    import omniloop
-    from omniloop import go
+def imports_omniloop():
+    import omniloop  # noqa: F401
 
-    async def work():
-        await asyncio.sleep(0.2)
-        with trace.get_tracer("test").start_as_current_span("at exit"):
-            await asyncio.sleep(0.05)
 
-    go(work())
-"""
+def imports_opentelemetry():
+    import opentelemetry.sdk.trace  # noqa: F401
 
 
 @pytest.mark.promise("Spans of work that is drained at exit are exported, whichever was imported first")
-@pytest.mark.parametrize("first", ["import omniloop", "import opentelemetry.sdk.trace"])
+@pytest.mark.parametrize("first", [imports_omniloop, imports_opentelemetry])
 def test_spans_of_draining_work_are_exported_at_exit(first):
     """Whichever was imported first: the early drain is before all atexit handlers."""
-    result = run_child(AT_EXIT.format(first=first))
+
+    def program():
+        from opentelemetry import trace
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+
+        trace.set_tracer_provider(TracerProvider())
+        # The batch is far from full and its time far off: only the exit hook, or a flush, exports it.
+        trace.get_tracer_provider().add_span_processor(
+            BatchSpanProcessor(
+                ConsoleSpanExporter(formatter=lambda span: span.name + "\n"), schedule_delay_millis=60_000
+            )
+        )
+        from omniloop import go
+
+        async def work():
+            await asyncio.sleep(0.2)
+            with trace.get_tracer("test").start_as_current_span("at exit"):
+                await asyncio.sleep(0.05)
+
+        go(work())
+
+    result = run_child(first, program)
 
     assert result[:3] == ("at exit\n", "", 0)

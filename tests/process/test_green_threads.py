@@ -1,6 +1,5 @@
 """Where gevent has made greenlets of threads, omniloop says what works and what does not."""
 
-import gevent.monkey
 import pytest
 
 from children import run_child
@@ -10,8 +9,9 @@ pytest.importorskip("gevent")
 
 @pytest.mark.promise("Under gevent work is done, and a warning says what does not work")
 def test_under_gevent_work_is_done_and_a_warning_says_what_does_not_work():
-    # asyncio's own loop: uvloop has no place for greenlets.
     def program():
+        import gevent.monkey
+
         gevent.monkey.patch_all()
         import asyncio
 
@@ -25,10 +25,8 @@ def test_under_gevent_work_is_done_and_a_warning_says_what_does_not_work():
         print("ran", run(work("run"), timeout=5))
         go(work("forgotten"))
 
-    child = run_child(
-        program,
-        env={"OMNILOOP_LOOP": "asyncio"},
-    )
+    # asyncio's own loop: uvloop has no place for greenlets.
+    child = run_child(program, env={"OMNILOOP_LOOP": "asyncio"})
 
     assert (child.stdout.split(), child.code) == (["run", "ran", "run", "forgotten"], 0)
     assert child.stderr.count("RuntimeWarning: gevent has patched threading") == 1
