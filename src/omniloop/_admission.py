@@ -116,7 +116,7 @@ class Bounds:
         try:
             if asyncio._get_running_loop() is not None:
                 raise FullError(self._may_not_wait(task, "this thread runs an event loop"))
-            if life.started and life.workers.is_worker():
+            if life.is_worker():
                 raise FullError(self._may_not_wait(task, "a worker thread has one of these places itself"))
             if signals.in_signal_handler():
                 raise FullError(self._may_not_wait(task, "a signal handler must not block"))
@@ -129,7 +129,7 @@ class Bounds:
             with self._lock:
                 self._queue.append((task, gate))
                 self._seat()
-            life.wait_with(task, partial(gate.acquire, True), None)
+            life.wait(task, partial(gate.acquire, True), None)
         except BaseException as error:
             with self._lock:
                 self._queue = deque(entry for entry in self._queue if entry[0] is not task)

@@ -28,7 +28,7 @@ from ._arguments import (
     one_argument,
 )
 from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutError, WouldDeadlockError
-from ._life import asgiref, drain
+from ._life import asgiref, drain, waits
 from ._life.life import Life, ThreadWork
 from ._process import exit, fork, signals
 from ._report import Site
@@ -345,7 +345,7 @@ class Runtime:
         """
         life = self._current()
         check_timeout(timeout)
-        with drain.waiting(life, "flush()"):
+        with waits.waiting_for_all(life, "flush()"):
             done = drain.flush(life, _deadline(timeout), progress)
         # Also where no loop's thread is left to do it, because it died.
         self._failures.tell_dropped()
@@ -373,7 +373,7 @@ class Runtime:
             check_timeout(timeout)
         seconds = self._settings.exit_timeout if isinstance(timeout, FromSettings) else timeout
         deadline = _deadline(seconds)
-        with drain.waiting(life, "shutdown()"), self._ending:
+        with waits.waiting_for_all(life, "shutdown()"), self._ending:
             if not self._reopens:
                 self._shut_down = self._ended = True
             self._close(deadline)
@@ -392,7 +392,7 @@ class Runtime:
         new = changed(self._settings, settings)
         for name in SHAPES_THE_THREAD & settings.keys():
             life = self._current()
-            if life.started and not life.closed and getattr(new, name) != getattr(self._settings, name):
+            if life.made and not life.closed and getattr(new, name) != getattr(self._settings, name):
                 raise AlreadyRunningError(
                     f"{name} shapes the thread, which runs already. Call configure() before the first use, or after shutdown()."
                 )
@@ -442,8 +442,7 @@ class Runtime:
         when_full: WhenFull | Literal["accept"] | None = None,
     ) -> Task[T]:
         if type(coro) is not CoroutineType or coro.cr_suspended or coro.cr_running:
-            thread = self._life.thread
-            coro = as_coroutine(coro, None if thread is None else thread.loop)
+            coro = as_coroutine(coro, self._life.loop)
         if name is not None:
             name = checked_name(name, coro)
         if not _same_process[0]:
@@ -483,8 +482,7 @@ class Runtime:
             close_unstarted(coro)
             raise
         until = None if from_start else time.monotonic() + timeout
-        thread = self._life.thread
-        inner = as_coroutine(coro, None if thread is None else thread.loop)
+        inner = as_coroutine(coro, self._life.loop)
         title = name if name is not None else getattr(inner, "__qualname__", None) or type(inner).__name__
         try:
             task = self._go(within(inner, str(title), timeout, until), title, context, kind, frame, when_full)
@@ -591,7 +589,7 @@ class Runtime:
             check_timeout(timeout)
             life = self._current()
             life.guard("run()")
-            coro = as_coroutine(coro, None if life.thread is None else life.thread.loop, "run")
+            coro = as_coroutine(coro, life.loop, "run")
         except BaseException:
             close_unstarted(coro)
             raise
@@ -602,8 +600,7 @@ class Runtime:
             finally:
                 # It is not this that the loop was given, which may never have come to it.
                 close_unstarted(coro)
-        task: Task[T] = self._make_task(coro, None, None, frame)
-        return self._run_task(task, timeout, None)
+        return self._run_task(self._make_task(coro, None, None, frame), timeout, None)
 
     def _run_for_asgiref(self, coro: Any, timeout: float | None, frame: FrameType) -> Task[Any]:
         """As `_run_to_end`, for work whose sync code is to run in this thread, which waits."""
@@ -625,20 +622,21 @@ class Runtime:
                 caller.end()
 
     def _run_task(self, task: Task[T], timeout: float | None, caller: asgiref.Caller | None) -> Task[T]:
+        wait_here = task._wait_here if caller is None else partial(caller.wait, task.done)
         try:
             # In here, because Ctrl-C may come when the loop has the task already. Unbounded: whoever waits can't pile up.
             self._put(task)
-            done = task._outcome() is not None or _wait(task, timeout, caller)
+            done = task._outcome() is not None or task._wait_for(wait_here, timeout)
             if not done:
                 task.cancel()
-                done = _wait(task, self._settings.cancel_timeout, caller) and not task.cancelled()
+                done = task._wait_for(wait_here, self._settings.cancel_timeout) and not task.cancelled()
         except WouldDeadlockError:
             task.cancel()
             raise
         except BaseException:
             # Ctrl-C, or what another signal handler raises. A second one ends this wait too.
             if task.cancel():
-                _wait(task, self._settings.cancel_timeout, caller)
+                task._wait_for(wait_here, self._settings.cancel_timeout)
             raise
         if not done:
             raise WaitTimeoutError(f"{task.get_name()} was not done after {timeout} s, and was cancelled.")
@@ -824,12 +822,6 @@ class Runtime:
                     # Somebody went on meanwhile: the next life is to be drained as well.
                     exit.watch(self)
         return interruptions
-
-
-def _wait(task: Task[Any], timeout: float | None, caller: asgiref.Caller | None) -> bool:
-    if caller is None or (timeout is not None and timeout <= 0):
-        return task._owner.wait(task, timeout)
-    return task._owner.wait_with(task, partial(caller.wait, task.done), timeout)
 
 
 def _seconds(name: str, value: float, least: float = 0) -> float:

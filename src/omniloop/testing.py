@@ -171,7 +171,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     # After the fixtures, which may still submit.
     yield
     runtime = shared_runtime()
-    if runtime._life.started:
+    if runtime._life.made:
         leaked = _flush(runtime, item.config)
         for task in _unfinished(runtime) if leaked else ():
             # Else it would be the next test's, and each after it.

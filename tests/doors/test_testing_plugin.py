@@ -162,7 +162,7 @@ def test_a_run_that_does_not_use_omniloop_starts_no_thread(inner):
 
         def test_two():
             from omniloop import shared_runtime
-            assert not shared_runtime()._life.started
+            assert not shared_runtime()._life.made
             assert threading.active_count() == 1
         """,
     )

@@ -88,7 +88,7 @@ class _Entered(AbstractContextManager[T, bool]):
             # In here, because Ctrl-C may come when the loop has the task already.
             self._runtime._put(task)
             task.add_done_callback(lambda _: door.open.set())
-            task._owner.wait_with(task, door.open.wait, None)
+            task._wait_for(door.open.wait, None)
             if not door.values:
                 # Raises what `__aenter__` raised; else it returned, and only the loop's end can have come between.
                 task.result(0)
@@ -99,13 +99,13 @@ class _Entered(AbstractContextManager[T, bool]):
         if task is None or leave is None:
             raise OmniloopError("This was never entered. Use it in a `with` statement.")
         if not task.done():
-            task._owner.check()
+            task._check()
             # The loop may be closed by now: then the task is done.
             with suppress(RuntimeError):
                 leave.get_loop().call_soon_threadsafe(_set, leave, error)
         try:
             with self._ending(task):
-                task._owner.wait(task, None)
+                task._wait_until_done(None)
             if error is not None and task.cancelled():
                 # At exit, say. The block's own error tells more.
                 return False
@@ -124,7 +124,7 @@ class _Entered(AbstractContextManager[T, bool]):
         except BaseException:
             if task.cancel():
                 with suppress(WouldDeadlockError):
-                    task._owner.wait(task, self._runtime._settings.cancel_timeout)
+                    task._wait_until_done(self._runtime._settings.cancel_timeout)
             raise
 
     def __del__(self) -> None:

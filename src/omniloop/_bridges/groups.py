@@ -228,7 +228,7 @@ class TaskGroup:
                 task = self._check()
                 if task is not None:
                     # The gate opens for the last, whichever that is.
-                    task._owner.wait_with(task, partial(gate.acquire, True), left)
+                    task._wait_for(partial(gate.acquire, True), left)
                 else:
                     # Another thread is in the middle of a submission.
                     gate.acquire(timeout=-1 if left is None else left)
@@ -376,7 +376,7 @@ class TaskGroup:
                 # About to be noted; or never, because Ctrl-C came in the middle of that, where it was done at once.
                 self._done(ticket, task)
             elif found is None:
-                task._owner.check()
+                task._check()
                 found = task
         return found
 
@@ -649,10 +649,10 @@ class _Window:
         if self._done is None:
             # Waits without claiming, so that what Ctrl-C leaves behind is still on its way, and is cancelled.
             if not task.done():
-                task._owner.wait(task, None)
+                task._wait_until_done(None)
         else:
             while not self._done:
-                task._owner.wait_with(task, partial(self._gate.acquire, True), None)
+                task._wait_for(partial(self._gate.acquire, True), None)
             task = self._done.popleft()
         del self._tasks[task]
         try:
@@ -672,7 +672,7 @@ class _Window:
                 task.cancel()
         for task in self._tasks:
             try:
-                task._owner.wait(task, max(0.0, until - time.monotonic()))
+                task._wait_until_done(max(0.0, until - time.monotonic()))
             except (ForkedError, WouldDeadlockError):
                 # Collected on the loop's own thread, for one; the drain waits for it.
                 return

@@ -14,7 +14,7 @@ import janus
 
 from .._arguments import close_unstarted
 from .._errors import ForkedError, NotAsyncError
-from .._life import workers
+from .._life import waits
 from .._runtime import Runtime
 from .._shared import chosen
 from .._work.task import Kind
@@ -103,7 +103,7 @@ class Iteration(Generic[T]):
                 pass
             return True
 
-        self._task._owner.wait_with(self._task, wait_here, None)
+        self._task._wait_for(wait_here, None)
         return items
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class Iteration(Generic[T]):
         """
         self._ended = True
         if self._task.cancel():
-            self._task._owner.wait(self._task, None)
+            self._task._wait_until_done(None)
             if not self._task.cancelled():
                 self._task.result(0)
 
@@ -225,11 +225,8 @@ def _feed_in_thread(source: Iterable[T], queue: janus.Queue[T]) -> None:
                 queue.sync_q.put_nowait(item)
             except janus.SyncQueueFull:
                 # Another worker may take the place meanwhile: a slow consumer does not use up the pool.
-                workers.begin_wait()
-                try:
+                with waits.giving_place():
                     queue.sync_q.put(item)
-                finally:
-                    workers.end_wait()
     except janus.SyncQueueShutDown:
         # Nobody wants more.
         pass

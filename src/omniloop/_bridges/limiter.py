@@ -61,8 +61,7 @@ def go_limited(
         if timeout is not None:
             return runtime._go_within(timeout, coro, name, context, kind, frame)
         return runtime._go(coro, name, context, kind, frame)
-    thread = runtime._life.thread
-    inner = as_coroutine(coro, None if thread is None else thread.loop)
+    inner = as_coroutine(coro, runtime._life.loop)
     title = name or getattr(inner, "__qualname__", None) or type(inner).__name__
     limited = None
     try:

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 
 import janus
 
-from .._errors import ForkedError, WouldDeadlockError, WrongLoopError
-from .._life import workers
+from .._errors import ForkedError, WrongLoopError
+from .._life import waits
 from .._life.life import Life
 from .._runtime import Runtime
 from .._shared import chosen
@@ -98,7 +98,7 @@ class Queue(janus.Queue[T]):
         # Each call of the async side comes here.
         life = self._join()
         loop = asyncio._get_running_loop()
-        if loop is None or life.thread is None or loop is not life.thread.loop:
+        if loop is None or loop is not life.loop:
             raise WrongLoopError(
                 "The async side of this queue lives on the runtime's loop, and another one runs here. Use go(q.async_q.get()), "
                 "which can be awaited here."
@@ -109,14 +109,8 @@ class Queue(janus.Queue[T]):
     @contextmanager
     def _waiting(self, call: str) -> Iterator[None]:
         self._join().guard(call)
-        if not workers.begin_wait():
-            raise WouldDeadlockError(
-                f"{call} would block the last worker thread, and no other can be started to end the wait."
-            )
-        try:
+        with waits.giving_place(call):
             yield
-        finally:
-            workers.end_wait()
 
 
 class _LifoQueue(Queue[T], janus.LifoQueue[T]):

@@ -264,7 +264,7 @@ class Resource(Generic[T]):
         """Refuse further uses, and have the loop close it when its users, *but* one, are done; None if there is nothing to close."""
         self._refuses = True
         life, kept = self._runtime._current(), self._kept
-        if not life.started and (kept is None or not kept.belongs_to(life)):
+        if not life.made and (kept is None or not kept.belongs_to(life)):
             return None
         try:
             # A daemon, because at the end the runtime closes it, whoever uses it still.
@@ -320,7 +320,7 @@ class _Kept(Generic[T]):
 
     def let_go(self) -> None:
         """Have the loop close it, if it does not end itself. Only appends: from any thread, and in finalisers."""
-        if not self._life.forked:
+        if not self._life.foreign:
             # A failure to wake the loop would be that of whoever let go; the end closes it then.
             with suppress(CannotStartError, ClosedError):
                 self._life.inbox.put(self._cancel)

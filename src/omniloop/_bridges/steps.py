@@ -154,7 +154,7 @@ class Steps(Generator[T, S, None]):
         done = False
         try:
             step = source.ask(move, partial(_release, gate))
-            done = task._owner.wait_with(task, lambda seconds: gate.acquire(timeout=seconds), self._timeout)
+            done = task._wait_for(lambda seconds: gate.acquire(timeout=seconds), self._timeout)
         finally:
             if not done:
                 # Ctrl-C, or the timeout: the step is under way, and nobody will take what comes of it.
@@ -177,7 +177,7 @@ class Steps(Generator[T, S, None]):
         self._ended = True
         task = self._source.task
         if task.cancel():
-            task._owner.wait(task, None)
+            task._wait_until_done(None)
             if not task.cancelled():
                 task.result(0)
 

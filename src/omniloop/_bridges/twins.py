@@ -603,10 +603,10 @@ class _State:
                 twin = _live.pop((id(old), id(self.face)), None)
                 if twin is not None:
                     _live[id(self.original), id(self.face)] = twin
-            if self.life.forked:
+            if self.life.foreign:
                 fork.keep_for_ever(old)
             return self.original
-        if self.life.forked:
+        if self.life.foreign:
             raise ForkedError(
                 f"This {name} belongs to the parent process. Make it in this process, or use blocking(…, reopen=True)."
             )

@@ -19,11 +19,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .._process.exit import end_orphan
 from . import waits
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from .._work.task import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -213,7 +216,20 @@ def bring_along() -> None:
 # --- a wait that could never end --------------------------------------------------------------------------------------
 
 
-def waits_for_this_thread(coro: Any) -> bool:
+def _why_endless(ident: int | None, task: Task[Any]) -> str | None:
+    work = task._work
+    if isinstance(work, asyncio.Task) and _waits_for_this_thread(work.get_coro()):
+        return (
+            "would never end: it waits in sync_to_async() for a call that asgiref makes in this very thread. Wait with run(), which makes "
+            "such calls meanwhile; or, in Django, use omniloop.ext.django.database() in the work."
+        )
+    return None
+
+
+waits.look_in_long_waits(is_loaded, _why_endless)
+
+
+def _waits_for_this_thread(coro: Any) -> bool:
     """Tell whether *coro* waits in `sync_to_async` for a call that the calling thread alone could make."""
     if (sync := _sync()) is None:
         return False

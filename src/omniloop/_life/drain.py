@@ -34,19 +34,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import Context
 from itertools import chain, islice
 from threading import Lock
 from typing import Any, Final
 from weakref import ref
 
-from .._errors import CannotStartError, ClosedError, WouldDeadlockError
+from .._errors import CannotStartError, ClosedError
 from .._process import exit
 from .._report import called_frame, hurried, innermost, say, thread_stack
 from .._work.ledger import Later, is_asked, opened_by
 from .._work.task import Kind, Task
-from . import waits
 from .life import Life
 from .progress import Progress
 from .thread import LoopThread
@@ -144,23 +143,6 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
     return interruptions
 
 
-@contextmanager
-def waiting(life: Life, what: str) -> Iterator[None]:
-    """Around a wait for all of the work: raise if it could never end, and have others that wait for this thread told of theirs."""
-    life.guard(what)
-    if life.started and life.workers.is_worker():
-        raise WouldDeadlockError(
-            f"{what} in a worker thread of the same runtime would wait for itself. Call it from another thread."
-        )
-    ident = life.thread.ident if life.thread is not None else None
-    try:
-        if ident is not None and not waits.begin(ident):
-            raise WouldDeadlockError(f"{what} would never end: the loop {life.name!r} waits for this thread.")
-        yield
-    finally:
-        waits.end()
-
-
 # --- waiting for the work ---------------------------------------------------------------------------------------------
 
 
@@ -173,7 +155,7 @@ def _round(life: Life, deadline: float | None, progress: Progress) -> bool | Non
     thread = life.thread
     if thread is None and not life.inbox:
         return True
-    if thread is not None and not thread.alive and not life.inbox and not life.dead and life.ledger.is_quiet():
+    if thread is not None and not life.serving and not life.inbox and life.ledger.is_quiet():
         # The thread was ended before a fork, because there was nothing to do.
         return True
     if life.inbox.closed:
@@ -223,7 +205,7 @@ def _round(life: Life, deadline: float | None, progress: Progress) -> bool | Non
             return True
         # This may be the handler of a SIGTERM, which interrupts a submission that has taken the token and not yet woken the loop.
         life.inbox.nudge()
-        while not (life.thread is not None and life.thread.alive):
+        while not life.serving:
             # Another thread is starting it. Should that fail, as it does on 3.12 when main has ended, nobody would come to the mark.
             life.wait_for_start()
             life.inbox.nudge()
@@ -319,7 +301,7 @@ class _End:
     def end_turns(self, deadline: float) -> bool:
         """Have no turn of `every` begin any more; True if any is under way: that is work, to be waited for once."""
         life, thread = self._life, self._life.thread
-        if thread is None or not thread.alive:
+        if thread is None or not self._life.serving:
             return False
         return bool(_on_loop(thread, lambda answer: answer(life.ledger.end_turns()), deadline, self._beat))
 
@@ -330,7 +312,7 @@ class _End:
         *patient*: not if there is work to drain, which came meanwhile; and not what the program itself has asked to end.
         """
         thread = self._life.thread
-        if thread is None or not thread.alive:
+        if thread is None or not self._life.serving:
             return True
 
         def begin(answer: Callable[[bool], None]) -> None:
@@ -344,7 +326,7 @@ class _End:
         """Refuse from now on, if nothing came meanwhile; False if something did."""
         life = self._life
         thread = life.thread
-        if thread is None or not thread.alive:
+        if thread is None or not life.serving:
             undelivered = life.inbox.close()
             if undelivered and not life.dead:
                 with suppress(CannotStartError):
@@ -553,7 +535,7 @@ def _end(life: Life, deadline: float, dropped: _Named, why: str, undelivered: li
     blocked = None
     if thread is not None:
         life.stop_watching(_JOIN_TIMEOUT)
-        blocked = _stop(thread, deadline)
+        blocked = _stop(thread, life.serving, deadline)
         busy = life.workers.stop(_JOIN_TIMEOUT + (0 if dropped.count else max(0.0, deadline - time.monotonic())))
         if blocked is not None:
             exit.leave_behind(thread.ident)
@@ -572,22 +554,20 @@ def _end(life: Life, deadline: float, dropped: _Named, why: str, undelivered: li
     late.add(describe, (item for item in undelivered if type(item) is Task))
     if late.count:
         say("%s: %d came while it was being shut down, and were not started:%s", life.name, late.count, late)
-    life.closed = True
+    life.shut()
     life.fail_all(undelivered, _closed_error, told=True)
     life.failures.tell_all()
     if thread is not None:
         thread.close()
 
 
-def _stop(thread: LoopThread, deadline: float) -> str | None:
+def _stop(thread: LoopThread, serving: bool, deadline: float) -> str | None:
     """Stop and join the loop's thread. None, or where it is if a callback blocks it: it is left alone then."""
     before = called_frame(thread.ident)
     try:
         # It may leave for a fork, or have left.
         joined = (
-            thread.end(max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT)
-            if thread.alive
-            else thread.join(_JOIN_TIMEOUT)
+            thread.end(max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT) if serving else thread.join(_JOIN_TIMEOUT)
         )
     except RuntimeError:
         # The loop was closed by somebody else; its thread ends by itself.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import enum
 import os
 import sys
 import threading
@@ -15,8 +16,8 @@ from threading import Lock, RLock
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
-from .._arguments import check_timeout, close_unstarted, not_plain
-from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError, WouldDeadlockError
+from .._arguments import close_unstarted, not_plain
+from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError
 from .._process import exit, fork, hosts, signals
 from .._report import Failure, say, thread_stack
 from .._settings import Settings
@@ -32,9 +33,6 @@ from .watchdog import Watchdog
 if TYPE_CHECKING:
     from .._stats import Stats
     from .workers import Workers
-
-# A wait longer than this looks, once and cheaply, whether it can end at all.
-_LONG_WAIT: Final = 1.0
 
 # What a loop opens: asyncio 3, uvloop 9.
 _DESCRIPTORS: Final = 10
@@ -65,6 +63,23 @@ class ThreadWork:
         return True
 
 
+class Stage(enum.Enum):
+    """What a life is at. Only its moves write it: `_make`, `_serve`, `_park`, `_die`, `shut` and `after_fork_in_child`."""
+
+    # Nothing is made yet. The first use makes the loop, and what belongs to it.
+    NEW = "new"
+    # The loop is made and at rest, without a thread: before its first start, after an idle fork, after a start that failed.
+    PARKED = "parked"
+    # The thread runs the loop, or is about to.
+    SERVING = "serving"
+    # Shut down: the thread was stopped, and every report is out.
+    CLOSED = "closed"
+    # The thread ended without being told to. The next use begins another life.
+    DEAD = "dead"
+    # In a forked child: the parent's.
+    FOREIGN = "foreign"
+
+
 class Life:
     """
     What `go` submits to. Starts on first use; its methods may be called from any thread.
@@ -88,11 +103,9 @@ class Life:
         self.debug = sys.flags.dev_mode or (
             not sys.flags.ignore_environment and bool(os.environ.get("PYTHONASYNCIODEBUG"))
         )
+        self.stage = Stage.NEW
+        # Made with the first use, and then there to the end.
         self.thread: LoopThread | None = None
-        self.dead = False
-        self.forked = False
-        # Its thread is gone, and all that it could say is said.
-        self.closed = False
         # Held by whoever ends it. Re-entrant, because a SIGTERM may come in the middle.
         self.ending = RLock()
         self._settings = settings
@@ -129,9 +142,43 @@ class Life:
         return self._workers
 
     @property
-    def started(self) -> bool:
-        """Tell whether the thread was ever started."""
+    def serving(self) -> bool:
+        """Tell whether the thread runs the loop, or is about to."""
+        return self.stage is Stage.SERVING
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether it was shut down, and every report is out."""
+        return self.stage is Stage.CLOSED
+
+    @property
+    def dead(self) -> bool:
+        """Tell whether its thread ended without being told to."""
+        return self.stage is Stage.DEAD
+
+    @property
+    def foreign(self) -> bool:
+        """Tell whether it is a parent process's."""
+        return self.stage is Stage.FOREIGN
+
+    @property
+    def made(self) -> bool:
+        """Tell whether there ever was anything to end: a loop, and what belongs to it."""
         return self.thread is not None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop, if it is made."""
+        return None if self.thread is None else self.thread.loop
+
+    @property
+    def ident(self) -> int | None:
+        """The ident of the loop's thread, if it runs."""
+        return None if self.thread is None else self.thread.ident
+
+    def is_worker(self) -> bool:
+        """Tell whether the calling thread is one of this life's workers."""
+        return self._workers is not None and self._workers.is_worker()
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -150,7 +197,7 @@ class Life:
             # one that raises right after it took a common lock would leave that taken for ever.
             if self._starting.setdefault("by", me) is not me:
                 return
-            if not self.inbox.closed and (self.thread is None or not self.thread.alive):
+            if not self.inbox.closed and not self.serving:
                 self._start()
         except (RuntimeError, OSError) as error:
             raise CannotStartError(f"omniloop can't start its thread here: {error}.") from error
@@ -161,7 +208,7 @@ class Life:
             me.release()
 
     def _start(self) -> None:
-        if self.thread is None:
+        if self.stage is Stage.NEW:
             self._make()
         if fork.is_forking():
             # A thread that starts now would be in the fork's way; `catch_up` starts it afterwards.
@@ -169,7 +216,17 @@ class Life:
         assert self.thread is not None and self._workers is not None
         self._workers.start_one()
         self.watch()
-        self.thread.start(self.ledger.empty)
+        self._serve(self.thread)
+
+    def _serve(self, thread: LoopThread) -> None:
+        try:
+            self.stage = Stage.SERVING
+            thread.start(self._empty)
+        except BaseException:
+            # No thread can be started; or interrupted (Ctrl-C), and it may come to run all the same, and then says so itself.
+            if not thread.runs:
+                self.stage = Stage.PARKED
+            raise
 
     def wait_for_start(self) -> None:
         """Wait until nobody is starting the thread any more."""
@@ -222,13 +279,14 @@ class Life:
         self._workers = pool
         self.debug = self.debug or loop.get_debug()
         self.thread = thread
+        self.stage = Stage.PARKED
 
     def _wake(self) -> None:
         """Make the loop look into the inbox; called with the token held."""
         thread = self.thread
         if self.inbox.closed:
             self.inbox.give_token_back()
-        elif thread is not None and thread.alive:
+        elif thread is not None and self.serving:
             thread.post(self._empty)
             if self._watchdog is not None and self._watchdog.must_be_told:
                 self._watchdog.wake()
@@ -236,12 +294,15 @@ class Life:
             self.start()
 
     def _empty(self) -> None:
-        # A thread that leaves for a fork, because all was quiet, must not start anything in its last turn of the loop: it would
-        # be left hanging. The next start looks into the inbox first.
-        if self.thread is not None and self.thread.alive:
-            self.ledger.empty()
-        else:
+        if self.thread is None or self.thread.leaving:
+            # For a fork, because all was quiet. What is started in the last turn of the loop would be left hanging; the next start
+            # looks into the inbox first.
             self.inbox.give_token_back()
+            return
+        if self.stage is Stage.PARKED:
+            # Its start was interrupted, and it runs nevertheless.
+            self.stage = Stage.SERVING
+        self.ledger.empty()
 
     # --- watching -----------------------------------------------------------------------------------------------------
 
@@ -255,6 +316,10 @@ class Life:
         elif self._settings().slow_callback is not None and not self.inbox.closed:
             watchdog.start()
 
+    def shut(self) -> None:
+        """Note that it is over: its thread was stopped, and what is left will not be done."""
+        self.stage = Stage.CLOSED
+
     def stop_watching(self, timeout: float) -> None:
         """End the watchdog's thread; before the loop's, so that it does not log while the interpreter ends."""
         if self._watchdog is not None:
@@ -267,7 +332,7 @@ class Life:
 
     def _ping(self, answer: Callable[[], None]) -> bool:
         thread = self.thread
-        if thread is None or not thread.alive:
+        if thread is None or not self.serving:
             return False
         if self.ledger.is_quiet() and not self.ledger.daemons and not self.inbox.is_due():
             return False
@@ -283,90 +348,14 @@ class Life:
         """Raise ForkedError if this life was the parent process's."""
         if not fork.same_process[0]:
             fork.notice_fork()
-        if self.forked:
+        if self.foreign:
             raise ForkedError(
                 "This work belongs to the parent process, and is not done. Submit it in this process to run it here."
             )
 
-    def guard(
-        self, what: str | Task[Any], instead: str = "call it from another thread, or await the work itself"
-    ) -> None:
-        """Raise if this thread can't wait for the loop."""
-        self.check()
-        thread = self.thread
-        if thread is not None and thread.ident == threading.get_ident():
-            raise WouldDeadlockError(
-                f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Instead {instead}."
-            )
-        if fork.is_forking() and fork.this_thread_forks():
-            raise WouldDeadlockError(
-                f"{_title(what)} would wait for the loop, which holds still until this thread has forked."
-            )
-
-    def wait(self, task: Task[Any], timeout: float | None) -> bool:
-        """Block until *task* is done; False if *timeout* passed first."""
-        check_timeout(timeout)
-        if timeout is not None and timeout <= 0:
-            self.check()
-            return task._outcome() is not None
-        return self.wait_with(task, task._wait_here, timeout)
-
-    def wait_with(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
-        """Block until *wait_here*, called with seconds, says that *task* has brought it about; False if *timeout* passed first."""
-        self.guard(task, "await it")
-        thread = self.thread
-        if thread is None or not thread.alive:
-            self.inbox.nudge()
-            thread = self.thread
-        ident = thread.ident if thread is not None else None
-        if not workers.begin_wait():
-            raise WouldDeadlockError(
-                f"Waiting for {task.get_name()!r} would block the last worker thread, and no other can be started."
-            )
-        try:
-            if ident is not None and not waits.begin(ident):
-                raise WouldDeadlockError(
-                    f"Waiting for {task.get_name()!r} would never end: the thread that runs it waits for this one."
-                )
-            if timeout is None or timeout > _LONG_WAIT:
-                return wait_here(_LONG_WAIT) or self._wait_long(task, wait_here, timeout)
-            return wait_here(timeout)
-        finally:
-            waits.end()
-            workers.end_wait()
-
-    def _wait_long(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
-        deadline = None if timeout is None else time.monotonic() + timeout - _LONG_WAIT
-        if not task._is_started():
-            # Should a wake-up have been lost after all.
-            self.inbox.nudge()
-        # Only who holds a module's lock need look again: everybody else sleeps to the end.
-        importing = waits.imports_now()
-        # And who may be the one thread that sync code of the work is to run in.
-        again = importing or asgiref.is_loaded()
-        pause = _LONG_WAIT
-        while True:
-            ident = self.thread.ident if self.thread is not None else None
-            if importing and ident is not None and waits.needs_my_import(ident):
-                raise WouldDeadlockError(
-                    f"Waiting for {task.get_name()!r} while importing would never end: the loop waits for this very import. "
-                    "Wait after the import, or import that module first."
-                )
-            work = task._work
-            if again and isinstance(work, asyncio.Task) and asgiref.waits_for_this_thread(work.get_coro()):
-                raise WouldDeadlockError(
-                    f"Waiting for {task.get_name()!r} would never end: it waits in sync_to_async() for a call that asgiref makes in "
-                    "this very thread. Wait with run(), which makes such calls meanwhile; or, in Django, use "
-                    "omniloop.ext.django.database() in the work."
-                )
-            left = (
-                threading.TIMEOUT_MAX if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
-            )
-            if left <= 0:
-                return wait_here(0)
-            if wait_here(min(left, pause) if again else left):
-                return True
-            pause *= 2
+    # Each is a function of a life; as its methods they cost no frame.
+    guard = waits.guard
+    wait = waits.wait
 
     def cancel(self, task: Task[Any], msg: object) -> bool:
         """Ask *task* to end; False if it is too late for that."""
@@ -485,9 +474,9 @@ class Life:
 
     def _died(self, cause: BaseException | None) -> None:
         """The thread ended without being told to: nothing here can be finished."""
-        if not fork.same_process[0] or self.forked:
+        if not fork.same_process[0] or self.foreign:
             return
-        self.dead = True
+        self.stage = Stage.DEAD
         why = "" if cause is None else f", because the loop is broken ({cause!r})"
         what = f"The thread of the loop {self.name!r} ended{why}"
 
@@ -570,7 +559,7 @@ class Life:
         ledger, look = self._ledger, self.tally.look()
         running = scheduled = waiting = queued = 0
         # What a closed or dead life left behind is settled.
-        if ledger is not None and not self.closed and not self.dead:
+        if ledger is not None and self.stage in (Stage.SERVING, Stage.PARKED):
             first = ledger.beginning
             in_threads = [task for task in list(ledger.in_threads) if not task.done()]
             waiting = sum(not task._is_started() for task in in_threads)
@@ -583,7 +572,7 @@ class Life:
             waiting_tasks = (item.task if type(item) is Later else item for item in self.inbox.waiting())
             queued = sum(type(task) is Task and task._kind is not KEEPER for task in waiting_tasks)
         sums = look.sum_up(running, scheduled, waiting, queued)
-        lag = self.thread.lag() if self.thread is not None and not self.closed else 0.0
+        lag = self.thread.lag(ask=self.serving) if self.thread is not None and not self.closed else 0.0
         return Stats(**sums._asdict(), drain_time=drain_time, loop_lag=lag, **self.tally.handovers())
 
     # --- fork ---------------------------------------------------------------------------------------------------------
@@ -597,10 +586,10 @@ class Life:
     def hold_still(self) -> None:
         """Before a fork: end the threads if nothing is pending; else have the loop hold still between two callbacks."""
         thread = self.thread
-        if thread is None or not thread.alive:
+        if thread is None or not self.serving:
             return
         native_ids = self.workers.idents()
-        if thread.hold_or_leave(self.ledger.is_idle, _PAUSE_TIMEOUT):
+        if thread.hold_or_leave(self._park, _PAUSE_TIMEOUT):
             if self._watchdog is not None:
                 native_ids.append(self._watchdog.native_id)
             self.stop_watching(_PAUSE_TIMEOUT)
@@ -608,6 +597,13 @@ class Life:
             thread.ended()
             self.workers.park(_PAUSE_TIMEOUT)
             wait_until_gone(native_ids)
+
+    def _park(self) -> bool:
+        """On the loop's thread, before a fork: leave the loop if there is nothing for it to do; False if there is."""
+        if not self.ledger.is_idle():
+            return False
+        self.stage = Stage.PARKED
+        return True
 
     def go_on(self) -> None:
         """After a fork, in the parent: let the loop go on as before."""
@@ -617,14 +613,14 @@ class Life:
     def catch_up(self) -> None:
         """After a fork: start the threads if there is something for them to do."""
         thread = self.thread
-        if not self.inbox.closed and (self.inbox or (thread is not None and not thread.alive and thread.is_wanted())):
+        if not self.inbox.closed and (self.inbox or (thread is not None and not self.serving and thread.is_wanted())):
             # What was submitted meanwhile; or the loop serves something that is no task: a socket, a timer.
             with suppress(CannotStartError):
                 self.inbox.nudge()
 
     def after_fork_in_child(self) -> None:
         """Leave all that is the parent's untouched: its work must not run, be closed, or be finalised here."""
-        self.forked = True
+        self.stage = Stage.FOREIGN
         # In this order, and each as it is found: should a part of it fail, what came before is kept all the same.
         kept: list[object] = [self]
         fork.keep_for_ever(kept)
@@ -653,8 +649,3 @@ def _check_descriptors() -> None:
     finally:
         for descriptor in found:
             os.close(descriptor)
-
-
-def _title(what: str | Task[Any]) -> str:
-    # Put together only where it is said: 0.4 µs a wait.
-    return what if isinstance(what, str) else f"Waiting for {what.get_name()!r}"

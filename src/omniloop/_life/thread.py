@@ -77,9 +77,14 @@ class LoopThread:
         return self._runner or self._started
 
     @property
-    def alive(self) -> bool:
-        """Tell whether the thread runs, or is about to."""
-        return self._thread is not None and not self._told_to_end
+    def runs(self) -> bool:
+        """Tell whether the thread has come to run the loop, and is not told to leave it."""
+        return self._runner is not None and not self._told_to_end
+
+    @property
+    def leaving(self) -> bool:
+        """Tell whether it was told to leave the loop."""
+        return self._told_to_end
 
     def is_current(self) -> bool:
         return threading.get_ident() == self.ident
@@ -104,9 +109,9 @@ class LoopThread:
         """Have the loop call *fn*; from any thread. RuntimeError if the loop is closed."""
         self.loop.call_soon_threadsafe(fn, *args, context=self.context)
 
-    def lag(self) -> float:
+    def lag(self, ask: bool) -> float:
         """
-        Ask the loop how late it is, without waiting; return its last answer, or how long it has not answered for.
+        Ask the loop how late it is, if *ask*, without waiting; return its last answer, or how long it has not answered for.
 
         So it costs nothing but when asked.
         """
@@ -114,7 +119,7 @@ class LoopThread:
         lag = self._lag
         if asked is not None:
             return max(lag, time.monotonic() - asked)
-        if self.alive:
+        if ask:
             self._asked = time.monotonic()
             try:
                 self.post(self._answer)

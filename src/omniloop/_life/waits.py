@@ -1,31 +1,182 @@
-"""Knows which thread waits for which: a wait that can never end is an error, not a hang."""
+"""
+The one way to block: it ends, or says why it never would.
+
+Whoever blocks until the loop has done something comes through here, from a handle, a group, a queue, `flush` or `shutdown()`. What is
+looked at, and in this order:
+
+- the loop's own thread, and a thread in the middle of a fork, can't wait for the loop;
+- a loop that has no thread at the moment is given one;
+- a worker that waits gives its place in the pool to another, which may be the one that it waits for;
+- a circle of threads that wait for each other's loops never ends. Each notes whom it waits for *before* it looks: of two that close a
+  circle at once, at least one sees it;
+- a wait longer than a second looks whether the loop waits for an import that this thread is in the middle of.
+
+The notes are a dictionary with one entry a thread, written by that thread alone; so there is no lock.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from .._process.fork import forget_after_fork
+from .._arguments import check_timeout
+from .._errors import WouldDeadlockError
+from .._process import fork
+from . import workers
 
-# From the thread that waits to the loop thread that it waits for. One entry a thread, written by that thread alone.
+if TYPE_CHECKING:
+    from .._work.inbox import Inbox
+    from .._work.task import Task
+
+    class Waited(Protocol):
+        """What is waited for: a life, which can't be named here because it waits by this."""
+
+        name: str
+        inbox: Inbox
+
+        @property
+        def serving(self) -> bool: ...
+        @property
+        def ident(self) -> int | None: ...
+        def check(self) -> None: ...
+        def is_worker(self) -> bool: ...
+
+
+# A wait longer than this looks, once and cheaply, whether it can end at all.
+_LONG_WAIT: Final = 1.0
+
+# Given the ident of the loop's thread, and the task: why the wait would never end, or None.
+Why = Callable[["int | None", "Task[Any]"], "str | None"]
+
+# What a long wait looks at, and where that applies to the calling thread at all.
+_looks: list[tuple[Callable[[], bool], Why]] = []
+
+
+def look_in_long_waits(applies: Callable[[], bool], why_endless: Why) -> None:
+    """Have *why_endless* asked, with growing pauses, in every long wait of a thread that *applies* says it concerns."""
+    _looks.append((applies, why_endless))
+
+
+# From the thread that waits to the loop's thread that it waits for.
 _waits: dict[int, int] = {}
 
 
-def begin(ident: int) -> bool:
-    """
-    Note that this thread waits for the thread *ident*; False where that closes a circle. Call `end` afterwards.
+def guard(
+    life: Waited, what: str | Task[Any], instead: str = "call it from another thread, or await the work itself"
+) -> None:
+    """Raise if this thread can't wait for the loop: `WouldDeadlockError`, or `ForkedError` if it was the parent process's."""
+    life.check()
+    if life.ident == threading.get_ident():
+        raise WouldDeadlockError(
+            f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Instead {instead}."
+        )
+    if fork.is_forking() and fork.this_thread_forks():
+        raise WouldDeadlockError(
+            f"{_title(what)} would wait for the loop, which holds still until this thread has forked."
+        )
 
-    The note is made before the look: of two threads that close a circle at once, at least one sees it.
+
+def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
     """
+    Block until *wait_here*, called with seconds, says that *task* has brought about what is waited for.
+
+    Returns False if *timeout* passed first. 0 asks without waiting, on the loop's own thread too.
+    """
+    check_timeout(timeout)
+    if timeout is not None and timeout <= 0:
+        life.check()
+        return wait_here(0)
+    guard(life, task, "await it")
+    if not life.serving:
+        life.inbox.nudge()
+    ident = life.ident
+    if not workers.begin_wait():
+        raise WouldDeadlockError(
+            f"Waiting for {task.get_name()!r} would block the last worker thread, and no other can be started."
+        )
+    try:
+        if ident is not None and not _begin(ident):
+            raise WouldDeadlockError(
+                f"Waiting for {task.get_name()!r} would never end: the thread that runs it waits for this one."
+            )
+        if timeout is None or timeout > _LONG_WAIT:
+            return wait_here(_LONG_WAIT) or _wait_long(life, task, wait_here, timeout)
+        return wait_here(timeout)
+    finally:
+        _end()
+        workers.end_wait()
+
+
+@contextmanager
+def waiting_for_all(life: Waited, what: str) -> Iterator[None]:
+    """Around a wait for all of the work: raise if it could never end, and have others that wait for this thread told of theirs."""
+    guard(life, what)
+    if life.is_worker():
+        raise WouldDeadlockError(
+            f"{what} in a worker thread of the same runtime would wait for itself. Call it from another thread."
+        )
+    ident = life.ident
+    try:
+        if ident is not None and not _begin(ident):
+            raise WouldDeadlockError(f"{what} would never end: the loop {life.name!r} waits for this thread.")
+        yield
+    finally:
+        _end()
+
+
+@contextmanager
+def giving_place(what: str | None = None) -> Iterator[None]:
+    """
+    Around a wait for whoever uses the other end of a queue: if this is a worker, another may take its place meanwhile.
+
+    Where it is the last one, and no other can be started, that raises `WouldDeadlockError` if *what* is given.
+    """
+    if not workers.begin_wait() and what is not None:
+        raise WouldDeadlockError(
+            f"{what} would block the last worker thread, and no other can be started to end the wait."
+        )
+    try:
+        yield
+    finally:
+        workers.end_wait()
+
+
+def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
+    deadline = None if timeout is None else time.monotonic() + timeout - _LONG_WAIT
+    if not task._is_started():
+        # Should a wake-up have been lost after all.
+        life.inbox.nudge()
+    # Only who may be in one of their cases need look again: everybody else sleeps to the end.
+    looks = [why for applies, why in _looks if applies()]
+    pause = _LONG_WAIT
+    while True:
+        for why_endless in looks:
+            if (why := why_endless(life.ident, task)) is not None:
+                raise WouldDeadlockError(f"Waiting for {task.get_name()!r} {why}")
+        left = threading.TIMEOUT_MAX if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+        if left <= 0:
+            return wait_here(0)
+        if wait_here(min(left, pause) if looks else left):
+            return True
+        pause *= 2
+
+
+# --- who waits for whom -----------------------------------------------------------------------------------------------
+
+
+def _begin(ident: int) -> bool:
+    """Note that this thread waits for the thread *ident*; False where that closes a circle. Call `_end` afterwards."""
     me = threading.get_ident()
     _waits[me] = ident
     return ident not in _waits or not _leads_to(ident, me)
 
 
-def end() -> None:
+def _end() -> None:
     """This thread waits no more. (Signal handlers and finalisers do not wait, so that waits are not nested.)"""
     _waits.pop(threading.get_ident(), None)
 
@@ -53,28 +204,37 @@ def _leads_to(start: int, end: int) -> bool:
     return False
 
 
-# In a forked child only the forking thread is left, and it does not wait.
-forget_after_fork(_waits.clear)
+# In a child only the forking thread is left, and it does not wait.
+fork.forget_after_fork(_waits.clear)
 
 
-def imports_now() -> bool:
+# --- imports ----------------------------------------------------------------------------------------------------------
+
+
+def _imports_now() -> bool:
     """Tell whether this thread is in the middle of an import, and so holds a module's lock."""
     return any(_is_importlib(frame) for frame in _frames(sys._getframe()))
 
 
-def needs_my_import(ident: int) -> bool:
+def _needs_my_import(ident: int | None, task: Task[Any]) -> str | None:
     """
-    Tell whether the thread *ident* waits for the lock of a module that the calling thread is importing.
+    Whether the thread *ident* waits for the lock of a module that the calling thread is importing.
 
     Read off the frames: importlib keeps no public record. `_ModuleLock.acquire` and its `owner` are in 3.11 to 3.15.
     """
     me = threading.get_ident()
-    for frame in _frames(sys._current_frames().get(ident)):
+    for frame in _frames(None if ident is None else sys._current_frames().get(ident)):
         if _is_importlib(frame) and frame.f_code.co_name == "acquire":
             lock = frame.f_locals.get("self")
             if getattr(lock, "owner", None) == me:
-                return True
-    return False
+                return (
+                    "while importing would never end: the loop waits for this very import. "
+                    "Wait after the import, or import that module first."
+                )
+    return None
+
+
+look_in_long_waits(_imports_now, _needs_my_import)
 
 
 def _is_importlib(frame: FrameType) -> bool:
@@ -85,3 +245,8 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def _title(what: str | Task[Any]) -> str:
+    # Put together only where it is said: 0.4 µs a wait.
+    return what if isinstance(what, str) else f"Waiting for {what.get_name()!r}"

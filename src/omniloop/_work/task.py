@@ -65,14 +65,15 @@ if TYPE_CHECKING:
     class Owner(Protocol):
         """What a task needs of the runtime that runs it; handed down, so that a task knows no runtime."""
 
-        forked: bool
         failures: Failures
         tally: Tally
 
-        def wait(self, task: Task[Any], timeout: float | None) -> bool: ...
-        def wait_with(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool: ...
+        @property
+        def foreign(self) -> bool: ...
+
         def check(self) -> None: ...
-        def guard(self, what: str | Task[Any], instead: str) -> None: ...
+        def guard(self, what: Task[Any], instead: str) -> None: ...
+        def wait(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool: ...
         def cancel(self, task: Task[Any], msg: object) -> bool: ...
         def hold_failure(self, unclaimed: Unclaimed) -> None: ...
 
@@ -521,7 +522,7 @@ class Task(concurrent.futures.Future[T]):
                 meeting.condition.notify_all()
         for gate in gates:
             gate.release()
-        if not self._owner.forked:
+        if not self._owner.foreign:
             # In a child that was forked in the work itself, and comes back from it, they are the parent's to call.
             for callback in callbacks:
                 callback()
@@ -543,10 +544,22 @@ class Task(concurrent.futures.Future[T]):
             self._owner.failures.drop(Failure(f"A done callback of task {name!r} failed", error, name, self._site()))
 
     def _wait(self, timeout: float | None) -> None:
-        if self._outcome() is None and not self._owner.wait(self, timeout):
+        if not self._wait_until_done(timeout):
             raise WaitTimeoutError(
                 f"{self.get_name()} was not done after {timeout} s. It goes on: ask again, or cancel() it."
             )
+
+    def _wait_until_done(self, timeout: float | None) -> bool:
+        """Block until the work has ended, whichever way; False if *timeout* passed first. Claims nothing."""
+        return self._outcome() is not None or self._owner.wait(self, self._wait_here, timeout)
+
+    def _wait_for(self, wait_here: Callable[[float], bool], timeout: float | None) -> bool:
+        """Block until *wait_here*, called with seconds, says that the work has brought about what is waited for."""
+        return self._owner.wait(self, wait_here, timeout)
+
+    def _check(self) -> None:
+        """Raise ForkedError if the work is a parent process's."""
+        self._owner.check()
 
     def _take(self, cancelled: type[BaseException]) -> tuple[Any, BaseException | None]:
         """Claim the outcome, of work that is done: the value and None, or None and the error, for the caller to raise."""
