@@ -8,14 +8,21 @@ What is still held is told by `shutdown()`, and at exit. Where no loop's thread 
 for the exit.
 
 Logging in the finaliser itself was tried: a garbage collection inside a handler that holds a plain lock deadlocked.
+
+On a free-threaded build the finaliser may be late. There an object counts the references of the thread that made it apart from those of all
+others (PEP 703, "biased reference counting"); if another thread lets go of the last one, the two counts are joined by the thread that made
+it, when it runs Python again: not while it sleeps or waits. A handle is made by who submits, and let go of last by the loop. So there the
+loop's thread keeps it for a short time after the failure, and looks whether anybody else refers to it: sys.getrefcount adds the two.
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from .._process.exit import tell_at_exit
@@ -25,6 +32,17 @@ from .._report import Failure, report
 if TYPE_CHECKING:
     from .._report import Hook
     from .inbox import Inbox
+
+# Whether a finaliser may come late: so it is on a free-threaded build, whether or not its GIL is switched on.
+LATE_FINALISERS: Final = "t" in getattr(sys, "abiflags", "")
+
+# For how long after a failure it is looked who refers to its handle, in seconds. Who submitted and dropped it either runs Python in this
+# time, and joins the counts, or had dropped it when it went to rest.
+_UNSURE: Final = 0.2
+
+# More than the references to a handle that who submits makes and others let go of: the inbox's, and that of a worker's job. With fewer
+# the count of the others would come to 0, and the object be handed to its thread to join the two: then the queue has a reference of its own.
+_REFERENCES: Final = 8
 
 # Those of which no loop's thread will come to tell; referred to here, because their runtime may be gone.
 _stranded: deque[Failures] = deque()
@@ -37,16 +55,20 @@ class Failures:
         self._hook = hook
         self._held: WeakSet[Unclaimed] = WeakSet()
         self._dropped: deque[Failure] = deque()
+        # Handles of which it is not known whether anybody else holds them, and until when to look; only where finalisers are late.
+        self.unsure: deque[tuple[tuple[Any, ...], float]] = deque()
         # Whose reader tells what was dropped; a life gives its own when it begins.
         self.inbox: Inbox | None = None
 
     def __bool__(self) -> bool:
         """Tell whether anything was dropped and not told."""
-        return bool(self._dropped)
+        return bool(self._dropped or self.unsure)
 
-    def hold(self, unclaimed: Unclaimed) -> None:
-        """Remember a failure that somebody may still ask for."""
+    def hold(self, unclaimed: Unclaimed, handle: Any) -> None:
+        """Remember a failure that somebody may still ask for, by its *handle*."""
         self._held.add(unclaimed)
+        if LATE_FINALISERS:
+            self.unsure.append(((handle,) * _REFERENCES, time.monotonic() + _UNSURE))
 
     def drop(self, failure: Failure) -> None:
         """Have *failure* told soon. Only appends, so that a finaliser may call it."""
@@ -67,12 +89,28 @@ class Failures:
 
     def tell_dropped(self) -> None:
         """Tell what was dropped. For threads that may log."""
+        if self.unsure:
+            self._drop_unheld()
         while True:
             try:
                 failure = self._dropped.popleft()
             except IndexError:
                 return
             self.tell(failure)
+
+    def _drop_unheld(self) -> None:
+        """Drop what nobody holds, of that of which nobody could tell."""
+        for _ in range(len(self.unsure)):
+            try:
+                handles, until = self.unsure.popleft()
+            except IndexError:
+                # Another thread looks as well.
+                return
+            unclaimed: Unclaimed = handles[0]._ended()[1]
+            if sys.getrefcount(handles[0]) <= _ALONE:
+                unclaimed.drop()
+            elif unclaimed and time.monotonic() < until:
+                self.unsure.append((handles, until))
 
     def tell_all(self) -> None:
         """Tell what was dropped, and what is held. For threads that may log."""
@@ -89,6 +127,7 @@ class Failures:
         """In a forked child: what is here is the parent's to tell, and so is what its handles drop here."""
         self._held = WeakSet()
         self._dropped = deque(maxlen=0)
+        self.unsure = deque(maxlen=0)
 
 
 class Unclaimed:
@@ -105,6 +144,10 @@ class Unclaimed:
         self.traceback = failure.exception.__traceback__
         # None once it was asked for, or told.
         self._failures: Failures | None = failures
+
+    def __bool__(self) -> bool:
+        """Tell whether nobody has asked for it."""
+        return self._failures is not None
 
     @property
     def exception(self) -> BaseException:
@@ -123,11 +166,23 @@ class Unclaimed:
             self.claim()
             failures.tell(self.failure)
 
-    def __del__(self) -> None:
+    def drop(self) -> None:
+        """Have the error told of soon, if nobody has asked for it: nobody can any more."""
         failures = self._failures
         if failures is not None:
             self.claim()
             failures.drop(self.failure)
+
+    __del__ = drop
+
+
+def _alone() -> int:
+    # As it is looked at in `_drop_unheld`.
+    handles = (object(),) * _REFERENCES
+    return sys.getrefcount(handles[0])
+
+
+_ALONE: Final = _alone()
 
 
 def _tell_stranded() -> None:

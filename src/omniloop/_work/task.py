@@ -75,7 +75,7 @@ if TYPE_CHECKING:
         def guard(self, what: Task[Any], instead: str) -> None: ...
         def wait(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool: ...
         def cancel(self, task: Task[Any], msg: object) -> bool: ...
-        def hold_failure(self, unclaimed: Unclaimed) -> None: ...
+        def hold_failure(self, unclaimed: Unclaimed, task: Task[Any]) -> None: ...
 
 
 @final
@@ -386,7 +386,7 @@ class Task(concurrent.futures.Future[T]):
         failure = Failure(f"Task {name!r} failed, and nobody asked for its outcome", error, name, self._site())
         unclaimed = Unclaimed(failure, self._owner.failures)
         if self._settle(FAILED, unclaimed):
-            self._owner.hold_failure(unclaimed)
+            self._owner.hold_failure(unclaimed, self)
             return True
         unclaimed.claim()
         return False
