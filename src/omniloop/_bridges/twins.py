@@ -1087,9 +1087,9 @@ class _Attribute(property):
                 get.__annotations__ = {"return": signature.return_annotation}
         settable = not isinstance(raw, property) or raw.fset is not None
         deletable = not isinstance(raw, property) or raw.fdel is not None
-        super().__init__(
-            get, change if settable else None, delete if deletable else None, getattr(raw, "__doc__", None)
-        )
+        super().__init__(get, change if settable else None, delete if deletable else None)
+        # Up to 3.11 that of this class would hide it otherwise.
+        self.__doc__ = getattr(raw, "__doc__", None)
 
 
 def _as_function(call: Callable[..., Any], its_globals: dict[str, Any]) -> Any:
