@@ -64,6 +64,16 @@ class Failure:
         name: The name of the task, or what else went wrong.
         site: Where it was submitted: `filename`, `lineno`, `function`, and `stack` in debug mode. None if there is no such place.
         message: The line that is logged where no hook is set.
+
+    Example:
+        >>> from omniloop import Runtime
+        >>> async def fail():
+        ...     raise LookupError("no such account")
+        >>> failures = []
+        >>> with Runtime(on_error=failures.append) as runtime:
+        ...     task = runtime.go(fail())
+        >>> failures[0].name, failures[0].exception
+        ('fail', LookupError('no such account'))
     """
 
     __slots__ = ("exception", "hook", "message", "name", "site")

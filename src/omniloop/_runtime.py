@@ -78,6 +78,14 @@ class Runtime:
 
     Raises:
         SettingError: if a setting, or its variable, can't be what it is.
+
+    Example:
+        >>> from omniloop import Runtime
+        >>> async def double(number):
+        ...     return 2 * number
+        >>> with Runtime(name="reports") as runtime:
+        ...     runtime.go(double(21)).result(timeout=5)
+        42
     """
 
     def __init__(self, *, name: str = "omniloop", **settings: Unpack[Changes]) -> None:
@@ -160,6 +168,14 @@ class Runtime:
             ClosedError: if the runtime is shut down, or the interpreter ends. The coroutine is closed.
             CannotStartError: if this was the first use, and no thread can be started here.
             FullError: if `max_pending` is reached, and this call is not to wait, or may not.
+
+        Example:
+            >>> from omniloop import go
+            >>> async def greet(name):
+            ...     return f"hello, {name}"
+            >>> task = go(greet("ada"), timeout=5)
+            >>> task.result()
+            'hello, ada'
         """
         if misplaced:
             raise misplaced_arguments("go", coro, misplaced)
@@ -185,6 +201,14 @@ class Runtime:
             ValueError: if *timeout* is not a number of seconds.
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
+
+        Example:
+            >>> from omniloop import try_go
+            >>> async def greet(name):
+            ...     return f"hello, {name}"
+            >>> task = try_go(greet("ada"))
+            >>> "there is no room" if task is None else task.result(timeout=5)
+            'hello, ada'
         """
         if misplaced:
             raise misplaced_arguments("try_go", coro, misplaced)
@@ -204,6 +228,12 @@ class Runtime:
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
             FullError: if `max_pending` is reached, and this call is not to wait, or may not.
+
+        Example:
+            >>> import threading
+            >>> from omniloop import call_soon
+            >>> call_soon(lambda: threading.current_thread().name).result(timeout=5)
+            'omniloop'
         """
         return self._call_soon(fn, args, context, _getframe(1))
 
@@ -225,6 +255,11 @@ class Runtime:
             ValueError: if *delay* is not a number of seconds.
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
+
+        Example:
+            >>> from omniloop import call_later
+            >>> call_later(0.01, max, 3, 7).result(timeout=5)
+            7
         """
         return self._call_later(delay, fn, args, context, _getframe(1))
 
@@ -237,6 +272,12 @@ class Runtime:
             ValueError: if *when* is not a number of seconds.
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
+
+        Example:
+            >>> import time
+            >>> from omniloop import call_at
+            >>> call_at(time.monotonic() + 0.01, max, 3, 7).result(timeout=5)
+            7
         """
         return self._call_at(when, fn, args, context, _getframe(1))
 
@@ -271,6 +312,19 @@ class Runtime:
             ValueError: if *interval* or *jitter* is not a number of seconds.
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
+
+        Example:
+            >>> import threading
+            >>> from omniloop import every
+            >>> turns = threading.Semaphore(0)
+            >>> beat = every(0.01, turns.release)
+            >>> for _ in range(3):
+            ...     turns.acquire(timeout=5)
+            True
+            True
+            True
+            >>> beat.cancel()
+            True
         """
         return self._every(interval, fn, jitter, immediately, name, daemon, _getframe(1))
 
@@ -285,6 +339,11 @@ class Runtime:
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if no thread can be started here.
             FullError: if `max_pending` is reached, and this call is not to wait, or may not.
+
+        Example:
+            >>> from omniloop import to_thread
+            >>> to_thread(sorted, [3, 1, 2], reverse=True).result(timeout=5)
+            [3, 2, 1]
         """
         return self._to_thread(fn, args, kwargs, _getframe(1))
 
@@ -311,6 +370,13 @@ class Runtime:
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
             CancelledError: of `concurrent.futures`, if the work was cancelled by another.
+
+        Example:
+            >>> from omniloop import run
+            >>> async def add(left, right):
+            ...     return left + right
+            >>> run(add(1, 2), timeout=5)
+            3
         """
         if misplaced:
             raise misplaced_arguments("run", coro, misplaced)
@@ -342,6 +408,19 @@ class Runtime:
         Raises:
             WaitTimeoutError: if *timeout* passed. The work goes on.
             WouldDeadlockError: if called on the loop's own thread, or in a worker thread of this runtime.
+
+        Example:
+            >>> import asyncio
+            >>> from omniloop import flush, go
+            >>> done = []
+            >>> async def work(number):
+            ...     await asyncio.sleep(0.01)
+            ...     done.append(number)
+            >>> for number in range(3):
+            ...     task = go(work(number))
+            >>> flush(timeout=5)
+            >>> done
+            [0, 1, 2]
         """
         life = self._current()
         check_timeout(timeout)
@@ -367,6 +446,15 @@ class Runtime:
 
         Raises:
             WouldDeadlockError: if called on the loop's own thread, or in a worker thread of this runtime.
+
+        Example:
+            >>> import asyncio
+            >>> from omniloop import Runtime
+            >>> runtime = Runtime()
+            >>> task = runtime.go(asyncio.sleep(0.01, "done"))
+            >>> runtime.shutdown()
+            >>> task.result()
+            'done'
         """
         life = self._current()
         if not isinstance(timeout, FromSettings):
@@ -388,6 +476,10 @@ class Runtime:
             SettingError: if there is no such setting, or it can't have this value. Nothing is changed then.
             AlreadyRunningError: if `loop_factory` or `max_workers` is to change while the thread runs.
             ValueError: for `sigterm`, if not called in the main thread.
+
+        Example:
+            >>> from omniloop import configure
+            >>> configure(exit_timeout=10, slow_callback=0.5)
         """
         new = changed(self._settings, settings)
         for name in SHAPES_THE_THREAD & settings.keys():
@@ -402,7 +494,18 @@ class Runtime:
         self._current().watch()
 
     def tasks(self) -> list[Task[Any]]:
-        """Return the handles of all work that is accepted and not done."""
+        """
+        Return the handles of all work that is accepted and not done.
+
+        Example:
+            >>> import asyncio
+            >>> from omniloop import go, tasks
+            >>> task = go(asyncio.sleep(60), name="nightly report")
+            >>> [task.get_name() for task in tasks()]
+            ['nightly report']
+            >>> task.cancel()
+            True
+        """
         return self._current().unfinished()
 
     def stats(self) -> Stats:
@@ -410,11 +513,28 @@ class Runtime:
         Return what was accepted, finished, failed … so far, and what runs and waits now. Does not block, and costs nothing until called.
 
         Counts begin with the process: a forked child's at 0. They go on after `shutdown()`.
+
+        Example:
+            >>> from omniloop import flush, stats, to_thread
+            >>> before = stats().finished
+            >>> task = to_thread(sum, [1, 2])
+            >>> flush(timeout=5)
+            >>> stats().finished - before
+            1
         """
         return self._current().stats(self._drain_time)
 
     def dump(self, file: IO[str] | None = None) -> None:
-        """Write what is unfinished to *file* (by default stderr): name, age, where it was submitted, where it waits."""
+        """
+        Write what is unfinished to *file* (by default stderr): name, age, where it was submitted, where it waits.
+
+        Example:
+            >>> import sys
+            >>> from omniloop import Runtime
+            >>> with Runtime(name="reports") as runtime:
+            ...     runtime.dump(sys.stdout)
+            reports: 0 unfinished
+        """
         out = sys.stderr if file is None else file
         tasks = self.tasks()
         print(f"{self.name}: {len(tasks)} unfinished", file=out)

@@ -37,7 +37,14 @@ if os.environ.get("OMNILOOP_SIGTERM") == "drain":
 
 
 def shared_runtime() -> Runtime:
-    """Return the runtime that the module's functions use. It stays the same; after `shutdown()` it starts afresh."""
+    """
+    Return the runtime that the module's functions use. It stays the same; after `shutdown()` it starts afresh.
+
+    Example:
+        >>> from omniloop import go, shared_runtime
+        >>> go.__self__ is shared_runtime()
+        True
+    """
     return _runtime
 
 

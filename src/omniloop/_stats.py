@@ -27,6 +27,14 @@ class Stats(NamedTuple):
         handed_over: Calls of `background(broker=…)` that their engine has taken.
         handing_over: Those that are on their way to it.
         refused: Those that were refused, because too many were on their way.
+
+    Example:
+        >>> from omniloop import Runtime
+        >>> with Runtime() as runtime:
+        ...     runtime.call_soon(print, "hello").result(timeout=5)
+        hello
+        >>> runtime.stats().accepted, runtime.stats().failed
+        (1, 0)
     """
 
     accepted: int

@@ -2,15 +2,20 @@
 
 import ast
 import builtins
+import doctest
 import importlib
 import inspect
+import io
+import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 from test_floors import modules, tree_of
 
 import omniloop
+from children import run_child
 
 # `Name: …` in a section "Raises:", which ends at the next line that is indented no deeper than its title.
 SECTION = re.compile(r"^Raises:\n((?:[ ]+.*\n?|\n)+)", re.MULTILINE)
@@ -91,3 +96,44 @@ def test_every_public_name_is_in_the_reference():
     }
 
     assert documented == set(omniloop.__all__)
+
+
+def with_examples():
+    """The public names whose contract is a call or a class; of an error, the reference says what to do."""
+    for name in omniloop.__all__:
+        thing = getattr(omniloop, name)
+        if not (inspect.isclass(thing) and issubclass(thing, BaseException)):
+            yield name
+
+
+# Each in a namespace of its own, as one would paste it; in one process, because starting one for each takes a minute.
+def runs_examples():
+    for name in omniloop.__all__:
+        thing = getattr(omniloop, name)
+        example = doctest.DocTestParser().get_doctest(inspect.getdoc(thing), {}, name, None, 0)
+        told = io.StringIO()
+        runner = doctest.DocTestRunner(verbose=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            failed, tried = runner.run(example, out=told.write, clear_globs=False)
+        # What it configured is for it alone.
+        omniloop.shutdown()
+        omniloop.configure(exit_timeout=25, slow_callback=1)
+        print(json.dumps([name, tried, failed, told.getvalue()]))
+
+
+@pytest.fixture(scope="module")
+def examples():
+    result = run_child(runs_examples, timeout=100)
+    assert (result.stderr, result.code) == ("", 0)
+    return {name: rest for name, *rest in map(json.loads, result.stdout.splitlines())}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.promise("Every public call has an example in its docstring, which runs")
+@pytest.mark.parametrize("name", [*with_examples()])
+def test_every_public_call_has_an_example_that_runs(name, examples):
+    tried, failed, told = examples[name]
+
+    assert tried, f"{name} has no example: a section 'Example:' with >>> lines"
+    assert not failed, told

@@ -105,6 +105,17 @@ def background(
             async method.
         TypeError: if an option is of the wrong type.
         ValueError: if *limit* is below 1, *daemon* is given for a plain function, or *broker* can't carry the function.
+
+    Example:
+        >>> import asyncio
+        >>> from omniloop import background
+        >>> @background
+        ... async def notify(name):
+        ...     await asyncio.sleep(0.01)
+        ...     return f"told {name}"
+        >>> task = notify("ada")  # is on its way
+        >>> task.result(timeout=5)
+        'told ada'
     """
     if not isinstance(daemon, bool):
         raise TypeError(f"daemon={daemon!r}: give True or False.")

@@ -37,6 +37,17 @@ class Blocking(Protocol[P, R_co, A_co]):
     The sync twin of a function: a call waits. Made by `blocking`; as an attribute of a class it is a method.
 
     `A_co` is what the async function returns.
+
+    Example:
+        >>> import asyncio
+        >>> from omniloop import blocking
+        >>> @blocking
+        ... async def fetch(number):
+        ...     return f"page {number}"
+        >>> fetch.options(timeout=5)(3)
+        'page 3'
+        >>> asyncio.run(fetch.aio(4))
+        'page 4'
     """
 
     @property
@@ -155,6 +166,16 @@ def blocking(
         TypeError: if *runtime* is no `Runtime`, or an option for classes is given for a function.
         ValueError: if *timeout* is not a number of seconds.
         AttributeError: if *rename* names a method that the class does not have.
+
+    Example:
+        >>> import asyncio
+        >>> from omniloop import blocking
+        >>> async def fetch(number):
+        ...     await asyncio.sleep(0.01)
+        ...     return f"page {number}"
+        >>> get = blocking(fetch, timeout=5)
+        >>> get(3)
+        'page 3'
     """
     check_timeout(timeout)
     names = tuple(sorted((rename or {}).items()))

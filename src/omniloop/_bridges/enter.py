@@ -41,6 +41,18 @@ def enter(
         ForkedError: on leaving, if it was entered in the parent process.
         ClosedError: on entering, if the runtime is shut down, or the interpreter ends.
         CannotStartError: on entering, if this was the first use, and no thread can be started here.
+
+    Example:
+        >>> from contextlib import asynccontextmanager
+        >>> from omniloop import enter
+        >>> @asynccontextmanager
+        ... async def connection():
+        ...     yield "open"
+        ...     print("closed")
+        >>> with enter(connection()) as state:
+        ...     print(state)
+        open
+        closed
     """
     if not hasattr(type(manager), "__aenter__") or not hasattr(type(manager), "__aexit__"):
         raise NotAsyncError(_not_async_manager(manager))

@@ -67,6 +67,14 @@ class TaskGroup:
     Raises:
         ValueError: if *limit* or *timeout* is not a number that it can be.
         TypeError: if *runtime* is no `Runtime`.
+
+    Example:
+        >>> import asyncio
+        >>> from omniloop import TaskGroup
+        >>> with TaskGroup(limit=2) as group:
+        ...     tasks = [group.go(asyncio.sleep(0.01, number)) for number in range(3)]
+        >>> [task.result() for task in tasks]
+        [0, 1, 2]
     """
 
     def __init__(
@@ -550,6 +558,18 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
         NotAsyncError: if *fn* can't be called.
         TypeError: if *items* can't be iterated over, *progress* can't be called, or *runtime* is no `Runtime`.
         ValueError: if *limit* is below 1, or *timeout* is not a number of seconds, or *fn* is plain and has one.
+
+    Example:
+        >>> import asyncio
+        >>> from omniloop import map
+        >>> async def fetch(number):
+        ...     await asyncio.sleep(60 if number == 2 else 0)
+        ...     return f"page {number}"
+        >>> for page in map(fetch, [1, 2, 3], timeout=0.5, return_exceptions=True):
+        ...     print(type(page).__name__ if isinstance(page, Exception) else page)
+        page 1
+        TaskTimeoutError
+        page 3
     """
     check_function(fn, "map", or_async=True)
     limiter(limit)

@@ -53,6 +53,12 @@ class Delivery(NamedTuple):
     Attributes:
         id: The same for each delivery of one call, and what `Sent.id` was where it was made.
         attempt: 1 for the first delivery, more where an earlier one did not come to its end. None if the engine does not tell.
+
+    Example:
+        >>> from omniloop import Delivery
+        >>> delivery = Delivery(id="5f3a", attempt=2)
+        >>> delivery.attempt > 1  # an earlier one did not come to its end
+        True
     """
 
     id: str
@@ -68,6 +74,16 @@ def current_delivery() -> Delivery | None:
 
     Engines deliver at least once: after a worker was killed, a call that it had may run a second time. May be called from anywhere
     in the work, in worker threads and tasks of its own too. Does not block.
+
+    Example:
+        >>> import asyncio
+        >>> from omniloop import background, current_delivery
+        >>> @background
+        ... async def notify(name):
+        ...     delivery = current_delivery()
+        ...     return "called here" if delivery is None else f"attempt {delivery.attempt}"
+        >>> notify("ada").result(timeout=5)
+        'called here'
     """
     return _delivery.get(None)
 
@@ -82,6 +98,18 @@ class Function:
         original: The function that was decorated.
         signature: Its signature.
         named: Whether *name* was given, and not made from where the function stands.
+
+    Example:
+        >>> from omniloop import Engine, background
+        >>> class Noting(Engine):
+        ...     def bind(self, function):
+        ...         print(function.original.__name__, function.signature)
+        ...     def pack(self, function, call_id, args, kwargs): ...
+        ...     async def send(self, function, parcel): ...
+        ...     async def fetch(self, function, call_id, timeout): ...
+        >>> @background(broker=Noting(), name="shop.notify")
+        ... async def notify(name): ...
+        notify (name)
     """
 
     def __init__(self, original: Callable[..., Any], name: str | None, here: Callable[..., Task[Any]]) -> None:
@@ -165,6 +193,24 @@ class Engine(ABC):
     Attributes:
         at_once: So many are being sent at the same time.
         waiting: So many may be on their way, those that are being sent included; a call beyond that raises `FullError`.
+
+    Example:
+        >>> from omniloop import Delivery, Engine, background
+        >>> class InMemory(Engine):  # stands for one whose worker is another process
+        ...     def bind(self, function):
+        ...         self.results = {}
+        ...     def pack(self, function, call_id, args, kwargs):
+        ...         return call_id, args, kwargs
+        ...     async def send(self, function, parcel):
+        ...         call_id, args, kwargs = parcel
+        ...         self.results[call_id] = await function.run(Delivery(call_id, attempt=1), args, kwargs)
+        ...     async def fetch(self, function, call_id, timeout):
+        ...         return self.results.pop(call_id)
+        >>> @background(broker=InMemory())
+        ... async def notify(name):
+        ...     return f"told {name}"
+        >>> notify("ada").result(timeout=5)
+        'told ada'
     """
 
     at_once: int = 16
@@ -244,6 +290,26 @@ class Sent(Generic[T]):
     Attributes:
         id: Of the call, the same in the worker: see `current_delivery`.
         accepted: A `Task` that is done when the engine has the call; the end of the program waits for it. Its `cancel()` is False.
+
+    Example:
+        >>> from omniloop import Delivery, Engine, background
+        >>> class InMemory(Engine):  # stands for one whose worker is another process
+        ...     def bind(self, function):
+        ...         self.results = {}
+        ...     def pack(self, function, call_id, args, kwargs):
+        ...         return call_id, args, kwargs
+        ...     async def send(self, function, parcel):
+        ...         call_id, args, kwargs = parcel
+        ...         self.results[call_id] = await function.run(Delivery(call_id, attempt=1), args, kwargs)
+        ...     async def fetch(self, function, call_id, timeout):
+        ...         return self.results.pop(call_id)
+        >>> @background(broker=InMemory())
+        ... async def notify(name):
+        ...     return f"told {name}"
+        >>> sent = notify("ada")
+        >>> sent.accepted.result(timeout=5)  # the engine has it
+        >>> sent.result(timeout=5)
+        'told ada'
     """
 
     __slots__ = ("_engine", "_function", "_runtime", "accepted", "id")

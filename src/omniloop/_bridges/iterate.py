@@ -43,6 +43,16 @@ def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | Non
         WouldDeadlockError: if called on the loop's own thread. Use `async for` there.
         ClosedError: if the runtime is shut down, or the interpreter ends.
         CannotStartError: if this was the first use, and no thread can be started here.
+
+    Example:
+        >>> import asyncio
+        >>> from omniloop import iterate
+        >>> async def numbers():
+        ...     for number in range(3):
+        ...         await asyncio.sleep(0)
+        ...         yield number
+        >>> [number for number in iterate(numbers())]
+        [0, 1, 2]
     """
     _check_buffer(buffer)
     if not isinstance(source, AsyncIterable):
@@ -56,6 +66,16 @@ class Iteration(Generic[T]):
     A sync iterator over an async iterable; made by `iterate`. As a context manager it is closed at the end.
 
     For one thread at a time, and not for the loop's own.
+
+    Example:
+        >>> import asyncio, itertools
+        >>> from omniloop import iterate
+        >>> async def ticks():
+        ...     for number in itertools.count():
+        ...         yield number
+        >>> with iterate(ticks()) as numbers:
+        ...     next(numbers), next(numbers)
+        (0, 1)
     """
 
     def __init__(self, source: AsyncIterable[T], buffer: int, runtime: Runtime, frame: FrameType) -> None:
@@ -170,6 +190,14 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
         TypeError: if *runtime* is no `Runtime`.
         ClosedError: at the first item, if the runtime is shut down, or the interpreter ends.
         CannotStartError: at the first item, if no thread can be started here.
+
+    Example:
+        >>> import asyncio
+        >>> from omniloop import aiterate
+        >>> async def main():
+        ...     return [line async for line in aiterate(["a", "b"])]
+        >>> asyncio.run(main())
+        ['a', 'b']
     """
     _check_buffer(buffer)
     if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):

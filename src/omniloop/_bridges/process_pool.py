@@ -68,6 +68,12 @@ def to_process(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Task[T]:
         ClosedError: if the runtime is shut down, or the interpreter ends.
         CannotStartError: if no process can be started here: in one that is just importing the script, for one. From the handle, if
             the system has no room for one.
+
+    Example:
+        >>> import math
+        >>> from omniloop import to_process
+        >>> to_process(math.factorial, 20).result(timeout=60)
+        2432902008176640000
     """
     if "executor" in kwargs:
         elsewhere = _checked_executor(kwargs.pop("executor"), "to_process")
@@ -88,6 +94,13 @@ class ProcessPool:
     Raises:
         ValueError: if *max_workers* is not a whole number of 1 or more, or given together with *executor*, which has its own.
         TypeError: if *runtime* is no `Runtime`, or *executor* no `concurrent.futures.Executor`.
+
+    Example:
+        >>> import math
+        >>> from omniloop import ProcessPool
+        >>> pool = ProcessPool(max_workers=2)
+        >>> pool.to_process(math.factorial, 20).result(timeout=60)
+        2432902008176640000
     """
 
     def __init__(

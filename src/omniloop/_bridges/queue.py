@@ -41,6 +41,16 @@ def queue(
     Raises:
         ValueError: if *maxsize* is not a whole number of 0 or more, or there is no such *kind*.
         TypeError: if *runtime* is no `Runtime`.
+
+    Example:
+        >>> from omniloop import go, queue
+        >>> jobs = queue()
+        >>> async def consume():
+        ...     return await jobs.async_q.get()
+        >>> task = go(consume())
+        >>> jobs.sync_q.put("a job")
+        >>> task.result(timeout=5)
+        'a job'
     """
     if not isinstance(maxsize, int) or isinstance(maxsize, bool) or maxsize < 0:
         raise ValueError(f"maxsize={maxsize!r}: give a whole number of 1 or more, or 0 for no bound.")
@@ -58,6 +68,15 @@ class Queue(janus.Queue[T]):
 
     Its `sync_q` may be used in any thread, where it may wait anywhere but on the loop's own; its `async_q` in tasks of the runtime.
     A queue belongs to the process that first used it; in a child it refuses, as what was put in would come out twice.
+
+    Example:
+        >>> from omniloop import go, queue
+        >>> replies = queue(maxsize=10)
+        >>> async def produce():
+        ...     await replies.async_q.put("a reply")
+        >>> task = go(produce())
+        >>> replies.sync_q.get(timeout=5)
+        'a reply'
     """
 
     _runtime: Runtime

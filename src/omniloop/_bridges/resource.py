@@ -63,6 +63,19 @@ def resource(
     Raises:
         NotAsyncError: if *factory* or *close* can't be called.
         TypeError: if *runtime* is no `Runtime`.
+
+    Example:
+        >>> import asyncio
+        >>> from contextlib import asynccontextmanager
+        >>> from omniloop import resource
+        >>> @asynccontextmanager
+        ... async def connect():
+        ...     yield {"ada": 1815}
+        >>> database = resource(connect)
+        >>> async def look_up(client):
+        ...     return client["ada"]
+        >>> database.run(look_up, timeout=5)
+        1815
     """
     if not callable(factory):
         close_unstarted(factory)
@@ -84,6 +97,19 @@ class Resource(Generic[T]):
     The client is closed when the resource is not in use any more: nobody refers to it, no `run` or `go` of it is under way, and no
     task, nor the factory of another resource, that awaited it is left. Or by `close`, and at the end of a `with` or `async with` block,
     which give the resource.
+
+    Example:
+        >>> from contextlib import asynccontextmanager
+        >>> from omniloop import go, resource
+        >>> @asynccontextmanager
+        ... async def connect():
+        ...     yield {"ada": 1815}
+        >>> database = resource(connect)
+        >>> async def look_up(name):
+        ...     client = await database
+        ...     return client[name]
+        >>> go(look_up("ada")).result(timeout=5)
+        1815
     """
 
     def __init__(self, factory: Callable[[], Any], close: Callable[[Any], object] | None, runtime: Runtime) -> None:

@@ -106,6 +106,15 @@ class Task(concurrent.futures.Future[T]):
     `as_completed`, and in `asyncio.wrap_future`. Drop it, and the work goes on; if the work then fails, that is reported.
 
     Unless a method says otherwise, it may be called from any thread.
+
+    Example:
+        >>> import asyncio
+        >>> from omniloop import go
+        >>> task = go(asyncio.sleep(0.01, "rested"))
+        >>> task.result(timeout=5)
+        'rested'
+        >>> task.done(), task.cancelled(), task.exception()
+        (True, False, None)
     """
 
     # Not the attributes of Future, whose `__init__` is not called: a lock, a condition and two lists for each
