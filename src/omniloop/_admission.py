@@ -9,7 +9,6 @@ from functools import partial
 from threading import Lock, RLock
 from typing import Any, Final
 
-from ._arguments import close_unstarted
 from ._errors import FullError, WouldDeadlockError
 from ._life.life import Life
 from ._process import signals
@@ -21,7 +20,7 @@ from ._work.task import Dropped, Task
 _REPORT_EVERY: Final = 1.0
 
 
-class Bounds:
+class Admission:
     """
     Places for so many unfinished tasks; who waits for one gets it in the order of asking.
 
@@ -60,7 +59,7 @@ class Bounds:
             case "drop_old" if self._replace_oldest(task, life):
                 return True
             case "raise":
-                close_unstarted(task._work)
+                task._refuse()
                 raise FullError(
                     f"{task.get_name()} was refused, because max_pending={self.size} was reached. Submit it later."
                 )
@@ -121,7 +120,7 @@ class Bounds:
             if signals.in_signal_handler():
                 raise FullError(self._may_not_wait(task, "a signal handler must not block"))
         except FullError:
-            close_unstarted(task._work)
+            task._refuse()
             raise
         gate = Lock()
         gate.acquire()
@@ -134,7 +133,7 @@ class Bounds:
             with self._lock:
                 self._queue = deque(entry for entry in self._queue if entry[0] is not task)
             self.leave(task)
-            close_unstarted(task._work)
+            task._refuse()
             if isinstance(error, WouldDeadlockError):
                 raise FullError(self._may_not_wait(task, "the wait could never end")) from error
             raise

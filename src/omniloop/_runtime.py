@@ -15,7 +15,7 @@ from threading import TIMEOUT_MAX, RLock
 from types import CoroutineType, FrameType, FunctionType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
 
-from ._admission import Bounds
+from ._admission import Admission
 from ._arguments import (
     NOT_PLAIN,
     as_coroutine,
@@ -109,7 +109,7 @@ class Runtime:
         self._drain_time = 0.0
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
-        self._bounds = Bounds()
+        self._admission = Admission()
         # The switch of the hot path. On until the settings are known.
         self._bounded = True
         self._chosen: Settings | None = None
@@ -132,7 +132,7 @@ class Runtime:
 
     def _choose(self, settings: Settings) -> None:
         self._chosen = settings
-        self._bounds.resize(settings.max_pending)
+        self._admission.resize(settings.max_pending)
         self._bounded = settings.max_pending is not None
 
     # --- submitting ---------------------------------------------------------------------------------------------------
@@ -812,22 +812,22 @@ class Runtime:
             # Looking at the settings, for the first time perhaps, sets the switch.
             when_full = when_full or self._settings.when_full
         except BaseException:
-            close_unstarted(task._work)
+            task._refuse()
             raise
         if not self._bounded or task._kind is KEEPER:
             return put(task)
-        bounds = self._bounds
+        admission = self._admission
         try:
-            if not bounds.admit(task, self._life, when_full):
+            if not admission.admit(task, self._life, when_full):
                 return task
             # After a wait for room it may be another.
             task._owner = self._life
-            task._when_done(partial(bounds.leave, task))
+            task._when_done(partial(admission.leave, task))
             put(task)
         except BaseException:
-            bounds.leave(task)
+            admission.leave(task)
             raise
-        bounds.delivered(task)
+        admission.delivered(task)
         return task
 
     def _now(self) -> float:
@@ -882,7 +882,7 @@ class Runtime:
         self._failures.abandon()
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
-        self._bounds = Bounds()
+        self._admission = Admission()
         if self._chosen is not None:
             self._choose(self._chosen)
         self._ended = self._shut_down
@@ -935,7 +935,7 @@ class Runtime:
                 interruptions = drain.close(life, deadline, self._settings.cancel_timeout, interruptions)
             finally:
                 self._drain_time = exit.drained_for() if exit.draining() else time.monotonic() - start
-                self._bounds.report(life)
+                self._admission.report(life)
                 self._failures.tell_dropped()
                 exit.unwatch(self)
                 if self._life is not life:

@@ -16,7 +16,7 @@ from children import run_child
 from omniloop import Runtime, WouldDeadlockError
 from programs import source_of
 
-# Bounds a wait that should end by itself.
+# Admission a wait that should end by itself.
 SOON = 8
 
 

@@ -18,7 +18,7 @@ from omniloop import ClosedError, ForkedError, Runtime, Task, WaitTimeoutError
 
 SECONDS = float(os.environ.get("OMNILOOP_SOAK_SECONDS", "5"))
 
-# Bounds a wait that should end by itself.
+# Admission a wait that should end by itself.
 SOON = 8
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(SECONDS * 20 + 60)]
