@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from omniloop import Runtime
+from children import run_child
+from omniloop import Runtime, configure, go
+from omniloop._life.watchdog import Usage, usage_of
 
 
 class Told(logging.Handler):
@@ -178,3 +181,125 @@ def test_a_limit_of_ages_never_says_anything(caplog, slow):
         threading.excepthook = former
 
     assert (ended, caplog.messages) == ([], [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not say")
+def test_the_system_says_what_a_thread_had():
+    me = threading.get_ident(), threading.get_native_id()
+    before = usage_of(*me)
+    until = time.thread_time() + 0.05
+    while time.thread_time() < until:
+        pass
+    after = usage_of(*me)
+
+    assert 0.04 < after.cpu - before.cpu < 5
+    assert usage_of(None, None) is None
+    assert usage_of(me[0], 2**22 + 1) is None
+
+
+def of(wall, cpu=0.0, others=0.0, queue=0.0, wakes=0, place=(1, 1)):
+    return Usage(wall, cpu, others, queue, wakes, place)
+
+
+@pytest.mark.parametrize(
+    ("then", "why"),
+    [
+        (of(1, cpu=0.9), None),
+        (of(1, cpu=0.6, queue=0.4), None),
+        (of(1), None),
+        # It sleeps, or waits for a lock, while others compute.
+        (of(1, others=2.0), None),
+        (of(1, cpu=0.1, queue=0.8), "the machine has more to do than it has cores for"),
+        (of(1, cpu=0.2, others=0.8, place=(1, 9)), "other threads keep the interpreter busy"),
+        (of(1, cpu=0.0, others=1.0, wakes=190), "other threads keep the interpreter busy"),
+    ],
+)
+def test_what_a_thread_had_of_the_machine_tells_blocked_from_starved(then, why):
+    assert then.held_up(of(0)) == why
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(60)
+@pytest.mark.promise(
+    "On a starved machine no callback is blamed that does not block; that the loop gets too little time is said once"
+)
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no core can be chosen here")
+@pytest.mark.parametrize("by", ["processes", "threads"])
+def test_on_a_starved_machine_no_callback_is_blamed(by):
+    """Dozens of "has blocked the loop" about code that did not block, at a load of 10 to 25."""
+
+    def program():
+        # All on one core, with more that is busy than it can serve.
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        if by == "processes":
+            spin = [sys.executable, "-c", "while True: pass"]
+            busy = [subprocess.Popen(spin) for _ in range(6)]
+        else:
+            over = threading.Event()
+
+            def compute():
+                while not over.is_set():
+                    pass
+
+            for _ in range(5):
+                threading.Thread(target=compute, daemon=True).start()
+        configure(slow_callback=0.1)
+        said = []
+        logger = logging.getLogger("omniloop")
+        logger.propagate = False
+        handler = logging.Handler()
+        handler.emit = lambda record: said.append(record.getMessage())
+        logger.addHandler(handler)
+
+        async def innocent():
+            for _ in range(12):
+                # 20 ms of computing: no fault, were there a core for it.
+                until = time.thread_time() + 0.02
+                while time.thread_time() < until:
+                    pass
+                await asyncio.sleep(0.001)
+
+        go(innocent()).result()
+        if by == "processes":
+            for one in busy:
+                one.kill()
+        else:
+            over.set()
+        print("blamed:", [line for line in said if "has blocked" in line])
+        print(
+            "starved:",
+            [line.partition("because")[2].partition(":")[2][:16] for line in said if "too little time" in line],
+        )
+
+    result = run_child(program, timeout=55)
+
+    assert (result.stderr, result.code) == ("", 0)
+    blamed, starved = result.stdout.splitlines()
+    assert blamed == "blamed: []"
+    # Of the processes it is the machine; of the threads it may be either, where the machine is busy as well.
+    assert starved.count("the machine has") + starved.count("other threads k") <= 1
+    assert by == "threads" or "other threads k" not in starved
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.promise("A callback that blocks is told of on a starved machine, too")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no core can be chosen here")
+def test_a_callback_that_blocks_is_told_of_on_a_starved_machine(told):
+    gate = threading.Event()
+    core = {min(os.sched_getaffinity(0))}
+    spin = f"import os; os.sched_setaffinity(0, {core}); exec('while True: pass')"
+    busy = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(4)]
+    try:
+        with Runtime(slow_callback=0.05) as runtime:
+            runtime.call_soon(os.sched_setaffinity, 0, core).result(timeout=20)
+            task = runtime.go(hold(gate))
+
+            assert told.wait_for(1)
+
+            gate.set()
+            task.result(timeout=20)
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+    assert "has blocked the loop for" in told.of_the_callback()[0]

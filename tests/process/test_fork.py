@@ -1148,3 +1148,59 @@ def test_what_the_fork_hook_of_another_library_submits_in_the_child_is_run_there
     result = run_child(hooks_are_registered_before_ours, start, program, flags=QUIET)
 
     assert (result.stdout.splitlines(), result.stderr, result.code) == (["child 42 True", "1"], "", 0)
+
+
+@pytest.mark.timeout(40)
+@pytest.mark.promise(
+    "A wait in a child that could never end, because of an import that the fork interrupted, names the module"
+)
+def test_a_wait_for_an_import_that_the_fork_interrupted_names_the_module():
+    """CPython leaves the module's lock taken in the child: the wait timed out there, or had no end."""
+
+    def program():
+        import tempfile
+        from pathlib import Path
+
+        folder = tempfile.mkdtemp()
+        sys.path.insert(0, folder)
+        go_on = Path(folder, "go_on")
+        Path(folder, "slow_module.py").write_text(
+            f"import os, time\nwhile not os.path.exists({str(go_on)!r}): time.sleep(0.01)\nX = 1\n"
+        )
+        began = threading.Event()
+
+        async def use(client):
+            return client
+
+        def factory():
+            began.set()
+            import slow_module
+
+            return slow_module
+
+        async def close(client):
+            pass
+
+        client = omniloop.resource(factory, close)
+        opening = client.go(use)
+        began.wait()
+        child = os.fork()
+        if not child:
+            try:
+                client.run(use, timeout=20)
+            except omniloop.WouldDeadlockError as error:
+                print(error, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        go_on.touch()
+        print(opening.result().X)
+
+    result = run_child(program, flags=["-W", "ignore::DeprecationWarning"], timeout=35)
+
+    refused, imported = result.stdout.splitlines()
+    assert refused == (
+        "Waiting for 'use' would never end: it imports 'slow_module', which another thread was in the middle of importing when this "
+        "process was forked, and which so can never be imported here. Import it before the fork, at the top of the program."
+    )
+    assert imported == "1"
+    assert result.code == 0

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .._arguments import close_unstarted, not_plain
 from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError
 from .._process import exit, fork, hosts, signals
-from .._report import Failure, say, thread_stack
+from .._report import Failure, Site, say, thread_stack
 from .._settings import Settings
 from .._work.failures import LATE_FINALISERS, Failures, Unclaimed
 from .._work.inbox import Inbox
@@ -28,7 +29,7 @@ from .._work.tally import Tally
 from .._work.task import KEEPER, SUCCEEDED, Task, traceback_without
 from . import asgiref, waits, workers
 from .thread import LoopThread, wait_until_gone
-from .watchdog import Watchdog
+from .watchdog import Watchdog, usage_of
 
 if TYPE_CHECKING:
     from .._stats import Stats
@@ -39,6 +40,10 @@ _DESCRIPTORS: Final = 10
 
 # How soon to look again who holds the handle of what failed, in seconds; see `failures`.
 _LOOK_AGAIN: Final = 0.01
+
+# At 1 to 2 kB each, what is pending is 200 MB by then: more than anybody means to have. And so many sites are named.
+_CROWD: Final = 100_000
+_MOST_SITES: Final = 3
 
 # How long one thread waits for another to start the runtime.
 _START_TIMEOUT: Final = 1.0
@@ -121,6 +126,7 @@ class Life:
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
         self._watchdog: Watchdog | None = None
+        self._warned_of_crowd = False
         # By whom it is being started: a lock that is held until then.
         self._starting: dict[str, Lock] = {}
         # A failure that is told of already, and may leave through the loop.
@@ -279,6 +285,8 @@ class Life:
             lambda: thread_stack(thread.ident),
             lambda message: say("%s: %s", self.name, message),
             self._ping,
+            lambda: usage_of(thread.ident, thread.native_id),
+            self._look_for_a_crowd,
         )
         self._watchdog.attach(loop)
         self._workers = pool
@@ -334,6 +342,28 @@ class Life:
         """Said by the loop in the middle of a long turn, which is no single call's fault."""
         if self._watchdog is not None:
             self._watchdog.goes_on()
+
+    def _look_for_a_crowd(self) -> bool:
+        """
+        Warn, once, where so much is pending that it may be memory without end; False if there is nothing to look for any more.
+
+        By the watchdog: nothing of it is on the way of a submission.
+        """
+        if self._warned_of_crowd or self._settings().max_pending is not None:
+            return False
+        if (pending := self.remaining()) < _CROWD:
+            return True
+        self._warned_of_crowd = True
+        sites = Counter((task._code, task._lasti) for task in self.unfinished())
+        most = "".join(f"\n  {number:,} at {Site(*site).short()}" for site, number in sites.most_common(_MOST_SITES))
+        say(
+            "%s: %s are pending, and nothing bounds them: should it be more and more, the process is killed when its memory is full, and "
+            "all is lost. Bound them by configure(max_pending=…), or OMNILOOP_MAX_PENDING. The most were submitted%s",
+            self.name,
+            f"{pending:,}",
+            most,
+        )
+        return False
 
     def _ping(self, answer: Callable[[], None]) -> bool:
         thread = self.thread

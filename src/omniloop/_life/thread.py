@@ -86,6 +86,11 @@ class LoopThread:
         """Tell whether it was told to leave the loop."""
         return self._told_to_end
 
+    @property
+    def native_id(self) -> int | None:
+        """The system's id of the thread, if it runs."""
+        return self._thread.native_id if self._thread is not None else None
+
     def is_current(self) -> bool:
         return threading.get_ident() == self.ident
 

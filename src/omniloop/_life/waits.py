@@ -237,6 +237,30 @@ def _needs_my_import(ident: int | None, task: Task[Any]) -> str | None:
 look_in_long_waits(_imports_now, _needs_my_import)
 
 
+def _import_lost_in_fork(ident: int | None, task: Task[Any]) -> str | None:
+    """
+    Whether the thread *ident* waits to import a module that no thread of this process is in the middle of importing.
+
+    CPython clears the locks of modules in no child: whoever held one when the process was forked holds it there for ever.
+    """
+    threads = sys._current_frames()
+    for frame in _frames(None if ident is None else threads.get(ident)):
+        if _is_importlib(frame) and frame.f_code.co_name == "acquire":
+            lock = frame.f_locals.get("self")
+            owner = getattr(lock, "owner", None)
+            # A thread of this process may have got the same number; but it imports nothing.
+            if owner is not None and not any(map(_is_importlib, _frames(threads.get(owner)))):
+                return (
+                    f"would never end: it imports {getattr(lock, 'name', 'a module')!r}, which another thread was in the middle of "
+                    "importing when this process was forked, and which so can never be imported here. Import it before the fork, at "
+                    "the top of the program."
+                )
+    return None
+
+
+look_in_long_waits(fork.is_child, _import_lost_in_fork)
+
+
 def _is_importlib(frame: FrameType) -> bool:
     return frame.f_globals.get("__name__") == "importlib._bootstrap"
 

@@ -1,17 +1,86 @@
-"""Tells, while it happens, that a callback blocks the loop, and afterwards for how long. Sleeps when the loop does."""
+"""
+Tells, while it happens, that a callback blocks the loop, and afterwards for how long. Sleeps when the loop does.
+
+A callback that does not come on may be innocent: on a starved machine its thread waits for a core, or for the interpreter. So what the
+thread had of the machine is looked at twice in the same turn of the loop, and compared with the wall clock.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-# The watchdog's own timer this late means that the interpreter is busy with other threads: no fault of the loop's.
-_LATE: Final = 0.25
+# So much of the time that a callback is compared over, at the least: the part of *slow* that a report may come later for it.
+_WINDOW: Final = 0.1
+
+# Of more threads not all are looked at: 10 µs each.
+_MOST_THREADS: Final = 100
+
+# A thread that waits for the interpreter wakes every 5 ms to ask for it; one that sleeps, or waits for a lock, does not. Well between.
+_WAKES: Final = 40
+
+
+class Usage(NamedTuple):
+    """What a thread had of the machine up to a moment: all but *place* are sums, in seconds by several clocks."""
+
+    wall: float
+    # On a core; what the other threads of the process were on one, or waited for one; and what this one waited for one.
+    cpu: float
+    others: float
+    queue: float
+    # How often it gave up its core by itself.
+    wakes: int
+    # Where in the code it is.
+    place: tuple[int, int]
+
+    def held_up(self, before: Usage) -> str | None:
+        """Since *before*, which was at most as long ago as the callback began: what else than its own code held it up, if anything."""
+        wall = self.wall - before.wall
+        if self.cpu - before.cpu >= wall / 2:
+            return None
+        if self.queue - before.queue >= wall / 4:
+            return "the machine has more to do than it has cores for"
+        moves = self.place != before.place or self.wakes - before.wakes >= wall * _WAKES
+        if moves and self.others - before.others >= wall / 2:
+            return "other threads keep the interpreter busy"
+        return None
+
+
+def usage_of(ident: int | None, native_id: int | None) -> Usage | None:
+    """What the thread had so far; None where the system does not say: only Linux does, and not in every sandbox."""
+    frame = sys._current_frames().get(ident) if ident is not None else None
+    if frame is None or native_id is None or sys.platform != "linux":
+        return None
+    place = id(frame), frame.f_lasti
+    del frame
+    try:
+        cpu, queue = _had(native_id)
+        others = 0.0
+        for other in islice(os.listdir("/proc/self/task"), _MOST_THREADS):
+            if other != str(native_id):
+                # Who waits for a core may hold the interpreter meanwhile.
+                others += sum(_had(other))
+        with open(f"/proc/self/task/{native_id}/status", "rb") as file:
+            wakes = int(file.read().rpartition(b"\nvoluntary_ctxt_switches:")[2].split()[0])
+    except (OSError, ValueError, IndexError):
+        # No such files here, or a thread ended in the middle.
+        return None
+    return Usage(time.monotonic(), cpu, others, queue, wakes, place)
+
+
+def _had(native_id: int | str) -> tuple[float, float]:
+    """The seconds that a thread was on a core, and that it waited for one."""
+    with open(f"/proc/self/task/{native_id}/schedstat", "rb") as file:
+        ran, queued, _ = map(int, file.read().split())
+    return ran / 1e9, queued / 1e9
 
 
 class Watchdog:
@@ -29,6 +98,8 @@ class Watchdog:
         stack: Callable[[], str],
         tell: Callable[[str], None],
         ping: Callable[[Callable[[], None]], bool],
+        usage: Callable[[], Usage | None],
+        look_around: Callable[[], bool],
     ) -> None:
         self._name = name
         self._slow = slow
@@ -36,6 +107,12 @@ class Watchdog:
         self._tell = tell
         # Asks the loop to call back, and returns True, if there is work pending; only for loops that can't say when they work.
         self._ping = ping
+        # What the loop's thread has had of the machine. And where a callback began, what it had when that was first looked at.
+        self._usage = usage
+        self._first: tuple[float, Usage | None] | None = None
+        self._told_of_hunger = False
+        # What else is to be looked at now and then; false when it need not be any more.
+        self._look_around = look_around
         self._attached = False
         self._busy_since: float | None = None
         self._turn = 0
@@ -144,6 +221,7 @@ class Watchdog:
             took, self._took = self._took, None
             if took is not None:
                 self._tell(f"The loop goes on, after a callback blocked it for {took:.1f} s.")
+            crowding = self._look_around()
             slow, since, turn, now = self._slow(), self._busy_since, self._turn, time.monotonic()
             pause: float | None
             if slow is None:
@@ -151,19 +229,30 @@ class Watchdog:
             elif since is None:
                 if not self._attached and self._ping(self.idle):
                     self._busy_since, pause = now, slow
+                    self._first = now, self._usage()
                 else:
                     # One more look, if something has happened since the last; then none until it happens again.
                     pause = slow if turn != seen else None
+            elif self._first is None or self._first[0] != since:
+                # To compare with. (Late itself, on a busy machine, the look after this one tells.)
+                self._first = since, self._usage()
+                pause = max(slow - (now - since), slow * _WINDOW)
             elif now - since < slow:
                 pause = slow - (now - since)
+            elif since == self._incident:
+                # Until its end wakes us; but meanwhile what is submitted may pile up.
+                pause = max(slow, 1.0) if crowding else None
+            elif (why := self._held_up()) is not None:
+                self._tell_hungry(now - since, why)
+                # It may come to block all the same.
+                self._first = since, self._usage()
+                pause = slow
             else:
-                if since != self._incident:
-                    # Noted first, so that the loop knows that its end is to be told as well.
-                    self._incident = since
-                    if self._busy_since == since:
-                        self._tell_blocked(now - since, slow)
-                # Until its end wakes us.
-                pause = None
+                # Noted first, so that the loop knows that its end is to be told as well.
+                self._incident = since
+                if self._busy_since == since:
+                    self._tell_blocked(now - since)
+                pause = max(slow, 1.0) if crowding else None
             seen = turn
             self._asleep = pause is None
             if self._asleep and (self._turn != turn or self._took is not None):
@@ -172,13 +261,21 @@ class Watchdog:
                 continue
             self._gate.acquire(timeout=-1 if pause is None else min(pause, threading.TIMEOUT_MAX))
 
-    def _tell_blocked(self, for_seconds: float, slow: float) -> None:
-        busy = (
-            " Other threads keep the interpreter busy, which alone may be the cause."
-            if for_seconds > slow + _LATE
-            else ""
-        )
+    def _held_up(self) -> str | None:
+        before, now = self._first[1] if self._first is not None else None, self._usage()
+        return None if before is None or now is None else now.held_up(before)
+
+    def _tell_hungry(self, for_seconds: float, why: str) -> None:
+        if self._told_of_hunger:
+            return
+        self._told_of_hunger = True
         self._tell(
-            f"A callback has blocked the loop for {for_seconds:.1f} s; nothing else runs on it meanwhile.{busy} "
+            f"The loop has not come on for {for_seconds:.1f} s, because its thread got too little time, and not because of a callback: "
+            f"{why}. Everything on it is late by as much. This is said once."
+        )
+
+    def _tell_blocked(self, for_seconds: float) -> None:
+        self._tell(
+            f"A callback has blocked the loop for {for_seconds:.1f} s; nothing else runs on it meanwhile. "
             f"Use to_thread() for what blocks. It is here:\n{self._stack()}"
         )

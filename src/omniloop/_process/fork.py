@@ -125,6 +125,7 @@ same_process: Final = _make_mark()
 watched: set[Watched] = set()
 
 _pid = os.getpid()
+_is_child = False
 _catching_up: dict[int, threading.RLock] = {}
 
 # What further modules have to forget in a child.
@@ -135,6 +136,11 @@ _forking: dict[int, list[list[Held]]] = {}
 
 # Re-entrant, because a signal handler may fork in the middle of a hook.
 _counting = threading.RLock()
+
+
+def is_child() -> bool:
+    """Tell whether this process was forked from one that had loaded the package."""
+    return _is_child
 
 
 def is_forking() -> bool:
@@ -193,11 +199,12 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    global _pid, _counting
+    global _pid, _counting, _is_child
     if same_process[0]:
         # Another's fork hook, before this one, was the first to look.
         return
     _pid = os.getpid()
+    _is_child = True
     _forking.clear()
     # Another thread may have held it.
     _counting = threading.RLock()
