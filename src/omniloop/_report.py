@@ -7,6 +7,7 @@ import os
 import select
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,11 @@ class Site:
             return 0
         positions = next(islice(self._code.co_positions(), max(self._lasti, 0) // 2, None), (None,))
         return positions[0] or self._code.co_firstlineno
+
+    @property
+    def key(self) -> tuple[object, int]:
+        """Equal for the same place."""
+        return self._code, self._lasti
 
     def short(self) -> str:
         """One line, stack or not."""
@@ -93,8 +99,68 @@ class Failure:
         return f"<Failure {self.name!r}: {self.exception!r}>"
 
 
-def report(failure: Failure, hook: Hook | None) -> None:
-    """Give *failure* to its own hook, to *hook*, or to logging; a hook that fails is logged together with what it was given."""
+# Equal failures that come within so many seconds are one group in the log.
+STORM: Final = 1.0
+
+
+class Storms:
+    """
+    Groups equal failures in the log, and nowhere else: of those from one place and of one type within a second the first is shown at
+    once, and the last, with how many there were, when the second is over. From any thread that may log.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[object, ...], _Group] = {}
+        # Re-entrant, because a handler of logging may fail in a task that is told of in the same thread.
+        self._lock = threading.RLock()
+
+    def log(self, failure: Failure) -> bool:
+        """Log *failure*, or keep it. True if it is the first that is kept of its group: call `log_kept` in a second."""
+        if failure.site is None:
+            _log(str(failure), failure.exception)
+            return False
+        key = (*failure.site.key, type(failure.exception))
+        now = time.monotonic()
+        with self._lock:
+            group = self._groups.get(key)
+            if group is not None and now - group.began < STORM:
+                group.kept += 1
+                group.last = failure
+                return group.kept == 1
+            self.log_kept()
+            self._groups[key] = _Group(now)
+        _log(str(failure), failure.exception)
+        return False
+
+    def log_kept(self, at_once: bool = False) -> None:
+        """Log the last of each group whose second is over; *at_once*: of all."""
+        now = time.monotonic()
+        with self._lock:
+            over = [key for key, group in self._groups.items() if at_once or now - group.began >= STORM]
+            groups = [self._groups.pop(key) for key in over]
+        for group in groups:
+            if group.last is not None:
+                others = f"{group.kept - 1} more like the one before within a second, and: " if group.kept > 1 else ""
+                _log(f"{others}{group.last}", group.last.exception)
+
+
+class _Group:
+    """Equal failures: when the first was logged, how many were kept since, and the last of them."""
+
+    __slots__ = ("began", "kept", "last")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.kept = 0
+        self.last: Failure | None = None
+
+
+def report(failure: Failure, hook: Hook | None, storms: Storms) -> bool:
+    """
+    Give *failure* to its own hook, to *hook*, or to logging; a hook that fails is logged together with what it was given.
+
+    True if it is kept by *storms*, as the first of its group.
+    """
     hook = failure.hook or hook
     if hook is not None:
         try:
@@ -103,8 +169,8 @@ def report(failure: Failure, hook: Hook | None) -> None:
             # A hook must not take the loop down, whatever it raises: SystemExit would end `run_forever`.
             _log("The on_error hook failed", error)
         else:
-            return
-    _log(str(failure), failure.exception)
+            return False
+    return storms.log(failure)
 
 
 def _log(message: str, error: BaseException) -> None:

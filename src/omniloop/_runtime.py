@@ -428,6 +428,7 @@ class Runtime:
             done = drain.flush(life, _deadline(timeout), progress)
         # Also where no loop's thread is left to do it, because it died.
         self._failures.tell_dropped()
+        self._failures.tell_kept(at_once=True)
         if not done:
             raise WaitTimeoutError(
                 f"flush() was not done after {timeout} s: {len(self.tasks())} tasks are unfinished. They go on."

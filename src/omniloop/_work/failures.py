@@ -17,6 +17,7 @@ loop's thread keeps it for a short time after the failure, and looks whether any
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections import deque
@@ -27,7 +28,7 @@ from weakref import WeakSet
 
 from .._process.exit import tell_at_exit
 from .._process.fork import forget_after_fork
-from .._report import Failure, report
+from .._report import STORM, Failure, Storms, report
 
 if TYPE_CHECKING:
     from .._report import Hook
@@ -57,6 +58,7 @@ class Failures:
         self._dropped: deque[Failure] = deque()
         # Handles of which it is not known whether anybody else holds them, and until when to look; only where finalisers are late.
         self.unsure: deque[tuple[tuple[Any, ...], float]] = deque()
+        self._storms = Storms()
         # Whose reader tells what was dropped; a life gives its own when it begins.
         self.inbox: Inbox | None = None
 
@@ -85,7 +87,18 @@ class Failures:
 
     def tell(self, failure: Failure) -> None:
         """Tell of *failure* here and now. For threads that may log."""
-        report(failure, self._hook())
+        if report(failure, self._hook(), self._storms) and self.inbox is not None:
+            # Whoever finds the inbox closed tells everything at the end.
+            with suppress(RuntimeError):
+                self.inbox.put(self._tell_kept_later)
+
+    def _tell_kept_later(self) -> None:
+        # On the loop's thread. A little later than need be, for the timer may be early.
+        asyncio.get_running_loop().call_later(STORM + 0.01, self.tell_kept)
+
+    def tell_kept(self, at_once: bool = False) -> None:
+        """Log what was kept of a storm of equal failures; *at_once*: though it may go on. For threads that may log."""
+        self._storms.log_kept(at_once)
 
     def tell_dropped(self) -> None:
         """Tell what was dropped. For threads that may log."""
@@ -122,6 +135,7 @@ class Failures:
         for unclaimed in held:
             unclaimed.tell(self)
         self.tell_dropped()
+        self.tell_kept(at_once=True)
 
     def abandon(self) -> None:
         """In a forked child: what is here is the parent's to tell, and so is what its handles drop here."""
