@@ -1,4 +1,25 @@
-"""One life of a runtime, from its first use to its end or to a fork: inbox, thread, ledger and workers, joined."""
+"""
+One life of a runtime, from its first use to its end or to a fork: inbox, thread, ledger and workers, joined.
+
+What a life is at is one word, its `Stage`:
+
+    NEW ──> PARKED <──> SERVING ──> CLOSED        shut down
+                           │
+                           └──────> DEAD          the thread ended by itself; the runtime begins another life
+    any, in a forked child ───────> FOREIGN       the parent's; the runtime begins another life
+
+Who writes it. `_make` and `_serve`: the thread that starts it, which has the ticket in `_starting` (and the loop's thread, should that
+start have been interrupted). `_park` and `_die`: the loop's thread. `shut`: whoever holds `ending`. `after_fork_in_child`: the one
+thread of the child.
+
+What is guaranteed. Whatever the inbox has accepted is started, or failed by `fail_all`: also where the thread dies, where it can't be
+started again, and where the interpreter ends. Between submitting and closing it is the inbox alone that decides, by its mark; so the stage is
+never asked in the submit path.
+
+How it starts. The first to come makes loop and threads, and nobody waits for it: whoever submits meanwhile only appends, because it may be a signal
+handler in the middle of this very start. The ticket is told by identity and given back without a call: an interruption (Ctrl-C) right
+after the taking of a common lock would leave that taken for ever, and the runtime never start.
+"""
 
 from __future__ import annotations
 
@@ -272,7 +293,7 @@ class Life:
                     threading.current_thread().name,
                 )
         hosts.tell_what_a_stop_loses(self.name, signals.sigterm_handler(), settings.sigterm)
-        thread = LoopThread(loop, self.name, self._escaped, self._died, exit.end_orphan)
+        thread = LoopThread(loop, self.name, self._escaped, self._die, exit.end_orphan)
         pool = workers.Workers(settings.max_workers, self.name, exit.end_orphan)
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
@@ -521,7 +542,7 @@ class Life:
     def _none_escaping(self) -> None:
         self._escaping = None
 
-    def _died(self, cause: BaseException | None) -> None:
+    def _die(self, cause: BaseException | None) -> None:
         """The thread ended without being told to: nothing here can be finished."""
         if not fork.same_process[0] or self.foreign:
             return

@@ -1,4 +1,18 @@
-"""Daemon threads for blocking functions, that still serve while the interpreter ends, and are not starved by their own waits."""
+"""
+Daemon threads for blocking functions, that still serve while the interpreter ends, and are not starved by their own waits.
+
+What is guaranteed. What was put is called, unless the pool is stopped before, on every version and up to the last exit hook: the first worker
+is started together with the loop, because 3.12 starts no thread once main has ended. A worker that waits for a runtime does not count
+against the size of its pool: another one takes its place, so that a sync library over an async client, called in a worker, does not keep the
+look-up of a host name, which needs a worker too, from running.
+
+Who may touch what. Any thread may put, and no lock is waited for. How many workers are idle is the length of a deque, to which each adds
+and removes its own entry. Threads are started by one thread at a time, told by identity as in `life`; who finds that taken leaves a wish in
+`_wanted`, and the one that starts looks again after giving it back.
+
+What was tried. The threads of `ThreadPoolExecutor` itself: they are joined, and its queue is shut, before the first `atexit` handler runs, so
+that a drain in which any task looks up a host name failed. A pool without replacements: four of six look-ups timed out.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,21 @@
-"""Starts what the inbox brings, in order, and holds it until it is done."""
+"""
+Starts what the inbox brings, in order, and holds it until it is done.
+
+What is guaranteed. Whatever is begun is in one of the tables here from before its first step until its outcome is known, so that every
+look, every count and every end sees it: `beginning` for what is in its first step, then `running`, `daemons` or `keepers` by its
+`Kind`, `timers` for calls that are not due, `in_threads` for those that workers make. asyncio refers to its tasks only weakly: these
+are the references that keep them. What one thread has submitted begins in that order.
+
+Who may touch what. The tables are changed by the loop's thread alone, except `in_threads` and `cancelled_early`, where each entry is made
+and removed by whoever has it in hand. Other threads look at copies, and what they see may be over by then.
+
+How it begins. From 3.12 on a coroutine is run up to its first suspension inside the constructor of its asyncio task: one that never suspends
+costs no turn of the loop. Up to 3.11, and with a task factory of the user's, first steps come in the next turn of the loop (`first_steps`). The
+loop is left after 2 ms, however much has come, so that its timers and sockets are not kept waiting, and goes on in its next turn.
+
+The `del task` at the end of so many branches: a failure's traceback refers to the frames below it, these here too, and a frame that
+still holds the task would keep the handle alive. Its failure would be told not at once, but when the garbage collector comes by.
+"""
 
 from __future__ import annotations
 
