@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import omniloop
 from children import child_environment
-from omniloop import NotAsyncError, NotPicklableError, ProcessDiedError, ProcessPool, Runtime, to_process
+from omniloop import NotAsyncError, NotPicklableError, ProcessDiedError, ProcessPool, Runtime, go, to_process
+from programs import source_of
 
 
 # A process imports this module: what it runs stands at the top.
@@ -73,7 +76,7 @@ def tell_and_block(path):
 def meet(folder, count):
     """Wait until as many are at it at once."""
     (Path(folder) / str(os.getpid())).touch()
-    until = time.monotonic() + 8
+    until = time.monotonic() + 30
     while len(os.listdir(folder)) < count and time.monotonic() < until:
         time.sleep(0.005)
     return len(os.listdir(folder))
@@ -97,7 +100,7 @@ def _no_runtime_is_left_behind():
 
 
 def pid_in(path):
-    until = time.monotonic() + 8
+    until = time.monotonic() + 30
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
             if text := path.read_text():
@@ -121,8 +124,8 @@ def is_gone(number):
     "`to_process` runs a function in another process; its handle can be waited for and awaited like any other"
 )
 def test_the_result_comes_back_from_another_process(pool):
-    assert pool.to_process(square, 7).result(timeout=9) == 49
-    assert pool.to_process(pid).result(timeout=9) != os.getpid()
+    assert pool.to_process(square, 7).result(timeout=40) == 49
+    assert pool.to_process(pid).result(timeout=40) != os.getpid()
 
 
 def test_the_handle_can_be_awaited_on_any_loop(pool):
@@ -136,13 +139,13 @@ def test_the_handle_can_be_awaited_on_any_loop(pool):
 def test_as_many_work_at_once_as_there_are_processes_and_the_others_wait(pool, tmp_path):
     met = [pool.to_process(meet, str(tmp_path), 2) for _ in range(3)]
 
-    assert [task.result(timeout=9) for task in met] == [2, 2, 2]
+    assert [task.result(timeout=40) for task in met] == [2, 2, 2]
 
 
 @pytest.mark.promise("An error comes back, with the other process's traceback")
 def test_an_error_comes_back_with_the_other_processs_traceback(pool):
     with pytest.raises(LookupError, match="not there") as caught:
-        pool.to_process(fail, "not there").result(timeout=9)
+        pool.to_process(fail, "not there").result(timeout=40)
 
     assert "in fail" in str(caught.value.__cause__)
 
@@ -150,9 +153,9 @@ def test_an_error_comes_back_with_the_other_processs_traceback(pool):
 @pytest.mark.promise("An error that can't be received comes out as text, and the processes go on")
 def test_an_error_that_cannot_be_received_comes_out_as_text_and_the_processes_go_on(pool):
     with pytest.raises(NotPicklableError, match="OddError: 7 odd"):
-        pool.to_process(fail_oddly).result(timeout=9)
+        pool.to_process(fail_oddly).result(timeout=40)
 
-    assert pool.to_process(square, 2).result(timeout=9) == 4
+    assert pool.to_process(square, 2).result(timeout=40) == 4
 
 
 @pytest.mark.promise("A result that can't be sent back is an error that says so")
@@ -166,37 +169,37 @@ def test_an_error_that_cannot_be_received_comes_out_as_text_and_the_processes_go
 def test_a_result_that_cannot_be_sent_back_is_an_error_that_says_so_and_the_processes_go_on(pool, fn, words):
     """The one was a bare TypeError of pickle's, the other a crash that there was not."""
     with pytest.raises(NotPicklableError, match=words):
-        pool.to_process(fn).result(timeout=9)
+        pool.to_process(fn).result(timeout=40)
 
-    assert pool.to_process(square, 2).result(timeout=9) == 4
+    assert pool.to_process(square, 2).result(timeout=40) == 4
 
 
 def test_a_function_that_exits_fails_its_own_work(pool):
     with pytest.raises(SystemExit):
-        pool.to_process(leave).result(timeout=9)
+        pool.to_process(leave).result(timeout=40)
 
 
 @pytest.mark.promise("A crash fails its own work only, and another process takes the place")
 def test_a_crash_fails_its_own_work_only_and_another_process_comes(pool, tmp_path):
     others = pool.to_process(meet, str(tmp_path), 2)
     with pytest.raises(ProcessDiedError, match="The process that ran crash ended before it was done"):
-        pool.to_process(crash, 3).result(timeout=9)
+        pool.to_process(crash, 3).result(timeout=40)
     last = pool.to_process(meet, str(tmp_path), 2)
 
-    assert (others.result(timeout=9), last.result(timeout=9)) == (2, 2)
+    assert (others.result(timeout=40), last.result(timeout=40)) == (2, 2)
 
 
 def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(pool):
-    victims = {pool.to_process(pid).result(timeout=9) for _ in range(4)}
+    victims = {pool.to_process(pid).result(timeout=40) for _ in range(4)}
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
     assert all(is_gone(victim) for victim in victims)
 
     # What is sent before the death is noticed may fail; nothing hangs.
-    until = time.monotonic() + 8
+    until = time.monotonic() + 30
     while time.monotonic() < until:
         with contextlib.suppress(ProcessDiedError):
-            assert pool.to_process(square, 5).result(timeout=9) == 25
+            assert pool.to_process(square, 5).result(timeout=40) == 25
             return
     pytest.fail("no process came back")
 
@@ -210,9 +213,9 @@ def test_cancelling_kills_the_process_and_the_next_one_comes(pool, tmp_path):
 
     assert is_gone(number)
     with pytest.raises(Exception, match=r"^$") as caught:
-        task.result(timeout=9)
+        task.result(timeout=40)
     assert task.cancelled(), caught
-    assert pool.to_process(square, 6).result(timeout=9) == 36
+    assert pool.to_process(square, 6).result(timeout=40) == 36
 
 
 def test_work_that_waits_for_a_process_can_be_cancelled(pool, tmp_path):
@@ -223,12 +226,12 @@ def test_work_that_waits_for_a_process_can_be_cancelled(pool, tmp_path):
 
     waiting.cancel()
     with pytest.raises(Exception, match=r"^$"):
-        waiting.result(timeout=9)
+        waiting.result(timeout=40)
     for task in blocking:
         task.cancel()
 
     assert waiting.cancelled()
-    assert pool.to_process(square, 6).result(timeout=9) == 36
+    assert pool.to_process(square, 6).result(timeout=40) == 36
 
 
 @pytest.mark.promise("What can't be sent is refused at the call")
@@ -265,7 +268,7 @@ def length(content):
 def test_what_is_larger_than_any_buffer_arrives_whole_both_ways(pool):
     content = os.urandom(30_000_000)
 
-    assert pool.to_process(length, content).result(timeout=9) == (len(content), content)
+    assert pool.to_process(length, content).result(timeout=40) == (len(content), content)
 
 
 def close_everything():
@@ -275,9 +278,9 @@ def close_everything():
 
 def test_a_function_that_closes_all_descriptors_fails_its_own_work(pool):
     with pytest.raises(ProcessDiedError, match="close_everything"):
-        pool.to_process(close_everything).result(timeout=9)
+        pool.to_process(close_everything).result(timeout=40)
 
-    assert pool.to_process(square, 3).result(timeout=9) == 9
+    assert pool.to_process(square, 3).result(timeout=40) == 9
 
 
 def crash_and_leave_a_child(path):
@@ -294,7 +297,7 @@ def crash_and_leave_a_child(path):
 )
 def test_a_crash_is_seen_though_a_fork_of_the_process_lives_on(pool, tmp_path):
     with pytest.raises(ProcessDiedError, match="crash_and_leave_a_child"):
-        pool.to_process(crash_and_leave_a_child, str(tmp_path / "pid")).result(timeout=9)
+        pool.to_process(crash_and_leave_a_child, str(tmp_path / "pid")).result(timeout=40)
 
     os.kill(pid_in(tmp_path / "pid"), signal.SIGKILL)
 
@@ -319,18 +322,18 @@ def test_every_call_of_many_gets_its_own_result_whatever_crashes_and_is_cancelle
         for task in tasks:
             if task.get_name() == "crash":
                 with pytest.raises(ProcessDiedError):
-                    task.result(timeout=9)
+                    task.result(timeout=40)
             elif task.get_name() == "sleep":
                 with pytest.raises(concurrent.futures.CancelledError):
-                    task.result(timeout=9)
-        squares = [task.result(timeout=9) for task in tasks if task.get_name() == "square"]
+                    task.result(timeout=40)
+        squares = [task.result(timeout=40) for task in tasks if task.get_name() == "square"]
     assert squares == [number * number for number in range(60)]
 
 
 @pytest.mark.promise("A shutdown ends the processes")
 def test_a_shutdown_ends_the_processes():
     runtime = Runtime()
-    number = ProcessPool(1, runtime=runtime).to_process(pid).result(timeout=9)
+    number = ProcessPool(1, runtime=runtime).to_process(pid).result(timeout=40)
 
     runtime.shutdown()
 
@@ -339,27 +342,22 @@ def test_a_shutdown_ends_the_processes():
 
 
 def test_the_module_function_uses_the_shared_runtime():
-    assert to_process(square, 8).result(timeout=9) == 64
+    assert to_process(square, 8).result(timeout=40) == 64
 
 
 # --- whole programs ---------------------------------------------------------------------------------------------------
 
-HEAD = """
-import asyncio, os, signal, sys, threading, time
-import omniloop
-from omniloop import go, to_process
 
 def slow(number, seconds=0.3):
     time.sleep(seconds)
     print("worked", number, flush=True)
     return number
-"""
 
 
-def run_script(tmp_path, source, timeout=9, env=None):
+def run_script(tmp_path, program, timeout=40, env=None):
     """A file, and not `-c`: the processes import it."""
     script = tmp_path / "script.py"
-    script.write_text(HEAD + source)
+    script.write_text(source_of(program))
     started = time.monotonic()
     result = subprocess.run(
         [sys.executable, script],
@@ -375,13 +373,14 @@ def run_script(tmp_path, source, timeout=9, env=None):
 
 @pytest.mark.promise("Work in processes is finished before the program exits")
 def test_work_in_processes_is_finished_before_the_program_exits(tmp_path):
+    def program():
+        if __name__ == "__main__":
+            to_process(slow, 1)
+            print("last line", flush=True)
+
     result, _ = run_script(
         tmp_path,
-        """
-if __name__ == "__main__":
-    to_process(slow, 1)
-    print("last line", flush=True)
-""",
+        program,
     )
 
     assert (result.stdout, result.stderr, result.returncode) == ("last line\nworked 1\n", "", 0)
@@ -390,19 +389,21 @@ if __name__ == "__main__":
 @pytest.mark.promise("So is what draining work gives to processes")
 def test_work_that_draining_work_gives_to_processes_is_finished_too(tmp_path):
     """The pools of `concurrent.futures` end before the first atexit handler: the drain comes before that."""
+
+    def program():
+        async def work():
+            await asyncio.sleep(0.3)
+            print(await to_process(slow, 2), flush=True)
+
+        if __name__ == "__main__":
+            # In this order: our hook is there before theirs.
+            go(asyncio.sleep(0)).result()
+            to_process(slow, 1, 0).result()
+            go(work())
+
     result, _ = run_script(
         tmp_path,
-        """
-async def work():
-    await asyncio.sleep(0.3)
-    print(await to_process(slow, 2), flush=True)
-
-if __name__ == "__main__":
-    # In this order: our hook is there before theirs.
-    go(asyncio.sleep(0)).result()
-    to_process(slow, 1, 0).result()
-    go(work())
-""",
+        program,
     )
 
     assert (result.stdout, result.stderr, result.returncode) == ("worked 1\nworked 2\n2\n", "", 0)
@@ -411,18 +412,20 @@ if __name__ == "__main__":
 @pytest.mark.promise("A process may use processes of its own")
 def test_a_process_may_use_processes_of_its_own(tmp_path):
     """Up to 3.12 it waited, at its end, for its own without telling them to end: for ever, and the program with it."""
+
+    def program():
+        def inner(number):
+            return number * 2
+
+        def outer(number):
+            return to_process(inner, number).result(timeout=8) + 1
+
+        if __name__ == "__main__":
+            print(to_process(outer, 5).result(timeout=8))
+
     result, _ = run_script(
         tmp_path,
-        """
-def inner(number):
-    return number * 2
-
-def outer(number):
-    return to_process(inner, number).result(timeout=8) + 1
-
-if __name__ == "__main__":
-    print(to_process(outer, 5).result(timeout=8))
-""",
+        program,
     )
 
     assert (result.stdout, result.stderr, result.returncode) == ("11\n", "", 0)
@@ -431,15 +434,17 @@ if __name__ == "__main__":
 @pytest.mark.promise("So is the process of work that was submitted in the last line")
 def test_work_given_to_a_process_in_the_last_line_is_killed_at_the_deadline_too(tmp_path):
     """The hook that kills it came too late: the program waited until the work was done."""
+
+    def program():
+        if __name__ == "__main__":
+            omniloop.configure(exit_timeout=2, cancel_timeout=0.2)
+            # The loop comes to it when the program has ended.
+            omniloop.call_soon(time.sleep, 0.5)
+            to_process(time.sleep, 60)
+
     result, seconds = run_script(
         tmp_path,
-        """
-if __name__ == "__main__":
-    omniloop.configure(exit_timeout=2, cancel_timeout=0.2)
-    # The loop comes to it when the program has ended.
-    omniloop.call_soon(time.sleep, 0.5)
-    to_process(time.sleep, 60)
-""",
+        program,
     )
 
     assert (result.stdout, result.returncode) == ("", 0)
@@ -449,14 +454,15 @@ if __name__ == "__main__":
 
 @pytest.mark.promise("When the time for draining is over, the work is named and its process killed")
 def test_at_the_deadline_the_work_is_named_and_its_process_killed(tmp_path):
+    def program():
+        if __name__ == "__main__":
+            omniloop.configure(exit_timeout=0.5, cancel_timeout=2)
+            print(to_process(os.getpid).result(), flush=True)
+            to_process(slow, 1, 60)
+
     result, seconds = run_script(
         tmp_path,
-        """
-if __name__ == "__main__":
-    omniloop.configure(exit_timeout=0.5, cancel_timeout=2)
-    print(to_process(os.getpid).result(), flush=True)
-    to_process(slow, 1, 60)
-""",
+        program,
     )
 
     assert result.returncode == 0
@@ -468,21 +474,24 @@ if __name__ == "__main__":
 
 @pytest.mark.promise("Ctrl-C cancels what is waited for, and its process ends")
 def test_ctrl_c_cancels_what_is_waited_for_and_its_process_ends(tmp_path):
+    def program():
+        def interrupt_and_block(parent):
+            os.kill(parent, signal.SIGINT)
+            time.sleep(60)
+
+        if __name__ == "__main__":
+
+            async def work():
+                await to_process(interrupt_and_block, os.getpid())
+
+            try:
+                omniloop.run(work())
+            except KeyboardInterrupt:
+                print("interrupted")
+
     result, seconds = run_script(
         tmp_path,
-        """
-def interrupt_and_block(parent):
-    os.kill(parent, signal.SIGINT)
-    time.sleep(60)
-
-if __name__ == "__main__":
-    async def work():
-        await to_process(interrupt_and_block, os.getpid())
-    try:
-        omniloop.run(work())
-    except KeyboardInterrupt:
-        print("interrupted")
-""",
+        program,
     )
 
     assert (result.stdout, result.stderr, result.returncode) == ("interrupted\n", "", 0)
@@ -492,19 +501,21 @@ if __name__ == "__main__":
 @pytest.mark.promise("A forked child starts processes of its own")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_starts_processes_of_its_own(tmp_path):
+    def program():
+        if __name__ == "__main__":
+            import warnings
+
+            warnings.simplefilter("ignore")
+            print(to_process(slow, 1, 0).result(), flush=True)
+            if os.fork() == 0:
+                print(to_process(slow, 2, 0).result(), flush=True)
+                sys.exit()
+            os.wait()
+            print(to_process(slow, 3, 0).result(), flush=True)
+
     result, _ = run_script(
         tmp_path,
-        """
-if __name__ == "__main__":
-    import warnings
-    warnings.simplefilter("ignore")
-    print(to_process(slow, 1, 0).result(), flush=True)
-    if os.fork() == 0:
-        print(to_process(slow, 2, 0).result(), flush=True)
-        sys.exit()
-    os.wait()
-    print(to_process(slow, 3, 0).result(), flush=True)
-""",
+        program,
     )
 
     assert result.stdout.splitlines() == ["worked 1", "1", "worked 2", "2", "worked 3", "3"]
@@ -513,14 +524,15 @@ if __name__ == "__main__":
 
 @pytest.mark.promise("A script that lacks the main guard is told so")
 def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    def program():
+        try:
+            print(to_process(slow, 1, 0).result(timeout=5))
+        except omniloop.ProcessDiedError as error:
+            print(type(error).__name__)
+
     result, _ = run_script(
         tmp_path,
-        """
-try:
-    print(to_process(slow, 1, 0).result(timeout=5))
-except omniloop.ProcessDiedError as error:
-    print(type(error).__name__)
-""",
+        program,
     )
 
     assert result.stdout == "ProcessDiedError\n"
@@ -529,18 +541,20 @@ except omniloop.ProcessDiedError as error:
 
 @pytest.mark.promise("A function that can't be imported in another process says so")
 def test_a_function_that_is_not_importable_there_is_told_so(tmp_path):
+    def program():
+        if __name__ == "__main__":
+
+            def hidden():
+                pass
+
+            try:
+                to_process(hidden).result(timeout=5)
+            except omniloop.NotPicklableError as error:
+                print(error)
+
     result, _ = run_script(
         tmp_path,
-        """
-if __name__ == "__main__":
-    def hidden():
-        pass
-
-    try:
-        to_process(hidden).result(timeout=5)
-    except omniloop.NotPicklableError as error:
-        print(error)
-""",
+        program,
     )
 
     assert "has to be importable there" in result.stdout
@@ -550,19 +564,21 @@ if __name__ == "__main__":
 @pytest.mark.promise("Work for a process that first comes in the drain is done in one")
 def test_work_that_is_the_first_and_comes_in_the_drain_is_done(tmp_path):
     """In a process: none of it needs a new thread, which the interpreter would not start any more."""
+
+    def program():
+        def where():
+            return os.getpid()
+
+        async def work():
+            await asyncio.sleep(0.3)
+            print(await to_process(where) != os.getpid(), flush=True)
+
+        if __name__ == "__main__":
+            go(work())
+
     result, _ = run_script(
         tmp_path,
-        """
-def where():
-    return os.getpid()
-
-async def work():
-    await asyncio.sleep(0.3)
-    print(await to_process(where) != os.getpid(), flush=True)
-
-if __name__ == "__main__":
-    go(work())
-""",
+        program,
     )
 
     assert (result.stdout, result.stderr, result.returncode) == ("True\n", "", 0)
@@ -571,18 +587,20 @@ if __name__ == "__main__":
 @pytest.mark.promise("A thread that outlives the main one still has its processes")
 def test_a_thread_that_outlives_the_main_one_still_has_its_processes(tmp_path):
     """After the early hook they were ended, and what came then ran in a worker thread."""
+
+    def program():
+        def late(number):
+            threading.main_thread().join()
+            time.sleep(0.1)
+            print(to_process(os.getpid).result() != os.getpid(), flush=True)
+
+        if __name__ == "__main__":
+            to_process(slow, 1, 0).result()
+            threading.Thread(target=late, args=[2]).start()
+
     result, _ = run_script(
         tmp_path,
-        """
-def late(number):
-    threading.main_thread().join()
-    time.sleep(0.1)
-    print(to_process(os.getpid).result() != os.getpid(), flush=True)
-
-if __name__ == "__main__":
-    to_process(slow, 1, 0).result()
-    threading.Thread(target=late, args=[2]).start()
-""",
+        program,
     )
 
     assert (result.stdout, result.stderr, result.returncode) == ("worked 1\nTrue\n", "", 0)
@@ -591,31 +609,34 @@ if __name__ == "__main__":
 @pytest.mark.promise("The processes end when their parent is killed")
 def test_the_processes_end_when_their_parent_is_killed_though_a_fork_of_it_lives_on(tmp_path):
     """The fork had the parent's end of their sockets."""
+
+    def program():
+        if __name__ == "__main__":
+            import warnings
+
+            warnings.simplefilter("ignore")
+            number = to_process(os.getpid).result()
+            parent = os.getpid()
+            if os.fork() == 0:
+                os.kill(parent, signal.SIGKILL)
+                until = time.monotonic() + 7
+                while time.monotonic() < until:
+                    try:
+                        with open(f"/proc/{number}/stat") as file:
+                            if file.read().rpartition(")")[2].split()[0] == "Z":
+                                break
+                    except OSError:
+                        break
+                    time.sleep(0.005)
+                else:
+                    print("still there", flush=True)
+                print("over", flush=True)
+                os._exit(0)
+            time.sleep(30)
+
     result, _ = run_script(
         tmp_path,
-        """
-if __name__ == "__main__":
-    import warnings
-    warnings.simplefilter("ignore")
-    number = to_process(os.getpid).result()
-    parent = os.getpid()
-    if os.fork() == 0:
-        os.kill(parent, signal.SIGKILL)
-        until = time.monotonic() + 7
-        while time.monotonic() < until:
-            try:
-                with open(f"/proc/{number}/stat") as file:
-                    if file.read().rpartition(")")[2].split()[0] == "Z":
-                        break
-            except OSError:
-                break
-            time.sleep(0.005)
-        else:
-            print("still there", flush=True)
-        print("over", flush=True)
-        os._exit(0)
-    time.sleep(30)
-""",
+        program,
     )
 
     assert (result.stdout, result.stderr, result.returncode) == ("over\n", "", -signal.SIGKILL)
@@ -625,23 +646,25 @@ if __name__ == "__main__":
     "With no descriptors left for a process it is a `CannotStartError`, and the next use works once there is room"
 )
 def test_no_descriptors_left_for_a_process_is_an_error_that_says_so_and_the_next_use_works(tmp_path):
+    def program():
+        if __name__ == "__main__":
+            import resource
+
+            print(omniloop.run(asyncio.sleep(0, "up")), flush=True)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
+            tasks = [to_process(pow, 2, number) for number in range(5)]
+            for task in tasks:
+                try:
+                    task.result(timeout=5)
+                except omniloop.CannotStartError as error:
+                    print(error, flush=True)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            print(to_process(pow, 2, 5).result(timeout=5))
+
     result, _ = run_script(
         tmp_path,
-        """
-if __name__ == "__main__":
-    import resource
-    print(omniloop.run(asyncio.sleep(0, "up")), flush=True)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
-    tasks = [to_process(pow, 2, number) for number in range(5)]
-    for task in tasks:
-        try:
-            task.result(timeout=5)
-        except omniloop.CannotStartError as error:
-            print(error, flush=True)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    print(to_process(pow, 2, 5).result(timeout=5))
-""",
+        program,
     )
 
     words = "No process can be started for pow: [Errno 24] Too many open files. Submit it again when there is room.\n"
@@ -654,14 +677,14 @@ if __name__ == "__main__":
 def test_an_executor_of_the_callers_runs_the_call():
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         task = to_process(square, 7, executor=executor)
-        assert task.result(timeout=9) == 49
+        assert task.result(timeout=40) == 49
 
         with Runtime() as runtime:
             pool = ProcessPool(executor=executor, runtime=runtime)
             with pytest.raises(LookupError, match="not there"):
-                pool.to_process(fail, "not there").result(timeout=9)
+                pool.to_process(fail, "not there").result(timeout=40)
             with pytest.raises(ProcessDiedError, match="The executor that ran crash broke before it was done"):
-                pool.to_process(crash, 3).result(timeout=9)
+                pool.to_process(crash, 3).result(timeout=40)
 
 
 @pytest.mark.promise(
@@ -710,23 +733,22 @@ def test_a_pool_takes_a_size_or_an_executor():
 @pytest.mark.promise("Work in such an executor is finished before the program exits")
 def test_work_in_an_executor_is_finished_before_the_program_exits(tmp_path):
     """`concurrent.futures` ends its pools before the first atexit handler, and refuses what draining work submits then."""
+
+    def program():
+        async def work(executor):
+            await asyncio.sleep(0.3)
+            print(await to_process(slow, 2, 0, executor=executor), flush=True)
+
+        if __name__ == "__main__":
+            # Our hook is there before theirs.
+            omniloop.run(asyncio.sleep(0))
+            executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+            to_process(slow, 1, 0, executor=executor)
+            go(work(executor))
+
     result, _ = run_script(
         tmp_path,
-        """
-from concurrent.futures import ProcessPoolExecutor
-import multiprocessing
-
-async def work(executor):
-    await asyncio.sleep(0.3)
-    print(await to_process(slow, 2, 0, executor=executor), flush=True)
-
-if __name__ == "__main__":
-    # Our hook is there before theirs.
-    omniloop.run(asyncio.sleep(0))
-    executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    to_process(slow, 1, 0, executor=executor)
-    go(work(executor))
-""",
+        program,
     )
 
     assert (result.stdout, result.stderr, result.returncode) == ("worked 1\nworked 2\n2\n", "", 0)
@@ -736,25 +758,28 @@ if __name__ == "__main__":
 @pytest.mark.timeout(60)
 def test_work_runs_on_a_dask_cluster(tmp_path):
     pytest.importorskip("distributed")
+
+    def program():
+        def crash_once(path):
+            if not os.path.exists(path):
+                open(path, "w").close()
+                os._exit(1)
+            return "again"
+
+        if __name__ == "__main__":
+            from distributed import Client
+
+            with Client(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as client:
+                executor = client.get_executor()
+                print(to_process(os.getpid, executor=executor).result(timeout=20) != os.getpid())
+                # It can be sent, because dask sends more than pickle.
+                print(to_process(lambda: 7, executor=executor).result(timeout=20))
+                # What was running when its worker died is run once more.
+                print(to_process(crash_once, __file__ + ".crashed", executor=executor).result(timeout=30))
+
     result, _ = run_script(
         tmp_path,
-        """
-def crash_once(path):
-    if not os.path.exists(path):
-        open(path, "w").close()
-        os._exit(1)
-    return "again"
-
-if __name__ == "__main__":
-    from distributed import Client
-    with Client(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as client:
-        executor = client.get_executor()
-        print(to_process(os.getpid, executor=executor).result(timeout=20) != os.getpid())
-        # It can be sent, because dask sends more than pickle.
-        print(to_process(lambda: 7, executor=executor).result(timeout=20))
-        # What was running when its worker died is run once more.
-        print(to_process(crash_once, __file__ + ".crashed", executor=executor).result(timeout=30))
-""",
+        program,
         timeout=55,
     )
 

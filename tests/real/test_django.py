@@ -1,23 +1,41 @@
 """In a real Django: work starts after the commit, uses the async ORM, closes what it opened, and is done before the server is gone."""
 
+import asyncio
 import contextlib
+import os
 import signal
 import sqlite3
 import sys
-import textwrap
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("django")
 
+import django
 import servers
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
+from asgiref.testing import ApplicationCommunicator
+from django.core.asgi import get_asgi_application
+from django.db import close_old_connections, connection, transaction
+from django.http import HttpResponse
+from django.urls import path
+from django.utils import timezone, translation
 
+import omniloop
 from children import Result, run_child
+from omniloop import go, run
+from omniloop.ext.django import database, go_on_commit
+
+if TYPE_CHECKING:
+    # There once Django is set up, in the programs.
+    from accounts.models import Account
 
 APP = servers.EXAMPLES / "django_app"
 
@@ -36,7 +54,7 @@ def environment(tmp_path: Path, service: str = "") -> dict[str, str]:
 
 
 @pytest.fixture
-def database(tmp_path: Path, empty_database: bytes) -> Path:
+def database_file(tmp_path: Path, empty_database: bytes) -> Path:
     """A database of the test's own, with its tables made."""
     path = tmp_path / "accounts.sqlite"
     path.write_bytes(empty_database)
@@ -63,7 +81,7 @@ def rows(database: Path, table: str) -> int:
 @pytest.mark.promise("A graceful stop of Django under gunicorn drains")
 @SERVER
 @pytest.mark.parametrize("options", ["--worker-class=sync", "--worker-class=gthread --threads=4 --preload"])
-def test_a_graceful_stop_of_gunicorn_drains(tmp_path, database, options):
+def test_a_graceful_stop_of_gunicorn_drains(tmp_path, database_file, options):
     pytest.importorskip("gunicorn")
     port = servers.free_port()
     url = f"http://127.0.0.1:{port}"
@@ -87,7 +105,7 @@ def test_a_graceful_stop_of_gunicorn_drains(tmp_path, database, options):
 
         assert server.wait() == 0
         servers.assert_all_arrived_once(collector.arrived(), load.accepted)
-        assert rows(database, "accounts_auditentry") == len(load.accepted)
+        assert rows(database_file, "accounts_auditentry") == len(load.accepted)
         assert "Traceback" not in server.log()
         assert "Warning" not in server.log()
 
@@ -95,7 +113,7 @@ def test_a_graceful_stop_of_gunicorn_drains(tmp_path, database, options):
 @pytest.mark.promise("A graceful stop of Django under uvicorn, hypercorn and daphne drains")
 @SERVER
 @pytest.mark.parametrize("name", ["uvicorn", "hypercorn", "daphne"])
-def test_a_graceful_stop_of_an_asgi_server_drains(tmp_path, database, name):
+def test_a_graceful_stop_of_an_asgi_server_drains(tmp_path, database_file, name):
     pytest.importorskip(name)
     port = servers.free_port()
     url = f"http://127.0.0.1:{port}"
@@ -118,7 +136,7 @@ def test_a_graceful_stop_of_an_asgi_server_drains(tmp_path, database, name):
         server.wait()
 
         servers.assert_all_arrived_once(collector.arrived(), load.accepted)
-        assert rows(database, "accounts_auditentry") == len(load.accepted)
+        assert rows(database_file, "accounts_auditentry") == len(load.accepted)
         assert "Traceback" not in server.log()
 
 
@@ -139,7 +157,7 @@ def runserver(tmp_path: Path, service: str) -> Iterator[tuple[servers.Process, s
 
 @pytest.mark.promise("The autoreload of `runserver` drains and goes on")
 @SERVER
-def test_the_autoreload_of_runserver_drains_and_goes_on(tmp_path, database):
+def test_the_autoreload_of_runserver_drains_and_goes_on(tmp_path, database_file):
     with servers.collector(tmp_path) as collector, runserver(tmp_path, collector.url) as (server, url):
         first_pid = servers.get(f"{url}/pid")
         collector.hold()
@@ -159,7 +177,7 @@ def test_the_autoreload_of_runserver_drains_and_goes_on(tmp_path, database):
 
 @pytest.mark.promise("Nothing is started after a rollback in a view")
 @SERVER
-def test_nothing_is_started_after_a_rollback_in_a_view(tmp_path, database):
+def test_nothing_is_started_after_a_rollback_in_a_view(tmp_path, database_file):
     with servers.collector(tmp_path) as collector, runserver(tmp_path, collector.url) as (server, url):
         with pytest.raises(urllib.error.HTTPError, match="409") as answer:
             urllib.request.urlopen(f"{url}/accounts", b"name=rolled+back", timeout=servers.PATIENCE)
@@ -169,35 +187,37 @@ def test_nothing_is_started_after_a_rollback_in_a_view(tmp_path, database):
         servers.wait_until(lambda: sum(collector.arrived().values()) >= 3, server.log)
 
         servers.assert_all_arrived_once(collector.arrived(), load.accepted)
-        assert rows(database, "accounts_account") == 1
+        assert rows(database_file, "accounts_account") == 1
         assert "never awaited" not in server.log()
 
 
 # --- programs ---------------------------------------------------------------------------------------------------------
 
-PRELUDE = """
-import asyncio, os, sys, threading, warnings
-import django
-django.setup()
-from django.db import connection, transaction
-from accounts.models import Account
-import omniloop
-from omniloop.ext.django import database, go_on_commit
+
+def sets_up():
+    import django
+
+    django.setup()
+    from accounts.models import Account  # noqa: F401
+
 
 async def add(name):
     await Account.objects.acreate(name=name)
     print("added", name)
 
+
 def open_files():
-    return [name for fd in os.listdir("/proc/self/fd")
-            if os.path.exists(f"/proc/self/fd/{fd}")
-            and (name := os.readlink(f"/proc/self/fd/{fd}")) == os.environ["DATABASE"]]
-"""
+    return [
+        name
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+        and (name := os.readlink(f"/proc/self/fd/{fd}")) == os.environ["DATABASE"]
+    ]
 
 
-def run_django(tmp_path: Path, source: str, *flags: str) -> Result:
-    """Run *source* with Django set up; a warning is an error."""
-    return run_child(PRELUDE + textwrap.dedent(source), env=environment(tmp_path), flags=["-W", "error", *flags])
+def run_django(tmp_path: Path, program: Callable[[], object], *flags: str) -> Result:
+    """Run *program* with Django set up; a warning is an error."""
+    return run_child(sets_up, program, env=environment(tmp_path), flags=["-W", "error", *flags])
 
 
 def assert_said(child: Result, *lines: str) -> None:
@@ -205,10 +225,8 @@ def assert_said(child: Result, *lines: str) -> None:
 
 
 @pytest.mark.promise("In Django, `go_on_commit` starts work after the commit, and not before")
-def test_work_starts_after_the_commit_and_not_before(tmp_path, database):
-    child = run_django(
-        tmp_path,
-        """
+def test_work_starts_after_the_commit_and_not_before(tmp_path, database_file):
+    def program():
         async def look(pk):
             print("found", (await Account.objects.aget(pk=pk)).name)
 
@@ -219,17 +237,18 @@ def test_work_starts_after_the_commit_and_not_before(tmp_path, database):
             print("unfinished", omniloop.tasks())
         omniloop.flush()
         go_on_commit(look(account.pk))
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
     )
 
     assert_said(child, "unfinished []", "found ada", "found ada", "found ada")
 
 
 @pytest.mark.promise("After a rollback, of a savepoint too, the coroutine is closed and no warning follows")
-def test_after_a_rollback_the_coroutine_is_closed_and_no_warning_follows(tmp_path, database):
-    child = run_django(
-        tmp_path,
-        """
+def test_after_a_rollback_the_coroutine_is_closed_and_no_warning_follows(tmp_path, database_file):
+    def program():
         try:
             with transaction.atomic():
                 go_on_commit(add("rolled back"))
@@ -243,17 +262,18 @@ def test_after_a_rollback_the_coroutine_is_closed_and_no_warning_follows(tmp_pat
             go_on_commit(add("rolled back with its savepoint"))
             transaction.set_rollback(True)
             inner.__exit__(None, None, None)
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
     )
 
     assert_said(child, "added kept")
 
 
 @pytest.mark.promise("Connections are closed when the last work that uses them is done")
-def test_connections_are_closed_when_the_last_work_that_uses_them_is_done(tmp_path, database):
-    child = run_django(
-        tmp_path,
-        """
+def test_connections_are_closed_when_the_last_work_that_uses_them_is_done(tmp_path, database_file):
+    def program():
         first, second = threading.Event(), threading.Event()
 
         async def hold(event):
@@ -273,18 +293,20 @@ def test_connections_are_closed_when_the_last_work_that_uses_them_is_done(tmp_pa
         second.set()
         omniloop.flush()
         print("all are done:", len(open_files()))
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
     )
 
     assert_said(child, "one is done: 1", "all are done: 0")
 
 
 @pytest.mark.promise("Django's ORM works in the drain at exit")
-def test_the_orm_works_in_the_drain_at_exit(tmp_path, database):
+def test_the_orm_works_in_the_drain_at_exit(tmp_path, database_file):
     """asgiref's own thread is shut before the last drain begins: there the ORM failed on every version."""
-    child = run_django(
-        tmp_path,
-        """
+
+    def program():
         async def late():
             await asyncio.sleep(0.1)
             await add("late")
@@ -296,18 +318,20 @@ def test_the_orm_works_in_the_drain_at_exit(tmp_path, database):
 
         threading.Thread(target=after_main_has_ended).start()
         go_on_commit(late())
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
     )
 
     assert_said(child, "added late", "added late")
 
 
 @pytest.mark.promise("Django's ORM works in a child that was forked after its use")
-def test_the_orm_works_in_a_child_that_was_forked_after_its_use(tmp_path, database):
+def test_the_orm_works_in_a_child_that_was_forked_after_its_use(tmp_path, database_file):
     """asgiref's own thread does not live in the child, where the first call waited for ever."""
-    child = run_django(
-        tmp_path,
-        """
+
+    def program():
         go_on_commit(add("parent"))
         omniloop.flush()
         connection.close()
@@ -316,7 +340,10 @@ def test_the_orm_works_in_a_child_that_was_forked_after_its_use(tmp_path, databa
             sys.exit()
         os.waitpid(pid, 0)
         print("rows", Account.objects.count())
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
         # CPython's own, from 3.12 on: the thread that serves the ORM is there.
         "-Wignore::DeprecationWarning",
     )
@@ -325,14 +352,11 @@ def test_the_orm_works_in_a_child_that_was_forked_after_its_use(tmp_path, databa
 
 
 @pytest.mark.promise("Work outlives the async view that left it")
-@pytest.mark.parametrize("door", ["async_to_sync(view)()", "asyncio.run(asgi())"])
-def test_work_outlives_the_async_view_that_left_it(tmp_path, database, door):
+@pytest.mark.parametrize("door", ["WSGI", "ASGI"])
+def test_work_outlives_the_async_view_that_left_it(tmp_path, database_file, door):
     """asgiref binds a view's sync code to a thread that ends with the request, and hands that on in the context."""
-    child = run_django(
-        tmp_path,
-        f"""
-        from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
-        from django.db import close_old_connections
+
+    def program():
         answered = threading.Event()
 
         async def late():
@@ -348,19 +372,23 @@ def test_work_outlives_the_async_view_that_left_it(tmp_path, database, door):
             async with ThreadSensitiveContext():
                 await view()
 
-        {door}
+        if door == "WSGI":
+            async_to_sync(view)()
+        else:
+            asyncio.run(asgi())
         answered.set()
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
     )
 
     assert_said(child, "added late")
 
 
 @pytest.mark.promise("`go_on_commit` in async code raises, and says where to call it")
-def test_in_async_code_django_says_that_the_transaction_is_elsewhere(tmp_path, database):
-    child = run_django(
-        tmp_path,
-        """
+def test_in_async_code_django_says_that_the_transaction_is_elsewhere(tmp_path, database_file):
+    def program():
         async def view():
             go_on_commit(add("never"))
 
@@ -368,17 +396,18 @@ def test_in_async_code_django_says_that_the_transaction_is_elsewhere(tmp_path, d
             asyncio.run(view())
         except django.core.exceptions.SynchronousOnlyOperation as error:
             print(error)
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
     )
 
     assert_said(child, "You cannot call this from an async context - use a thread or sync_to_async.")
 
 
 @pytest.mark.promise("A failure names the line that called `go_on_commit`")
-def test_a_failure_names_the_line_that_called_go_on_commit(tmp_path, database):
-    child = run_django(
-        tmp_path,
-        """
+def test_a_failure_names_the_line_that_called_go_on_commit(tmp_path, database_file):
+    def program():
         async def fail():
             raise LookupError("no such mailbox")
 
@@ -388,23 +417,27 @@ def test_a_failure_names_the_line_that_called_go_on_commit(tmp_path, database):
         omniloop.configure(on_error=lambda failure: print(failure.name, failure.site.function, failure.exception))
         with transaction.atomic():
             leave()
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
     )
 
     assert_said(child, "fail leave no such mailbox")
 
 
 @pytest.mark.promise("What `go_on_commit` cannot run is refused with what to do")
-def test_what_go_on_commit_cannot_run_is_refused_with_what_to_do(tmp_path, database):
-    child = run_django(
-        tmp_path,
-        """
+def test_what_go_on_commit_cannot_run_is_refused_with_what_to_do(tmp_path, database_file):
+    def program():
         for work in 7, lambda: 7:
             try:
                 go_on_commit(work)
             except omniloop.NotAsyncError as error:
                 print(error)
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
     )
 
     assert (child.stderr, child.code) == ("", 0)
@@ -414,10 +447,8 @@ def test_what_go_on_commit_cannot_run_is_refused_with_what_to_do(tmp_path, datab
 
 
 @pytest.mark.promise("Work of `go_on_commit` that is cancelled before it starts leaves no warning")
-def test_work_that_is_cancelled_before_it_starts_leaves_no_warning(tmp_path, database):
-    child = run_django(
-        tmp_path,
-        """
+def test_work_that_is_cancelled_before_it_starts_leaves_no_warning(tmp_path, database_file):
+    def program():
         def on_the_loop():
             os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
             go_on_commit(add("never"))
@@ -426,17 +457,18 @@ def test_work_that_is_cancelled_before_it_starts_leaves_no_warning(tmp_path, dat
 
         omniloop.call_soon(on_the_loop).result()
         omniloop.flush()
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
     )
 
     assert_said(child)
 
 
 @pytest.mark.promise("`database()` gives periodic and other work the same")
-def test_the_context_manager_serves_periodic_work(tmp_path, database):
-    child = run_django(
-        tmp_path,
-        """
+def test_the_context_manager_serves_periodic_work(tmp_path, database_file):
+    def program():
         done = threading.Event()
 
         async def turn():
@@ -447,7 +479,10 @@ def test_the_context_manager_serves_periodic_work(tmp_path, database):
         omniloop.every(60, turn, immediately=True)
         done.wait(5)
         print(len(open_files()))
-        """,
+
+    child = run_django(
+        tmp_path,
+        program,
     )
 
     assert_said(child, "added periodic", "0")
@@ -455,20 +490,13 @@ def test_the_context_manager_serves_periodic_work(tmp_path, database):
 
 # --- under ASGI -------------------------------------------------------------------------------------------------------
 
-ASGI = """
-from asgiref.sync import sync_to_async, ThreadSensitiveContext
-from asgiref.testing import ApplicationCommunicator
-from django.core.asgi import get_asgi_application
-from django.http import HttpResponse
-from django.urls import path
-from django.utils import timezone, translation
-from omniloop import go, run
 
 def serve(*views):
     root = type(sys)("root")
     root.urlpatterns = [path("", view) for view in views]
     sys.modules["root"] = root
     from django.conf import settings
+
     settings.ROOT_URLCONF, settings.USE_I18N, settings.USE_TZ = "root", True, True
     application = get_asgi_application()
 
@@ -476,22 +504,19 @@ def serve(*views):
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
         asking = ApplicationCommunicator(application, scope)
         await asking.send_input({"type": "http.request", "body": b""})
-        start = await asking.receive_output(timeout=8)
-        body = await asking.receive_output(timeout=8)
+        start = await asking.receive_output(timeout=30)
+        body = await asking.receive_output(timeout=30)
         await asking.wait()
         print(start["status"], body["body"].decode())
 
     asyncio.run(ask())
-"""
 
 
 @pytest.mark.promise("`run` of the async ORM works in a sync view under ASGI, and in its transaction")
-def test_run_of_the_async_orm_works_in_a_sync_view_under_asgi(tmp_path, database):
+def test_run_of_the_async_orm_works_in_a_sync_view_under_asgi(tmp_path, database_file):
     """The one thread that asgiref runs the view's sync code in was the one that waited: the request never ended."""
-    child = run_django(
-        tmp_path,
-        ASGI
-        + """
+
+    def program():
         def view(request):
             me = threading.get_ident()
             with transaction.atomic():
@@ -503,18 +528,15 @@ def test_run_of_the_async_orm_works_in_a_sync_view_under_asgi(tmp_path, database
             return HttpResponse(f"{count} {run(Account.objects.acount())}")
 
         serve(view)
-        """.replace("\n        ", "\n"),
-    )
+
+    child = run_django(tmp_path, program)
 
     assert_said(child, "200 1 0")
 
 
 @pytest.mark.promise("A wait in such a view that could never end is an error that says the way out")
-def test_a_wait_for_other_work_that_needs_the_views_thread_is_an_error(tmp_path, database):
-    child = run_django(
-        tmp_path,
-        ASGI
-        + """
+def test_a_wait_for_other_work_that_needs_the_views_thread_is_an_error(tmp_path, database_file):
+    def program():
         def view(request):
             try:
                 return HttpResponse(go(Account.objects.acount()).result())
@@ -522,40 +544,47 @@ def test_a_wait_for_other_work_that_needs_the_views_thread_is_an_error(tmp_path,
                 return HttpResponse(error)
 
         serve(view)
-        """.replace("\n        ", "\n"),
-    )
+
+    child = run_django(tmp_path, program)
 
     assert (child.stderr, child.code) == ("", 0)
     assert "Wait with run(), which makes such calls meanwhile" in child.stdout
 
 
 @pytest.mark.promise("What a view under ASGI leaves to `go` may use `sync_to_async` when the request is over")
-@pytest.mark.parametrize("kind", ["", "async "])
-def test_what_a_view_leaves_may_use_sync_to_async_when_the_request_is_over(tmp_path, database, kind):
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_what_a_view_leaves_may_use_sync_to_async_when_the_request_is_over(tmp_path, database_file, kind):
     """asgiref's mark of a deadlock travelled in the copied context: "Single thread executor already being used"."""
-    child = run_django(
-        tmp_path,
-        ASGI
-        + f"""
+
+    def program():
         over = threading.Event()
 
         async def late():
             await asyncio.to_thread(over.wait)
             print("late", await sync_to_async(lambda: 42)())
 
-        {kind}def view(request):
-            go(late())
-            return HttpResponse("left")
+        if kind == "sync":
+
+            def view(request):
+                go(late())
+                return HttpResponse("left")
+        else:
+
+            async def view(request):
+                go(late())
+                return HttpResponse("left")
 
         serve(view)
+
         # Without a context of asgiref's, as in a program of one's own.
         def leave():
             go(late())
+
         asyncio.run(sync_to_async(leave)())
         over.set()
         omniloop.flush()
-        """.replace("\n        ", "\n"),
-    )
+
+    child = run_django(tmp_path, program)
 
     assert_said(child, "200 left", "late 42", "late 42")
 
@@ -563,12 +592,10 @@ def test_what_a_view_leaves_may_use_sync_to_async_when_the_request_is_over(tmp_p
 @pytest.mark.promise(
     "The language and the time zone of the submitter are those of its work in `go_on_commit`, `database()` and `run`"
 )
-def test_the_language_and_the_time_zone_of_the_view_are_those_of_its_work(tmp_path, database):
+def test_the_language_and_the_time_zone_of_the_view_are_those_of_its_work(tmp_path, database_file):
     """From asgiref 3.12 on a copied context no longer brings them along."""
-    child = run_django(
-        tmp_path,
-        ASGI
-        + """
+
+    def program():
         async def work(how):
             print(how, translation.get_language(), timezone.get_current_timezone_name())
 
@@ -586,8 +613,8 @@ def test_the_language_and_the_time_zone_of_the_view_are_those_of_its_work(tmp_pa
             return HttpResponse(translation.get_language())
 
         serve(view)
-        """.replace("\n        ", "\n"),
-    )
+
+    child = run_django(tmp_path, program)
 
     tokyo = [f"{how} de Asia/Tokyo" for how in ("go_on_commit", "run", "database")]
     assert_said(child, *tokyo, "database en-us America/Chicago", "200 en-us")
