@@ -26,7 +26,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from taskiq import AsyncBroker, AsyncTaskiqTask, Context, InMemoryBroker, TaskiqDepends, TaskiqMessage
-from taskiq.exceptions import SendTaskError
+from taskiq.exceptions import ResultGetError, ResultIsReadyError, SendTaskError
 from taskiq.receiver.params_parser import parse_params
 from taskiq.result_backends.dummy import DummyResultBackend
 
@@ -39,6 +39,10 @@ from omniloop._shared import go
 # How soon to ask the result back end again, in seconds: from the first to the longest pause.
 _FIRST_LOOK: Final = 0.01
 _LONGEST_LOOK: Final = 0.2
+
+# Seconds after which a broker that does not answer is given up, and the call sent on another connection; and for closing the old one.
+_SEND_TIMEOUT: Final = 10.0
+_SHUT_TIMEOUT: Final = 2.0
 
 # JetStream's own.
 _ACK_WAIT: Final = 30.0
@@ -155,11 +159,16 @@ class Taskiq(Engine):
     async def send(self, function: Function, parcel: Any) -> None:
         """Send with taskiq's own `kiq`, so that its middlewares run, in the context of the caller."""
         call_id, args, kwargs = parcel
-        broker = await self._shared.sending
+        line = await self._shared.line
+        broker = await line.broker()
         try:
-            await _kicker(broker, function, call_id).kiq(*args, **kwargs)
-        except SendTaskError as error:
-            raise error.__cause__ or error from None
+            async with asyncio.timeout(_SEND_TIMEOUT):
+                await _kicker(broker, function, call_id).kiq(*args, **kwargs)
+        except Exception as error:
+            line.give_up(broker)
+            if isinstance(error, SendTaskError) and error.__cause__ is not None:
+                raise error.__cause__ from None
+            raise
         if isinstance(broker, InMemoryBroker):
             self._shared.hold(broker)
 
@@ -171,24 +180,38 @@ class Taskiq(Engine):
             WaitTimeoutError: if *timeout* passed.
             LookupError: if the broker has no result back end.
         """
-        broker = await self._shared.sending
-        backend = broker.result_backend
-        if isinstance(backend, DummyResultBackend):
-            # taskiq itself would say None.
-            raise LookupError(  # noqa: TRY004 - the type is that of what is not there
-                self._shared.no_results
-                or f"{self.label} keeps no results: give it a result back end in the function that makes it, "
-                "broker.with_result_backend(…); or wait for `accepted` only."
-            )
-        task: AsyncTaskiqTask[Any] = AsyncTaskiqTask(call_id, backend, function.hints.get("return"))
+        line = await self._shared.line
         deadline = None if timeout is None else time.monotonic() + timeout
-        pause = _FIRST_LOOK
-        while not await task.is_ready():
+        pause, said = _FIRST_LOOK, False
+        while True:
+            broker = await line.broker()
+            if isinstance(broker.result_backend, DummyResultBackend):
+                # taskiq itself would say None.
+                raise LookupError(  # noqa: TRY004 - the type is that of what is not there
+                    self._shared.no_results
+                    or f"{self.label} keeps no results: give it a result back end in the function that makes it, "
+                    "broker.with_result_backend(…); or wait for `accepted` only."
+                )
+            task: AsyncTaskiqTask[Any] = AsyncTaskiqTask(call_id, broker.result_backend, function.hints.get("return"))
+            try:
+                if await task.is_ready():
+                    result = await task.get_result()
+                    break
+            except (ResultIsReadyError, ResultGetError) as error:
+                # The way there, as in `send`.
+                line.give_up(broker)
+                if not said:
+                    say(
+                        "The result of %s can't be had now, and is asked for again: %r",
+                        function.name,
+                        error.__cause__ or error,
+                    )
+                    said = True
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeoutError(f"no result of {call_id} after {timeout} s")
             await asyncio.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(_LONGEST_LOOK, pause * 1.5)
-        return (await task.get_result()).raise_for_error().return_value
+        return result.raise_for_error().return_value
 
 
 class _Shared:
@@ -203,7 +226,8 @@ class _Shared:
         self._held = False
         self._waits = False
         self.no_results: str | None = None
-        self.sending = resource(contextlib.asynccontextmanager(self._open))
+        # Of each process; opened on first use, closed after all work.
+        self.line = resource(contextlib.asynccontextmanager(self._keep))
 
     def root(self, engine: Taskiq) -> Taskiq:
         if self._root is None:
@@ -245,19 +269,18 @@ class _Shared:
             _register(broker, function, labels)
         return broker
 
-    async def _open(self) -> AsyncIterator[AsyncBroker]:
+    async def _keep(self) -> AsyncIterator[_Line]:
+        line = _Line(self.fresh)
+        try:
+            yield line
+        finally:
+            await line.close()
+
+    def fresh(self) -> AsyncBroker:
+        """A broker to send on."""
         broker = self._new()
         self._keep_apart(broker)
-        options = getattr(broker, "connection_kwargs", None)
-        if isinstance(options, dict) and hasattr(broker, "servers"):
-            # NATS: by default its client gives up after two minutes, for good.
-            options.setdefault("max_reconnect_attempts", -1)
-        # The constructor of an engine knows no server yet; this may fail, and the next call tries again with another broker.
-        try:
-            await broker.startup()
-            yield broker
-        finally:
-            await broker.shutdown()
+        return broker
 
     def _keep_apart(self, broker: AsyncBroker) -> None:
         """A result back end that a function did not make anew belongs to another loop, or to the process that forked this one."""
@@ -285,6 +308,58 @@ class _Shared:
                 await broker.wait_all()
         finally:
             self._waits = False
+
+
+class _Line:
+    """
+    The one connection of a process: a broker that has started up, and another once that has failed.
+
+    The clients reconnect by themselves, but not always: where a server leaves a call without an answer, as RabbitMQ 3.10 does in a
+    burst that it was killed in, every later call would wait for it. All of this is on the loop's thread.
+    """
+
+    def __init__(self, make: Callable[[], AsyncBroker]) -> None:
+        self._make = make
+        self._broker: AsyncBroker | None = None
+        self._lock = asyncio.Lock()
+        self._old: list[AsyncBroker] = []
+
+    async def broker(self) -> AsyncBroker:
+        # One opens for all.
+        async with self._lock:
+            await self._shut_old()
+            if self._broker is None:
+                broker = self._make()
+                try:
+                    async with asyncio.timeout(_SEND_TIMEOUT):
+                        await broker.startup()
+                except BaseException:
+                    self._old.append(broker)
+                    raise
+                self._broker = broker
+            return self._broker
+
+    def give_up(self, broker: AsyncBroker) -> None:
+        """The next one to ask gets another, unless it is not *broker* any more that they get."""
+        if self._broker is broker and not isinstance(broker, InMemoryBroker):
+            self._broker = None
+            self._old.append(broker)
+
+    async def close(self) -> None:
+        async with self._lock:
+            if self._broker is not None:
+                self._old.append(self._broker)
+                self._broker = None
+            await self._shut_old()
+
+    async def _shut_old(self) -> None:
+        while self._old:
+            try:
+                async with asyncio.timeout(_SHUT_TIMEOUT):
+                    await self._old.pop().shutdown()
+            except Exception:
+                # What could not be opened, or broke, need not be closed in order.
+                pass
 
 
 # By result back end, the process that used it first. Only those that can be referred to weakly, which all of taskiq's are.

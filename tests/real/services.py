@@ -1,0 +1,181 @@
+"""
+Message brokers and a database of the tests' own: started on free ports of loopback, in a temporary directory, and gone at the end.
+
+RabbitMQ, NATS, PostgreSQL and Redis are packages of Debian; where one is missing its tests are skipped, with the command that installs it.
+"""
+
+import contextlib
+import glob
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from servers import Process, free_port, process, wait_until
+
+# An Erlang machine on a busy one.
+START = 60.0
+
+PACKAGES = {
+    "rabbitmq": "rabbitmq-server",
+    "nats": "nats-server",
+    "postgres": "postgresql",
+    "redis": "redis-server",
+}
+RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+
+
+def program(name: str) -> str:
+    """The path of a server's program; skips the test if it is not there."""
+    if name == "postgres":
+        found = sorted(glob.glob("/usr/lib/postgresql/*/bin/postgres"), key=lambda path: int(path.split("/")[4]))
+        path = found[-1] if found else shutil.which("postgres")
+    elif name == "rabbitmq":
+        path = RABBITMQ if os.path.exists(RABBITMQ) else None
+    else:
+        path = shutil.which(f"{name}-server")
+    if path is None:
+        pytest.skip(f"{name} is not installed: apt-get install -y --no-install-recommends {PACKAGES[name]}")
+    return path
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+class Service:
+    """A server that can be killed, and started again on the same port with the same files."""
+
+    def __init__(self, url: str, start: Callable[[], contextlib.AbstractContextManager[Process]]) -> None:
+        self.url = url
+        self._start = start
+        self._stack = contextlib.ExitStack()
+        self._process: Process | None = None
+
+    def start(self) -> None:
+        self._process = self._stack.enter_context(self._start())
+
+    def stop(self) -> None:
+        """In order, as an administrator does."""
+        assert self._process is not None
+        self._process.stop()
+        self._stack.close()
+
+    def kill(self) -> None:
+        """As a power cut does."""
+        self._stack.close()
+
+    def log(self) -> str:
+        assert self._process is not None
+        return self._process.log()
+
+
+@contextlib.contextmanager
+def nats(folder: Path) -> Iterator[Service]:
+    port = free_port()
+    command = [program("nats"), "-a", "127.0.0.1", "-p", port, "-js", "-sd", folder / "jetstream"]
+
+    @contextlib.contextmanager
+    def start() -> Iterator[Process]:
+        with process(command, folder / "nats.log", folder) as running:
+            wait_until(lambda: answers(port), running.log, START)
+            yield running
+
+    yield from _service(f"nats://127.0.0.1:{port}", start)
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[Service]:
+    port = free_port()
+    command = [program("redis"), "--bind", "127.0.0.1", "--port", port, "--dir", folder, "--appendonly", "yes"]
+
+    @contextlib.contextmanager
+    def start() -> Iterator[Process]:
+        with process(command, folder / "redis.log", folder) as running:
+            wait_until(lambda: answers(port), running.log, START)
+            yield running
+
+    yield from _service(f"redis://127.0.0.1:{port}", start)
+
+
+@contextlib.contextmanager
+def rabbitmq(folder: Path) -> Iterator[Service]:
+    server = program("rabbitmq")
+    port, between_nodes, names = free_port(), free_port(), free_port()
+    folder = folder / "rabbitmq"
+    folder.mkdir()
+    (folder / "plugins").write_text("[].\n")
+    env = {
+        "HOME": str(folder),
+        "RABBITMQ_NODENAME": f"tests{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(between_nodes),
+        "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+        "RABBITMQ_LOG_BASE": str(folder),
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2",
+        "ERL_EPMD_PORT": str(names),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+    }
+
+    @contextlib.contextmanager
+    def start() -> Iterator[Process]:
+        with process([server], folder / "rabbitmq.log", folder, env) as running:
+            wait_until(lambda: "Server startup complete" in running.log() and answers(port), running.log, START)
+            yield running
+
+    # Erlang's register of names: else the first node would leave one behind.
+    with process([shutil.which("epmd") or "epmd", "-port", names], folder / "epmd.log", folder, env):
+        yield from _service(f"amqp://guest:guest@127.0.0.1:{port}/", start)
+
+
+@contextlib.contextmanager
+def postgres(_folder: Path) -> Iterator[Service]:
+    server = program("postgres")
+    port = free_port()
+    # It refuses to be root, and pytest's own folders are for the user alone that runs the tests.
+    folder = Path(tempfile.mkdtemp(prefix="omniloop-postgres-"))
+    as_user: list[str] = []
+    if os.getuid() == 0:
+        user = pwd.getpwnam("postgres")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+    try:
+        initdb = [*as_user, str(Path(server).with_name("initdb")), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "--no-sync"]  # fmt: skip
+        subprocess.run(initdb, check=True, capture_output=True, timeout=START, cwd=folder)
+        command = [*as_user, server, "-D", folder / "data", "-p", port, "-k", folder, "-h", "127.0.0.1"]
+
+        @contextlib.contextmanager
+        def start() -> Iterator[Process]:
+            with process(command, folder.with_suffix(".log"), folder) as running:
+                wait_until(lambda: "ready to accept connections" in running.log(), running.log, START)
+                yield running
+
+        yield from _service(f"postgresql://postgres@127.0.0.1:{port}/postgres", start)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_suffix(".log").unlink(missing_ok=True)
+
+
+def _service(url: str, start: Callable[[], contextlib.AbstractContextManager[Process]]) -> Iterator[Service]:
+    service = Service(url, start)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.kill()
+
+
+KINDS = {"rabbitmq": rabbitmq, "nats": nats, "postgres": postgres, "redis": redis}
