@@ -40,7 +40,7 @@ def program(name: str) -> str:
     else:
         path = shutil.which(f"{name}-server")
     if path is None:
-        pytest.skip(f"{name} is not installed: apt-get install -y --no-install-recommends {PACKAGES[name]}")
+        pytest.skip(f"{name} is not installed: bash .ci/servers, or apt-get install {PACKAGES[name]}")
     return path
 
 

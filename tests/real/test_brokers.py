@@ -147,11 +147,11 @@ def test_a_thousand_calls_before_the_last_line_and_before_any_worker_arrive(call
 @pytest.mark.parametrize("kind", BROKERS)
 def test_a_broker_that_goes_down_and_comes_up_gets_every_call(kind, tmp_path):
     with services.KINDS[kind](tmp_path) as service:
-        calls = Calls(kind, service.url, tmp_path, OMNILOOP_EXIT_TIMEOUT="100")
+        # RabbitMQ's classic queues: on a quorum queue that was killed in a burst, 3.10 answers no publisher any more, a new one neither.
+        calls = Calls(kind, service.url, tmp_path, OMNILOOP_EXIT_TIMEOUT="100", QUEUE="classic")
         with calls.producer(5000) as producer:
             calls.wait("accepted", 50)
-            # RabbitMQ in order: killed in a burst, 3.10 answers no publisher on that queue any more, a new process's neither.
-            service.stop() if kind == "rabbitmq" else service.kill()
+            service.kill()
             calls.wait("returned", 5000)
             service.start()
             wait_until(producer.ended, lambda: f"the end of the producer:\n{producer.log()}", LONG)

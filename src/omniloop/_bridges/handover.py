@@ -268,6 +268,11 @@ class Engine(ABC):
         return type(self).__name__
 
     @property
+    def kept(self) -> str:
+        """For the log of an exit: what becomes of calls that were not handed over in time; by default they are lost."""
+        return ""
+
+    @property
     def _root(self) -> Engine:
         """Whose bounds count."""
         return self
@@ -381,6 +386,7 @@ class Way:
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name}={number!r}: give a whole number of 1 or more.")
         self._label = engine.label
+        self._kept = engine.kept
         self._limiter = Limiter(engine.at_once)
         self._waiting = engine.waiting
         # Re-entrant, because a signal handler may make a call in the middle of another.
@@ -414,11 +420,15 @@ class Way:
                 return
             names, self._lost = self._lost, []
         say(
-            "%s: the process ended before these %d calls were handed over: %s",
+            "%s: the process ended before these %d calls were handed over%s: %s",
             self._label,
             len(names),
+            self._kept,
             ", ".join(names),
         )
+
+    def has_room(self) -> bool:
+        return self._open < self._waiting
 
     def limited(self, coro: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
         return self._limiter.run(coro)
@@ -486,10 +496,26 @@ def _start(
         # Not in a worker far away.
         raise TypeError(f"{function.name}(): {error}") from None
     call_id = uuid.uuid4().hex
-    way = engine._way()
-    way.enter(function.name, runtime)
+    engine._way().enter(function.name, runtime)
     try:
         parcel = engine.pack(function, call_id, _settled(args), _settled(kwargs))
+    except BaseException:
+        engine._way().leave(runtime)
+        raise
+    return _set_out(engine, function, runtime, call_id, parcel, frame)
+
+
+def resume(engine: Engine, function: Function, runtime: Runtime, call_id: str, parcel: Any) -> Sent[Any]:
+    """Set out again with a call that another process has packed; FullError if there is no room."""
+    engine._way().enter(function.name, runtime)
+    return _set_out(engine, function, runtime, call_id, parcel, sys._getframe(1))
+
+
+def _set_out(
+    engine: Engine, function: Function, runtime: Runtime, call_id: str, parcel: Any, frame: FrameType
+) -> Sent[Any]:
+    way = engine._way()
+    try:
         work = way.hand_over(engine, function, parcel)
         # Named as a whole, so that the log of an exit tells what was lost.
         accepted: Task[None] = runtime._go(

@@ -314,8 +314,8 @@ class _Line:
     """
     The one connection of a process: a broker that has started up, and another once that has failed.
 
-    The clients reconnect by themselves, but not always: where a server leaves a call without an answer, as RabbitMQ 3.10 does in a
-    burst that it was killed in, every later call would wait for it. All of this is on the loop's thread.
+    The clients reconnect by themselves, but not always, and where a server leaves a call without an answer, as a quorum queue of
+    RabbitMQ 3.10 did after it was killed in a burst, they wait for ever. All of this is on the loop's thread.
     """
 
     def __init__(self, make: Callable[[], AsyncBroker]) -> None:

@@ -20,6 +20,10 @@ def make():
         from taskiq_aio_pika import AioPikaBroker
 
         broker = AioPikaBroker(URL, qos=100, reconnect_interval=0.3)
+        if os.environ.get("QUEUE") == "classic":
+            from taskiq_aio_pika.queue import Queue, QueueType
+
+            broker = broker.with_queue(Queue(type=QueueType.CLASSIC))
     else:
         from nats.js.api import ConsumerConfig
         from taskiq_nats import PullBasedJetStreamBroker
