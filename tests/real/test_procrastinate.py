@@ -1,0 +1,126 @@
+"""Calls that are handed over to Procrastinate, on PostgreSQL: by itself, and inside of Django's transactions."""
+
+import pytest
+
+pytest.importorskip("procrastinate")
+pytest.importorskip("psycopg")
+
+import services
+from servers import free_port, get, wait_until
+from test_brokers import LONG, Calls, _quiet
+
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(150)]
+
+DJANGO = "import django_calls; django_calls.main()"
+
+
+@pytest.fixture
+def calls(tmp_path):
+    with services.postgres(tmp_path) as service:
+        yield Calls("procrastinate", service.url, tmp_path)
+
+
+@pytest.fixture
+def alone(calls):
+    with calls._process("-m", "procrastinate", "--app", "pg_calls.app", "schema", "--apply") as schema:
+        assert schema.wait() == 0, schema.log()
+    return calls
+
+
+def worker(calls):
+    return calls._process("-m", "procrastinate", "--app", "pg_calls.app", "worker")
+
+
+def producer(calls, count, seconds=0):
+    return calls._process("-c", "import pg_calls; pg_calls.main()", count, seconds)
+
+
+@pytest.mark.promise(
+    "Of 40 jobs on a worker of Procrastinate that is killed, 40 run again", section="Beyond the process"
+)
+def test_jobs_on_a_worker_that_is_killed_run_again(alone):
+    with producer(alone, 40, 300) as process:
+        assert process.wait() == 0, process.log()
+    with worker(alone) as process:
+        alone.wait("started", 40)
+        process.kill()
+    assert alone.noted("ended") == {}
+
+    with worker(alone) as process:
+        ended = alone.wait("ended", 40)
+
+    assert ended == dict.fromkeys(range(40), 1)
+    assert sorted(alone.attempts("ended")) == [2] * 40
+
+
+def test_a_thousand_calls_before_the_last_line_and_before_any_worker_arrive(alone):
+    with producer(alone, 1000) as process:
+        wait_until(process.ended, process.log, LONG)
+        assert process.wait() == 0
+
+    with worker(alone):
+        ended = alone.wait("ended", 1000)
+        _quiet(alone)
+
+    assert ended == dict.fromkeys(range(1000), 1)
+
+
+# --- Django -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(calls):
+    pytest.importorskip("django")
+    with calls._process("-c", DJANGO, "create") as create:
+        assert create.wait() == 0, create.log()
+    return calls
+
+
+def django_worker(calls):
+    return calls._process("-c", DJANGO, "procrastinate", "worker")
+
+
+@pytest.mark.promise(
+    "In Django a call is part of the transaction: a rollback sends nothing, and a commit loses nothing"
+)
+def test_a_rollback_sends_nothing_and_a_commit_loses_nothing_whoever_is_killed(project):
+    pytest.importorskip("gunicorn")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = ["-m", "gunicorn", "django_calls:application", "-w", 1, "-b", f"127.0.0.1:{port}", "--no-control-socket"]
+    with project._process(*command) as server:
+        assert server.wait_for_page(url) == "[]"
+        for number in range(30):
+            assert get(f"{url}/register/{number}?seconds=300") == "ok"
+        # As kill -9 of the server would.
+        server.kill()
+    committed = [number for number in range(30) if number % 3 != 2]
+
+    with django_worker(project) as worker:
+        project.wait("started", len(committed))
+        worker.kill()
+    with django_worker(project):
+        project.wait("ended", len(committed))
+        _quiet(project)
+
+    assert project.noted("started").keys() == set(committed)
+    assert project.noted("ended") == dict.fromkeys(committed, 1)
+    with project._process(*command) as server:
+        assert server.wait_for_page(url) == repr([(number, 1) for number in committed])
+
+
+def test_in_an_async_view_the_call_goes_by_the_loop(project):
+    pytest.importorskip("gunicorn")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = ["-m", "gunicorn", "django_calls:application", "-w", 1, "-b", f"127.0.0.1:{port}", "--no-control-socket"]
+    with project._process(*command) as server:
+        server.wait_for_page(url)
+        for number in range(10):
+            assert get(f"{url}/async/{number}") == "ok"
+        assert server.stop() == 0
+
+    with django_worker(project):
+        ended = project.wait("ended", 10)
+
+    assert ended == dict.fromkeys(range(10), 1)
