@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib
 import sys
 
-# The name, the module whose `main` takes the arguments after it, and what it does.
+# The name, the module and its function that takes the arguments after it, and what it does.
 COMMANDS = {
-    "stubs": ("_stubs", "write the types of the sync twins in a module"),
+    "ps": ("_monitor.commands:ps", "list the processes that can be asked what their loops do"),
+    "dump": ("_monitor.commands:dump", "show what is unfinished in a process, and where it waits"),
+    "top": ("_monitor.commands:top", "show it live in the terminal"),
+    "web": ("_monitor.commands:web", "show it live in a browser, on this machine"),
+    "attach": ("_monitor.commands:attach_to", "let a process be asked that runs already, from Python 3.14 on"),
+    "stubs": ("_stubs:main", "write the types of the sync twins in a module"),
 }
 
 
 def main(args: list[str]) -> int:
     """Run a command; returns the exit code."""
     if args and args[0] in COMMANDS:
-        code: int = importlib.import_module(f"omniloop.{COMMANDS[args[0]][0]}").main(args[1:])
+        module, _, function = COMMANDS[args[0]][0].partition(":")
+        code: int = getattr(importlib.import_module(f"omniloop.{module}"), function)(args[1:])
         return code
     print("usage: python -m omniloop COMMAND …\n")
     for name, (_, does) in COMMANDS.items():

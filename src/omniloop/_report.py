@@ -155,12 +155,18 @@ class _Group:
         self.last: Failure | None = None
 
 
+# Shown every failure, besides: the monitor's, where it is on.
+watchers: list[Callable[[Failure], None]] = []
+
+
 def report(failure: Failure, hook: Hook | None, storms: Storms) -> bool:
     """
     Give *failure* to its own hook, to *hook*, or to logging; a hook that fails is logged together with what it was given.
 
     True if it is kept by *storms*, as the first of its group.
     """
+    for watch in watchers:
+        watch(failure)
     hook = failure.hook or hook
     if hook is not None:
         try:

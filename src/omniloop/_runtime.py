@@ -28,7 +28,7 @@ from ._arguments import (
     one_argument,
 )
 from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutError, WouldDeadlockError
-from ._life import asgiref, drain, waits
+from ._life import asgiref, drain, monitoring, waits
 from ._life.life import Life, ThreadWork
 from ._process import exit, fork, signals
 from ._report import Site
@@ -477,6 +477,7 @@ class Runtime:
             SettingError: if there is no such setting, or it can't have this value. Nothing is changed then.
             AlreadyRunningError: if `loop_factory` or `max_workers` is to change while the thread runs.
             ValueError: for `sigterm`, if not called in the main thread.
+            CannotStartError: for `monitor`, if its socket can't be opened. All settings are changed then.
 
         Example:
             >>> from omniloop import configure
@@ -493,6 +494,8 @@ class Runtime:
             signals.set_up_sigterm(new.sigterm)
         self._choose(new)
         self._current().watch()
+        if "monitor" in settings:
+            (monitoring.turn_on if new.monitor else monitoring.turn_off)()
 
     def tasks(self) -> list[Task[Any]]:
         """
@@ -525,9 +528,15 @@ class Runtime:
         """
         return self._current().stats(self._drain_time)
 
-    def dump(self, file: IO[str] | None = None) -> None:
+    def dump(self, file: IO[str] | None = None, *, json: bool = False) -> None:
         """
         Write what is unfinished to *file* (by default stderr): name, age, where it was submitted, where it waits.
+
+        Equal tasks are one line with their count and the age of the oldest; below it stand the functions that await each other, and the
+        tasks that it has started with asyncio's own means.
+
+        Args:
+            json: Write the same as one line of JSON, for programs.
 
         Example:
             >>> import sys
@@ -536,11 +545,17 @@ class Runtime:
             ...     runtime.dump(sys.stdout)
             reports: 0 unfinished
         """
+        from ._life import look
+
         out = sys.stderr if file is None else file
-        tasks = self.tasks()
-        print(f"{self.name}: {len(tasks)} unfinished", file=out)
-        for task in tasks:
-            print(drain.describe(task), file=out)
+        looked = look.look(self.name, self._current())
+        if json:
+            from json import dumps
+
+            print(dumps(looked), file=out)
+        else:
+            for line in look.as_lines(looked):
+                print(line, file=out)
 
     def __enter__(self) -> Self:
         return self

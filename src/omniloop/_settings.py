@@ -34,6 +34,7 @@ class Settings(NamedTuple):
     sigterm: Sigterm | None = "children"
     max_pending: int | None = None
     when_full: WhenFull = "block"
+    monitor: bool = False
 
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         sigterm: Sigterm | None
         max_pending: int | None
         when_full: WhenFull
+        monitor: bool
 
 
 # The thread, its loop and its pool are made from these: they can't change under a running one.
@@ -99,6 +101,8 @@ def _problem(name: str, value: object) -> str | None:
             return None if value is None or _is_whole(value) else "give a whole number of 1 or more, or None"
         case "on_error" | "loop_factory":
             return None if value is None or callable(value) else "give a callable, or None"
+        case "monitor":
+            return None if isinstance(value, bool) else "give True or False"
         case "sigterm":
             return None if value in (None, "drain", "children") else 'give "drain", "children" or None'
         case _:
@@ -131,6 +135,16 @@ def _seconds_or_none(text: str) -> float | None:
 
 def _whole_or_none(text: str) -> int | None:
     return None if text.lower() == "none" else int(text)
+
+
+def _switch(text: str) -> bool:
+    match text.lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off" | "":
+            return False
+        case _:
+            raise ValueError("give 1 or 0")
 
 
 def _text_or_none(text: str) -> str | None:
@@ -166,4 +180,5 @@ _READERS: dict[str, Callable[[str], object]] = {
     "sigterm": _text_or_none,
     "max_pending": _whole_or_none,
     "when_full": str,
+    "monitor": _switch,
 }

@@ -20,13 +20,14 @@ FLOORS = {
     "_runtime": {"_admission", "_runtime"},
     "_shared": {"_shared"},
     "_bridges": {"_bridges"},
+    "_monitor": {"_monitor"},
     "doors": {"__init__", "__main__", "_stubs", "ext", "testing"},
 }
 NAMES = list(FLOORS)
 
 # Which module may do what; a test of its own for each.
 HOMES = {
-    "threads": ({"_thread.start_new_thread", "threading.Thread", "threading.Timer"}, {"_life.thread", "_life.workers", "_life.watchdog", "_process.exit", "_process.fork"}),
+    "threads": ({"_thread.start_new_thread", "threading.Thread", "threading.Timer"}, {"_life.thread", "_life.workers", "_life.watchdog", "_monitor.server", "_process.exit", "_process.fork"}),
     "exit and fork hooks": (
         {"atexit.register", "os.register_at_fork", "threading._register_atexit", "signal.signal", "weakref.finalize"},
         {"_process.exit", "_process.fork", "_process.signals"},
@@ -144,7 +145,7 @@ def test_contributing_shows_the_floors_as_they_are():
     assert shown == dict(enumerate(FLOORS.values()))
 
 
-@pytest.mark.parametrize("package", ["_process", "_work", "_life", "_bridges"])
+@pytest.mark.parametrize("package", ["_process", "_work", "_life", "_bridges", "_monitor"])
 def test_contributing_says_where_each_part_of_a_package_is(package):
     text = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (row,) = re.findall(rf"^\| \d \| `{package}/` \| (.+) \|$", text, re.MULTILINE)

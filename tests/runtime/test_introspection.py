@@ -3,8 +3,16 @@
 import asyncio
 import concurrent.futures
 import io
+import json
+import os
+import re
+import sys
 import threading
 
+import pytest
+
+import omniloop
+from children import run_child
 from omniloop import Runtime
 
 
@@ -53,14 +61,149 @@ def test_dump_names_each_with_its_age_its_place_of_submission_and_where_it_waits
 
     runtime.dump(file)
 
-    first, line = file.getvalue().splitlines()
+    first, line, *chain = file.getvalue().splitlines()
     assert first == "tested: 1 unfinished"
     assert line.startswith("  mine, for 0.")
     assert "test_introspection.py" in line
     assert "in test_dump_names_each_with_its_age" in line
     # The innermost frame of its own source, or of asyncio's.
     assert "in Event.wait" in line
+    # And how it has come to that.
+    assert [line.rpartition(", in ")[2] for line in chain] == ["outer", "waits", "Event.wait"]
     runtime.call_soon(gate.set)
+
+
+def dumped(runtime, **how):
+    # On 3.11 a coroutine starts a turn later.
+    runtime.run(asyncio.sleep(0.01))
+    file = io.StringIO()
+    runtime.dump(file, **how)
+    return file.getvalue()
+
+
+@pytest.mark.promise("`dump()` groups equal tasks: 5,000 that leak are a screen", section="The live view")
+def test_dump_groups_equal_tasks(runtime):
+    gate = runtime.call_soon(asyncio.Event).result(timeout=5)
+    first = runtime.go(outer(gate))
+    for _ in range(4999):
+        runtime.go(outer(gate))
+    runtime.go(waits(gate), name="another")
+    for _ in range(2):
+        runtime.go(waits(gate), daemon=True)
+
+    lines = dumped(runtime).splitlines()
+    runtime.call_soon(gate.set)
+    first.result(timeout=5)
+
+    assert lines[0] == "tested: 5003 unfinished"
+    # Those of another line are others, the largest group is the first.
+    heads = [line.partition(", ")[0] for line in lines[1:] if not line.startswith("      ")]
+    assert heads == ["  4999x outer", "  2x waits (daemon)", "  outer", "  another"]
+    assert ", the oldest for " in lines[1]
+    assert len(lines) < 20
+
+
+def test_dump_of_many_different_tasks_is_a_screen_too(runtime):
+    gate = runtime.call_soon(asyncio.Event).result(timeout=5)
+    for number in range(500):
+        runtime.go(waits(gate), name=f"job {number}")
+
+    text = dumped(runtime)
+    runtime.call_soon(gate.set)
+
+    assert len(text.splitlines()) < 200
+    assert text.splitlines()[-1] == "  and 460 more, in 460 groups"
+
+
+@pytest.mark.promise(
+    "`dump()` shows whom a task waits for, and the tasks that it has started with asyncio's own means",
+    section="The live view",
+)
+def test_dump_shows_whom_a_task_waits_for_and_what_it_has_started(runtime):
+    gate = runtime.call_soon(asyncio.Event).result(timeout=5)
+
+    async def group():
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(3):
+                tasks.create_task(waits(gate))
+            tasks.create_task(outer(gate), name="special")
+
+    async def gathers():
+        await asyncio.gather(waits(gate), waits(gate))
+
+    async def follows(task):
+        await task
+
+    async def leaves():
+        strays.append(asyncio.create_task(waits(gate)))
+
+    strays = []
+    runtime.go(group(), name="group")
+    followed = runtime.go(gathers(), name="gathers")
+    runtime.go(follows(followed), name="follows")
+    runtime.go(leaves())
+
+    text = dumped(runtime)
+    runtime.call_soon(gate.set)
+    runtime.flush(timeout=5)
+
+    # A task's line has two spaces before it, what belongs to it more.
+    blocks = re.split(r"\n  (?=\S)", text)
+    of = {re.split("[ ,]", block, maxsplit=1)[0]: block for block in blocks}
+    assert "\n      3x waits, an asyncio task, waits at File" in of["group"]
+    assert "\n      special, an asyncio task, waits at File" in of["group"]
+    assert "\n      2x waits, an asyncio task, waits at File" in of["gathers"]
+    assert "waits for waits and 1 more" in of["gathers"]
+    assert "\n      waits for gathers\n      waits for waits and 1 more" in of["follows"]
+    assert of["besides"].startswith(
+        "besides, started with asyncio's own means: 1\n    waits, an asyncio task, waits at File"
+    )
+
+
+def test_tasks_that_wait_for_each_other_end_the_chain():
+    def program():
+        async def circle():
+            async def one():
+                await second
+
+            async def other():
+                await first
+
+            first = asyncio.create_task(one(), name="first")
+            second = asyncio.create_task(other(), name="second")
+            await first
+
+        omniloop.go(circle(), daemon=True)
+        omniloop.run(asyncio.sleep(0.05))
+        omniloop.dump(sys.stdout)
+        sys.stdout.flush()
+        # asyncio can't cancel them: it would go round for ever.
+        os._exit(0)
+
+    result = run_child(program)
+
+    assert result.code == 0
+    assert result.stderr == ""
+    assert "waits for first\n      waits for second\n" in result.stdout
+
+
+@pytest.mark.promise("`dump(json=True)` gives programs the same", section="The live view")
+def test_dump_gives_programs_the_same(runtime):
+    gate = runtime.call_soon(asyncio.Event).result(timeout=5)
+    for _ in range(3):
+        runtime.go(outer(gate), name="mine", daemon=True)
+
+    told = json.loads(dumped(runtime, json=True))
+    runtime.call_soon(gate.set)
+
+    (group,) = told["groups"]
+    assert (told["name"], told["unfinished"]) == ("tested", 3)
+    assert (group["name"], group["kind"], group["count"]) == ("mine", "daemon", 3)
+    assert group["submitted"]["function"] == "test_dump_gives_programs_the_same"
+    assert group["submitted"]["file"] == __file__
+    assert [site["function"] for site in group["chain"]] == ["outer", "waits", "Event.wait"]
+    assert [task["name"] for task in group["tasks"]] == ["mine"] * 3
+    assert group["oldest"] == max(task["age"] for task in group["tasks"])
 
 
 def test_dump_goes_to_stderr(runtime, capsys):

@@ -48,7 +48,7 @@ from .._work.inbox import Inbox
 from .._work.ledger import Later, Ledger
 from .._work.tally import Tally
 from .._work.task import KEEPER, SUCCEEDED, Task, traceback_without
-from . import asgiref, waits, workers
+from . import asgiref, monitoring, waits, workers
 from .thread import LoopThread, wait_until_gone
 from .watchdog import Watchdog, usage_of
 
@@ -248,6 +248,8 @@ class Life:
         assert self.thread is not None and self._workers is not None
         self._workers.start_one()
         self.watch()
+        if self._settings().monitor:
+            monitoring.turn_on_at_start()
         self._serve(self.thread)
 
     def _serve(self, thread: LoopThread) -> None:

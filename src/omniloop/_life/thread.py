@@ -133,6 +133,11 @@ class LoopThread:
                 self._asked = None
         return lag
 
+    def unanswered_for(self) -> float:
+        """Seconds since `lag` asked, if the loop has not answered yet; else 0."""
+        asked = self._asked
+        return 0.0 if asked is None else time.monotonic() - asked
+
     def _answer(self) -> None:
         asked, self._asked = self._asked, None
         if asked is not None:

@@ -180,6 +180,11 @@ class Watchdog:
         """The system's id of the thread, if it runs."""
         return self._thread.native_id if self._thread is not None else None
 
+    def busy_for(self) -> float | None:
+        """Seconds that the loop has been at work without a look at its sockets; None while it sleeps, or if it can't say. From any thread."""
+        since = self._busy_since
+        return time.monotonic() - since if self._attached and since is not None else None
+
     def start(self) -> None:
         self._told_to_end = False
         thread = threading.Thread(target=self._watch, name=f"{self._name}-watchdog", daemon=True)

@@ -145,6 +145,16 @@ class Workers(ThreadPoolExecutor):
         for job in held:
             self._jobs.put(job)
 
+    def counts(self) -> dict[str, int]:
+        """How many workers there are, may be, have nothing to do, and wait for the runtime; and the jobs that wait. For a look."""
+        return {
+            "workers": len(self._staff),
+            "most": self._size,
+            "idle": len(self._idle),
+            "waiting_for_the_runtime": len(self._blocked),
+            "jobs": self._jobs.qsize(),
+        }
+
     def idents(self) -> list[int | None]:
         """The system's ids of the living workers."""
         return [thread.native_id for thread in list(self._staff)]

@@ -1,0 +1,310 @@
+"""
+Looks at what a life holds: equal tasks in groups, where they wait, and what they have started; for a person, and for programs.
+
+From any thread, also while the loop is blocked: everything is read as it is at the moment, and nothing is asked of the loop. Tasks are
+told apart by code and offset alone; lines and names are made for the groups that are shown, so that 100,000 tasks take 0.3 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import CoroutineType, GeneratorType
+from typing import TYPE_CHECKING, Any, Final
+
+from .._report import Site, innermost
+from .._work.task import Task
+
+if TYPE_CHECKING:
+    from .life import Life
+
+# More than that nobody reads; the rest is counted.
+MOST_GROUPS: Final = 40
+# Of each group, told one by one.
+_MOST_TASKS: Final = 10
+# How far it is followed who waits for whom: a circle has no end.
+_DEEPEST: Final = 8
+
+
+class Group:
+    """Tasks that are the same: name, kind, place of submission, and where they wait."""
+
+    __slots__ = ("count", "example", "oldest", "tasks")
+
+    def __init__(self, example: Task[Any] | asyncio.Task[Any]) -> None:
+        self.example = example
+        self.count = 0
+        self.oldest: float | None = None
+        self.tasks: list[dict[str, Any]] = []
+
+    def add(self, name: str, age: float | None) -> None:
+        self.count += 1
+        if age is not None and (self.oldest is None or age > self.oldest):
+            self.oldest = age
+        if len(self.tasks) < _MOST_TASKS:
+            self.tasks.append({"name": name, "age": age})
+
+
+def look(name: str, life: Life, most: int = MOST_GROUPS) -> dict[str, Any]:
+    """
+    What is unfinished, as `json` can write it.
+
+    Args:
+        name: Of the runtime.
+        life: Which.
+        most: How many groups to tell of; the rest is counted.
+    """
+    tasks = life.unfinished()
+    ours, others = _asyncio_tasks(life)
+    children, strays = _by_parent(ours, others)
+    groups = grouped(tasks)
+    shown = groups[:most]
+    stray_groups = _grouped_asyncio(strays)
+    return {
+        "name": name,
+        "unfinished": len(tasks),
+        "groups": [_described(group, children) for group in shown],
+        "more_groups": len(groups) - len(shown),
+        "more_tasks": sum(group.count for group in groups[most:]),
+        "asyncio_tasks": [_described_asyncio(group, children, 0) for group in stray_groups[:most]],
+        "more_asyncio_tasks": sum(group.count for group in stray_groups[most:]),
+    }
+
+
+def grouped(tasks: Iterable[Task[Any]]) -> list[Group]:
+    """Equal tasks together; the largest group first, of equal ones that with the oldest task."""
+    found: dict[tuple[Any, ...], Group] = {}
+    now = time.monotonic()
+    for task in tasks:
+        work = task._work
+        # What is no asyncio task: a call in a worker thread, or one that is not due; a coroutine that is not started, or takes its
+        # first step.
+        place = _place(work.get_coro()) if isinstance(work, asyncio.Task) else (type(work), task._is_started())
+        name = task._name or task.get_name()
+        key = name, task._kind, task._code, task._lasti, place
+        group = found.get(key)
+        if group is None:
+            group = found[key] = Group(task)
+        since: float | None = getattr(task, "_since", None)
+        group.add(name, None if since is None else now - since)
+    return _sorted(found.values())
+
+
+def _grouped_asyncio(tasks: Iterable[asyncio.Task[Any]]) -> list[Group]:
+    found: dict[tuple[Any, ...], Group] = {}
+    for task in tasks:
+        key = _title(task), _place(task.get_coro())
+        group = found.get(key)
+        if group is None:
+            group = found[key] = Group(task)
+        group.add(task.get_name(), None)
+    return _sorted(found.values())
+
+
+def _sorted(groups: Iterable[Group]) -> list[Group]:
+    return sorted(groups, key=lambda group: (-group.count, -(group.oldest or 0)))
+
+
+def _title(task: asyncio.Task[Any]) -> str:
+    """The name that it was given; else, because asyncio numbers them, that of its coroutine."""
+    name = task.get_name()
+    if not name.startswith("Task-"):
+        return name
+    return getattr(task.get_coro(), "__qualname__", name)
+
+
+# --- who waits for whom -----------------------------------------------------------------------------------------------
+
+
+def _place(coro: Any) -> tuple[Any, ...]:
+    """Code and offset, in turn, of each frame of a suspended coroutine, the outermost first."""
+    found: list[Any] = []
+    while coro is not None:
+        kind = type(coro)
+        if kind is CoroutineType:
+            frame, coro = coro.cr_frame, coro.cr_await
+        elif kind is GeneratorType:
+            frame, coro = coro.gi_frame, coro.gi_yieldfrom
+        else:
+            # An async generator, a coroutine of Cython's; or what has no frame: a future.
+            frame = getattr(coro, "ag_frame", None) or getattr(coro, "cr_frame", None)
+            coro = getattr(coro, "ag_await", None) or getattr(coro, "cr_await", None)
+        if frame is not None:
+            found += frame.f_code, frame.f_lasti
+    return tuple(found)
+
+
+def _awaited(runner: asyncio.Future[Any]) -> Sequence[Any]:
+    """The tasks, asyncio's or ours, that a task waits for at the moment."""
+    # asyncio's own names, the same from 3.11 to 3.15; without them nothing is told.
+    future = getattr(runner, "_fut_waiter", None)
+    if future is None or type(future) is asyncio.Future:
+        # Most are those of sockets and timers.
+        return ()
+    if isinstance(future, asyncio.Task):
+        return [future]
+    # `gather`, and the bridge to a task of a runtime.
+    together = getattr(future, "_children", None) or [getattr(future, "_task", None)]
+    return [task for task in together if isinstance(task, (asyncio.Task, Task))]
+
+
+def _asyncio_tasks(life: Life) -> tuple[list[asyncio.Task[Any]], set[asyncio.Task[Any]]]:
+    """The asyncio tasks that run work of ours, and the others on the same loop."""
+    ledger = life._ledger
+    if ledger is None or ledger.loop.is_closed():
+        return [], set()
+    held = [*list(ledger.running), *list(ledger.daemons), *list(ledger.keepers)]
+    ours = [runner for runner in held if isinstance(runner, asyncio.Task)]
+    return ours, asyncio.all_tasks(ledger.loop).difference(ours)
+
+
+def _by_parent(
+    ours: list[asyncio.Task[Any]], others: set[asyncio.Task[Any]]
+) -> tuple[dict[Any, list[asyncio.Task[Any]]], list[asyncio.Task[Any]]]:
+    """
+    The tasks that were started with asyncio's own means, by the one that waits for them or whose `asyncio.TaskGroup` they are in; and
+    those of which that can't be told.
+    """
+    children: dict[Any, list[asyncio.Task[Any]]] = {}
+    if not others:
+        return children, []
+    parents: dict[Any, Any] = {}
+    for runner in [*ours, *others]:
+        for task in _awaited(runner):
+            parents.setdefault(task, runner)
+    strays = []
+    for task in others:
+        # From the second on a task that several wait for is told of under the first.
+        parent = parents.get(task) or _group_parent(task)
+        if parent is None or parent.done():
+            strays.append(task)
+        else:
+            children.setdefault(parent, []).append(task)
+    return children, strays
+
+
+def _group_parent(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
+    # asyncio's own names, the same from 3.11 to 3.15; without them it is told as a task of its own.
+    for callback in getattr(task, "_callbacks", None) or ():
+        group = getattr(callback[0], "__self__", None)
+        if isinstance(group, asyncio.TaskGroup):
+            return getattr(group, "_parent_task", None)
+    return None
+
+
+# --- for programs -----------------------------------------------------------------------------------------------------
+
+
+def _described(group: Group, children: dict[Any, list[asyncio.Task[Any]]]) -> dict[str, Any]:
+    task: Task[Any] = group.example  # type: ignore[assignment]
+    work = task._work
+    runner = work if isinstance(work, asyncio.Task) else None
+    return {
+        "name": task.get_name(),
+        "kind": task._kind.value,
+        "count": group.count,
+        "oldest": group.oldest,
+        "submitted": _site(task._site()),
+        "place": task._place(),
+        "chain": _chain(runner),
+        "awaits": _waited_for(runner),
+        "started": _started_by(runner, children, 0),
+        "tasks": group.tasks,
+    }
+
+
+def _described_asyncio(group: Group, children: dict[Any, list[asyncio.Task[Any]]], depth: int) -> dict[str, Any]:
+    task: asyncio.Task[Any] = group.example  # type: ignore[assignment]
+    return {
+        "name": _title(task),
+        "count": group.count,
+        "place": f"waits at {innermost(task.get_coro())}",
+        "chain": _chain(task),
+        "awaits": _waited_for(task),
+        "started": _started_by(task, children, depth),
+        "tasks": group.tasks,
+    }
+
+
+def _started_by(
+    runner: asyncio.Task[Any] | None, children: dict[Any, list[asyncio.Task[Any]]], depth: int
+) -> list[dict[str, Any]]:
+    if runner is None or depth > _DEEPEST:
+        return []
+    groups = _grouped_asyncio(children.get(runner, ()))
+    return [_described_asyncio(group, children, depth + 1) for group in groups[:MOST_GROUPS]]
+
+
+def _chain(runner: asyncio.Task[Any] | None) -> list[dict[str, Any]]:
+    place = () if runner is None else _place(runner.get_coro())
+    return [_site(Site(code, lasti)) for code, lasti in zip(place[::2], place[1::2], strict=True)]
+
+
+def _waited_for(runner: asyncio.Task[Any] | None) -> list[str]:
+    """Whom the last of the chain waits for, and whom that waits for in turn."""
+    found: list[str] = []
+    seen = {id(runner)}
+    while runner is not None and len(found) < _DEEPEST:
+        awaited = _awaited(runner)
+        if not awaited or id(awaited[0]) in seen:
+            break
+        first = awaited[0]
+        seen.add(id(first))
+        more = f" and {len(awaited) - 1} more" if len(awaited) > 1 else ""
+        found.append((first.get_name() if isinstance(first, Task) else _title(first)) + more)
+        runner = first if isinstance(first, asyncio.Task) else None
+        if isinstance(first, Task) and isinstance(first._work, asyncio.Task):
+            runner = first._work
+    return found
+
+
+def _site(site: Site) -> dict[str, Any]:
+    return {"file": site.filename, "line": site.lineno, "function": site.function}
+
+
+# --- for a person -----------------------------------------------------------------------------------------------------
+
+
+def as_lines(looked: dict[str, Any]) -> Iterator[str]:
+    """What `look` has seen, as text."""
+    yield f"{looked['name']}: {looked['unfinished']} unfinished"
+    for group in looked["groups"]:
+        yield from _group_lines(group)
+    if looked["more_tasks"]:
+        yield f"  and {looked['more_tasks']} more, in {looked['more_groups']} groups"
+    if looked["asyncio_tasks"]:
+        count = sum(group["count"] for group in looked["asyncio_tasks"]) + looked["more_asyncio_tasks"]
+        yield f"  besides, started with asyncio's own means: {count}"
+        for group in looked["asyncio_tasks"]:
+            yield from _asyncio_lines(group, "    ")
+
+
+def _group_lines(group: dict[str, Any]) -> Iterator[str]:
+    many = f"{group['count']}x " if group["count"] > 1 else ""
+    kind = " (daemon)" if group["kind"] == "daemon" else ""
+    age = group["oldest"]
+    since = "" if age is None else f", {'the oldest ' if many else ''}for {age:.1f} s"
+    yield f"  {many}{group['name']}{kind}{since}, submitted at {_line(group['submitted'])}, {group['place']}"
+    yield from _chain_lines(group, "      ")
+
+
+def _chain_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
+    if len(group["chain"]) > 1:
+        # The first is the outermost, as in a traceback.
+        for site in group["chain"]:
+            yield indent + _line(site)
+    for name in group["awaits"]:
+        yield f"{indent}waits for {name}"
+    for child in group["started"]:
+        yield from _asyncio_lines(child, indent)
+
+
+def _asyncio_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
+    many = f"{group['count']}x " if group["count"] > 1 else ""
+    yield f"{indent}{many}{group['name']}, an asyncio task, {group['place']}"
+    yield from _chain_lines(group, indent + "    ")
+
+
+def _line(site: dict[str, Any]) -> str:
+    return f'File "{site["file"]}", line {site["line"]}, in {site["function"]}'

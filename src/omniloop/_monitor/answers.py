@@ -1,0 +1,113 @@
+"""What a monitored process tells of itself, read from outside the loop: it is answered also while the loop is blocked."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections import deque
+from typing import Any, Final
+
+from .. import _report
+from .._life.life import Stage
+from .._life.look import MOST_GROUPS, look
+from .._process import fork
+from .._report import Failure, thread_stack
+from .._runtime import Runtime
+from .._shared import shared_runtime
+
+# Seconds. A loop that answers within this is not called blocked.
+_BLOCKED: Final = 0.1
+
+# Of the last failures only text is kept: an exception would keep the frames of its traceback alive.
+_MOST_FAILURES: Final = 20
+_failures: deque[dict[str, Any]] = deque(maxlen=_MOST_FAILURES)
+
+_started = time.time()
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """
+    The answer to one request.
+
+    Raises:
+        ValueError: if there is no such question.
+    """
+    match request.get("ask"):
+        case "hello":
+            return _hello()
+        case "snapshot":
+            most = request.get("most", MOST_GROUPS)
+            if not isinstance(most, int) or isinstance(most, bool) or not 0 <= most <= 1000:
+                raise ValueError(f"most={most!r}: give a whole number from 0 to 1000.")
+            return {
+                **_hello(),
+                "runtimes": [_runtime(runtime, most) for runtime in _runtimes()],
+                "failures": list(_failures),
+            }
+        case other:
+            raise ValueError(f"There is no question {other!r}: ask 'hello' or 'snapshot'.")
+
+
+def watch_failures(wanted: bool) -> None:
+    """Keep the last failures from now on, or no longer."""
+    if wanted and _keep not in _report.watchers:
+        _report.watchers.append(_keep)
+    elif not wanted and _keep in _report.watchers:
+        _report.watchers.remove(_keep)
+        _failures.clear()
+
+
+def _keep(failure: Failure) -> None:
+    _failures.append(
+        {
+            "time": time.time(),
+            "name": failure.name,
+            "message": failure.message,
+            "error": "".join(traceback.format_exception_only(failure.exception)).strip(),
+            "submitted": None if failure.site is None else failure.site.short(),
+            "traceback": "".join(traceback.format_exception(failure.exception)),
+        }
+    )
+
+
+def _hello() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "python": sys.version.partition(" ")[0],
+        "command": sys.orig_argv,
+        "since": _started,
+        "time": time.time(),
+    }
+
+
+def _runtimes() -> list[Runtime]:
+    # The shared one first, also where it was never used.
+    others = [watched for watched in list(fork.watched) if isinstance(watched, Runtime)]
+    shared = shared_runtime()
+    return [shared, *sorted((other for other in others if other is not shared), key=lambda other: other.name)]
+
+
+def _runtime(runtime: Runtime, most: int) -> dict[str, Any]:
+    life = runtime._current()
+    # Before the look at the tasks, which takes its time: the loop may answer meanwhile.
+    stats = runtime.stats()
+    thread, workers, ledger = life.thread, life._workers, life._ledger
+    busy = life._watchdog.busy_for() if life._watchdog is not None else None
+    blocked = None
+    if thread is not None and life.stage is Stage.SERVING:
+        for_seconds = max(busy or 0.0, thread.unanswered_for())
+        if for_seconds > _BLOCKED:
+            blocked = {"for": for_seconds, "stack": thread_stack(thread.ident)}
+    return {
+        **look(runtime.name, life, most),
+        "stats": {name: value for name, value in stats._asdict().items() if isinstance(value, (int, float))},
+        "loop": None if thread is None else f"{type(thread.loop).__module__}.{type(thread.loop).__qualname__}",
+        "stage": life.stage.value,
+        "blocked": blocked,
+        "workers": None if workers is None else workers.counts(),
+        "resources": [
+            {"name": task.get_name(), "for": task._age()} for task in (list(ledger.keepers.values()) if ledger else ())
+        ],
+    }

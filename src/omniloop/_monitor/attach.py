@@ -1,0 +1,107 @@
+"""Turns the monitor on in a process that runs already, by CPython 3.14's own means: `sys.remote_exec`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Final
+
+from .client import Connection, NoAnswerError
+
+# Seconds for the main thread of the other process to come to it, and then for the monitor to listen.
+_PATIENCE: Final = 5.0
+_LOOK_EVERY: Final = 0.02
+
+# Runs in the other process, between two instructions of its main thread; so it only starts a thread.
+_SCRIPT: Final = """
+import sys, threading
+def turn_on(result={result!r}):
+    try:
+        if "omniloop" not in sys.modules:
+            raise RuntimeError("it has not imported omniloop")
+        sys.modules["omniloop"].configure(monitor=True)
+        words = "on"
+    except BaseException as error:
+        words = f"{{type(error).__name__}}: {{error}}"
+    with open(result, "w", encoding="utf-8") as file:
+        file.write(words + "\\n")
+open({begun!r}, "w").close()
+threading.Thread(target=turn_on, name="omniloop-attach", daemon=True).start()
+"""
+
+
+def attach(pid: int) -> None:
+    """
+    Have the process *pid* listen.
+
+    Raises:
+        NoAnswerError: of `omniloop._monitor.client`, if it can't be; the message says what is missing.
+    """
+    try:
+        Connection(pid).close()
+    except NoAnswerError:
+        pass
+    else:
+        return
+    if sys.version_info < (3, 14):
+        raise NoAnswerError(
+            f"attach needs Python 3.14 or later, of the same minor version in both processes, and this is {sys.version.partition(' ')[0]}. "
+            "Start the process with OMNILOOP_MONITOR=1."
+        )
+    with tempfile.TemporaryDirectory(prefix="omniloop-attach-") as folder:
+        script, begun, result = (os.path.join(folder, name) for name in ("script.py", "begun", "result"))
+        with open(script, "w", encoding="utf-8") as file:
+            file.write(_SCRIPT.format(begun=begun, result=result))
+        owner = os.stat(f"/proc/{pid}").st_uid if os.path.exists(f"/proc/{pid}") else os.geteuid()
+        if owner != os.geteuid():
+            raise NoAnswerError(
+                f"The process {pid} is of the user {owner}, and its monitor answers that user (and root) alone: run this as that user."
+            )
+        _execute(pid, script)
+        _wait(pid, begun, result)
+    Connection(pid).close()
+
+
+def _execute(pid: int, script: str) -> None:
+    # New in 3.14.
+    execute: Callable[[int, str], None] = getattr(sys, "remote_exec")  # noqa: B009
+    try:
+        execute(pid, script)
+    except ProcessLookupError:
+        raise NoAnswerError(f"There is no process {pid}.") from None
+    except PermissionError as error:
+        raise NoAnswerError(
+            f"The system does not let the process {pid} be attached to: {error}. It takes the same user and the capability "
+            "CAP_SYS_PTRACE (or /proc/sys/kernel/yama/ptrace_scope at 0); in a container: --cap-add=SYS_PTRACE."
+        ) from None
+    except (RuntimeError, OSError) as error:
+        raise NoAnswerError(
+            f"The process {pid} can't be attached to: {error}. It has to be a CPython {sys.version_info[0]}.{sys.version_info[1]}, as "
+            "this one is, and not be started with PYTHON_DISABLE_REMOTE_DEBUG or -X disable-remote-debug."
+        ) from None
+
+
+def _wait(pid: int, begun: str, result: str) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            with open(result, encoding="utf-8") as file:
+                words = file.read()
+        except FileNotFoundError:
+            words = ""
+        if words == "on\n":
+            return
+        if words.endswith("\n"):
+            raise NoAnswerError(f"The process {pid} can't turn its monitor on: {words.strip()}")
+        time.sleep(_LOOK_EVERY)
+    if os.path.exists(begun):
+        raise NoAnswerError(
+            f"The process {pid} has begun to turn its monitor on, and is not done after {_PATIENCE:g} s."
+        )
+    raise NoAnswerError(
+        f"The main thread of the process {pid} did not run any Python within {_PATIENCE:g} s: it is blocked, in a lock or a system call "
+        "say, and what is attached runs there. It will listen when the main thread goes on; until then `py-spy dump --pid` looks into it."
+    )

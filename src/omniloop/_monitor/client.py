@@ -1,0 +1,170 @@
+"""Asks monitored processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from typing import Any, Final, Self
+
+from . import places
+
+# Seconds to wait for an answer: an interpreter that is held up in C gives none.
+TIMEOUT: Final = 5.0
+_LOOK_EVERY: Final = 0.01
+
+
+class NoAnswerError(Exception):
+    """The process can't be asked; the message says why, and what to do."""
+
+
+class Connection:
+    """
+    A connection to the monitor of one process.
+
+    Raises:
+        NoAnswerError: of `omniloop._monitor.client`, if the process can't be asked.
+    """
+
+    def __init__(self, pid: int, timeout: float = TIMEOUT) -> None:
+        self.pid = pid
+        self._timeout = timeout
+        self._socket = _connected(pid, timeout)
+        self._received = b""
+
+    def ask(self, question: str, **details: object) -> dict[str, Any]:
+        """
+        Ask, wait for the answer, and return it.
+
+        Raises:
+            NoAnswerError: of `omniloop._monitor.client`, if none comes within the timeout, or the process is gone.
+        """
+        try:
+            self._socket.sendall(json.dumps({"ask": question, **details}).encode() + b"\n")
+            while b"\n" not in self._received:
+                chunk = self._socket.recv(1 << 16)
+                if not chunk:
+                    raise NoAnswerError(f"The process {self.pid} has ended, or has closed the connection.")
+                self._received += chunk
+        except TimeoutError:
+            raise NoAnswerError(
+                f"The process {self.pid} did not answer within {self._timeout:g} s: it is stopped, or something in C holds its "
+                "interpreter. `py-spy dump --pid` looks into such a one from outside."
+            ) from None
+        except OSError as error:
+            raise NoAnswerError(f"The process {self.pid} is gone: {error}") from None
+        line, _, self._received = self._received.partition(b"\n")
+        answer: dict[str, Any] = _printable(json.loads(line))
+        if "error" in answer:
+            raise NoAnswerError(f"The process {self.pid} answered: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# What moves a terminal's cursor, or worse; a task's name may be a stranger's text.
+_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
+def _printable(told: Any) -> Any:
+    """*told* with its control characters written out."""
+    if isinstance(told, str):
+        return told.translate(_CONTROLS)
+    if isinstance(told, list):
+        return [_printable(item) for item in told]
+    if isinstance(told, dict):
+        return {key: _printable(item) for key, item in told.items()}
+    return told
+
+
+def _connected(pid: int, timeout: float) -> socket.socket:
+    refused: str | None = None
+    for directory in places.directories():
+        path = places.socket_path(directory, pid)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout)
+        try:
+            places.check(directory)
+            _connect(connection, path)
+            # It may be a trap: what it shows would be believed.
+            places.check_peer(connection)
+        except places.NotOursError as error:
+            refused = str(error)
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass
+        except PermissionError as error:
+            refused = f"{path} is not yours: {error}"
+        except OSError as error:
+            refused = str(error)
+        else:
+            return connection
+        connection.close()
+    if refused is None:
+        if not _exists(pid):
+            raise NoAnswerError(f"There is no process {pid}.")
+        refused = (
+            "it has no monitor. Turn it on with configure(monitor=True) or OMNILOOP_MONITOR=1; in a process that runs already, on "
+            f"Python 3.14 and later: python -m omniloop attach {pid}"
+        )
+    raise NoAnswerError(f"The process {pid} can't be asked: {refused}")
+
+
+def processes() -> list[dict[str, Any]]:
+    """What the processes that can be asked say of themselves, by number. The sockets of dead ones are removed."""
+    found = []
+    for directory in places.directories():
+        try:
+            places.check(directory)
+            names = os.listdir(directory)
+        except OSError:
+            # Nobody listens there; or it is not the user's.
+            continue
+        for name in names:
+            number, _, kind = name.partition(".")
+            if kind != "sock" or not number.isdigit():
+                continue
+            pid = int(number)
+            try:
+                with Connection(pid, timeout=1) as connection:
+                    found.append(connection.ask("hello"))
+            except NoAnswerError as error:
+                if not _exists(pid):
+                    with contextlib.suppress(OSError):
+                        os.unlink(os.path.join(directory, name))
+                else:
+                    found.append({"pid": pid, "problem": str(error)})
+    return sorted(found, key=lambda hello: hello["pid"])
+
+
+def _connect(connection: socket.socket, path: str) -> None:
+    deadline = time.monotonic() + (connection.gettimeout() or 0)
+    while True:
+        try:
+            connection.connect(path)
+        except BlockingIOError:
+            # Others wait to be taken before.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_EVERY)
+        else:
+            return
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # Another user's.
+        return True
+    return True

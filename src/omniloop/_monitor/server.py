@@ -1,0 +1,307 @@
+"""
+Answers, on a thread of its own, who of the same user asks what the loops of this process do.
+
+One line of JSON is a question, one line the answer. Nothing here is ever asked of the loop, so that a blocked one is answered for as
+well; and nothing a client does holds up another: no call on its connection waits, what it sends is bounded, and one that does not
+read is dropped. The thread sleeps in the selector until somebody comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import threading
+import time
+from typing import Any, Final, Self
+
+from .._errors import CannotStartError
+from .._life.thread import wait_until_gone
+from .._process import exit, fork
+from .._report import say
+from . import answers, places
+
+# Bytes of one question: the longest that is asked has 60.
+_LONGEST_QUESTION: Final = 4096
+_MOST_CLIENTS: Final = 32
+# Seconds that an answer may wait to be read.
+_PATIENCE: Final = 5.0
+# Seconds that ending the thread may take: one answer, at the most.
+_END_TIMEOUT: Final = 2.0
+# Seconds to wait where no connection can be taken, because there is no descriptor for it.
+_PAUSE: Final = 0.2
+
+
+class _Client:
+    """One connection: what came and is no whole question yet, and what waits to be read."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.received = b""
+        self.unsent = memoryview(b"")
+        self.read_last = 0.0
+
+
+class Monitor:
+    """
+    The socket of this process, and its thread.
+
+    Among the runtimes in what the process tells of forks and of the end: its thread ends before a fork, begins again in the parent, and
+    is not there in the child, which gets another at its first use.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._listener: socket.socket | None = None
+        self._path = ""
+        self._selector: selectors.BaseSelector | None = None
+        self._clients: dict[int, _Client] = {}
+        # A byte in it ends the thread.
+        self._bell: tuple[socket.socket, socket.socket] | None = None
+
+    # --- on and off ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """
+        Listen, if it does not already.
+
+        Raises:
+            CannotStartError: if no socket or no thread is to be had, or the directory for the socket is not the user's alone.
+        """
+        with self._lock:
+            if self._listener is not None:
+                self._resume()
+                return
+            try:
+                self._listen()
+                answers.watch_failures(True)
+                exit.watch(self)
+                self._start_thread()
+            except (OSError, RuntimeError) as error:
+                self._close()
+                raise CannotStartError(f"The monitor can't listen: {error}") from error
+
+    def stop(self) -> None:
+        """Stop listening, and end the thread."""
+        with self._lock:
+            self._end_thread()
+            self._close()
+            exit.unwatch(self)
+
+    # As those of tests have it, which shut down what is left of a test.
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.stop()
+
+    def _listen(self) -> None:
+        path = places.socket_path(places.prepare(), os.getpid())
+        with contextlib.suppress(FileNotFoundError):
+            # Of a dead process that had the same number.
+            os.unlink(path)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._path = path
+        os.chmod(path, 0o600)
+        self._listener.listen(_MOST_CLIENTS)
+        self._listener.setblocking(False)
+        self._bell = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._bell[1], selectors.EVENT_READ)
+
+    def _close(self) -> None:
+        """Close all that is open, and remove the socket; the thread has ended, or is the parent's."""
+        answers.watch_failures(False)
+        listener, self._listener = self._listener, None
+        self._close_descriptors(listener)
+        if listener is not None and self._path:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+    def _close_descriptors(self, listener: socket.socket | None) -> None:
+        bell, self._bell = self._bell, None
+        selector, self._selector = self._selector, None
+        clients, self._clients = self._clients, {}
+        for opened in (listener, *(bell or ()), selector, *(client.connection for client in clients.values())):
+            if opened is not None:
+                opened.close()
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._serve, name="omniloop-monitor", daemon=True)
+        thread.start()
+        self._thread = thread
+
+    def _end_thread(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None and self._bell is not None and thread is not threading.current_thread():
+            self._bell[0].send(b"x")
+            thread.join(_END_TIMEOUT)
+            # Else a fork would be warned of a thread that is not there any more.
+            wait_until_gone([thread.native_id])
+
+    # --- what the process tells: as of a runtime ----------------------------------------------------------------------
+
+    def has_other_thread(self) -> bool:
+        return self._thread is not None
+
+    def hold_still(self) -> None:
+        self._end_thread()
+
+    def go_on(self) -> None:
+        # Python 3.13 counts the threads only after this, and warns of the one: a plain thread of a fork hook is warned of there, too.
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._listener is not None and self._thread is None:
+            self._start_thread()
+
+    def _held_by_fork(self) -> Self:
+        return self
+
+    def _after_fork_in_parent(self) -> None:
+        pass
+
+    def _after_fork_in_child(self) -> None:
+        # Another thread may have held it.
+        self._lock = threading.RLock()
+        self._thread = None
+        listener, self._listener = self._listener, None
+        # Not removed: the name is the parent's, and so are the connections.
+        self._close_descriptors(listener)
+        exit.unwatch(self)
+
+    def _drain_early(self, clock: fork.Clock) -> bool:
+        return True
+
+    def _drained(self, seconds: float) -> None:
+        pass
+
+    def _started(self) -> int:
+        return 0
+
+    def _remaining(self) -> int:
+        return 0
+
+    def _tell_failures(self) -> None:
+        pass
+
+    def _drain_at_exit(self, clock: fork.Clock) -> None:
+        self.stop()
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except Exception as error:
+            say("The monitor's thread failed, and answers no more.", error=error)
+
+    def _turn(self) -> bool:
+        """Wait for whoever comes, and serve it; False at the end."""
+        selector, bell, listener = self._selector, self._bell, self._listener
+        assert selector is not None and bell is not None and listener is not None
+        for key, events in selector.select(self._time_left()):
+            if key.fileobj is bell[1]:
+                bell[1].recv(1)
+                return False
+            if key.fileobj is listener:
+                self._accept(listener, selector)
+            elif (client := self._clients.get(key.fd)) is not None:
+                self._serve_client(client, events, selector)
+        for client in list(self._clients.values()):
+            if client.unsent and time.monotonic() - client.read_last > _PATIENCE:
+                self._drop(client)
+        return True
+
+    def _time_left(self) -> float | None:
+        waiting = [client.read_last for client in self._clients.values() if client.unsent]
+        return max(0.0, min(waiting) + _PATIENCE - time.monotonic()) + 0.001 if waiting else None
+
+    def _accept(self, listener: socket.socket, selector: selectors.BaseSelector) -> None:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            time.sleep(_PAUSE)
+            return
+        connection.setblocking(False)
+        client = _Client(connection)
+        self._clients[connection.fileno()] = client
+        selector.register(connection, selectors.EVENT_READ)
+        try:
+            places.check_peer(connection)
+        except OSError:
+            # Not a word to a stranger.
+            self._drop(client)
+            return
+        if len(self._clients) > _MOST_CLIENTS:
+            self._drop(client)
+
+    def _serve_client(self, client: _Client, events: int, selector: selectors.BaseSelector) -> None:
+        try:
+            if events & selectors.EVENT_WRITE:
+                self._send(client)
+            else:
+                received = client.connection.recv(_LONGEST_QUESTION)
+                if not received:
+                    self._drop(client)
+                    return
+                client.received += received
+            # The next question when the answer to the last is read: else answers would pile up.
+            while not client.unsent and b"\n" in client.received:
+                line, _, client.received = client.received.partition(b"\n")
+                client.unsent = memoryview(_answer(line))
+                client.read_last = time.monotonic()
+                self._send(client)
+            if len(client.received) > _LONGEST_QUESTION:
+                self._drop(client)
+                return
+            selector.modify(client.connection, selectors.EVENT_WRITE if client.unsent else selectors.EVENT_READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            # It is gone.
+            self._drop(client)
+
+    def _send(self, client: _Client) -> None:
+        try:
+            while client.unsent:
+                client.unsent = client.unsent[client.connection.send(client.unsent) :]
+                client.read_last = time.monotonic()
+        except BlockingIOError:
+            pass
+
+    def _drop(self, client: _Client) -> None:
+        assert self._selector is not None
+        self._clients.pop(client.connection.fileno(), None)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(client.connection)
+        client.connection.close()
+
+
+def _answer(line: bytes) -> bytes:
+    try:
+        request: Any = json.loads(line)
+        if not isinstance(request, dict):
+            raise TypeError(f"A question is a JSON object, and this is none: {request!r:.100}")
+        told = answers.answer(request)
+    except Exception as error:
+        told = {"error": f"{type(error).__name__}: {error}"}
+    return json.dumps(told, default=repr).encode() + b"\n"
+
+
+_monitor = Monitor()
+
+
+def start() -> None:
+    """Turn the monitor of this process on. See `Monitor.start`."""
+    _monitor.start()
+
+
+def stop() -> None:
+    """Turn the monitor of this process off."""
+    _monitor.stop()

@@ -1,0 +1,239 @@
+"""The live view in a terminal: what a process's loops have done over the last minutes, and what they do now. Needs Textual."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, ClassVar, Final
+
+from rich.text import Text
+from textual import work
+from textual.app import App, ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import DataTable, Footer, Header, Label, Sparkline, Static, TabbedContent, TabPane, Tree
+from textual.widgets.tree import TreeNode
+
+from .client import Connection, NoAnswerError
+from .figures import FIGURES, Figures
+
+# Seconds between two looks, and how many the plots show: five minutes.
+_EVERY: Final = 1.0
+_HISTORY: Final = 300
+
+
+def run(pid: int) -> int:
+    """Show the process *pid* until the user has seen enough."""
+    Top(pid).run()
+    return 0
+
+
+class _Plot(Vertical):
+    """One figure over the last minutes, and as it is now."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        super().__init__(classes="plot")
+        self._title = title
+        self._unit = unit
+        self._values: deque[float] = deque(maxlen=_HISTORY)
+
+    def compose(self) -> ComposeResult:
+        yield Label(self._title, markup=False)
+        yield Sparkline([], summary_function=max)
+
+    def show(self, value: float) -> None:
+        self._values.append(value)
+        most = max(self._values)
+        self.query_one(Label).update(f"{self._title} {value:g}{self._unit} (max {most:g})")
+        self.query_one(Sparkline).data = list(self._values)
+
+
+class Top(App[None]):
+    """The application; its thread asks, and the terminal stays usable while a process does not answer."""
+
+    TITLE = "omniloop"
+    BINDINGS: ClassVar[list[BindingType]] = [("q", "quit", "Quit"), ("p", "pause", "Pause")]
+    CSS = """
+    #plots { height: 5; }
+    .plot { width: 1fr; padding: 0 1; }
+    .plot Sparkline { height: 3; }
+    #status { height: auto; max-height: 6; padding: 0 1; }
+    TabbedContent { height: 1fr; }
+    ContentSwitcher, TabPane, Tree, DataTable { height: 1fr; }
+    #status.bad { background: $error; color: $text; }
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__()
+        self._pid = pid
+        self._connection: Connection | None = None
+        self._figures = Figures()
+        self._paused = False
+        # What the tree shows: keys in order, and which of them are open.
+        self._keys: list[str] = []
+        self._shown_failures: list[Any] = []
+
+    def compose(self) -> ComposeResult:
+        yield Header()
+        with Horizontal(id="plots"):
+            for figure in FIGURES:
+                yield _Plot(figure.title, figure.unit)
+        yield Static(f"asking the process {self._pid} …", id="status", markup=False)
+        with TabbedContent():
+            with TabPane("Tasks", id="tasks"):
+                yield Tree("tasks", id="tree")
+            with TabPane("Blocked", id="blocked"), VerticalScroll():
+                yield Static("", id="stack", markup=False)
+            with TabPane("Failures", id="failures"):
+                yield Tree("failures", id="failed")
+            with TabPane("Resources", id="resources"):
+                yield DataTable(id="kept")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self.query_one("#kept", DataTable).add_columns("runtime", "name", "for")
+        for tree in self.query(Tree):
+            tree.show_root = False
+            tree.root.expand()
+        self.query_one("#tree", Tree).focus()
+        self.set_interval(_EVERY, self.poll)
+        self.poll()
+
+    def on_unmount(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def action_pause(self) -> None:
+        """Hold the picture, or let it go on."""
+        self._paused = not self._paused
+        self.sub_title = "paused" if self._paused else ""
+
+    @work(thread=True, exclusive=True, group="poll")
+    def poll(self) -> None:
+        if self._paused:
+            return
+        try:
+            if self._connection is None:
+                self._connection = Connection(self._pid)
+            snapshot = self._connection.ask("snapshot")
+        except NoAnswerError as error:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            self.call_from_thread(self._say, str(error), True)
+        else:
+            self.call_from_thread(self.show, snapshot)
+
+    # --- showing ------------------------------------------------------------------------------------------------------
+
+    def show(self, snapshot: dict[str, Any]) -> None:
+        """Show an answer."""
+        for plot, value in zip(self.query(_Plot), self._figures.of(snapshot), strict=True):
+            plot.show(value)
+        blocked = [runtime for runtime in snapshot["runtimes"] if runtime["blocked"] is not None]
+        unfinished = sum(runtime["unfinished"] for runtime in snapshot["runtimes"])
+        words = f"process {snapshot['pid']}, Python {snapshot['python']}, {unfinished} unfinished: {' '.join(snapshot['command'])}"
+        if blocked:
+            words += "".join(
+                f"\na callback blocks the loop of {runtime['name']}, for {runtime['blocked']['for']:.1f} s: see Blocked"
+                for runtime in blocked
+            )
+        self._say(words, bool(blocked))
+        self._show_tasks(snapshot)
+        self._show_failures(snapshot["failures"])
+        self.query_one("#stack", Static).update(
+            "\n\n".join(
+                f"{runtime['name']}, for {runtime['blocked']['for']:.1f} s:\n{runtime['blocked']['stack']}"
+                for runtime in blocked
+            )
+            or "No loop is blocked."
+        )
+        table = self.query_one("#kept", DataTable)
+        table.clear()
+        for runtime in snapshot["runtimes"]:
+            for resource in runtime["resources"]:
+                table.add_row(runtime["name"], Text(resource["name"]), _seconds(resource["for"]))
+
+    def _say(self, words: str, bad: bool) -> None:
+        status = self.query_one("#status", Static)
+        status.update(words)
+        status.set_class(bad, "bad")
+
+    def _show_tasks(self, snapshot: dict[str, Any]) -> None:
+        tree: Tree[str] = self.query_one("#tree", Tree)
+        wanted = [(key, group) for runtime in snapshot["runtimes"] for key, group in _rows(runtime)]
+        keys = [key for key, _ in wanted]
+        if keys != self._keys:
+            # In another order, or others: made anew, with open what was open, and the cursor where it was.
+            opened = {node.data for node in tree.root.children if node.is_expanded}
+            cursor = tree.cursor_node.data if tree.cursor_node is not None else None
+            tree.root.remove_children()
+            for key, _ in wanted:
+                tree.root.add("", data=key, expand=key in opened)
+            self._keys = keys
+            for node in tree.root.children:
+                if node.data is not None and node.data == cursor:
+                    self.call_after_refresh(tree.move_cursor, node)
+        for node, (_, group) in zip(tree.root.children, wanted, strict=True):
+            node.set_label(_label(group))
+            lines = list(_details(group))
+            if [str(child.label) for child in node.children] != lines:
+                node.remove_children()
+                for line in lines:
+                    node.add_leaf(Text(line))
+
+    def _show_failures(self, failures: list[dict[str, Any]]) -> None:
+        if failures == self._shown_failures:
+            return
+        self._shown_failures = failures
+        tree: Tree[None] = self.query_one("#failed", Tree)
+        tree.root.remove_children()
+        # The last one first.
+        for number, failure in enumerate(reversed(failures)):
+            when = time.strftime("%H:%M:%S", time.localtime(failure["time"]))
+            node: TreeNode[None] = tree.root.add(
+                Text(f"{when}  {failure['name']}: {failure['error']}"), expand=number == 0
+            )
+            if failure["submitted"]:
+                node.add_leaf(Text(f"submitted at {failure['submitted']}"))
+            for line in failure["traceback"].splitlines():
+                node.add_leaf(Text(line))
+
+
+def _rows(runtime: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The groups of a runtime with what tells them apart, and last what asyncio's own means have started there."""
+    groups = [*runtime["groups"], *runtime["asyncio_tasks"]]
+    return [
+        (
+            f"{runtime['name']}/{group['name']}/{group.get('kind')}/{group.get('submitted')}/{group['chain'] or group['place']}",
+            group,
+        )
+        for group in groups
+    ]
+
+
+def _label(group: dict[str, Any]) -> Text:
+    kind = " (daemon)" if group.get("kind") == "daemon" else "" if "kind" in group else " (asyncio task)"
+    age = f", the oldest for {_seconds(group['oldest'])}" if group.get("oldest") is not None else ""
+    return Text(f"{group['count']:>7}  {group['name']}{kind}{age}, {group['place']}")
+
+
+def _details(group: dict[str, Any], indent: str = "") -> list[str]:
+    """Who submitted it, the await chain, and what it has started."""
+    lines = []
+    if "submitted" in group:
+        lines.append(f"submitted at {_line(group['submitted'])}")
+    lines += [f"{indent}{_line(site)}" for site in group["chain"]]
+    lines += [f"{indent}waits for {name}" for name in group["awaits"]]
+    for child in group["started"]:
+        lines.append(f"{indent}has started {child['count']}x {child['name']}, {child['place']}")
+        lines += _details(child, indent + "    ")
+    return lines
+
+
+def _line(site: dict[str, Any]) -> str:
+    return f'File "{site["file"]}", line {site["line"]}, in {site["function"]}'
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.0f} s"

@@ -1,0 +1,101 @@
+"""The live view in a browser: one page, on this machine only, behind a token in its address."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import webbrowser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+from .client import Connection, NoAnswerError
+from .figures import FIGURES, Figures
+
+_PAGE: Final = os.path.join(os.path.dirname(__file__), "page.html")
+
+
+def run(pid: int, port: int, *, browse: bool) -> int:
+    """Serve the view of the process *pid* until Ctrl-C."""
+    try:
+        server = Server(pid, port)
+    except OSError as error:
+        raise NoAnswerError(f"The port {port} can't be used: {error}. Without --port a free one is taken.") from None
+    with server:
+        print(f"{server.url}\nCtrl-C ends it. Who has the address can see what the process {pid} does.", flush=True)
+        if browse:
+            webbrowser.open(server.url)
+        server.serve_forever()
+    return 0
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one process's view."""
+
+    daemon_threads = True
+
+    def __init__(self, pid: int, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.pid = pid
+        self.token = secrets.token_urlsafe(18)
+        self.figures = Figures()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{self.token}/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    server_version = "omniloop"
+    sys_version = ""
+    # Seconds; one that connects and says nothing holds a thread.
+    timeout = 30
+
+    def do_GET(self) -> None:
+        # A page of elsewhere can have a name of its own lead here, and then read the answers: those have another Host.
+        if self.headers.get("Host") not in (
+            f"127.0.0.1:{self.server.server_port}",
+            f"localhost:{self.server.server_port}",
+        ):
+            self._send(421, "text/plain", b"Ask by the address that the command printed.\n")
+            return
+        _, token, *rest = [*self.path.split("/"), ""]
+        if not hmac.compare_digest(token.encode(), self.server.token.encode()):
+            self._send(403, "text/plain", b"The address has a token, which the command printed.\n")
+            return
+        match rest:
+            case ["", ""]:
+                nonce = secrets.token_urlsafe(12)
+                with open(_PAGE, encoding="utf-8") as file:
+                    page = file.read().replace("NONCE", nonce).replace("FIGURES", json.dumps(FIGURES))
+                self._send(200, "text/html; charset=utf-8", page.encode(), nonce)
+            case ["snapshot", ""]:
+                self._send(200, "application/json", json.dumps(self._snapshot()).encode())
+            case _:
+                self._send(404, "text/plain", b"There is no such page.\n")
+
+    def _snapshot(self) -> dict[str, Any]:
+        try:
+            with Connection(self.server.pid) as connection:
+                snapshot = connection.ask("snapshot")
+        except NoAnswerError as error:
+            return {"problem": str(error)}
+        return {**snapshot, "figures": self.server.figures.of(snapshot)}
+
+    def _send(self, code: int, kind: str, content: bytes, nonce: str = "") -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Frame-Options", "DENY")
+        allowed = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; " if nonce else ""
+        self.send_header("Content-Security-Policy", f"default-src 'none'; {allowed}base-uri 'none'; form-action 'none'")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing: each look would be a line."""
