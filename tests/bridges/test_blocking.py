@@ -594,6 +594,44 @@ def test_an_error_of_an_iterator_comes_out_once():
         next(it)
 
 
+def test_a_generator_that_swallows_its_cancellation_is_closed_all_the_same():
+    """Its task went on to wait for a wish that nobody had any more, and `close()` for the task."""
+    entered, closed = threading.Event(), threading.Event()
+
+    @blocking
+    async def stubborn():
+        try:
+            entered.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+            yield 1
+            await asyncio.sleep(3600)
+        finally:
+            closed.set()
+
+    it = stubborn()
+    thread = threading.Thread(target=lambda: list(it))
+    thread.start()
+    assert entered.wait(PATIENCE)
+    it.close()
+
+    assert closed.is_set()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+    async def main():
+        entered.clear()
+        waiting = asyncio.ensure_future(anext(stubborn.aio()))
+        await asyncio.to_thread(entered.wait, PATIENCE)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    closed.clear()
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    assert closed.is_set()
+
+
 def test_an_iterator_that_is_dropped_is_no_leak(db):
     it = db.rows()
     next(it)
@@ -679,6 +717,12 @@ def test_a_method_that_returns_an_async_context_manager_returns_a_sync_one(db):
     assert asyncio.run(main())
     assert run(main())
     assert db.log[-1] == "committed"
+
+    async def with_the_sync_face(manager):
+        async with manager as inner:
+            return inner is db
+
+    assert asyncio.run(with_the_sync_face(db.transaction()))
 
 
 def test_a_twin_can_be_entered_by_async_code_on_any_loop():
@@ -1363,6 +1407,23 @@ def test_a_traceback_shows_the_caller_and_the_users_code_and_no_line_of_ours(db)
         db.fail()
     names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
     assert names == ["test_a_traceback_shows_the_caller_and_the_users_code_and_no_line_of_ours", "fail"]
+
+    @blocking
+    async def failing():
+        yield 1
+        raise LookupError
+
+    async def main():
+        await db.fail.aio()
+
+    with pytest.raises(AsyncDatabase.Error) as caught:
+        asyncio.run(main())
+    found = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert found[found.index("main") :] == ["main", "fail"]
+    with pytest.raises(LookupError) as caught:
+        list(failing())
+    found = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert (len(found) <= 3, found[-1]) == (True, "failing"), found
 
     class Failing:
         def __init__(self):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator
 from contextlib import suppress
 from functools import partial
 from types import FrameType, TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from .._errors import ForkedError, WaitTimeoutError
 from .._runtime import Runtime
@@ -19,6 +20,21 @@ S = TypeVar("S")
 
 # How an async generator is gone on with, and a mere iterator: what comes back is awaited.
 Move = Callable[[AsyncIterator[Any]], Any]
+
+
+# The folder of the package.
+_HERE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+
+def trimmed(tb: TracebackType | None) -> TracebackType | None:
+    """The traceback *tb* without the frames of this package's own that it begins with."""
+    while tb is not None and tb.tb_next is not None and _is_ours(tb.tb_frame):
+        tb = tb.tb_next
+    return tb
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_HERE)
 
 
 class _Step:
@@ -53,6 +69,7 @@ class Source(Generic[T]):
 
     async def _drive(self, source: AsyncIterable[T]) -> None:
         iterator = aiter(source)
+        task = asyncio.current_task()
         # Else it lives as long as this frame, which an error's traceback holds.
         del source
         try:
@@ -69,6 +86,9 @@ class Source(Generic[T]):
                     if step.item:
                         step.tell()
                 del step
+                if task is not None and task.cancelling():
+                    # The source has swallowed its cancellation, and nobody wants more.
+                    break
         finally:
             # As dropping it would, but here and now. Other iterators are the caller's to close.
             if isinstance(iterator, AsyncGenerator):
@@ -146,6 +166,13 @@ class Steps(Generator[T, S, None]):
         return self._step(_thrower(*error))
 
     def _step(self, move: Move) -> T:
+        try:
+            return self._take(move)
+        except BaseException as error:
+            error.__traceback__ = trimmed(error.__traceback__)
+            raise
+
+    def _take(self, move: Move) -> T:
         if self._ended:
             raise StopIteration
         source, task = self._source, self._source.task
@@ -231,6 +258,13 @@ class AsyncSteps(AsyncGenerator[T, S]):
         return await self._step(_thrower(*error))
 
     async def _step(self, move: Move) -> T:
+        try:
+            return await self._take(move)
+        except BaseException as error:
+            error.__traceback__ = trimmed(error.__traceback__)
+            raise
+
+    async def _take(self, move: Move) -> T:
         if self._ended:
             raise StopAsyncIteration
         if self._source is None:

@@ -13,7 +13,6 @@ import copyreg
 import functools
 import inspect
 import operator
-import os
 import sys
 import threading
 import warnings
@@ -40,11 +39,9 @@ from .._process import fork
 from .._runtime import Runtime
 from .._work.task import Kind
 from .enter import AsyncEntered, _Entered
-from .steps import AsyncSteps, Steps
+from .steps import AsyncSteps, Steps, trimmed
 
 _getframe: Final = sys._getframe
-# The folder of the package.
-_HERE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 # What neither is a twin nor can have one.
 _PLAIN: Final = frozenset({NoneType, bool, int, float, complex, str, bytes, bytearray, range, slice, object})
@@ -218,17 +215,6 @@ def _has_live_twin(original: Any, options: Options) -> bool:
 # --- a call that waits ------------------------------------------------------------------------------------------------
 
 
-def trimmed(tb: TracebackType | None) -> TracebackType | None:
-    """The traceback *tb* without the frames of this package's own that it begins with."""
-    while tb is not None and tb.tb_next is not None and _is_ours(tb.tb_frame):
-        tb = tb.tb_next
-    return tb
-
-
-def _is_ours(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(_HERE)
-
-
 # Where the warning was given: once a place.
 _warned: set[tuple[object, int]] = set()
 
@@ -368,7 +354,11 @@ class Blocking:
         elif self._kind is NATIVE:
 
             async def await_it(*args: Any, **kwargs: Any) -> Any:
-                return await self._await(args, kwargs, _getframe())
+                try:
+                    return await self._await(args, kwargs, _getframe())
+                except BaseException as error:
+                    error.__traceback__ = trimmed(error.__traceback__)
+                    raise
 
             call = await_it
         else:
@@ -518,6 +508,7 @@ class Entrance:
     def __init__(self, manager: Any, options: Options, parent: object) -> None:
         self._manager, self._options, self._parent = manager, options, parent
         self._entered: _Entered[Any] | None = None
+        self._async: AsyncEntered[Any]
 
     def __enter__(self) -> Any:
         self._entered = _Entered(self._manager, self._options.runtime)
@@ -537,6 +528,13 @@ class Entrance:
             if raised is not error:
                 raised.__traceback__ = trimmed(raised.__traceback__)
             raise
+
+    async def __aenter__(self) -> Any:
+        self._async = AsyncEntered(self._manager, self._options.runtime, _getframe())
+        return _out(await self._async.__aenter__(), self._options, self._parent)
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, tb: Any) -> bool:
+        return await self._async.__aexit__(kind, error, tb)
 
 
 # --- an object's twin -------------------------------------------------------------------------------------------------
