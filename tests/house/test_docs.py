@@ -1,5 +1,6 @@
 """Runs every ```python block of the README and the docs, so that none can go stale."""
 
+import importlib.util
 import linecache
 import re
 from pathlib import Path
@@ -13,7 +14,9 @@ from children import run_child
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-BLOCK = re.compile(r"^(?P<mark><!-- not run.*?-->\n+)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^(?P<mark><!-- (?:not run|needs).*?-->\n+)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 OUTPUT = re.compile(r"\s*```text\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -24,6 +27,14 @@ class Block(NamedTuple):
     runs: bool
 
 
+def can_run(mark: str | None) -> bool:
+    """`<!-- needs stamina -->` before a block: it runs where that is installed."""
+    if mark is None:
+        return True
+    needs = re.match(r"<!-- needs ([\w., ]+?) -->", mark)
+    return needs is not None and all(importlib.util.find_spec(module) for module in needs[1].split(", "))
+
+
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     found = []
@@ -31,7 +42,7 @@ def blocks(page: Path) -> list[Block]:
         output = OUTPUT.match(text, match.end())
         # Padded, so that a traceback names the page's own line.
         line = text.count("\n", 0, match.start("code"))
-        found.append(Block("\n" * line + match["code"], output["text"] if output else None, match["mark"] is None))
+        found.append(Block("\n" * line + match["code"], output["text"] if output else None, can_run(match["mark"])))
     return found
 
 
