@@ -1,104 +1,57 @@
-"""Draws docs/explanation/speed.svg: the cost of a task among 1 to a million, and a round trip beside the peers."""
+"""Draws the charts of docs/explanation/speed.md: small, in the colour of the text around them, one message each."""
 
-import asyncio
-import gc
-import os
-import threading
-import time
+from html import escape
 from pathlib import Path
 from typing import Any
 
-COUNTS = [10**power for power in range(7)]
-# A million of them take half a minute each, and tell nothing new.
-FEWER = 100_000
+# In units of the drawing, which is as wide as a telephone's column: text of 13 stays readable there.
+_WIDTH, _ROW, _BAR, _LABEL = 340, 24, 14, 150
+
+# Of the measures, those that a user would ask about, and the file of each.
+CHARTS = {
+    "submit": ("chart-submit.svg", "Start a coroutine and forget it"),
+    "round trip, one core": ("chart-run.svg", "Run a coroutine and wait for it"),
+}
 
 
-async def _noop() -> None:
-    pass
+def draw(folder: Path, results: dict[str, Any]) -> None:
+    """Write the charts of what was measured."""
+    for measure, (file, title) in CHARTS.items():
+        if measure in results:
+            rows = {name.strip("()"): it["best"] * 1e6 for name, it in results[measure].items() if name[0] != "("}
+            (folder / file).write_text(bars(title, rows), encoding="utf-8")
+            print("drawn:", folder / file)
 
 
-def scale() -> dict[str, list[tuple[int, float]]]:
-    """Seconds a task, until all are done, by their number; the best of a few, because the machine is shared."""
-    import omniloop
+def bars(title: str, rows: dict[str, float]) -> str:
+    """
+    One bar each, the shortest first, with its microseconds at its end.
 
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-
-    def ours(count: int) -> None:
-        for _ in range(count):
-            omniloop.go(_noop())
-        omniloop.flush()
-
-    def stdlib(count: int) -> None:
-        for _ in range(count - 1):
-            asyncio.run_coroutine_threadsafe(_noop(), loop)
-        asyncio.run_coroutine_threadsafe(_noop(), loop).result()
-
-    def sleeping(count: int) -> None:
-        tasks = [omniloop.go(asyncio.sleep(3600)) for _ in range(count)]
-        for task in tasks:
-            task.cancel()
-        omniloop.flush()
-
-    lines = {}
-    for name, run, most in (
-        ("omniloop: go", ours, COUNTS[-1]),
-        ("run_coroutine_threadsafe", stdlib, FEWER),
-        ("omniloop: start a sleeper, cancel it", sleeping, FEWER),
-    ):
-        run(1)
-        lines[name] = [
-            (count, min(_seconds(run, count) for _ in range(_times(count)))) for count in COUNTS if count <= most
-        ]
-    return lines
-
-
-def _times(count: int) -> int:
-    return max(2, min(50, 100_000 // count))
-
-
-def _seconds(run: Any, count: int) -> float:
-    gc.collect()
-    start = time.perf_counter()
-    run(count)
-    return (time.perf_counter() - start) / count
-
-
-def draw(path: Path, results: dict[str, Any], lines: dict[str, list[tuple[int, float]]]) -> None:
-    """Write the chart."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    # The same bytes for the same figures.
-    mpl.rcParams["svg.hashsalt"] = "omniloop"
-    mpl.rcParams["font.size"] = 9
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    for name, points in lines.items():
-        left.plot(
-            [count for count, _ in points], [cost * 1e6 for _, cost in points], marker="o", markersize=3, label=name
-        )
-    left.set(
-        xscale="log",
-        yscale="log",
-        xlabel="tasks",
-        ylabel="µs a task, until all are done",
-        title="Cost of a task among many",
-    )
-    left.legend(fontsize=7)
-    for axes, measure, title in (
-        (middle, "submit", "Submit and forget a coroutine"),
-        (right, "round trip, one core", "Run a coroutine and wait, one core"),
-    ):
-        row = sorted(results[measure].items(), key=lambda item: item[1]["best"], reverse=True)
-        bars = axes.barh(
-            [name.strip("()") for name, _ in row],
-            [it["best"] * 1e6 for _, it in row],
-            color=["C0" if name == "omniloop" else "0.8" if name.startswith("(") else "C1" for name, _ in row],
-        )
-        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
-        axes.set(xscale="log", xlabel="µs", title=title)
-        axes.margins(x=0.15)
-    figure.savefig(path, metadata={"Date": None})
-    print(f"{path.stat().st_size // 1024} KiB", os.path.basename(path))
+    The axis is linear, from 0: lengths can be compared. What is far longer than the rest is cut, and its bar ends in a gap.
+    """
+    ordered = sorted(rows.items(), key=lambda row: row[1])
+    longest = min(ordered[-1][1], 4 * ordered[len(ordered) // 2][1])
+    room = _WIDTH - _LABEL - 62
+    height = _ROW * len(ordered) + 6
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" font-family="system-ui, sans-serif" font-size="13" fill="currentColor">',
+        f"<title>{escape(title)}, µs: {escape(', '.join(f'{name} {value:.1f}' for name, value in ordered))}</title>",
+    ]
+    for number, (name, value) in enumerate(ordered):
+        top = number * _ROW + 5
+        length = max(2, room * min(value, longest) / longest)
+        ours = name == "omniloop"
+        look = 'fill="#3574e2"' if ours else 'fill="currentColor" opacity="0.45"'
+        weight = ' font-weight="700"' if ours else ""
+        label = {"run_coroutine_threadsafe": "asyncio"}.get(name, name)
+        parts.append(f'<text x="{_LABEL - 8}" y="{top + 12}" text-anchor="end"{weight}>{escape(label)}</text>')
+        parts.append(f'<rect x="{_LABEL}" y="{top}" width="{length:.0f}" height="{_BAR}" rx="2" {look}/>')
+        if value > longest:
+            # Cut: two stripes of the ground.
+            parts.append(
+                f'<path d="M{_LABEL + room - 24} {top + _BAR + 2}l6 -{_BAR + 4}m5 0l-6 {_BAR + 4}" stroke="var(--color-background-primary, #fff)" '
+                'stroke-width="3"/>'
+            )
+        text = f"{value:.1f}" if value < 100 else f"{value:.0f}"
+        parts.append(f'<text x="{_LABEL + length + 6:.0f}" y="{top + 12}"{weight}>{text} µs</text>')
+    return "\n".join([*parts, "</svg>", ""])

@@ -49,7 +49,7 @@ FLOORS = [
     Floor("import", "asyncio, concurrent.futures", 1 / 1.1),
 ]
 
-# Where a floor can't be had, what is held instead; docs/explanation/speed.md says why, and shows the limit.
+# Where a floor can't be had, what is held instead; README.md says why, and shows the limit.
 EXCEPTIONS: dict[tuple[str, str], float] = {
     # Less would be less than making the handle costs.
     ("call_soon", "loop.call_soon_threadsafe"): 3,

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 # For --quick: seconds for a measure, once it has had so many rounds.
 BUDGET = 4.0
 ENOUGH = 3
-CHART = HERE.parents[1] / "docs" / "explanation" / "speed.svg"
+CHARTS = HERE.parents[1] / "docs" / "explanation"
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument(
         "--retries", type=int, default=0, help="measure again what is below its floor: noise goes, slowness stays"
     )
-    parser.add_argument("--plot", action="store_true", help=f"draw {CHART.name}; measures up to a million tasks")
+    parser.add_argument("--plot", action="store_true", help="draw the charts of the page on speed")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
@@ -54,10 +54,9 @@ def main() -> int:
         if options.check:
             below += check(loop, results, options)
     if options.plot:
-        from chart import draw, scale
+        from chart import draw
 
-        draw(CHART, first, scale())
-        print(f"drawn: {CHART}")
+        draw(CHARTS, first)
     for line in below:
         print(line, file=sys.stderr)
     return 1 if below else 0
