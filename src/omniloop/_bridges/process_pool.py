@@ -72,7 +72,7 @@ def to_process(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Task[T]:
     Example:
         >>> import math
         >>> from omniloop import to_process
-        >>> to_process(math.factorial, 20).result(timeout=60)
+        >>> to_process(math.factorial, 20).result(timeout=60)  # in a script: below `if __name__ == "__main__":`
         2432902008176640000
     """
     if "executor" in kwargs:
@@ -99,7 +99,7 @@ class ProcessPool:
         >>> import math
         >>> from omniloop import ProcessPool
         >>> pool = ProcessPool(max_workers=2)
-        >>> pool.to_process(math.factorial, 20).result(timeout=60)
+        >>> pool.to_process(math.factorial, 20).result(timeout=60)  # in a script: below `if __name__ == "__main__":`
         2432902008176640000
     """
 
