@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from types import CodeType, FrameType
@@ -117,7 +117,7 @@ class Storms:
     def log(self, failure: Failure) -> bool:
         """Log *failure*, or keep it. True if it is the first that is kept of its group: call `log_kept` in a second."""
         if failure.site is None:
-            _log(str(failure), failure.exception)
+            _log(str(failure), failure.exception, failure)
             return False
         key = (*failure.site.key, type(failure.exception))
         now = time.monotonic()
@@ -129,7 +129,7 @@ class Storms:
                 return group.kept == 1
             self.log_kept()
             self._groups[key] = _Group(now)
-        _log(str(failure), failure.exception)
+        _log(str(failure), failure.exception, failure)
         return False
 
     def log_kept(self, at_once: bool = False) -> None:
@@ -141,7 +141,7 @@ class Storms:
         for group in groups:
             if group.last is not None:
                 others = f"{group.kept - 1} more like the one before within a second, and: " if group.kept > 1 else ""
-                _log(f"{others}{group.last}", group.last.exception)
+                _log(f"{others}{group.last}", group.last.exception, group.last)
 
 
 class _Group:
@@ -173,22 +173,36 @@ def report(failure: Failure, hook: Hook | None, storms: Storms) -> bool:
             hook(failure)
         except BaseException as error:
             # A hook must not take the loop down, whatever it raises: SystemExit would end `run_forever`.
-            _log("The on_error hook failed", error)
+            _log("The on_error hook failed", error, failure)
         else:
             return False
     return storms.log(failure)
 
 
-def _log(message: str, error: BaseException) -> None:
-    say("%s", message, level=logging.ERROR, error=error)
+def _log(message: str, error: BaseException, failure: Failure) -> None:
+    site = failure.site
+    # Fields of the record, for those who sort and count: formatters and handlers find them as its attributes.
+    fields = {
+        "omniloop_task": failure.name,
+        "omniloop_file": None if site is None else site.filename,
+        "omniloop_line": None if site is None else site.lineno,
+        "omniloop_function": None if site is None else site.function,
+    }
+    say("%s", message, level=logging.ERROR, error=error, fields=fields)
 
 
-def say(message: str, *args: object, level: int = logging.WARNING, error: BaseException | None = None) -> None:
+def say(
+    message: str,
+    *args: object,
+    level: int = logging.WARNING,
+    error: BaseException | None = None,
+    fields: Mapping[str, object] | None = None,
+) -> None:
     """Log; where a handler fails, say it on stderr. With stderr closed, be silent: logging's own words on its failure raise."""
     try:
         if _hurried and threading.get_ident() in _hurried and _skip_hung():
             _write_line(message % args)
-        logger.log(level, message, *args, exc_info=error)
+        logger.log(level, message, *args, exc_info=error, extra=fields)
     except (Exception, SystemExit):
         try:
             traceback.print_exc()

@@ -362,3 +362,15 @@ def test_many_forgotten_failures_are_all_reported_once_each(told):
     told.flush(timeout=5)
 
     assert sorted(int(str(failure.exception)) for failure in told.failures) == list(range(500))
+
+
+@pytest.mark.promise("The log record of a failure has the task's name and place as fields")
+def test_the_log_record_of_a_failure_has_the_tasks_name_and_place_as_fields(caplog):
+    with Runtime() as runtime:
+        runtime.call_soon(int, "x")
+        runtime.flush(timeout=5)
+
+    (record,) = [record for record in caplog.records if record.name == "omniloop"]
+    name = "test_the_log_record_of_a_failure_has_the_tasks_name_and_place_as_fields"
+    assert (record.omniloop_task, record.omniloop_file, record.omniloop_function) == ("int", __file__, name)
+    assert record.omniloop_line > 0

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from .client import Connection, NoAnswerError
+from .client import Connection, NoAnswerError, exists
 
 # Seconds for the main thread of the other process to come to it, and then for the monitor to listen.
 _PATIENCE: Final = 5.0
@@ -46,6 +46,8 @@ def attach(pid: int) -> None:
         pass
     else:
         return
+    if not exists(pid):
+        raise NoAnswerError(f"There is no process {pid}.")
     if sys.version_info < (3, 14):
         raise NoAnswerError(
             f"attach needs Python 3.14 or later, of the same minor version in both processes, and this is {sys.version.partition(' ')[0]}. "

@@ -14,6 +14,7 @@ from . import places
 # Seconds to wait for an answer: an interpreter that is held up in C gives none.
 TIMEOUT: Final = 5.0
 _LOOK_EVERY: Final = 0.01
+_LONGEST_COMMAND: Final = 100
 
 
 class NoAnswerError(Exception):
@@ -109,7 +110,7 @@ def _connected(pid: int, timeout: float) -> socket.socket:
             return connection
         connection.close()
     if refused is None:
-        if not _exists(pid):
+        if not exists(pid):
             raise NoAnswerError(f"There is no process {pid}.")
         refused = (
             "it has no monitor. Turn it on with configure(monitor=True) or OMNILOOP_MONITOR=1; in a process that runs already, on "
@@ -137,7 +138,7 @@ def processes() -> list[dict[str, Any]]:
                 with Connection(pid, timeout=1) as connection:
                     found.append(connection.ask("hello"))
             except NoAnswerError as error:
-                if not _exists(pid):
+                if not exists(pid):
                     with contextlib.suppress(OSError):
                         os.unlink(os.path.join(directory, name))
                 else:
@@ -159,7 +160,14 @@ def _connect(connection: socket.socket, path: str) -> None:
             return
 
 
-def _exists(pid: int) -> bool:
+def command_of(hello: dict[str, Any]) -> str:
+    """How the process was started, on one line: of `python -c` it is a whole program."""
+    line = " ".join(" ".join(hello["command"]).split())
+    return line if len(line) <= _LONGEST_COMMAND else f"{line[: _LONGEST_COMMAND - 1]}…"
+
+
+def exists(pid: int) -> bool:
+    """Tell whether there is a process *pid*."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

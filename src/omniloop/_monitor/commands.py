@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._life.look import as_lines
-from .client import Connection, NoAnswerError, processes
+from .client import Connection, NoAnswerError, command_of, processes
 
 _NOBODY = (
     "No process can be asked. A process lets itself be asked with configure(monitor=True), or if it was started with OMNILOOP_MONITOR=1 "
@@ -88,7 +88,7 @@ def _ps() -> int:
             print(f"{hello['pid']:>8}  {hello['problem']}")
         else:
             age = _age(time.time() - hello["since"])
-            print(f"{hello['pid']:>8}  {hello['python']:<8}  {age:>8}  {' '.join(hello['command'])}")
+            print(f"{hello['pid']:>8}  {hello['python']:<8}  {age:>8}  {command_of(hello)}")
     return 0
 
 
@@ -141,7 +141,7 @@ def _chosen(pid: int | None) -> int:
     if not found:
         raise NoAnswerError(_NOBODY)
     if len(found) > 1:
-        lines = [f"{hello['pid']:>8}  {' '.join(hello['command'])}" for hello in found]
+        lines = [f"{hello['pid']:>8}  {command_of(hello)}" for hello in found]
         raise NoAnswerError("\n".join(["Several processes can be asked. Say which:", *lines]))
     number: int = found[0]["pid"]
     return number
@@ -149,7 +149,7 @@ def _chosen(pid: int | None) -> int:
 
 def snapshot_lines(snapshot: dict[str, Any]) -> list[str]:
     """An answer, as text."""
-    lines = [f"process {snapshot['pid']}, Python {snapshot['python']}: {' '.join(snapshot['command'])}"]
+    lines = [f"process {snapshot['pid']}, Python {snapshot['python']}: {command_of(snapshot)}"]
     for runtime in snapshot["runtimes"]:
         lines += ["", *as_lines(runtime)]
         stats, workers, blocked = runtime["stats"], runtime["workers"], runtime["blocked"]

@@ -14,7 +14,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import DataTable, Footer, Header, Label, Sparkline, Static, TabbedContent, TabPane, Tree
 from textual.widgets.tree import TreeNode
 
-from .client import Connection, NoAnswerError
+from .client import Connection, NoAnswerError, command_of
 from .figures import FIGURES, Figures
 
 # Seconds between two looks, and how many the plots show: five minutes.
@@ -132,7 +132,9 @@ class Top(App[None]):
             plot.show(value)
         blocked = [runtime for runtime in snapshot["runtimes"] if runtime["blocked"] is not None]
         unfinished = sum(runtime["unfinished"] for runtime in snapshot["runtimes"])
-        words = f"process {snapshot['pid']}, Python {snapshot['python']}, {unfinished} unfinished: {' '.join(snapshot['command'])}"
+        words = (
+            f"process {snapshot['pid']}, Python {snapshot['python']}, {unfinished} unfinished: {command_of(snapshot)}"
+        )
         if blocked:
             words += "".join(
                 f"\na callback blocks the loop of {runtime['name']}, for {runtime['blocked']['for']:.1f} s: see Blocked"

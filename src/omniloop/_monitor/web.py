@@ -10,7 +10,7 @@ import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
-from .client import Connection, NoAnswerError
+from .client import Connection, NoAnswerError, command_of
 from .figures import FIGURES, Figures
 
 _PAGE: Final = os.path.join(os.path.dirname(__file__), "page.html")
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
                 snapshot = connection.ask("snapshot")
         except NoAnswerError as error:
             return {"problem": str(error)}
-        return {**snapshot, "figures": self.server.figures.of(snapshot)}
+        return {**snapshot, "command": command_of(snapshot), "figures": self.server.figures.of(snapshot)}
 
     def _send(self, code: int, kind: str, content: bytes, nonce: str = "") -> None:
         self.send_response(code)
@@ -92,7 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("X-Frame-Options", "DENY")
-        allowed = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; " if nonce else ""
+        allowed = (
+            f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
+            if nonce
+            else ""
+        )
         self.send_header("Content-Security-Policy", f"default-src 'none'; {allowed}base-uri 'none'; form-action 'none'")
         self.end_headers()
         self.wfile.write(content)

@@ -495,7 +495,10 @@ class Task(concurrent.futures.Future[T]):
         coro = work.get_coro() if isinstance(work, asyncio.Task) else work
         if isinstance(coro, Coroutine) and (coro is not work or _is_in_first_step(coro)):
             return f"{'runs' if getattr(coro, 'cr_running', False) else 'waits'} at {innermost(coro)}"
-        return "runs in a worker thread" if self._is_started() else "not started"
+        if not self._is_started():
+            return "not started"
+        # A worker has a ticket for its call; other functions are called on the loop.
+        return "runs in a worker thread" if hasattr(work, "claim") else "runs on the loop"
 
     def _age(self) -> float | None:
         """Seconds since the work was started; None if it was not."""
