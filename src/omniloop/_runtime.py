@@ -43,6 +43,7 @@ from ._work.task import DAEMON, KEEPER, WORK, Kind, Task
 if TYPE_CHECKING:
     from ._settings import Changes
     from ._stats import Stats
+    from ._work.timings import Timings
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -109,6 +110,9 @@ class Runtime:
         self._drain_time = 0.0
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
+        # Loaded and made where it is switched on; and who is told of each measurement.
+        self._timings: Timings | None = None
+        self._timing_listeners: list[Callable[[str, float | None, float], object]] = []
         self._admission = Admission()
         # The switch of the hot path. On until the settings are known.
         self._bounded = True
@@ -132,6 +136,10 @@ class Runtime:
 
     def _choose(self, settings: Settings) -> None:
         self._chosen = settings
+        if settings.timings and self._timings is None:
+            from ._work.timings import Timings
+
+            self._timings = Timings(self._timing_listeners)
         self._admission.resize(settings.max_pending)
         self._bounded = settings.max_pending is not None
 
@@ -526,7 +534,8 @@ class Runtime:
             >>> stats().finished - before
             1
         """
-        return self._current().stats(self._drain_time)
+        stats = self._current().stats(self._drain_time)
+        return stats if self._timings is None else stats._replace(timings=self._timings.read())
 
     def dump(self, file: IO[str] | None = None, *, json: bool = False) -> None:
         """
@@ -594,8 +603,8 @@ class Runtime:
             frame.f_code,
             frame.f_lasti,
         )
-        if life.debug:
-            task._stack = _stack(frame)
+        if life.noted:
+            self._note(life, task, frame)
         if self._bounded and when_full != "accept":
             return self._put_bounded(task, self._put, when_full)
         return self._put(task)
@@ -648,8 +657,8 @@ class Runtime:
             frame.f_code,
             frame.f_lasti,
         )
-        if life.debug:
-            task._stack = _stack(frame)
+        if life.noted:
+            self._note(life, task, frame)
         return self._put_bounded(task, self._put) if self._bounded else self._put(task)
 
     def _call_later(
@@ -784,9 +793,16 @@ class Runtime:
         life = self._current()
         context = copy_context() if context is None else copied(context, work)
         task: Task[Any] = Task(life, work, args, context, None, WORK, frame.f_code, frame.f_lasti)
+        if life.noted:
+            self._note(life, task, frame)
+        return task
+
+    def _note(self, life: Life, task: Task[Any], frame: FrameType) -> None:
+        """Note more of a submission than its work needs, because that was asked for."""
         if life.debug:
             task._stack = _stack(frame)
-        return task
+        if self._timings is not None and self._settings.timings:
+            self._timings.measure(task, life.batch_began)
 
     def _put(self, task: Task[T], when: float | None = None) -> Task[T]:
         """Deliver *task*, to be started at *when* or at once, to this life or the next; or refuse it."""
@@ -869,6 +885,7 @@ class Runtime:
         life = Life(self.name, generation, lambda: self._settings, self, self._failures, self._tally, self._now)
         key = os.getpid(), generation
         # Two threads that begin one at once agree, because setdefault is atomic.
+        life.noted = life.debug or (self._chosen is not None and self._chosen.timings)
         self._life = self._lives.setdefault(key, life)
         self._failures.inbox = self._life.inbox
         for old in [other for other in list(self._lives) if other != key]:
@@ -898,6 +915,7 @@ class Runtime:
         self._failures.abandon()
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
+        self._timings = None
         self._admission = Admission()
         if self._chosen is not None:
             self._choose(self._chosen)

@@ -35,6 +35,7 @@ class Settings(NamedTuple):
     max_pending: int | None = None
     when_full: WhenFull = "block"
     monitor: bool = False
+    timings: bool = False
 
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         max_pending: int | None
         when_full: WhenFull
         monitor: bool
+        timings: bool
 
 
 # The thread, its loop and its pool are made from these: they can't change under a running one.
@@ -101,7 +103,7 @@ def _problem(name: str, value: object) -> str | None:
             return None if value is None or _is_whole(value) else "give a whole number of 1 or more, or None"
         case "on_error" | "loop_factory":
             return None if value is None or callable(value) else "give a callable, or None"
-        case "monitor":
+        case "monitor" | "timings":
             return None if isinstance(value, bool) else "give True or False"
         case "sigterm":
             return None if value in (None, "drain", "children") else 'give "drain", "children" or None'
@@ -181,4 +183,5 @@ _READERS: dict[str, Callable[[str], object]] = {
     "max_pending": _whole_or_none,
     "when_full": str,
     "monitor": _switch,
+    "timings": _switch,
 }

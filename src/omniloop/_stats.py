@@ -2,7 +2,37 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+# Seconds: the upper bounds of a histogram's buckets, but for the last, which has none.
+BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+class Histogram(NamedTuple):
+    """
+    How many took how long.
+
+    Attributes:
+        counts: How many took no longer than each bound of `BOUNDS` and longer than the one before; last, how many took longer than all.
+        sum: Seconds that they took together.
+    """
+
+    counts: tuple[int, ...]
+    sum: float
+
+
+class Timing(NamedTuple):
+    """
+    How long the tasks of one name took, from their submission.
+
+    Attributes:
+        to_start: Until they started; those that never did are missing.
+        to_finish: Until they were done, whatever came of them.
+    """
+
+    to_start: Histogram
+    to_finish: Histogram
 
 
 class Stats(NamedTuple):
@@ -27,6 +57,8 @@ class Stats(NamedTuple):
         handed_over: Calls of `background(broker=…)` that their engine has taken.
         handing_over: Those that are on their way to it.
         refused: Those that were refused, because too many were on their way.
+        timings: With the setting `timings`, by name of the task how long it took to start and to finish; else None. Of a hundred names;
+            tasks of further ones are together, as `(other)`.
 
     Example:
         >>> from omniloop import Runtime
@@ -50,3 +82,4 @@ class Stats(NamedTuple):
     handed_over: int = 0
     handing_over: int = 0
     refused: int = 0
+    timings: Mapping[str, Timing] | None = None

@@ -1,11 +1,13 @@
 """`omniloop.ext.prometheus` and `omniloop.ext.opentelemetry`, with the real libraries."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from omniloop import Runtime
+from omniloop._stats import BOUNDS
 
 
 @pytest.fixture
@@ -103,3 +105,105 @@ def test_opentelemetry_reads_the_numbers_of_now(busy):
     }
     assert all(metric.data.data_points[0].attributes == {"runtime": "busy"} for metric in metrics)
     assert [type(metric.data).__name__ for metric in metrics if metric.name == "omniloop.accepted"] == ["Sum"]
+
+
+@pytest.fixture
+def measured():
+    """Ten of one name: one that never starts, one that takes its time, and eight that are done at once."""
+
+    async def work(seconds: float = 0) -> None:
+        await asyncio.sleep(seconds)
+
+    with Runtime(name="measured", timings=True) as runtime:
+        for _ in range(8):
+            runtime.run(work())
+        runtime.run(work(0.06))
+        blocked, go_on = threading.Event(), threading.Event()
+        runtime.call_soon(lambda: (blocked.set(), go_on.wait(5)))
+        assert blocked.wait(5)
+        runtime.go(work()).cancel()
+        go_on.set()
+        runtime.flush(timeout=5)
+        yield runtime
+
+
+@pytest.mark.promise(
+    "With `timings` on, it is measured how long work takes to start and to finish, by name",
+    section="Metrics and tracing",
+)
+def test_stats_tells_how_long_work_took_to_start_and_to_finish(measured):
+    timings = {name.rpartition(".")[2]: timing for name, timing in measured.stats().timings.items()}
+
+    assert sorted(timings) == ["<lambda>", "work"]
+    work = timings["work"]
+    assert (sum(work.to_start.counts), sum(work.to_finish.counts)) == (9, 10)
+    # None of the others may seem to have taken less than it slept.
+    assert work.to_finish.sum > 0.06
+    assert work.to_start.sum <= work.to_finish.sum
+    assert sum(count for bound, count in zip(BOUNDS, work.to_finish.counts) if bound <= 0.05) <= 9
+
+
+def test_nothing_is_measured_unless_it_is_switched_on_and_it_can_be_at_any_time(runtime):
+    runtime.run(asyncio.sleep(0))
+    assert runtime.stats().timings is None
+
+    runtime.configure(timings=True)
+    runtime.run(asyncio.sleep(0))
+    runtime.to_thread(int).result(timeout=5)
+    assert {name: sum(timing.to_start.counts) for name, timing in runtime.stats().timings.items()} == {
+        "sleep": 1,
+        "int": 1,
+    }
+
+    runtime.configure(timings=False)
+    runtime.run(asyncio.sleep(0))
+    assert sum(runtime.stats().timings["sleep"].to_start.counts) == 1
+
+
+def test_names_without_number_are_one_after_the_hundredth():
+    with Runtime(timings=True) as runtime:
+        for number in range(150):
+            runtime.go(asyncio.sleep(0), name=f"job {number}")
+        runtime.flush(timeout=5)
+        timings = runtime.stats().timings
+
+    assert len(timings) == 101
+    assert sum(timings["(other)"].to_finish.counts) == 50
+
+
+def test_prometheus_scrapes_the_histograms(measured):
+    client = pytest.importorskip("prometheus_client")
+    from omniloop.ext.prometheus import Collector
+
+    registry = client.CollectorRegistry()
+    registry.register(Collector(measured))
+    (name,) = [name for name in measured.stats().timings if name.endswith("work")]
+    labels = {"runtime": "measured", "task": name}
+
+    assert registry.get_sample_value("omniloop_time_to_start_seconds_count", labels) == 9
+    assert registry.get_sample_value("omniloop_time_to_finish_seconds_count", labels) == 10
+    assert registry.get_sample_value("omniloop_time_to_finish_seconds_bucket", {**labels, "le": "+Inf"}) == 10
+    assert registry.get_sample_value("omniloop_time_to_finish_seconds_bucket", {**labels, "le": "0.05"}) <= 9
+    assert registry.get_sample_value("omniloop_time_to_finish_seconds_sum", labels) > 0.06
+
+
+def test_opentelemetry_records_the_histograms():
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+    from omniloop.ext.opentelemetry import instrument
+
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    with Runtime(name="measured", timings=True) as runtime:
+        instrument(runtime, meter=provider.get_meter("test"))
+        for _ in range(3):
+            runtime.run(asyncio.sleep(0))
+        data = reader.get_metrics_data()
+    provider.shutdown()
+
+    metrics = {metric.name: metric.data for metric in data.resource_metrics[0].scope_metrics[0].metrics}
+    (point,) = metrics["omniloop.time_to_finish"].data_points
+    assert (point.count, point.attributes) == (3, {"runtime": "measured", "task": "sleep"})
+    assert metrics["omniloop.time_to_start"].data_points[0].count == 3

@@ -132,6 +132,8 @@ class Life:
         self.debug = sys.flags.dev_mode or (
             not sys.flags.ignore_environment and bool(os.environ.get("PYTHONASYNCIODEBUG"))
         )
+        # Whether submissions are to be noted for more than their work: in debug mode, and where they are measured.
+        self.noted = self.debug
         self.stage = Stage.NEW
         # Made with the first use, and then there to the end.
         self.thread: LoopThread | None = None
@@ -343,7 +345,8 @@ class Life:
     # --- watching -----------------------------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Watch the loop if `slow_callback` is set; called again when the settings change."""
+        """Watch the loop if `slow_callback` is set, and submissions if `timings` is; called again when the settings change."""
+        self.noted = self.debug or self._settings().timings
         watchdog = self._watchdog
         if watchdog is None:
             return
@@ -351,6 +354,10 @@ class Life:
             watchdog.wake()
         elif self._settings().slow_callback is not None and not self.inbox.closed:
             watchdog.start()
+
+    def batch_began(self) -> float:
+        """When the loop came to what it starts just now, by `time.monotonic()`; 0 if it never did."""
+        return self._ledger._now if self._ledger is not None else 0.0
 
     def shut(self) -> None:
         """Note that it is over: its thread was stopped, and what is left will not be done."""
@@ -645,7 +652,8 @@ class Life:
             queued = sum(type(task) is Task and task._kind is not KEEPER for task in waiting_tasks)
         sums = look.sum_up(running, scheduled, waiting, queued)
         lag = self.thread.lag(ask=self.serving) if self.thread is not None and not self.closed else 0.0
-        return Stats(**sums._asdict(), drain_time=drain_time, loop_lag=lag, **self.tally.handovers())
+        counts: dict[str, Any] = self.tally.handovers()
+        return Stats(**sums._asdict(), drain_time=drain_time, loop_lag=lag, **counts)
 
     # --- fork ---------------------------------------------------------------------------------------------------------
 

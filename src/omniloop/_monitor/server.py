@@ -167,6 +167,8 @@ class Monitor:
         # Another thread may have held it.
         self._lock = threading.RLock()
         self._thread = None
+        # Those that were kept are the parent's.
+        answers.watch_failures(False)
         listener, self._listener = self._listener, None
         # Not removed: the name is the parent's, and so are the connections.
         self._close_descriptors(listener)

@@ -51,3 +51,20 @@ def instrument(*runtimes: Runtime, meter: Meter | None = None) -> None:
     }
     for field, (unit, description) in gauges.items():
         meter.create_observable_gauge(f"omniloop.{field}", [read(field)], unit, description)
+    # By what `configure(timings=True)` measures; without it they stay empty.
+    to_start = meter.create_histogram("omniloop.time_to_start", "s", "From the submission to the start.")
+    to_finish = meter.create_histogram(
+        "omniloop.time_to_finish", "s", "From the submission to the end, whatever came of it."
+    )
+
+    def listener(runtime: Runtime) -> Callable[[str, float | None, float], None]:
+        def record(name: str, until_start: float | None, until_finish: float) -> None:
+            attributes = {"runtime": runtime.name, "task": name}
+            if until_start is not None:
+                to_start.record(until_start, attributes)
+            to_finish.record(until_finish, attributes)
+
+        return record
+
+    for runtime in watched:
+        runtime._timing_listeners.append(listener(runtime))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from omniloop import Runtime, shared_runtime
+
+from .._stats import BOUNDS
 
 
 class Collector:
@@ -63,3 +66,20 @@ class Collector:
                 metric.add_metric([runtime.name], getattr(stats, name))
         yield from counters.values()
         yield from gauges.values()
+        yield from self._histograms()
+
+    def _histograms(self) -> Iterator[Metric]:
+        """How long work took, by name, of the runtimes whose setting `timings` is on."""
+        labels = ["runtime", "task"]
+        to_start = HistogramMetricFamily(
+            "omniloop_time_to_start_seconds", "From the submission to the start.", labels=labels
+        )
+        to_finish = HistogramMetricFamily(
+            "omniloop_time_to_finish_seconds", "From the submission to the end, whatever came of it.", labels=labels
+        )
+        for runtime in self._runtimes:
+            for name, timing in (runtime.stats().timings or {}).items():
+                for metric, histogram in ((to_start, timing.to_start), (to_finish, timing.to_finish)):
+                    up_to = zip([*map(str, BOUNDS), "+Inf"], accumulate(histogram.counts), strict=True)
+                    metric.add_metric([runtime.name, name], list(up_to), histogram.sum)
+        yield from (metric for metric in (to_start, to_finish) if metric.samples)
