@@ -319,3 +319,51 @@ def test_cancellations_that_race_with_shutdown_leave_nothing_pending():
         done, not_done = concurrent.futures.wait(tasks, timeout=0)
         assert not_done == set()
         assert all(task.cancelled() for task in done)
+
+
+class SlowToEnd(asyncio.SelectorEventLoop):
+    """A loop whose thread takes its time to end, as on a machine that is busy with other things."""
+
+    def run_forever(self):
+        super().run_forever()
+        time.sleep(1.2)
+
+
+def test_a_thread_that_is_only_slow_to_end_is_waited_for(caplog):
+    """The log said that it did not end, "because a callback blocks it here: (the thread is gone)", and the loop was left open."""
+    loops = []
+
+    def make():
+        loops.append(SlowToEnd())
+        return loops[0]
+
+    runtime = Runtime(name="slow", loop_factory=make, cancel_timeout=0.01)
+    runtime.run(asyncio.sleep(0))
+    runtime.shutdown(timeout=0)
+
+    assert threads_of("slow") == set()
+    assert loops[0].is_closed()
+    assert caplog.records == []
+
+
+def test_a_loop_that_is_busy_with_many_clean_ups_is_waited_for_past_the_deadline(caplog):
+    """Each is short, and all of them together longer than the deadline: what is left was destroyed while it was pending."""
+
+    async def waits():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cleaned_up.append(1)
+            time.sleep(0.0005)
+
+    cleaned_up = []
+    runtime = Runtime(name="busy", cancel_timeout=0.01)
+    tasks = [runtime.go(waits()) for _ in range(3000)]
+    runtime.run(asyncio.sleep(0))
+    runtime.shutdown(timeout=0)
+
+    assert len(cleaned_up) == 3000
+    assert all(task.cancelled() for task in tasks)
+    assert [record.getMessage().split(":")[1] for record in caplog.records] == [
+        " 3000 unfinished when the time for draining was over, and cancelled"
+    ]

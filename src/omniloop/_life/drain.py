@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import sys
 import threading
 import time
@@ -60,7 +61,7 @@ _JOIN_TIMEOUT: Final = 0.5
 _PATIENCE: Final = 0.3
 
 # A thread that is only late, because the machine is busy, is waited for so much longer.
-_LATE: Final = 10 * _JOIN_TIMEOUT
+_LATE: Final = 4 * _JOIN_TIMEOUT
 
 # So many are named in the log, then only counted.
 _NAMED: Final = 20
@@ -71,8 +72,8 @@ _DAEMONS: Final = 1
 _KEEPERS: Final = 2
 _BARE: Final = 3
 
-# So many are asked between two signs of progress: a few milliseconds.
-_BATCH: Final = 1024
+# So many are asked, and have their turn, between two signs of progress: each may take some milliseconds.
+_BATCH: Final = 16
 
 
 def flush(life: Life, deadline: float | None, progress: bool) -> bool:
@@ -243,6 +244,18 @@ class _Beat:
         self._life.ledger.loop.call_soon(self)
 
 
+class _Call:
+    """Tells, from outside, whether the loop is still in the call that it was in when this was last asked: then that blocks it."""
+
+    def __init__(self, thread: LoopThread) -> None:
+        self._thread = thread
+        self._frame = called_frame(thread.ident)
+
+    def __call__(self) -> bool:
+        former, self._frame = self._frame, called_frame(self._thread.ident)
+        return former is not None and former is self._frame
+
+
 def _on_loop(
     thread: LoopThread, call: Callable[[Callable[[bool], None]], None], deadline: float, beat: _Beat
 ) -> bool | None:
@@ -273,12 +286,15 @@ def _on_loop(
     except RuntimeError:
         # The loop was closed by somebody else.
         return True
+    call_goes_on = _Call(thread)
+    late = math.inf
     while True:
         seen = beat.count
         until = max(deadline, time.monotonic()) + _PATIENCE
         if gate.acquire(timeout=min(until - time.monotonic(), threading.TIMEOUT_MAX)):
             return answered
-        if beat.count == seen:
+        late = time.monotonic() + _LATE if beat.count != seen else min(late, time.monotonic() + _LATE)
+        if beat.count == seen and (call_goes_on() or time.monotonic() >= late):
             break
     with turn:
         given_up = True
@@ -318,7 +334,7 @@ class _End:
         def begin(answer: Callable[[bool], None]) -> None:
             # A task of asyncio's own, whatever factory the user has set.
             runner = asyncio.Task(self._cancel_all(deadline, patient), loop=thread.loop)
-            runner.add_done_callback(lambda ended: answer(ended.result()))
+            runner.add_done_callback(lambda ended: answer(not ended.cancelled() and ended.result()))
 
         return _on_loop(thread, begin, deadline, self._beat)
 
@@ -563,7 +579,7 @@ def _end(life: Life, deadline: float, dropped: _Named, why: str, undelivered: li
 
 def _stop(thread: LoopThread, serving: bool, deadline: float) -> str | None:
     """Stop and join the loop's thread. None, or where it is if a callback blocks it: it is left alone then."""
-    before = called_frame(thread.ident)
+    call_goes_on = _Call(thread)
     try:
         # It may leave for a fork, or have left.
         joined = (
@@ -574,12 +590,9 @@ def _stop(thread: LoopThread, serving: bool, deadline: float) -> str | None:
         joined = thread.join(_JOIN_TIMEOUT)
     late = time.monotonic() + _LATE
     while not joined:
-        frame = called_frame(thread.ident)
-        if (frame is not None and frame is before) or time.monotonic() > late:
-            # In the same call as before.
+        # Else the machine is busy: the thread is on its way out, or in another call than before.
+        if call_goes_on() or time.monotonic() > late:
             return thread_stack(thread.ident)
-        # The machine is busy: the thread is on its way out, or in another call than before.
-        before = frame
         joined = thread.join(_JOIN_TIMEOUT)
     return None
 
@@ -599,11 +612,11 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
     left: list[asyncio.Future[Any]] = []
     # A loop that is blocked may come back in the middle, and change it.
     with suppress(RuntimeError):
-        left = [runner for runner in asyncio.all_tasks(loop) if not _cancels_all(runner)]
+        left = list(asyncio.all_tasks(loop))
     for runner in left:
         # asyncio's own name for it: without this it says the same again, and less, when the task is destroyed.
         runner._log_destroy_pending = False  # type: ignore[attr-defined]
-    deaf.add(name, left)
+    deaf.add(name, (runner for runner in left if not _cancels_all(runner)))
     return deaf
 
 
