@@ -185,11 +185,34 @@ class Runtime:
             >>> task.result()
             'hello, ada'
         """
-        if misplaced:
-            raise misplaced_arguments("go", coro, misplaced)
-        if timeout is not None:
-            return self._go_within(timeout, coro, name, context, DAEMON if daemon else WORK, _getframe(1))
-        return self._go(coro, name, context, DAEMON if daemon else WORK, _getframe(1))
+        # `_go` once more, in place: a call less, 30 of 700 ns on 3.12.
+        frame = _getframe(1)
+        if misplaced or timeout is not None:
+            if misplaced or timeout is None:
+                raise misplaced_arguments("go", coro, misplaced)
+            return self._go_within(timeout, coro, name, context, DAEMON if daemon else WORK, frame)
+        if type(coro) is not CoroutineType or coro.cr_suspended or coro.cr_running:
+            coro = as_coroutine(coro, self._life.loop)
+        if name is not None:
+            name = checked_name(name, coro)
+        if not _same_process[0]:
+            fork.notice_fork()
+        life = self._life
+        task: Task[T] = Task(
+            life,
+            coro,
+            None,
+            copy_context() if context is None else copied(context, coro),
+            name,
+            DAEMON if daemon else WORK,
+            frame.f_code,
+            frame.f_lasti,
+        )
+        if life.debug:
+            task._stack = _stack(frame)
+        if self._bounded:
+            return self._put_bounded(task, self._put)
+        return self._put(task)
 
     @one_argument
     def try_go(
