@@ -1,0 +1,98 @@
+"""
+asgiref's own suite with `run` in the place of `async_to_sync`: what fails there fails by design, and each has its reason here.
+
+The suite is in the source distribution of asgiref alone. Unpack that, and name the folder: `OMNILOOP_ASGIREF=…/asgiref-3.13.0`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from children import child_environment
+
+pytest.importorskip("asgiref")
+pytest.importorskip("pytest_asyncio")
+
+SUITE = os.environ.get("OMNILOOP_ASGIREF", "")
+
+REPLACED = """
+import functools
+
+import asgiref.sync
+import omniloop
+
+
+def async_to_sync(function=None, *, force_new_loop=False):
+    if function is None:
+        return async_to_sync
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return omniloop.run(function(*args, **kwargs))
+
+    return call
+
+
+asgiref.sync.async_to_sync = async_to_sync
+"""
+
+_OWN_LOOP = "the coroutine runs on omniloop's loop and thread, never on the loop of the server or on one of its own"
+_NO_WAY_BACK = "changes of the context do not come back to the caller"
+_THEIR_LOOPS_FUTURES = "a future or a task of one loop is awaited on the other"
+_FUNCTION = "run() takes the coroutine and not the function: nothing is wrapped, and there is nothing to warn of"
+
+BY_DESIGN = {
+    "test_async_to_sync_to_async": _OWN_LOOP,
+    "test_async_to_sync_to_async_decorator": _OWN_LOOP,
+    "test_thread_sensitive_double_nested_async": _OWN_LOOP,
+    "test_async_single_thread_context_success_share_context": _OWN_LOOP,
+    "test_async_single_thread_context_matches_from_async_thread": _OWN_LOOP,
+    "test_async_to_sync_contextvars": _NO_WAY_BACK,
+    "test_local_thread_to_async": _NO_WAY_BACK,
+    "test_local_task_to_sync_to_task": _NO_WAY_BACK,
+    "test_local_many_layers": _NO_WAY_BACK,
+    "test_inner_shield_sync_middleware": _THEIR_LOOPS_FUTURES,
+    "test_inner_shield_sync_and_async_middleware": _THEIR_LOOPS_FUTURES,
+    "test_inner_shield_sync_and_async_middleware_sync_task": _THEIR_LOOPS_FUTURES,
+    "test_two_nested_tasks_with_asyncio_run": _THEIR_LOOPS_FUTURES,
+    "test_async_to_sync_fail_non_function": _FUNCTION,
+    "test_async_to_sync_fail_sync": _FUNCTION,
+    "test_async_to_sync_method_self_attribute": _FUNCTION,
+    "test_async_to_sync_in_async": "run() works where a loop runs in the calling thread, as in a notebook, and blocks that loop",
+}
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.skipif(not SUITE, reason="OMNILOOP_ASGIREF names no folder with asgiref's source")
+@pytest.mark.promise(
+    "Of asgiref's own suite, with `run` for `async_to_sync`, fails by design what fails",
+    section="Frameworks and servers",
+)
+def test_of_asgirefs_suite_only_that_fails_which_is_meant_to(tmp_path):
+    (tmp_path / "replaced.py").write_text(REPLACED)
+    env = child_environment({"PYTHONPATH": f"{tmp_path}{os.pathsep}{child_environment()['PYTHONPATH']}"})
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "replaced",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-q",
+        "--timeout=30",
+    ]
+
+    suite = subprocess.run(
+        [*command, "tests"], cwd=Path(SUITE), env=env, capture_output=True, text=True, timeout=180, check=False
+    )
+
+    failed = set(re.findall(r"^FAILED \S+::(\w+)", suite.stdout, re.MULTILINE))
+    assert re.search(r"\d+ passed", suite.stdout), suite.stdout[-3000:]
+    assert failed <= BY_DESIGN.keys(), f"{sorted(failed - BY_DESIGN.keys())}\n{suite.stdout[-6000:]}"
