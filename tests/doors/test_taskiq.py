@@ -299,7 +299,30 @@ def test_a_function_that_is_defined_anew_replaces_itself(jobs):
         async def work(answer=answer) -> str:
             return answer
 
-    assert work().result(timeout=5) == "new"
+        assert work().result(timeout=5) == answer
+
+
+def test_a_function_that_is_defined_after_the_first_call_is_handed_over_too(jobs):
+    @background(broker=jobs)
+    async def first() -> int:
+        return 1
+
+    assert first().result(timeout=5) == 1
+
+    @background(broker=jobs)
+    async def second() -> int:
+        return 2
+
+    assert second().result(timeout=5) == 2
+
+
+def test_what_the_annotation_does_not_fit_is_refused_in_one_error_and_no_log(jobs, caplog):
+    @background(broker=jobs)
+    async def work(number: int): ...
+
+    with pytest.raises(TypeError, match="would arrive as"):
+        work((1, 2))
+    assert caplog.text == ""
 
 
 # --- context ----------------------------------------------------------------------------------------------------------

@@ -21,13 +21,14 @@ import contextlib
 import copy
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from inspect import Parameter
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
-from taskiq import AsyncBroker, AsyncTaskiqTask, Context, InMemoryBroker, TaskiqDepends, TaskiqMessage
+from taskiq import AsyncBroker, AsyncTaskiqTask, Context, InMemoryBroker, TaskiqDepends
+from taskiq.compat import parse_obj_as
 from taskiq.exceptions import ResultGetError, ResultIsReadyError, SendTaskError
-from taskiq.receiver.params_parser import parse_params
 from taskiq.result_backends.dummy import DummyResultBackend
 
 from omniloop._bridges.handover import Delivery, Engine, Function
@@ -146,12 +147,10 @@ class Taskiq(Engine):
                 f"{function.name}{_call(args, kwargs)}: {error}. Pass what JSON knows, such as an id."
             ) from error
         plain = broker.formatter.loads(wire.message)
-        received = _received(function, plain)
         function.check(
             args,
             kwargs,
-            tuple(received.args),
-            received.kwargs,
+            *_received(function, plain.args, plain.kwargs),
             "Annotate the parameter ({name}: {type}), so that it is brought back, or pass something that JSON knows.",
         )
         return call_id, plain.args, plain.kwargs
@@ -223,6 +222,8 @@ class _Shared:
         self._root: Taskiq | None = None
         self._functions: dict[str, tuple[Function, dict[str, Any]]] = {}
         self._listening: AsyncBroker | None = None
+        # All that live: a function that is defined later is for them too.
+        self._made: WeakSet[AsyncBroker] = WeakSet()
         self._held = False
         self._waits = False
         self.no_results: str | None = None
@@ -252,8 +253,8 @@ class _Shared:
                 f'Give it a name=, such as @background(broker=…, name="{function.original.__name__}"), or define it in a module that both import.'
             )
         self._functions[function.name] = function, labels
-        if self._listening is not None:
-            _register(self._listening, function, labels)
+        for broker in list(self._made):
+            _register(broker, function, labels)
 
     def _new(self) -> AsyncBroker:
         if self._make is None:
@@ -265,6 +266,7 @@ class _Shared:
                 raise TypeError(f"{self._make!r} returned {broker!r}, which is no broker of taskiq.")
             if not self._lossy:
                 _refuse_lossy(broker)
+        self._made.add(broker)
         for function, labels in list(self._functions.values()):
             _register(broker, function, labels)
         return broker
@@ -382,12 +384,12 @@ _INJECTED: Final[Any] = TaskiqDepends()
 def _register(broker: AsyncBroker, function: Function, labels: dict[str, Any]) -> None:
     async def body(*args: Any, _delivered: Context = _INJECTED, **kwargs: Any) -> Any:
         message = _message_of(_delivered)
-        call = _received(function, TaskiqMessage(task_id="", task_name="", labels={}, args=list(args), kwargs=kwargs))
+        received = _received(function, args, kwargs)
         delivery = Delivery(
             _delivered.message.task_id, 1 if isinstance(_delivered.broker, InMemoryBroker) else _attempt(message)
         )
         async with _extended(message, _delivered.broker):
-            return await function.run(delivery, tuple(call.args), call.kwargs)
+            return await function.run(delivery, *received)
 
     # Registering names what it is given after the function, and reads its annotations, which are for later.
     body.__name__ = body.__qualname__ = function.original.__name__
@@ -396,10 +398,33 @@ def _register(broker: AsyncBroker, function: Function, labels: dict[str, Any]) -
     broker.register_task(body, task_name=function.name, **labels)
 
 
-def _received(function: Function, message: TaskiqMessage) -> TaskiqMessage:
-    """What the function gets of a message: with its annotations applied, as taskiq's own worker does."""
-    parse_params(function.signature, function.hints, message)
-    return message
+def _received(
+    function: Function, args: Iterable[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the function gets of what came out of the serialiser: with its annotations applied, by the same pydantic as taskiq's own."""
+    bound = function.signature.bind(*args, **kwargs)
+    for name, value in bound.arguments.items():
+        hint = function.hints.get(name)
+        if hint is None:
+            continue
+        kind = function.signature.parameters[name].kind
+        if kind is Parameter.VAR_POSITIONAL:
+            bound.arguments[name] = tuple(_parsed(hint, item) for item in value)
+        elif kind is Parameter.VAR_KEYWORD:
+            bound.arguments[name] = {key: _parsed(hint, item) for key, item in value.items()}
+        else:
+            bound.arguments[name] = _parsed(hint, value)
+    return bound.args, bound.kwargs
+
+
+def _parsed(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        return parse_obj_as(hint, value)
+    except Exception:
+        # Not what the annotation says, or one that pydantic has no idea of: as it is.
+        return value
 
 
 def _message_of(context: Context) -> Any:
