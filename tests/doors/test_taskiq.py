@@ -361,3 +361,43 @@ def test_the_span_of_the_worker_is_the_child_of_the_callers():
         parent = by_id[parent.span_id].parent
     assert above[-1] == "view"
     assert len(above) >= 2
+
+
+def transactions():
+    import django
+    from django.conf import settings
+
+    settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})
+    django.setup()
+    from django.db import transaction
+    from taskiq import InMemoryBroker
+    from taskiq.result_backends.dummy import DummyResultBackend
+
+    from omniloop import background
+    from omniloop.ext.django import go_on_commit
+    from omniloop.ext.taskiq import Taskiq
+
+    # No results: nobody asks for any.
+    jobs = Taskiq(lambda: InMemoryBroker().with_result_backend(DummyResultBackend()))
+
+    @background(broker=jobs, name="work")
+    async def work(what: str) -> None:
+        print(what, flush=True)
+
+    for outcome in ("committed", "rolled back"):
+        with transaction.atomic():
+            transaction.on_commit(lambda: work(f"on_commit, {outcome}"))
+            go_on_commit(lambda: work(f"go_on_commit, {outcome}"))
+            transaction.set_rollback(outcome == "rolled back")
+
+
+@pytest.mark.promise(
+    "In Django's `transaction.on_commit` and in `go_on_commit` a call is handed over after the commit, and never after a rollback"
+)
+def test_a_call_that_waits_for_the_commit_is_not_made_after_a_rollback():
+    pytest.importorskip("django")
+
+    result = run_child(transactions)
+
+    assert (result.stderr, result.code) == ("", 0)
+    assert sorted(result.stdout.splitlines()) == ["go_on_commit, committed", "on_commit, committed"]

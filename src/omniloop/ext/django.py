@@ -25,6 +25,7 @@ from django.db import (  # type: ignore[import-untyped,import-not-found,unused-i
 )
 
 from omniloop._arguments import as_coroutine, close_unstarted
+from omniloop._bridges.handover import Sent
 from omniloop._errors import NotAsyncError
 from omniloop._life.asgiref import SyncThread, bring_along
 from omniloop._shared import shared_runtime
@@ -77,6 +78,9 @@ class _OnCommit:
     def __call__(self) -> None:
         if callable(self._work):
             made = self._context.run(self._work)
+            if isinstance(made, Sent):
+                # Handed over: the end of the program waits for that, and nobody asked for the value.
+                return
             if not isinstance(made, Awaitable):
                 raise NotAsyncError(
                     f"{self._work!r} returned {made!r}. Give go_on_commit() a coroutine, or a function that makes one; a plain "
