@@ -282,6 +282,46 @@ def test_a_living_sibling_keeps_its_calls_and_a_killed_ones_go_on(book):
     assert book.noted("ended") == dict.fromkeys(range(40), 1)
 
 
+def many_functions():
+    import asyncio
+
+    functions = []
+    for at in range(50):
+
+        @background(broker=jobs, name=f"work {at}")
+        async def one(number: int) -> None:
+            attempt = current_delivery().attempt
+            note("started", number)
+            await asyncio.sleep(600 if attempt == 1 else 0)
+            note("ended", number)
+
+        functions.append(one)
+        # The loop comes in between.
+        import time
+
+        time.sleep(0.005)
+
+
+def call_all():
+    for number, function in enumerate(functions):
+        function(number)
+    time.sleep(600)
+
+
+def test_every_function_takes_up_what_was_left_for_it_in_whichever_order_they_are_defined(book):
+    process = spawned(book, app, many_functions, call_all)
+    try:
+        wait_until(lambda: len(book.noted("started")) == 50)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(LONG)
+
+    result = run_child(app, many_functions, only_start, env={**book.env, "WANTED": "50"}, timeout=40)
+
+    assert (result.code, result.stderr) == (0, "")
+    assert book.noted("ended") == dict.fromkeys(range(50), 1)
+
+
 def thousand():
     for number in range(1000):
         work(number, 0)

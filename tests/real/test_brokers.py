@@ -121,6 +121,51 @@ def test_a_producer_that_is_killed_loses_nothing_that_was_accepted(calls):
     assert len(set(ended) - set(accepted)) <= 16
 
 
+@pytest.mark.promise(
+    "Behind an outbox every call that had returned when the program was killed arrives, by its next start"
+)
+def test_with_an_outbox_a_producer_that_is_killed_loses_nothing_that_had_returned(calls):
+    pytest.importorskip("filelock")
+    calls.env["OUTBOX"] = str(calls.folder / "outbox.sqlite")
+    with calls.producer(100_000) as producer:
+        calls.wait("returned", 150)
+        producer.kill()
+    # The one that was being written down may be there, and not have returned.
+    returned = set(calls.noted("returned"))
+
+    with calls.producer(0) as again:
+        assert again.wait() == 0, again.log()
+    del calls.env["OUTBOX"]
+    with calls.worker():
+        calls.wait("ended", len(returned))
+        wait_until(lambda: returned <= set(calls.noted("ended")), "all that returned", LONG)
+        _quiet(calls)
+
+    ended = calls.noted("ended")
+    assert len(set(ended) - returned) <= 1
+    # Twice: only what was sent, and not crossed out yet.
+    assert sum(ended.values()) - len(ended) <= 32
+
+
+def test_with_an_outbox_what_a_broker_that_is_down_does_not_take_goes_on_at_the_next_start(tmp_path):
+    pytest.importorskip("filelock")
+    with services.nats(tmp_path) as service:
+        calls = Calls("nats", service.url, tmp_path, OUTBOX=str(tmp_path / "outbox.sqlite"), OMNILOOP_EXIT_TIMEOUT="1")
+        service.kill()
+        with calls.producer(60) as producer:
+            assert producer.wait() == 0
+            assert "before these 60 calls were handed over; they are kept in" in producer.log()
+        service.start()
+        calls.env["OMNILOOP_EXIT_TIMEOUT"] = "60"
+        with calls.producer(0) as again:
+            assert again.wait() == 0, again.log()
+        with calls.worker():
+            ended = calls.wait("ended", 60)
+            _quiet(calls)
+
+    assert set(ended) == set(range(60))
+
+
 def _quiet(calls):
     """Wait until nothing comes any more."""
     before = -1

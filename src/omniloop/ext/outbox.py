@@ -21,6 +21,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 from threading import RLock
 from typing import Any, Final
 
@@ -106,7 +107,7 @@ class Outbox(Engine):
             raise ValueError(f"{function.original!r}: the next process could not find it. Give it a name=.")
         self._functions[function.name] = function
         if os.path.exists(self.path):
-            self._look()
+            self._look(now=True)
 
     def pack(self, function: Function, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """
@@ -169,29 +170,51 @@ class Outbox(Engine):
         pid = os.getpid()
         return self._stores.get(pid) or self._stores.setdefault(pid, _Store(self.path))
 
-    def _look(self) -> None:
+    def _look(self, *, now: bool = False) -> None:
         """Look for what dead processes have left, unless that was just done."""
         store = self._store()
-        if store.may_look():
-            go(self._take_up(store), name=f"take up what is left in {os.path.basename(self.path)}", daemon=True)
+        if store.may_look(now):
+            # Work, so that a program that ends at once has looked all the same.
+            go(self._look_once(store), name=f"take up what is left in {os.path.basename(self.path)}")
 
-    async def _take_up(self, store: _Store) -> None:
-        try:
-            while True:
-                left, living = await to_thread(store.inherit, list(self._functions))
-                runtime, way = shared_runtime(), self._way()
-                for call_id, name, text, attempt in left:
-                    while not way.has_room():
-                        await asyncio.sleep(_LOOK / 10)
-                    resume(self, self._functions[name], runtime, call_id, (call_id, text, attempt))
-                if left:
-                    say("%s: %d calls that another process has left go on.", self.label, len(left), level=20)
-                if not living:
-                    return
+    async def _look_once(self, store: _Store) -> None:
+        while True:
+            functions = len(self._functions)
+            try:
+                living = await self._take_up(store)
+            except BaseException:
+                store.looked()
+                raise
+            if living:
                 # They may die yet.
+                go(self._watch(store), name=f"watch the others of {os.path.basename(self.path)}", daemon=True)
+                return
+            # Unless a function was defined meanwhile.
+            if store.looked(partial(self._has_only, functions)):
+                return
+
+    def _has_only(self, functions: int) -> bool:
+        return len(self._functions) == functions
+
+    async def _watch(self, store: _Store) -> None:
+        try:
+            await asyncio.sleep(_LOOK)
+            while await self._take_up(store):
                 await asyncio.sleep(_LOOK)
         finally:
             store.looked()
+
+    async def _take_up(self, store: _Store) -> bool:
+        """Go on with what the dead have left; tells whether others live that have calls."""
+        left, living = await to_thread(store.inherit, list(self._functions))
+        runtime, way = shared_runtime(), self._way()
+        for call_id, name, text, attempt in left:
+            while not way.has_room():
+                await asyncio.sleep(_LOOK / 10)
+            resume(self, self._functions[name], runtime, call_id, (call_id, text, attempt))
+        if left:
+            say("%s: %d calls that another process has left go on.", self.label, len(left), level=20)
+        return living
 
 
 class _Store:
@@ -204,6 +227,8 @@ class _Store:
         self._connections: tuple[sqlite3.Connection, sqlite3.Connection] | None = None
         self._owner = ""
         self._alive: FileLock | None = None
+        # Apart from the other, which is held while the disk is busy.
+        self._look_lock = RLock()
         self._looks = False
         self._last_look = -_LOOK
         # On the loop's thread alone.
@@ -251,16 +276,22 @@ class _Store:
             remover.executemany("DELETE FROM calls WHERE id = ?", [(call_id,) for call_id in ids])
             remover.execute("COMMIT")
 
-    def may_look(self) -> bool:
-        with self._lock:
-            if self._looks or time.monotonic() - self._last_look < _LOOK:
+    def may_look(self, now: bool) -> bool:
+        """Whether to look: one at a time, and not again soon unless *now*."""
+        with self._look_lock:
+            if self._looks or (not now and time.monotonic() - self._last_look < _LOOK):
                 return False
             self._looks = True
             return True
 
-    def looked(self) -> None:
-        self._looks = False
-        self._last_look = time.monotonic()
+    def looked(self, enough: Callable[[], bool] = lambda: True) -> bool:
+        """End the look, unless something came meanwhile that was not looked for."""
+        with self._look_lock:
+            if not enough():
+                return False
+            self._looks = False
+            self._last_look = time.monotonic()
+            return True
 
     def inherit(self, functions: list[str]) -> tuple[list[tuple[str, str, str, int]], bool]:
         """Take over the calls of dead processes that are for *functions*; also tells whether others live that have calls."""
