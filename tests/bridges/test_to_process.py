@@ -755,6 +755,7 @@ def test_work_in_an_executor_is_finished_before_the_program_exits(tmp_path):
 
 
 @pytest.mark.promise("Work runs on a dask cluster")
+@pytest.mark.long
 @pytest.mark.timeout(60)
 def test_work_runs_on_a_dask_cluster(tmp_path):
     pytest.importorskip("distributed")

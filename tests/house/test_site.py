@@ -22,7 +22,7 @@ for needed in ("furo", "myst_parser", "sphinx_copybutton", "sphinx_design", "sph
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 # Building takes some seconds, a browser too, and more on a busy machine.
-pytestmark = [pytest.mark.timeout(180), pytest.mark.heavy, pytest.mark.xdist_group("site")]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.heavy, pytest.mark.long, pytest.mark.xdist_group("site")]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 import guardian
 from children import child_environment
 
@@ -24,6 +26,12 @@ KINDS = ("mail", "audit", "webhook")
 
 # For anything that a server does: it passes in far less, but the machine may be busy.
 PATIENCE = 25.0
+
+
+def variants(*values: Any) -> list[Any]:
+    """For `parametrize`: the first runs whenever tests do, the others where there is time for what is long."""
+    first, *others = values
+    return [first, *(pytest.param(other, marks=pytest.mark.long) for other in others)]
 
 
 def import_path(*folders: Path) -> str:

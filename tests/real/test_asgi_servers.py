@@ -62,7 +62,7 @@ def serving(tmp_path: Path, service: str, name: str, app: str) -> Iterator[tuple
 @pytest.mark.promise(
     "Under uvicorn (plain, `--workers`, `--reload`, gunicorn's `UvicornWorker`), hypercorn and granian, with the lifespan, a graceful stop under load drains"
 )
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", servers.variants(*SERVERS))
 def test_a_graceful_stop_under_load_drains(tmp_path, name):
     with (
         servers.collector(tmp_path) as collector,
@@ -83,7 +83,7 @@ def test_a_graceful_stop_under_load_drains(tmp_path, name):
 
 
 @pytest.mark.promise("The lifespan goes with one's own, whose end comes first, and with an application that is wrapped")
-@pytest.mark.parametrize("app", ["own", "inside", "wrapped"])
+@pytest.mark.parametrize("app", servers.variants("own", "inside", "wrapped"))
 def test_the_lifespan_goes_with_ones_own_whose_end_comes_first(tmp_path, app):
     with servers.collector(tmp_path) as collector, serving(tmp_path, collector.url, "uvicorn", app) as (server, url):
         collector.hold()
@@ -100,7 +100,7 @@ def test_the_lifespan_goes_with_ones_own_whose_end_comes_first(tmp_path, app):
 
 
 @pytest.mark.promise("uvicorn without the lifespan is told of once, with what to add")
-@pytest.mark.parametrize("name", ["uvicorn", "gunicorn, UvicornWorker"])
+@pytest.mark.parametrize("name", servers.variants("uvicorn", "gunicorn, UvicornWorker"))
 def test_uvicorn_without_the_lifespan_is_told_of_once_with_what_to_add(tmp_path, name):
     with servers.collector(tmp_path) as collector, serving(tmp_path, collector.url, name, "bare") as (server, url):
         collector.hold()
@@ -115,7 +115,7 @@ def test_uvicorn_without_the_lifespan_is_told_of_once_with_what_to_add(tmp_path,
         assert collector.arrived() == {}
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "hypercorn"])
+@pytest.mark.parametrize("name", servers.variants("uvicorn", "hypercorn"))
 def test_sigint_drains_as_well(tmp_path, name):
     with servers.collector(tmp_path) as collector, serving(tmp_path, collector.url, name, "app") as (server, url):
         collector.hold()

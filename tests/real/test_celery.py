@@ -71,6 +71,7 @@ def test_a_warm_shutdown_drains_what_the_tasks_have_left_to_go(tmp_path):
         assert "Traceback" not in celery.log()
 
 
+@pytest.mark.long
 @pytest.mark.promise("Processes that Celery recycles (`--max-tasks-per-child`) are drained by the same handler")
 def test_recycling_processes_with_max_tasks_per_child_drains_each(tmp_path):
     with (

@@ -112,7 +112,7 @@ def test_a_graceful_stop_of_gunicorn_drains(tmp_path, database_file, options):
 
 @pytest.mark.promise("A graceful stop of Django under uvicorn, hypercorn and daphne drains")
 @SERVER
-@pytest.mark.parametrize("name", ["uvicorn", "hypercorn", "daphne"])
+@pytest.mark.parametrize("name", servers.variants("uvicorn", "hypercorn", "daphne"))
 def test_a_graceful_stop_of_an_asgi_server_drains(tmp_path, database_file, name):
     pytest.importorskip(name)
     port = servers.free_port()
@@ -155,6 +155,7 @@ def runserver(tmp_path: Path, service: str) -> Iterator[tuple[servers.Process, s
         yield server, url
 
 
+@pytest.mark.long
 @pytest.mark.promise("The autoreload of `runserver` drains and goes on")
 @SERVER
 def test_the_autoreload_of_runserver_drains_and_goes_on(tmp_path, database_file):

@@ -19,6 +19,8 @@ import servers
 # A server with its workers, a service and a load, each in interpreters of their own, on a machine that may be busy.
 pytestmark = pytest.mark.timeout(90)
 
+LONG = pytest.mark.long
+
 
 @contextmanager
 def gunicorn(
@@ -44,9 +46,10 @@ def gunicorn(
 @pytest.mark.promise(
     "Under gunicorn, sync and gthread, with and without `--preload`, used in the master or not, a graceful stop drains: every accepted request's work has arrived, none twice"
 )
-@pytest.mark.parametrize("worker", ["--worker-class=sync", "--worker-class=gthread --threads=4"])
+@pytest.mark.parametrize("worker", servers.variants("--worker-class=gthread --threads=4", "--worker-class=sync"))
 @pytest.mark.parametrize(
-    ("app", "preload"), [("app:app", ""), ("app:app", "--preload"), ("used_in_master:app", "--preload")]
+    ("app", "preload"),
+    [("app:app", ""), pytest.param("app:app", "--preload", marks=LONG), ("used_in_master:app", "--preload")],
 )
 def test_a_graceful_stop_drains(tmp_path, app, preload, worker):
     with (
@@ -68,7 +71,7 @@ def test_a_graceful_stop_drains(tmp_path, app, preload, worker):
 
 
 @pytest.mark.promise("Workers that gunicorn recycles (`--max-requests`) are drained")
-@pytest.mark.parametrize("worker", ["--worker-class=sync", "--worker-class=gthread --threads=4"])
+@pytest.mark.parametrize("worker", servers.variants("--worker-class=gthread --threads=4", "--worker-class=sync"))
 def test_recycling_workers_with_max_requests_drains_each(tmp_path, worker):
     with (
         servers.collector(tmp_path) as collector,
@@ -81,6 +84,7 @@ def test_recycling_workers_with_max_requests_drains_each(tmp_path, worker):
         servers.assert_all_arrived_once(collector.arrived(), load.accepted)
 
 
+@LONG
 @pytest.mark.promise("A reload (SIGHUP) under load loses nothing that was accepted")
 def test_a_reload_by_sighup_under_load_drains_the_old_workers(tmp_path):
     with (

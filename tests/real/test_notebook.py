@@ -79,6 +79,7 @@ def test_run_go_and_await_work_in_cells_where_asyncio_run_does_not(execute):
 
 
 @pytest.mark.promise("A forgotten failure is shown in the notebook")
+@pytest.mark.long
 def test_a_forgotten_failure_is_shown_in_the_notebook(execute):
     cells = execute(
         """
@@ -100,6 +101,7 @@ def test_a_forgotten_failure_is_shown_in_the_notebook(execute):
 
 
 @pytest.mark.promise("When the kernel ends, what is left is done")
+@pytest.mark.long
 def test_what_the_kernel_still_has_to_do_is_done_before_it_ends(execute, tmp_path):
     execute(
         f"""
