@@ -440,18 +440,23 @@ SEED = int(os.environ.get("OMNILOOP_SOAK_SEED", "0"))
 _SLIPS = (NameError, AttributeError, TypeError, SyntaxError, LookupError)
 
 
-def in_every_order(parts: str, /, *, heavy: bool = False, **mutants: Edit | tuple[Edit, ...]) -> Callable[[Model], Any]:
+def in_every_order(
+    parts: str, /, *, heavy: bool = False, soak_only: bool = False, **mutants: Edit | tuple[Edit, ...]
+) -> Callable[[Model], Any]:
     """
     Make a test of a model: it holds in every order of the steps of *parts* with one preemption, and each of the *mutants* is found.
 
-    What is *heavy* is exhausted in the soak alone. There also with two preemptions, and at random with more, for `OMNILOOP_SOAK_SECONDS` each; `OMNILOOP_SOAK_SEED` repeats the latter.
+    What is *heavy* is exhausted in the soak alone, and what is *soak_only* is not run elsewhere at all. There also with two preemptions, and at random with more, for `OMNILOOP_SOAK_SECONDS` each; `OMNILOOP_SOAK_SEED` repeats the latter.
     """
 
     def decorate(model: Model) -> Any:
         soak = [pytest.mark.soak, pytest.mark.timeout(SECONDS + 120)]
         cases = [
-            pytest.param("holds", id="holds", marks=soak if heavy else []),
-            *(pytest.param(edits, id=f"finds {name}") for name, edits in mutants.items()),
+            pytest.param("holds", id="holds", marks=soak if heavy or soak_only else []),
+            *(
+                pytest.param(edits, id=f"finds {name}", marks=soak if soak_only else [])
+                for name, edits in mutants.items()
+            ),
             pytest.param("holds, two preemptions", id="holds, two preemptions", marks=soak),
             pytest.param("holds, at random", id="holds, at random", marks=soak),
         ]
