@@ -10,8 +10,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("interleavings")
     for name, properties in told:
-        if "explored" in properties:
-            terminalreporter.write_line(f"{name}: {properties['explored']}")
+        if told_of := properties.get("explored") or properties.get("orders"):
+            terminalreporter.write_line(f"{name}: {told_of}")
     schedules = sum(properties.get("schedules", 0) for _, properties in told)
     mutants = sum("mutant" in properties for _, properties in told)
     terminalreporter.write_line(f"{schedules:,} schedules hold; {mutants} mutants found")

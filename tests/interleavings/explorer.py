@@ -329,6 +329,25 @@ def _tidy(iteration: int) -> None:
         gc.collect()
 
 
+class _Repeated(it.Strategy):
+    """One schedule, as often as was said: for models that choose by themselves."""
+
+    until = float("inf")
+
+    def __init__(self, times: int) -> None:
+        self._left = times
+
+    def more(self) -> bool:
+        return self._left > 0 and real_monotonic() < self.until
+
+    def pick(self, runnable: Any, current: Any, index: int) -> Any:
+        return current or min(runnable, key=lambda rec: rec.tid)
+
+    def begin(self, iteration: int, seed: int) -> None:
+        _tidy(iteration)
+        self._left -= 1
+
+
 class _Where:
     """Where a thread was, put into words only when somebody reads it: half of the time of a schedule."""
 
@@ -370,6 +389,11 @@ def explore(model: Model, parts: str, preemptions: int, *edits: Edit, seconds: f
 def sample(model: Model, parts: str, seed: int, seconds: float, *edits: Edit) -> Explored:
     """Run *model* in schedules that *seed* chooses, with four changes of priority in each."""
     return _explore(model, parts, _Sampled(5), seed, seconds, edits)
+
+
+def repeat(model: Model, times: int) -> Explored:
+    """Run *model* so many times, each thread as long as it can."""
+    return _explore(model, "_work.inbox", _Repeated(times), 0, float("inf"), ())
 
 
 def _explore(model: Model, parts: str, strategy: Any, seed: int, seconds: float, edits: tuple[Edit, ...]) -> Explored:
