@@ -85,7 +85,7 @@ def everything(make_loop: Callable[[], asyncio.AbstractEventLoop], quick: bool) 
         ),
         Measure("go on the loop's own thread", "µs", _own_thread()),
         *(
-            Measure(f"shutdown {what} 100,000 {kind}", "µs", _ending(make_loop, kind), rounds=0.4)
+            Measure(f"shutdown {what} 100,000 {kind}", "µs", _ending(make_loop, kind), rounds=0.2)
             for what, kind in (("cancels", "sleepers"), ("cancels", "daemons"), ("drops", "unstarted"))
         ),
         Measure("memory per pending task", "bytes", _memory(), rounds=0.2),
