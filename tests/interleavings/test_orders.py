@@ -132,5 +132,6 @@ def test_what_is_promised_holds_in_any_order_of_callbacks(scenario: Any, record_
     if explored.error is not None:
         raise explored.error
 
-    assert len({tuple(noted) for noted in found}) > ORDERS // 20
+    # Of 24 or more that can come out.
+    assert len({tuple(noted) for noted in found}) >= min(ORDERS, 10)
     record_property("orders", f"{len(found)} orders, {explored.seconds:.1f} s")
