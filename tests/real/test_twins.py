@@ -74,6 +74,7 @@ def postgres(tmp_path_factory):
 @pytest.mark.promise(
     "The sync twin of the client of redis works against a server, with pipelines, subscriptions and locks, 16 threads at once"
 )
+@pytest.mark.servers
 def test_redis(redis_socket):
     asyncio_redis = pytest.importorskip("redis.asyncio")
     Redis = blocking(asyncio_redis.Redis)
@@ -113,6 +114,7 @@ def test_redis(redis_socket):
 @pytest.mark.promise(
     "The sync twins of asyncpg work against a server, with a pool, transactions and cursors, 16 threads at once"
 )
+@pytest.mark.servers
 def test_asyncpg(postgres):
     asyncpg = pytest.importorskip("asyncpg")
     connect, create_pool = blocking(asyncpg.connect), blocking(asyncpg.create_pool)

@@ -1,0 +1,187 @@
+"""
+Other libraries' own tests, with sync twins in the place of what they test: those of httpx's sync client, and those of synchronicity.
+
+On demand: `OMNILOOP_PEERS=1 python -m pytest tests/peers/test_sync_clients.py` fetches the source distributions with pip; with a
+folder instead of 1 they are taken from there. Nothing of them is kept.
+"""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from children import child_environment
+
+WHERE = os.environ.get("OMNILOOP_PEERS", "")
+pytestmark = [
+    pytest.mark.skipif(
+        not WHERE, reason="fetches source distributions: set OMNILOOP_PEERS=1, or to a folder that has them"
+    ),
+    pytest.mark.timeout(600),
+]
+
+
+def source_of(name, folder):
+    """The unpacked source distribution of the installed version of a library."""
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{name} is not installed")
+    archive = f"{name}-{version}.tar.gz"
+    found = Path(WHERE) / archive
+    if not found.exists():
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", folder]
+        subprocess.run([*command, f"{name}=={version}"], check=True, timeout=300)
+        found = folder / archive
+    with tarfile.open(found) as source:
+        source.extractall(folder, filter="data")
+    return folder / f"{name}-{version}"
+
+
+def outcomes(root, files, plugin, *flags):
+    """The tests that passed, and those that failed."""
+    (root / "twin_plugin.py").write_text(textwrap.dedent(plugin))
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rA", "--tb=no", "-p", "twin_plugin", "-p", "no:omniloop", "-p", "no:xdist",
+         "-p", "no:cacheprovider", "--timeout", "30", "-W", "ignore", *flags, *files],
+        cwd=root,
+        env={**child_environment(), "PYTHONPATH": f"{root}:{child_environment()['PYTHONPATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )  # fmt: skip
+    found = {"PASSED": set(), "FAILED": set(), "ERROR": set()}
+    for word, test in re.findall(r"^(PASSED|FAILED|ERROR) (\S+)", ended.stdout, re.MULTILINE):
+        found[word].add(test.rpartition("/")[2])
+    assert found["PASSED"], ended.stdout + ended.stderr
+    return found["PASSED"], found["FAILED"] | found["ERROR"]
+
+
+HTTPX = [
+    f"tests/client/test_{name}.py"
+    for name in (
+        "client",
+        "auth",
+        "cookies",
+        "event_hooks",
+        "headers",
+        "properties",
+        "proxies",
+        "queryparams",
+        "redirects",
+    )
+]
+TWIN_OF_HTTPX = """
+    import httpx
+    from omniloop import blocking
+
+    httpx.Client = blocking(httpx.AsyncClient)
+    blocking(httpx.Response, rename={
+        "aread": "read", "aiter_bytes": "iter_bytes", "aiter_text": "iter_text", "aiter_lines": "iter_lines",
+        "aiter_raw": "iter_raw", "aclose": "close",
+    })
+"""
+# The client underneath is the async one, and takes what that takes.
+NOT_WITH_AN_ASYNC_CLIENT = {
+    # An async body is refused by the sync client; this one takes it.
+    "test_client.py::test_cannot_stream_async_request",
+    # A sync transport, or mount, has no `aclose`.
+    "test_client.py::test_context_managed_transport",
+    "test_client.py::test_context_managed_transport_and_mount",
+    "test_proxies.py::test_sync_proxy_close",
+    # The class of the transport is that of the async one.
+    "test_proxies.py::test_socks_proxy",
+    # It calls the async half of an auth object, and hooks that are awaited.
+    "test_auth.py::test_sync_auth",
+    "test_event_hooks.py::test_event_hooks",
+    "test_event_hooks.py::test_event_hooks_with_redirect",
+    # A sync generator as the body.
+    "test_redirects.py::test_cannot_redirect_streaming_body",
+}
+
+
+@pytest.mark.promise(
+    "The sync twin of httpx's async client passes httpx's own tests of its sync client, but for those that hand it sync transports, hooks or bodies"
+)
+def test_the_twin_of_the_async_client_passes_the_tests_of_the_sync_client(tmp_path):
+    root = source_of("httpx", tmp_path)
+
+    passed, failed = outcomes(root, HTTPX, "", "-p", "no:asyncio")
+    with_twin, without = outcomes(root, HTTPX, TWIN_OF_HTTPX, "-p", "no:asyncio")
+
+    assert len(passed) > 200
+    # Those that need the network fail with either.
+    assert without - failed <= NOT_WITH_AN_ASYNC_CLIENT
+    assert len(with_twin) >= len(passed) - len(NOT_WITH_AN_ASYNC_CLIENT)
+
+
+SYNCHRONICITY = [
+    f"test/{name}_test.py"
+    for name in (
+        "synchronicity",
+        "generators",
+        "asynccontextmanager",
+        "exception",
+        "getattr",
+        "pickle",
+        "translate",
+        "tracebacks",
+    )
+]
+# Its names, as somebody who comes from there would translate them.
+AS_SYNCHRONICITY = """
+    import asyncio, sys, types
+    from contextlib import asynccontextmanager
+    import synchronicity, synchronicity.async_wrap
+    from omniloop import blocking, run
+
+    async def _loop():
+        return asyncio.get_running_loop()
+
+    class Synchronizer:
+        def __init__(self, *args, **kwargs): ...
+        def create_blocking(self, obj, name=None, target_module=None):
+            made = blocking(obj)
+            if name or not isinstance(obj, type):
+                made.__name__ = name or "blocking_" + obj.__name__
+            return made
+        wrap = create_blocking
+        def _get_loop(self):
+            return run(_loop())
+        def _close_loop(self): ...
+
+    synchronicity.Synchronizer = Synchronizer
+    synchronicity.async_wrap.asynccontextmanager = asynccontextmanager
+"""
+# What is another way here, by design; everything else has to pass.
+OTHERWISE = re.compile(
+    # Futures are tasks: go(f.aio(…)); names stay those of the original; `.aio` of a plain function is no bare coroutine.
+    "futures?$|_name$|function_async_as_function_attribute|returning_coroutine|returning_coroutine_async|syncwrap|raises_async"
+    # An iterator is a class of ours, and closes without waiting; `aclose` is `close`.
+    "|test_generator_sync$|test_generator_async$|non_async_aiter|runs_aclose|ensure_stop_async_iteration"
+    # What swallows a cancellation keeps its value.
+    "|completes_successfully_still_cancels"
+    # synchronicity's own settings, hooks and insides.
+    "|translation$|blocking_in_async_callback|thread_death|debug_mode|full_traceback_flag|test_getattr$|classproperty"
+    "|_in_async$|test_translate$|generic_baseclass|async_to_async|sync_to_async"
+)
+
+
+@pytest.mark.promise("synchronicity's own tests pass with twins, but for what is another way by design")
+def test_the_tests_of_synchronicity_pass_but_for_what_is_another_way(tmp_path):
+    pytest.importorskip("pytest_asyncio")
+    root = source_of("synchronicity", tmp_path)
+    # For a plugin that checks their docs.
+    (root / "conftest.py").unlink()
+
+    passed, failed = outcomes(root, SYNCHRONICITY, AS_SYNCHRONICITY)
+
+    assert {test for test in failed if not OTHERWISE.search(test)} == set()
+    assert len(passed) >= 45
