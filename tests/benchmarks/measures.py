@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from floors import BARE, PPE, RCTS, SET
-from peers import Peer, peers
 
 import omniloop
+from peers import Peer, peers
 
 Sample = Callable[[], list[float]]
 clock = time.perf_counter
