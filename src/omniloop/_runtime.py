@@ -122,7 +122,7 @@ class Runtime:
         # What `call_at` and `call_later` are told by; tests may set another.
         self._clock: Callable[[], float] = time.monotonic
         # Re-entrant, because a SIGTERM may drain in the middle of a shutdown.
-        self._ending = RLock()
+        self._closing = RLock()
         self._lives: dict[tuple[int, int], Life] = {}
         self._life: Life
         self._begin(0)
@@ -493,7 +493,7 @@ class Runtime:
             check_timeout(timeout)
         seconds = self._settings.exit_timeout if isinstance(timeout, FromSettings) else timeout
         deadline = _deadline(seconds)
-        with waits.waiting_for_all(life, "shutdown()"), self._ending:
+        with waits.waiting_for_all(life, "shutdown()"), self._closing:
             if not self._reopens:
                 self._shut_down = self._ended = True
             self._close(deadline)
@@ -756,7 +756,7 @@ class Runtime:
         try:
             check_timeout(timeout)
             life = self._current()
-            life.guard("run()")
+            life.check_may_wait("run()")
             coro = as_coroutine(coro, life.loop, "run")
         except BaseException:
             close_unstarted(coro)
@@ -933,7 +933,7 @@ class Runtime:
 
     def _after_fork_in_child(self) -> None:
         # Another thread may have held it at the fork.
-        self._ending = RLock()
+        self._closing = RLock()
         self._drain_time = 0.0
         self._failures.abandon()
         self._failures = Failures(lambda: self._settings.on_error)
@@ -973,7 +973,7 @@ class Runtime:
         alone = False
         try:
             # A daemon thread may be in a shutdown() that has more time than this.
-            alone = self._ending.acquire(
+            alone = self._closing.acquire(
                 timeout=-1 if deadline is None else min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX)
             )
         except KeyboardInterrupt:
@@ -982,7 +982,7 @@ class Runtime:
             clock.interruptions = self._close(deadline, clock.interruptions)
         finally:
             if alone:
-                self._ending.release()
+                self._closing.release()
 
     def _close(self, deadline: float | None, interruptions: int = 0) -> int:
         life = self._life

@@ -107,11 +107,13 @@ def test_what_races_with_a_close_is_delivered_or_refused_and_nothing_between(cop
 
 @in_every_order(
     INBOX,
-    a_reopening_that_wakes_nobody=Edit(INBOX, "        if self._items:\n            self.nudge()", "        pass"),
+    a_reopening_that_wakes_nobody=Edit(
+        INBOX, "        if self._items:\n            self.wake_reader()", "        pass"
+    ),
     a_reopening_that_looks_before_it_is_open=Edit(
         INBOX,
         "        self.closed = False\n        # After",
-        "        found = bool(self._items)\n        self.closed = False\n        if found:\n            self.nudge()\n        return\n        # After",
+        "        found = bool(self._items)\n        self.closed = False\n        if found:\n            self.wake_reader()\n        return\n        # After",
     ),
 )
 def test_what_comes_between_a_close_and_a_reopening_is_taken_or_refused(copy: Copy) -> None:

@@ -215,7 +215,7 @@ def test_what_is_started_while_a_group_is_cancelled_is_cancelled_or_refused(copy
     ),
 )
 def test_who_waits_for_room_gets_it_when_there_is_some(copy: Copy) -> None:
-    bounds = copy.parts[ADMISSION].Bounds()
+    bounds = copy.parts[ADMISSION].Admission()
     bounds.resize(1)
     assert bounds.admit("first", Patient(), "block")
 

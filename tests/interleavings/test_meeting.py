@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import inspect
+import types
+from collections.abc import Callable
 from typing import Any
 
 from explorer import Copy, Edit, Loop, in_every_order, spawn
+
+from omniloop._work.task import Kind
 
 TASK = "_work.task"
 
@@ -30,10 +34,11 @@ TOLD_UNDER_THE_LOCK = (
 class Owner:
     """What a task is told to ask; it allows everything."""
 
-    forked = False
+    foreign = False
+    tally = types.SimpleNamespace(count=lambda *entries: None)
 
-    def wait(self, task: Any, timeout: float | None) -> bool:
-        return bool(task._wait_here(-1 if timeout is None else timeout))
+    def wait(self, task: Any, wait_here: Callable[[float], bool], timeout: float | None) -> bool:
+        return wait_here(-1 if timeout is None else timeout)
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
@@ -42,7 +47,7 @@ class Owner:
 def make_task(copy: Copy) -> Any:
     """A task that nothing runs: a thread of the model settles it."""
     Task = copy.parts[TASK].Task
-    given = {"owner": Owner(), "work": print, "args": (), "name": "explored", "daemon": False, "lasti": 0}
+    given = {"owner": Owner(), "work": print, "args": (), "name": "explored", "kind": Kind.WORK, "lasti": 0}
     return Task(*(given.get(name) for name in inspect.signature(Task).parameters))
 
 

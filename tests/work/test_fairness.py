@@ -132,7 +132,7 @@ def test_a_batch_is_bounded_in_time_and_not_in_count(runtime, kind):
     runtime.call_soon(ended.set)
     for _ in range(10):
         # Of spare wake-ups each had a batch of its own in every turn.
-        runtime._life.inbox.nudge()
+        runtime._life.inbox.wake_reader()
     begin.set()
     runtime.flush()
 

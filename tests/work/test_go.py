@@ -544,7 +544,7 @@ def test_what_a_signal_handler_submitted_before_it_raised_is_not_left_asleep(run
         elif call == "cancel":
             runtime.go(asyncio.sleep(0)).cancel()
         else:
-            runtime._life.inbox.poke()
+            runtime._life.inbox.wake_resting_reader()
 
     def handler():
         nonlocal reached
@@ -722,7 +722,7 @@ def test_a_signal_handler_that_submits_anywhere_in_a_start_leaves_the_start_to_t
     def handler():
         submitted.append(runtime.go(running_loop()))
         # As a wait does; the submission alone finds the token taken.
-        runtime._life.inbox.nudge()
+        runtime._life.inbox.wake_reader()
 
     for point in itertools.count():
         runtime, submitted = Runtime(name="started"), []

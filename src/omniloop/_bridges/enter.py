@@ -86,7 +86,7 @@ class _Entered(AbstractContextManager[T, bool]):
         self._task: Task[bool] | None = None
 
     def __enter__(self) -> T:
-        self._runtime._current().guard("enter()")
+        self._runtime._current().check_may_wait("enter()")
         manager, self._manager = self._manager, None
         if manager is None:
             raise OmniloopError(
@@ -111,7 +111,7 @@ class _Entered(AbstractContextManager[T, bool]):
         if task is None or leave is None:
             raise OmniloopError("This was never entered. Use it in a `with` statement.")
         if not task.done():
-            task._check()
+            task._check_process()
             # The loop may be closed by now: then the task is done.
             with suppress(RuntimeError):
                 leave.get_loop().call_soon_threadsafe(_set, leave, error)

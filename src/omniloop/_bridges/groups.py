@@ -190,7 +190,7 @@ class TaskGroup:
     # --- the block, in sync code --------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._runtime._current().guard("The end of `with TaskGroup()`", "use `async with`")
+        self._runtime._current().check_may_wait("The end of `with TaskGroup()`", "use `async with`")
         self._enter(sys._getframe(1))
         return self
 
@@ -384,7 +384,7 @@ class TaskGroup:
                 # About to be noted; or never, because Ctrl-C came in the middle of that, where it was done at once.
                 self._done(ticket, task)
             elif found is None:
-                task._check()
+                task._check_process()
                 found = task
         return found
 

@@ -345,7 +345,7 @@ class Sent(Generic[T]):
             CancelledError: of `concurrent.futures`, if the end of the process ended the hand-over.
         """
         check_timeout(timeout)
-        self._runtime._current().guard("result() of a call that was handed over", "await it")
+        self._runtime._current().check_may_wait("result() of a call that was handed over", "await it")
         return self._runtime._run(self._value(timeout), None, sys._getframe(1))
 
     def __await__(self) -> Generator[Any, None, T]:

@@ -79,7 +79,7 @@ class Iteration(Generic[T]):
     """
 
     def __init__(self, source: AsyncIterable[T], buffer: int, runtime: Runtime, frame: FrameType) -> None:
-        runtime._current().guard("iterate()")
+        runtime._current().check_may_wait("iterate()")
         queue: janus.Queue[T] = janus.Queue(buffer)
         self._queue = queue
         # Its end, whichever it was, was told.

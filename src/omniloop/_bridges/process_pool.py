@@ -316,7 +316,7 @@ class _Worker:
         # Readable when the process has ended: a pidfd of ours, or where there is none, the end of a pipe that the process holds.
         self._sentinel = -1
         self._pidfd = -1
-        self._told_to_end = False
+        self._told_to_stop = False
         self._received = bytearray()
         self._unsent = memoryview(b"")
 
@@ -358,7 +358,7 @@ class _Worker:
         empty = contextvars.Context()
         empty.run(self._loop.add_reader, self._sentinel, self._has_ended)
         empty.run(self._loop.add_reader, self._sock.fileno(), self._read)
-        if self._told_to_end or call.future.done():
+        if self._told_to_stop or call.future.done():
             self.kill()
         else:
             self.begin(call)
@@ -439,7 +439,7 @@ class _Worker:
 
     def kill(self) -> None:
         """Kill the process; its call, if somebody still waits for that, fails when it is dead."""
-        self._told_to_end = True
+        self._told_to_stop = True
         if self._process is not None and self._sentinel >= 0:
             self._process.kill()
             self._lose()

@@ -127,7 +127,7 @@ class Queue(janus.Queue[T]):
 
     @contextmanager
     def _waiting(self, call: str) -> Iterator[None]:
-        self._join().guard(call)
+        self._join().check_may_wait(call)
         with waits.giving_place(call):
             yield
 

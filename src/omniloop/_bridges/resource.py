@@ -179,7 +179,7 @@ class Resource(Generic[T]):
         """
         life = self._runtime._current()
         check_timeout(timeout)
-        life.guard("close()", "await its aclose()")
+        life.check_may_wait("close()", "await its aclose()")
         try:
             if (ending := self._begin_end(None, sys._getframe(1))) is not None:
                 ending.result(timeout)

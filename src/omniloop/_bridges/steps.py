@@ -101,7 +101,7 @@ class Source(Generic[T]):
 
     def ask(self, move: Move, tell: Callable[[], object]) -> _Step:
         """Have one step taken; *tell* is called, on the loop's thread or on this one, when it was, or when it never will be."""
-        self.task._owner.check()
+        self.task._owner.check_process()
         step = _Step(move, tell)
         self._last[0] = tell
         # By way of the inbox, which takes functions too. Closed: then the task is done, and says so below.
@@ -148,7 +148,7 @@ class Steps(Generator[T, S, None]):
         out: Callable[[Any], T],
         timeout: float | None,
     ) -> None:
-        runtime._current().guard(name, "use `async for` there")
+        runtime._current().check_may_wait(name, "use `async for` there")
         self._out = out
         self._timeout = timeout
         self._ended = False

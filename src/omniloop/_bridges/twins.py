@@ -640,7 +640,7 @@ class _State:
         ending, self.ending = self.ending, None
         if ending is not None:
             with suppress(ForkedError):
-                self.life.check()
+                self.life.check_process()
                 # Not a cancellation, which would come before the keeper has begun, if it comes at once.
                 self.life.inbox.put(ending.come)
 

@@ -136,7 +136,7 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
         last = time.monotonic()
     finally:
         # Of two threads that close at once, one does this, and the other waits for it: it takes no longer than the deadline.
-        with life.ending:
+        with life.closing:
             if not life.closed:
                 _end(life, last, dropped, why, undelivered)
             else:
@@ -205,11 +205,11 @@ def _round(life: Life, deadline: float | None, progress: Progress) -> bool | Non
         if not life.inbox.put(mark):
             return True
         # This may be the handler of a SIGTERM, which interrupts a submission that has taken the token and not yet woken the loop.
-        life.inbox.nudge()
+        life.inbox.wake_reader()
         while not life.serving:
             # Another thread is starting it. Should that fail, as it does on 3.12 when main has ended, nobody would come to the mark.
             life.wait_for_start()
-            life.inbox.nudge()
+            life.inbox.wake_reader()
             if gate.acquire(timeout=_LETTING_GO):
                 return quiet
             if deadline is not None and time.monotonic() >= deadline:
@@ -583,7 +583,9 @@ def _stop(thread: LoopThread, serving: bool, deadline: float) -> str | None:
     try:
         # It may leave for a fork, or have left.
         joined = (
-            thread.end(max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT) if serving else thread.join(_JOIN_TIMEOUT)
+            thread.stop(max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT)
+            if serving
+            else thread.join(_JOIN_TIMEOUT)
         )
     except RuntimeError:
         # The loop was closed by somebody else; its thread ends by itself.

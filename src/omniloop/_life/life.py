@@ -9,7 +9,7 @@ What a life is at is one word, its `Stage`:
     any, in a forked child ───────> FOREIGN       the parent's; the runtime begins another life
 
 Who writes it. `_make` and `_serve`: the thread that starts it, which has the ticket in `_starting` (and the loop's thread, should that
-start have been interrupted). `_park` and `_die`: the loop's thread. `shut`: whoever holds `ending`. `after_fork_in_child`: the one
+start have been interrupted). `_park` and `_die`: the loop's thread. `shut`: whoever holds `closing`. `after_fork_in_child`: the one
 thread of the child.
 
 What is guaranteed. Whatever the inbox has accepted is started, or failed by `fail_all`: also where the thread dies, where it can't be
@@ -138,7 +138,7 @@ class Life:
         # Made with the first use, and then there to the end.
         self.thread: LoopThread | None = None
         # Held by whoever ends it. Re-entrant, because a SIGTERM may come in the middle.
-        self.ending = RLock()
+        self.closing = RLock()
         self._settings = settings
         self._watched = watched
         self.failures = failures
@@ -164,7 +164,7 @@ class Life:
     def workers(self) -> Workers:
         if self._workers is None:
             # By way of the inbox: whoever submits meanwhile leaves the start to this one, which may be interrupted.
-            self.inbox.nudge()
+            self.inbox.wake_reader()
         # Another thread may be starting it, which is not long; or, in a signal handler, the frame below, which goes on only
         # after this: hence bounded.
         if self._workers is None:
@@ -409,7 +409,7 @@ class Life:
 
     # --- what a task needs --------------------------------------------------------------------------------------------
 
-    def check(self) -> None:
+    def check_process(self) -> None:
         """Raise ForkedError if this life was the parent process's."""
         if not fork.same_process[0]:
             fork.notice_fork()
@@ -419,7 +419,7 @@ class Life:
             )
 
     # Each is a function of a life; as its methods they cost no frame.
-    guard = waits.guard
+    check_may_wait = waits.check_may_wait
     wait = waits.wait
 
     def cancel(self, task: Task[Any], msg: object) -> bool:
@@ -674,7 +674,7 @@ class Life:
                 native_ids.append(self._watchdog.native_id)
             self.stop_watching(_PAUSE_TIMEOUT)
             thread.join(_PAUSE_TIMEOUT)
-            thread.ended()
+            thread.forget()
             self.workers.park(_PAUSE_TIMEOUT)
             wait_until_gone(native_ids)
 
@@ -696,7 +696,7 @@ class Life:
         if not self.inbox.closed and (self.inbox or (thread is not None and not self.serving and thread.is_wanted())):
             # What was submitted meanwhile; or the loop serves something that is no task: a socket, a timer.
             with suppress(CannotStartError):
-                self.inbox.nudge()
+                self.inbox.wake_reader()
 
     def after_fork_in_child(self) -> None:
         """Leave all that is the parent's untouched: its work must not run, be closed, or be finalised here."""

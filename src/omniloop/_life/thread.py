@@ -49,7 +49,7 @@ class LoopThread:
         self._started: threading.Thread | None = None
         self._runner: threading.Thread | None = None
         self._running = threading.Lock()
-        self._told_to_end = False
+        self._told_to_stop = False
         # Whether the loop is to be closed, whether its thread is over, and a ticket for whoever then closes it.
         self._to_close, self._over = False, True
         self._ticket = [None]
@@ -62,7 +62,7 @@ class LoopThread:
         self.context = contextvars.Context()
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(_handle)
-        self._stop, self._run_forever = loop.stop, loop.run_forever
+        self._stop_loop, self._run_forever = loop.stop, loop.run_forever
         try:
             # On the instance (`method-assign`), where everybody who has the loop finds them.
             loop.stop = _refuse_stop  # type: ignore[method-assign]
@@ -79,12 +79,12 @@ class LoopThread:
     @property
     def runs(self) -> bool:
         """Tell whether the thread has come to run the loop, and is not told to leave it."""
-        return self._runner is not None and not self._told_to_end
+        return self._runner is not None and not self._told_to_stop
 
     @property
     def leaving(self) -> bool:
         """Tell whether it was told to leave the loop."""
-        return self._told_to_end
+        return self._told_to_stop
 
     @property
     def native_id(self) -> int | None:
@@ -96,7 +96,7 @@ class LoopThread:
 
     def start(self, first: Callable[[], object]) -> None:
         """Start the thread; *first* is the first thing that the loop calls."""
-        self._told_to_end = False
+        self._told_to_stop = False
         warn_of_host()
         self.post(first)
         thread = threading.Thread(target=self._main, name=self._name, daemon=True)
@@ -143,7 +143,7 @@ class LoopThread:
         if asked is not None:
             self._lag = time.monotonic() - asked
 
-    def end(self, timeout: float | None) -> bool:
+    def stop(self, timeout: float | None) -> bool:
         """Leave the loop after its current callbacks and join the thread; False if that took longer than *timeout*."""
         thread = self._thread
         if thread is None:
@@ -151,7 +151,7 @@ class LoopThread:
         self.post(self._leave)
         if not self.join(timeout):
             return False
-        self.ended()
+        self.forget()
         return True
 
     def join(self, timeout: float | None) -> bool:
@@ -165,7 +165,7 @@ class LoopThread:
         wait_until_gone([native_id])
         return True
 
-    def ended(self) -> None:
+    def forget(self) -> None:
         """Forget a thread that left and was joined."""
         self._started = self._runner = self.ident = None
 
@@ -243,8 +243,8 @@ class LoopThread:
             self.loop._ready = _Nothing(ready)  # type: ignore[attr-defined]
         # 3.14 complains of a task that ends after an asyncio.run() in the child, which took the loop out of its thread.
         self.loop.set_exception_handler(lambda _, __: None)
-        self._told_to_end = True
-        self._stop()
+        self._told_to_stop = True
+        self._stop_loop()
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -263,8 +263,8 @@ class LoopThread:
         finally:
             if os.getpid() != pid:
                 self._on_orphaned()
-            elif not self._told_to_end:
-                self.ended()
+            elif not self._told_to_stop:
+                self.forget()
                 self._on_death(error)
             else:
                 self._over = True
@@ -274,7 +274,7 @@ class LoopThread:
             self._running.release()
 
     def _run(self, pid: int) -> BaseException | None:
-        while not self._told_to_end and not self.loop.is_closed():
+        while not self._told_to_stop and not self.loop.is_closed():
             try:
                 self._run_forever()
             except BaseException as error:
@@ -303,11 +303,11 @@ class LoopThread:
         for task in asyncio.all_tasks():
             # asyncio's own name for it: its handle was told.
             task._log_destroy_pending = False  # type: ignore[attr-defined]
-        self._stop()
+        self._stop_loop()
 
     def _leave(self) -> None:
-        self._told_to_end = True
-        self._stop()
+        self._told_to_stop = True
+        self._stop_loop()
 
 
 class _Nothing(deque[Any]):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         def serving(self) -> bool: ...
         @property
         def ident(self) -> int | None: ...
-        def check(self) -> None: ...
+        def check_process(self) -> None: ...
         def is_worker(self) -> bool: ...
 
 
@@ -66,11 +66,11 @@ def look_in_long_waits(applies: Callable[[], bool], why_endless: Why) -> None:
 _waits: dict[int, int] = {}
 
 
-def guard(
+def check_may_wait(
     life: Waited, what: str | Task[Any], instead: str = "call it from another thread, or await the work itself"
 ) -> None:
     """Raise if this thread can't wait for the loop: `WouldDeadlockError`, or `ForkedError` if it was the parent process's."""
-    life.check()
+    life.check_process()
     if life.ident == threading.get_ident():
         raise WouldDeadlockError(
             f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Instead {instead}."
@@ -89,11 +89,11 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
     """
     check_timeout(timeout)
     if timeout is not None and timeout <= 0:
-        life.check()
+        life.check_process()
         return wait_here(0)
-    guard(life, task, "await it")
+    check_may_wait(life, task, "await it")
     if not life.serving:
-        life.inbox.nudge()
+        life.inbox.wake_reader()
     ident = life.ident
     if not workers.begin_wait():
         raise WouldDeadlockError(
@@ -115,7 +115,7 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
 @contextmanager
 def waiting_for_all(life: Waited, what: str) -> Iterator[None]:
     """Around a wait for all of the work: raise if it could never end, and have others that wait for this thread told of theirs."""
-    guard(life, what)
+    check_may_wait(life, what)
     if life.is_worker():
         raise WouldDeadlockError(
             f"{what} in a worker thread of the same runtime would wait for itself. Call it from another thread."
@@ -150,7 +150,7 @@ def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool]
     deadline = None if timeout is None else time.monotonic() + timeout - _LONG_WAIT
     if not task._is_started():
         # Should a wake-up have been lost after all.
-        life.inbox.nudge()
+        life.inbox.wake_reader()
     # Only who may be in one of their cases need look again: everybody else sleeps to the end.
     looks = [why for applies, why in _looks if applies()]
     pause = _LONG_WAIT

@@ -122,7 +122,7 @@ class Watchdog:
         self._asleep = False
         self._gate = Lock()
         self._thread: threading.Thread | None = None
-        self._told_to_end = False
+        self._told_to_stop = False
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have *loop* say when it works. On one that can't (uvloop) the watchdog asks, but only while work is pending."""
@@ -186,7 +186,7 @@ class Watchdog:
         return time.monotonic() - since if self._attached and since is not None else None
 
     def start(self) -> None:
-        self._told_to_end = False
+        self._told_to_stop = False
         thread = threading.Thread(target=self._watch, name=f"{self._name}-watchdog", daemon=True)
         try:
             self._thread = thread
@@ -199,7 +199,7 @@ class Watchdog:
 
     def stop(self, timeout: float) -> None:
         """End the thread and join it, *timeout* seconds at the most."""
-        self._told_to_end = True
+        self._told_to_stop = True
         self.wake()
         if self._thread is not None:
             with suppress(RuntimeError):
@@ -222,7 +222,7 @@ class Watchdog:
             return
         self._gate.acquire(False)
         seen = -1
-        while not self._told_to_end:
+        while not self._told_to_stop:
             took, self._took = self._took, None
             if took is not None:
                 self._tell(f"The loop goes on, after a callback blocked it for {took:.1f} s.")

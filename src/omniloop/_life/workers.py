@@ -57,7 +57,7 @@ class Workers(ThreadPoolExecutor):
         self._count = 0
         self.closed = False
         # While workers are told to end, what is in the queue says nothing about how many are needed.
-        self._ending = False
+        self._stopping = False
 
     # --- taking work ----------------------------------------------------------------------------------------------
 
@@ -127,11 +127,11 @@ class Workers(ThreadPoolExecutor):
     def stop(self, timeout: float) -> list[threading.Thread]:
         """End the workers and join them, *timeout* seconds at the most; returns those that are still busy."""
         self.closed = True
-        return self._end_all(timeout)
+        return self._stop_all(timeout)
 
     def park(self, timeout: float) -> None:
         """End the workers before a fork. They come back on the next use; nothing is refused."""
-        self._end_all(timeout)
+        self._stop_all(timeout)
         # What nobody was left to take would end workers of the next generation.
         held: list[Job] = []
         while True:
@@ -141,7 +141,7 @@ class Workers(ThreadPoolExecutor):
                 break
             if job is not None:
                 held.append(job)
-        self._ending = False
+        self._stopping = False
         for job in held:
             self._jobs.put(job)
 
@@ -159,8 +159,8 @@ class Workers(ThreadPoolExecutor):
         """The system's ids of the living workers."""
         return [thread.native_id for thread in list(self._staff)]
 
-    def _end_all(self, timeout: float) -> list[threading.Thread]:
-        self._ending = True
+    def _stop_all(self, timeout: float) -> list[threading.Thread]:
+        self._stopping = True
         self._jobs.put(None)
         return self._join(timeout)
 
@@ -228,12 +228,12 @@ class Workers(ThreadPoolExecutor):
                 try:
                     job = jobs.get_nowait()
                 except Empty:
-                    if self._ending or len(self._staff) - len(self._blocked) > self._size:
+                    if self._stopping or len(self._staff) - len(self._blocked) > self._size:
                         return
                     self._idle.append(None)
                     job = jobs.get()
                     self._idle.pop()
-                    if not self._ending and jobs.qsize() > len(self._idle):
+                    if not self._stopping and jobs.qsize() > len(self._idle):
                         # Who put a job just before this counted on this worker, as one that waits.
                         self._grow()
                 if job is None:

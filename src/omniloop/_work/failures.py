@@ -78,7 +78,7 @@ class Failures:
         inbox = self.inbox
         if inbox is not None and not inbox.closed:
             with suppress(RuntimeError):
-                inbox.poke()
+                inbox.wake_resting_reader()
                 # After the append: who closes the inbox tells afterwards what was dropped by then.
                 if not inbox.closed:
                     return

@@ -5,7 +5,7 @@ Takes items from any thread, in order, without waiting for a lock; whoever empti
 back by its caller, is not. Items of one thread are taken in the order in which it put them. While anything is in the inbox the reader looks, or
 is due to.
 
-**Who may do what.** Anybody may put, look, nudge and take back, at any moment: in a signal handler that interrupts a `put`, in a finaliser that
+**Who may do what.** Anybody may put, look, wake the reader and take back, at any moment: in a signal handler that interrupts a `put`, in a finaliser that
 the garbage collector runs in one, and with no GIL. One reader at a time takes and rests; it is a loop's thread, or whoever holds the life after it.
 
 **How.** The items are in a deque. The *token*, a lock that nobody ever waits for, is held while the reader is due to look, so that under load
@@ -102,7 +102,7 @@ class Inbox:
         # A second look, after the giving back: a writer that found the token held relies on it.
         return not (self._items and self._token.acquire(False))
 
-    def nudge(self) -> None:
+    def wake_reader(self) -> None:
         """Wake the reader, due or not. A spare wake-up is harmless."""
         try:
             self._token.acquire(False)
@@ -120,10 +120,10 @@ class Inbox:
         """Tell whether the reader is due to look, or is looking."""
         return self._token.locked()
 
-    def poke(self) -> None:
+    def wake_resting_reader(self) -> None:
         """Wake the reader, unless it is due to look."""
         if not self.is_due():
-            self.nudge()
+            self.wake_reader()
 
     def _wake_after_all(self, item: Any = None) -> None:
         """Make up for a wake-up that failed, or was interrupted: all but *item* must be taken nevertheless."""
@@ -166,4 +166,4 @@ class Inbox:
         self.closed = False
         # After the opening: whoever put before it found the inbox closed, and woke nobody.
         if self._items:
-            self.nudge()
+            self.wake_reader()

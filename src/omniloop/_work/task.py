@@ -100,8 +100,8 @@ if TYPE_CHECKING:
         @property
         def foreign(self) -> bool: ...
 
-        def check(self) -> None: ...
-        def guard(self, what: Task[Any], instead: str) -> None: ...
+        def check_process(self) -> None: ...
+        def check_may_wait(self, what: Task[Any], instead: str) -> None: ...
         def wait(self, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool: ...
         def cancel(self, task: Task[Any], msg: object) -> bool: ...
         def hold_failure(self, unclaimed: Unclaimed, task: Task[Any]) -> None: ...
@@ -302,7 +302,7 @@ class Task(concurrent.futures.Future[T]):
         """
         if self._outcome() is not None:
             return False
-        self._owner.check()
+        self._owner.check_process()
         if self._kind is HANDOVER or (self._args is not None and self._is_started()):
             # Nothing can interrupt a function that runs, and nobody takes back what is handed over.
             return False
@@ -318,7 +318,7 @@ class Task(concurrent.futures.Future[T]):
         """
         under_trio = is_trio()
         if self._outcome() is None:
-            self._owner.check()
+            self._owner.check_process()
             loop = asyncio._get_running_loop()
             if under_trio:
                 ask = None if self._kind is HANDOVER else self.cancel
@@ -355,7 +355,7 @@ class Task(concurrent.futures.Future[T]):
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         if self._outcome() is None:
-            self._owner.check()
+            self._owner.check_process()
         meeting = self._meet()
         with meeting.lock:
             if meeting.condition is None:
@@ -366,7 +366,7 @@ class Task(concurrent.futures.Future[T]):
     def _waiters(self) -> list[Any]:  # type: ignore[override]
         # Whoever asks is about to wait: `concurrent.futures.wait` and `as_completed` look at nothing else that tells.
         if self._outcome() is None:
-            self._owner.guard(self, "await it")
+            self._owner.check_may_wait(self, "await it")
         return self._meet().waiters
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
@@ -460,7 +460,7 @@ class Task(concurrent.futures.Future[T]):
     def _when_done(self, callback: Callable[[], object]) -> None:
         """Call back when the outcome is known, or at once; what the callback raises is reported."""
         if self._outcome() is None:
-            self._owner.check()
+            self._owner.check_process()
             meeting = self._meet()
             with meeting.lock:
                 if meeting.outcome is None:
@@ -596,9 +596,9 @@ class Task(concurrent.futures.Future[T]):
         """Block until *wait_here*, called with seconds, says that the work has brought about what is waited for."""
         return self._owner.wait(self, wait_here, timeout)
 
-    def _check(self) -> None:
+    def _check_process(self) -> None:
         """Raise ForkedError if the work is a parent process's."""
-        self._owner.check()
+        self._owner.check_process()
 
     def _take(self, cancelled: type[BaseException]) -> tuple[Any, BaseException | None]:
         """Claim the outcome, of work that is done: the value and None, or None and the error, for the caller to raise."""
