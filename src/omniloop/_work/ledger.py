@@ -68,10 +68,7 @@ class Later:
         self._life = life
 
     def __call__(self) -> None:
-        task = self.task
-        # Without a GIL this item may outlast its use, as said in `failures`: it is not to keep the handle.
-        del self.task
-        self._life.ledger.schedule(task, self.when)
+        self._life.ledger.schedule(self.task, self.when)
 
 
 if TYPE_CHECKING:
