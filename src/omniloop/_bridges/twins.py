@@ -937,7 +937,8 @@ class Twin(metaclass=TwinType):
         if hasattr(type(original), "__anext__"):
             # An iterator itself, which may be gone on with after a `break`.
             aiter(original)
-            return self
+            # Its own `__iter__` and `__next__` are made with its class, where pyright can't see them.
+            return self  # pyright: ignore[reportReturnType]
         frame = _getframe(1)
         _guard(state, frame)
         name = f"{state.face.__name__}.__aiter__"

@@ -47,7 +47,8 @@ class Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Server
+    # Narrower than the base class has it: `Server` alone makes these.
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
     server_version = "omniloop"
     sys_version = ""
     # Seconds; one that connects and says nothing holds a thread.
