@@ -31,7 +31,7 @@ from weakref import ref
 
 from .._arguments import as_coroutine, not_plain
 from .._errors import NotAsyncError
-from .failures import Failures
+from .failures import LATE_FINALISERS, Failures
 from .first_steps import FirstSteps
 from .inbox import Inbox
 from .periodic import turns_of
@@ -63,12 +63,16 @@ class Later:
     __slots__ = ("_life", "task", "when")
 
     def __init__(self, task: Task[Any], when: float, life: HasLedger) -> None:
-        self.task = task
+        self.task: Any = task
         self.when = when
         self._life = life
 
     def __call__(self) -> None:
-        self._life.ledger.schedule(self.task, self.when)
+        task = self.task
+        if LATE_FINALISERS:
+            # This item may outlast its use, as said in `failures`, and is not to keep the handle. Who looks at it now finds no task.
+            self.task = None
+        self._life.ledger.schedule(task, self.when)
 
 
 if TYPE_CHECKING:
