@@ -23,7 +23,7 @@ In each pair both write before they look, so whichever comes second sees the oth
 writing of one attribute: with the GIL because each is one call into C that runs no Python, without it because the deque and the lock see to it
 themselves. Copying a deque is *not* atomic without a GIL. Nothing else here needs to be.
 
-**What was tried.** Waking the reader for each item is a system call each: 8 µs through a socket pair, where a `put` takes 0.1. A plain lock around append and wake-up
+**Why not otherwise.** Waking the reader for each item is a system call each: 8 µs through a socket pair, where a `put` takes 0.1. A plain lock around append and wake-up
 deadlocks when a signal handler or a finaliser puts in the middle of it; a re-entrant one costs more than all of `put`. A flag instead of the
 token has no step that both looks and takes it: two writers wake, or, cleared at the wrong moment, none. A second deque for what comes while the
 first is emptied has to be swapped, and who holds the old one when it is swapped puts into nowhere.
