@@ -762,6 +762,15 @@ class Runtime:
             close_unstarted(coro)
             raise
         if "asgiref.sync" in sys.modules and asgiref.is_loaded():
+            if not asgiref.is_in_the_way(life.loop):
+                waiting = asgiref.Waiting()
+                try:
+                    task: Task[T] = waiting.begin(self._make_task(coro, None, waiting.context(), frame))
+                    return self._run_task(task, timeout, waiting.wait_here)
+                finally:
+                    waiting.end()
+                    # As in `run`.
+                    del task, waiting
             try:
                 served: Task[T] = self._run_for_asgiref(coro, timeout, frame)
                 return served
@@ -784,13 +793,13 @@ class Runtime:
             with asgiref.cancelled_with_the_caller(task):
                 if caller is not None:
                     task._when_done(caller.wake)
-                return self._run_task(task, timeout, caller)
+                return self._run_task(task, timeout, None if caller is None else partial(caller.wait, task.done))
         finally:
             if caller is not None:
                 caller.end()
 
-    def _run_task(self, task: Task[T], timeout: float | None, caller: asgiref.Caller | None) -> Task[T]:
-        wait_here = task._wait_here if caller is None else partial(caller.wait, task.done)
+    def _run_task(self, task: Task[T], timeout: float | None, wait_here: Callable[[float], bool] | None) -> Task[T]:
+        wait_here = wait_here or task._wait_here
         try:
             # In here, because Ctrl-C may come when the loop has the task already. Unbounded: whoever waits can't pile up.
             self._put(task)

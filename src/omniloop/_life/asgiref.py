@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .._process.exit import end_orphan
@@ -56,6 +56,10 @@ class SyncThread(Executor):
         self._spare = spare
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        # asgiref asks in the context of the work.
+        waiting = _waiting.get(None)
+        if waiting is not None and (future := waiting.take(lambda: fn(*args, **kwargs))) is not None:
+            return future
         try:
             return self.workers().submit(fn, *args, **kwargs)
         except RuntimeError:
@@ -173,6 +177,100 @@ class Caller(Executor):
                     return
                 call = self._work_items.popleft()
             call.run()
+
+
+class Waiting:
+    """
+    A thread that waits in `run`, where nothing of asgiref's own is in the way: it pays for this only if a call comes.
+
+    In the context of the work, and so of what that starts, too. Submitting is for the loop's thread, the rest for the one that waits.
+    """
+
+    __slots__ = ("_calls", "_gate", "_over", "_task")
+
+    def __init__(self) -> None:
+        self._calls: deque[_Call] = deque()
+        self._over = False
+        self._task: Task[Any]
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def context(self) -> Context:
+        """A copy of the caller's context, with this in it."""
+        context = copy_context()
+        context.run(_waiting.set, self)
+        return context
+
+    def begin(self, task: Task[Any]) -> Task[Any]:
+        """*task* is what is waited for."""
+        self._task = task
+        return task
+
+    def take(self, call: Callable[[], Any]) -> Future[Any] | None:
+        """Have the waiting thread make *call*; None if it waits no more."""
+        made = _Call(Future(), call)
+        meeting = self._task._meet()
+        with meeting.lock:
+            if self._over:
+                return None
+            self._calls.append(made)
+            # Opened once for each time that it is put there: a lock that is free can't be released.
+            wakes = self._gate in meeting.gates
+            if wakes:
+                meeting.gates.remove(self._gate)
+        if wakes:
+            self._gate.release()
+        return made.future
+
+    def wait_here(self, timeout: float) -> bool:
+        """As `Task._wait_here`, and meanwhile make the calls that come."""
+        deadline = time.monotonic() + timeout
+        meeting, gate = self._task._meet(), self._gate
+        while True:
+            with meeting.lock:
+                if not self._calls:
+                    if meeting.outcome is not None:
+                        return True
+                    meeting.gates.append(gate)
+            if not self._calls and not gate.acquire(timeout=max(0.0, min(timeout, deadline - time.monotonic()))):
+                with meeting.lock:
+                    if gate in meeting.gates:
+                        meeting.gates.remove(gate)
+                        return False
+                # Opened in this very moment.
+                gate.acquire()
+            self._make_calls()
+
+    def end(self) -> None:
+        """Make what calls are left, and take no more."""
+        with self._task._meet().lock:
+            self._over = True
+        self._make_calls()
+
+    def _make_calls(self) -> None:
+        while self._calls:
+            call = self._calls.popleft()
+            with waits.paused():
+                call.run()
+            del call
+
+
+_waiting: ContextVar[Waiting] = ContextVar("waiting")
+
+
+def is_in_the_way(loop: asyncio.AbstractEventLoop | None) -> bool:
+    """Tell whether asgiref has a part in the calling code: its thread, its loops, or values in its context, Django's language say."""
+    sync = _sync()
+    storage = getattr(sync, "_Storage", None)
+    return (
+        storage is None
+        or loop not in sync.AsyncToSync.loop_thread_executors
+        or asyncio._get_running_loop() is not None
+        # That of the last call that was made here, if any was.
+        or getattr(sync.SyncToAsync.threadlocal, "main_event_loop", loop) is not loop
+        or sync.SyncToAsync.thread_sensitive_context.get(None) is not None
+        or any(isinstance(value, storage) for value in copy_context().values())
+    )
 
 
 async def lead(work: Coroutine[Any, Any, T], caller: Caller | None) -> T:
