@@ -208,8 +208,8 @@ class Runtime:
             frame.f_code,
             frame.f_lasti,
         )
-        if life.debug:
-            task._stack = _stack(frame)
+        if life.noted:
+            self._note(life, task, frame)
         if self._bounded:
             return self._put_bounded(task, self._put)
         return self._put(task)
@@ -762,15 +762,17 @@ class Runtime:
             close_unstarted(coro)
             raise
         if "asgiref.sync" in sys.modules and asgiref.is_loaded():
-            if not asgiref.is_in_the_way(life.loop):
+            if (loop := life.loop) is not None and not life.inbox.closed:
+                # It may have been loaded after the loop was made.
+                asgiref.serve(loop, life.workers)
+            if not asgiref.is_in_the_way(loop):
                 waiting = asgiref.Waiting()
                 try:
-                    task: Task[T] = waiting.begin(self._make_task(coro, None, waiting.context(), frame))
-                    return self._run_task(task, timeout, waiting.wait_here)
+                    return self._run_task(
+                        waiting.begin(self._make_task(coro, None, waiting.context(), frame)), timeout, waiting.wait_here
+                    )
                 finally:
                     waiting.end()
-                    # As in `run`.
-                    del task, waiting
             try:
                 served: Task[T] = self._run_for_asgiref(coro, timeout, frame)
                 return served
@@ -782,9 +784,10 @@ class Runtime:
     def _run_for_asgiref(self, coro: Any, timeout: float | None, frame: FrameType) -> Task[Any]:
         """As `_run_to_end`, for work whose sync code is to run in this thread, which waits."""
         life = self._current()
+        if life.inbox.closed:
+            # Refused; or the next life begins with it.
+            return self._run_task(self._make_task(coro, None, None, frame), timeout, None)
         pool = life.workers
-        # asgiref may have been loaded after the loop was made.
-        asgiref.serve(life.ledger.loop, pool)
         # Sync code of Django refuses to run where a loop runs; it has the thread of the process there.
         caller = None if asyncio._get_running_loop() is not None else asgiref.Caller(pool)
         task = self._make_task(asgiref.lead(coro, caller), None, None, frame)

@@ -264,13 +264,18 @@ def is_in_the_way(loop: asyncio.AbstractEventLoop | None) -> bool:
     storage = getattr(sync, "_Storage", None)
     return (
         storage is None
-        or loop not in sync.AsyncToSync.loop_thread_executors
         or asyncio._get_running_loop() is not None
-        # That of the last call that was made here, if any was.
-        or getattr(sync.SyncToAsync.threadlocal, "main_event_loop", loop) is not loop
+        or _waits_here(sync, loop)
         or sync.SyncToAsync.thread_sensitive_context.get(None) is not None
         or any(isinstance(value, storage) for value in copy_context().values())
     )
+
+
+def _waits_here(sync: Any, loop: asyncio.AbstractEventLoop | None) -> bool:
+    """Tell whether another loop waits for this thread, which makes a call of `sync_to_async` for it."""
+    # That of the last call that was made here, if any was.
+    other: Any = getattr(sync.SyncToAsync.threadlocal, "main_event_loop", None)
+    return other is not None and other is not loop and other.is_running()
 
 
 async def lead(work: Coroutine[Any, Any, T], caller: Caller | None) -> T:
@@ -314,6 +319,12 @@ def bring_along() -> None:
 # --- a wait that could never end --------------------------------------------------------------------------------------
 
 
+def _is_of_asgiref() -> bool:
+    """Tell whether the calling thread has made calls of `sync_to_async`: others sleep to the end of a long wait."""
+    sync = _sync()
+    return sync is not None and hasattr(sync.SyncToAsync.threadlocal, "main_event_loop")
+
+
 def _why_endless(ident: int | None, task: Task[Any]) -> str | None:
     work = task._work
     if isinstance(work, asyncio.Task) and _waits_for_this_thread(work.get_coro()):
@@ -324,7 +335,7 @@ def _why_endless(ident: int | None, task: Task[Any]) -> str | None:
     return None
 
 
-waits.look_in_long_waits(is_loaded, _why_endless)
+waits.look_in_long_waits(_is_of_asgiref, _why_endless)
 
 
 def _waits_for_this_thread(coro: Any) -> bool:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import enum
+import errno
 import os
 import sys
 import threading
@@ -720,12 +721,16 @@ def _check_descriptors() -> None:
     """
     Raise OSError if there are too few descriptors left for a loop.
 
-    asyncio complains on stderr of a loop that it could make only half, and uvloop, which opens 9, aborts the process.
+    asyncio complains on stderr of a loop that it could make only half, and uvloop, which opens 9, aborts the process. Counted, and not
+    opened: what an interruption (Ctrl-C) left open would stay so.
     """
-    found: list[int] = []
     try:
-        while len(found) < _DESCRIPTORS:
-            found += os.pipe()
-    finally:
-        for descriptor in found:
-            os.close(descriptor)
+        import resource
+
+        used = len(os.listdir("/proc/self/fd"))
+    except (ImportError, FileNotFoundError):
+        # Not Linux.
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit - used < _DESCRIPTORS:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
