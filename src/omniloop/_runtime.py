@@ -889,7 +889,8 @@ class Runtime:
                 return task
             # After a wait for room it may be another.
             task._owner = self._life
-            task._when_done(partial(admission.leave, task))
+            # Before, because whoever hears that it is done may submit the next at once, where threads run side by side.
+            task._before_done(partial(admission.leave, task))
             put(task)
         except BaseException:
             admission.leave(task)

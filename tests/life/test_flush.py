@@ -121,3 +121,26 @@ def test_many_threads_may_flush_at_once(runtime):
         thread.join(timeout=9)
 
     assert results == [5] * 80
+
+
+@pytest.mark.promise("Calls in worker threads that end meanwhile do not disturb a `flush`, without a GIL too")
+def test_calls_in_worker_threads_that_begin_and_end_meanwhile_do_not_disturb_it():
+    """The loop looked at a set of theirs that they changed: its look failed, and the flush, a `shutdown` or the exit waited for ever."""
+    over = threading.Event()
+
+    def pour():
+        while not over.is_set():
+            for task in [runtime.to_thread(int) for _ in range(100)]:
+                task.result(timeout=5)
+
+    with Runtime(name="poured into") as runtime:
+        threads = [threading.Thread(target=pour) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(300):
+                runtime.flush(timeout=5)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join(timeout=5)

@@ -684,8 +684,11 @@ class _Window:
             del task
             error = None
 
-    def close(self) -> None:
+    def close(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         """Cancel what is on its way and wait for its clean-up."""
+        if is_finalizing():
+            # A generator that was not exhausted; as a resource's finaliser.
+            return
         until = time.monotonic() + self._runtime._settings.cancel_timeout
         for task in self._tasks:
             with suppress(ForkedError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Generic, Self, TypeVar, final
@@ -148,7 +148,10 @@ class Iteration(Generic[T]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():
+            # As a resource's.
+            return
         # Asks only: a finaliser must not wait. A task that was refused was never made.
         task = getattr(self, "_task", None)
         if task is not None:

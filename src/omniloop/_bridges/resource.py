@@ -218,7 +218,10 @@ class Resource(Generic[T]):
     ) -> None:
         await self.aclose()
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():
+            # Bound above, because by then, without a GIL, this module may be cleared already.
+            return
         # By way of the inbox: a finaliser runs anywhere, also in a forked child, whose parent has the client.
         kept = getattr(self, "_kept", None)
         if kept is not None and same_process[0]:

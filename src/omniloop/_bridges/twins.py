@@ -868,7 +868,10 @@ class Twin(metaclass=TwinType):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuilt, (type(self), self._omniloop.here())
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():
+            # As a resource's.
+            return
         with suppress(AttributeError):
             # It was made.
             self._omniloop.drop()

@@ -172,7 +172,7 @@ def _round(life: Life, deadline: float | None, progress: Progress) -> bool | Non
     def mark() -> None:
         # On the loop's thread, after all that came before was started.
         left.extend(map(ref, life.ledger.waited_for()))
-        calls.update(map(id, life.ledger.in_threads))
+        calls.update(map(id, list(life.ledger.in_threads)))
         go_on()
 
     def go_on() -> None:

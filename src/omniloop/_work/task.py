@@ -111,12 +111,14 @@ if TYPE_CHECKING:
 class _Meeting:
     """Where those who wait for a task meet its outcome; made only when somebody waits."""
 
-    __slots__ = ("callbacks", "condition", "gates", "lock", "outcome", "waiters")
+    __slots__ = ("before", "callbacks", "condition", "gates", "lock", "outcome", "waiters")
 
     def __init__(self) -> None:
         # Re-entrant, because a signal handler may look at the task that the interrupted frame is looking at.
         self.lock = RLock()
         self.outcome: Outcome | None = None
+        # The runtime's own, called before anybody hears of the outcome.
+        self.before: Callable[[], None] | None = None
         self.gates: list[Lock] = []
         self.callbacks: list[Callable[[], None]] = []
         self.waiters: list[Any] = []
@@ -468,6 +470,10 @@ class Task(concurrent.futures.Future[T]):
                     return
         self._call_back(callback, at_once=True)
 
+    def _before_done(self, callback: Callable[[], None]) -> None:
+        """Call back just before anybody can see that the work has ended; for the runtime, and before the task is delivered."""
+        self._meet().before = callback
+
     def _wait_here(self, timeout: float) -> bool:
         """Block until the outcome is known, *timeout* seconds at the most; -1 waits without end."""
         meeting = self._meet()
@@ -543,6 +549,10 @@ class Task(concurrent.futures.Future[T]):
         return next(item for item in meeting if type(item) is _Meeting and item.outcome is not None)
 
     def _tell(self, meeting: _Meeting, outcome: Outcome) -> bool:
+        before = meeting.before
+        if before is not None and not self._owner.foreign:
+            # Without the lock, which must not be held while it waits for one of its own. Of two that settle at once, both call it.
+            self._call_back(before)
         with meeting.lock:
             if meeting.outcome is not None:
                 return False
