@@ -235,7 +235,7 @@ class Life:
             if not self.inbox.closed and not self.serving:
                 self._start()
         except (RuntimeError, OSError) as error:
-            raise CannotStartError(f"omniloop can't start its thread here: {error}.") from error
+            raise CannotStartError(f"omniloop can't start its thread here: {hosts.why_no_thread(error)}") from error
         finally:
             # Without a call, after which a signal handler could raise: nobody would start it again, after a fork say.
             if self._starting == {"by": me}:
@@ -507,7 +507,9 @@ class Life:
             if work.claim():
                 in_threads.discard(task)
             if isinstance(error, RuntimeError):
-                raise CannotStartError(f"omniloop can't start a worker thread here: {error}.") from error
+                raise CannotStartError(
+                    f"omniloop can't start a worker thread here: {hosts.why_no_thread(error)}"
+                ) from error
             raise
         self.tally.count("aside")
         return True

@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .._report import hurried, leave_out_hung
+from .._report import hurried, leave_out_hung, say
 from .fork import forget_after_fork, notice_fork, watched
 from .hosts import is_multiprocessing_child
 
@@ -222,8 +222,20 @@ def _tell() -> None:
         tell()
 
 
+def _too_late() -> bool:
+    """
+    Tell whether no thread but this one runs any more.
+
+    On 3.13 that is so in a sub-interpreter that was left open: its hooks come when the main interpreter is all but gone. (On 3.14 they
+    come in time, and up to 3.12 never.)
+    """
+    return sys.is_finalizing()
+
+
 def wait_for_all() -> None:
     """Wait for the work of all runtimes, up to their deadlines; cancel and close nothing."""
+    if _too_late():
+        return
     notice_fork()
     _clock.start()
     try:
@@ -263,6 +275,9 @@ def drain_at_exit() -> None:
     global _exiting
     if not _clock.interruptions:
         wait_for_all()
+    if _too_late():
+        _give_up()
+        return
     notice_fork()
     _clock.start()
     with hurried():
@@ -276,6 +291,18 @@ def drain_at_exit() -> None:
         _tell()
         leave_out_hung(_left_behind)
     _exiting = True
+
+
+def _give_up() -> None:
+    """Say what is lost, because nothing can run it, and wait for nothing."""
+    global _exiting
+    _exiting = True
+    if count := sum(runtime._remaining() for runtime in list(watched)):
+        say(
+            "%d unfinished are lost, because their sub-interpreter was still open when the main one ended. Close it before.",
+            count,
+        )
+    watched.clear()
 
 
 # At import, and so before those that the program registers later: they run first, and may still submit.

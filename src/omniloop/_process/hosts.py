@@ -90,6 +90,17 @@ def _lost_by_default(sigterm: Sigterm | None) -> str | None:
     )
 
 
+def why_no_thread(error: BaseException) -> str:
+    """Say why no thread can be started here, as a sentence's end, and the way out where there is one."""
+    if "daemon threads are disabled" in str(error):
+        # CPython's words from 3.12 on; what tells it beforehand is private, and has another name in each version.
+        return (
+            "this is an isolated sub-interpreter, and those have no daemon threads. Use omniloop in the main interpreter, and "
+            "asyncio.run() in this one."
+        )
+    return f"{error}."
+
+
 def is_multiprocessing_child() -> bool:
     """Tell whether this process was started by multiprocessing, which ends its children in its own way."""
     multiprocessing = sys.modules.get("multiprocessing.process")
