@@ -1,67 +1,15 @@
 """
 Other libraries' own tests, with sync twins in the place of what they test: those of httpx's sync client, and those of synchronicity.
 
-On demand: `OMNILOOP_PEERS=1 python -m pytest tests/peers/test_sync_clients.py` fetches the source distributions with pip; with a
-folder instead of 1 they are taken from there. Nothing of them is kept.
+On demand: `OMNILOOP_PEERS=1 python -m pytest -m peers`; see `suites.py`.
 """
 
-import importlib.metadata
-import os
 import re
-import subprocess
-import sys
-import tarfile
-import textwrap
-from pathlib import Path
 
 import pytest
+from suites import on_demand, outcomes, source_of
 
-from children import child_environment
-
-WHERE = os.environ.get("OMNILOOP_PEERS", "")
-pytestmark = [
-    pytest.mark.skipif(
-        not WHERE, reason="fetches source distributions: set OMNILOOP_PEERS=1, or to a folder that has them"
-    ),
-    pytest.mark.timeout(600),
-]
-
-
-def source_of(name, folder):
-    """The unpacked source distribution of the installed version of a library."""
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"{name} is not installed")
-    archive = f"{name}-{version}.tar.gz"
-    found = Path(WHERE) / archive
-    if not found.exists():
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", folder]
-        subprocess.run([*command, f"{name}=={version}"], check=True, timeout=300)
-        found = folder / archive
-    with tarfile.open(found) as source:
-        source.extractall(folder, filter="data")
-    return folder / f"{name}-{version}"
-
-
-def outcomes(root, files, plugin, *flags):
-    """The tests that passed, and those that failed."""
-    (root / "twin_plugin.py").write_text(textwrap.dedent(plugin))
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rA", "--tb=no", "-p", "twin_plugin", "-p", "no:omniloop", "-p", "no:xdist",
-         "-p", "no:cacheprovider", "--timeout", "30", "-W", "ignore", *flags, *files],
-        cwd=root,
-        env={**child_environment(), "PYTHONPATH": f"{root}:{child_environment()['PYTHONPATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )  # fmt: skip
-    found = {"PASSED": set(), "FAILED": set(), "ERROR": set()}
-    for word, test in re.findall(r"^(PASSED|FAILED|ERROR) (\S+)", ended.stdout, re.MULTILINE):
-        found[word].add(test.rpartition("/")[2])
-    assert found["PASSED"], ended.stdout + ended.stderr
-    return found["PASSED"], found["FAILED"] | found["ERROR"]
+pytestmark = on_demand
 
 
 HTTPX = [
