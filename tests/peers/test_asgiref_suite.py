@@ -51,6 +51,8 @@ BY_DESIGN = {
     "test_async_to_sync_method_self_attribute": _FUNCTION,
     "test_async_to_sync_in_async": "run() works where a loop runs in the calling thread, as in a notebook, and blocks that loop",
 }
+# It awaits a task of omniloop's loop on another, which works if the task is done by then.
+EITHER_WAY = {"test_two_nested_tasks_with_asyncio_run"}
 
 
 @pytest.mark.promise(
@@ -63,5 +65,5 @@ def test_of_asgirefs_suite_only_that_fails_which_is_meant_to(tmp_path):
     passed, failed = outcomes(root, ["tests"], IN_ITS_PLACE)
 
     passed, failed = ({test.rpartition("::")[2] for test in tests} for tests in (passed, failed))
-    only_by_design(passed, failed, BY_DESIGN)
+    only_by_design(passed - EITHER_WAY, failed - EITHER_WAY, BY_DESIGN)
     assert len(passed) >= 100
