@@ -189,6 +189,10 @@ if sys.version_info < (3, 14):
         "TestBlockingPortal::test_start_task_soon_with_name TestBlockingPortal::test_start_with_name",
         ["asyncio+eager"],
     )
+# What is cancelled before it starts never runs, so that there is nothing to clean up; it may have started by then.
+EITHER_WAY = _listed(
+    "cancelled at once", "TestBlockingPortal::test_start_task_soon_cancel_immediately", _ASYNCIO
+).keys()
 
 
 @pytest.mark.promise(
@@ -212,5 +216,5 @@ def test_anyios_tests_of_its_portal_pass_but_for_what_is_another_way(tmp_path):
         "TestBlockingPortal",
     )
 
-    only_by_design(passed, failed, BY_DESIGN)
+    only_by_design(passed - EITHER_WAY, failed - EITHER_WAY, BY_DESIGN)
     assert len(passed) >= 120
