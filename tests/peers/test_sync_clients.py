@@ -59,6 +59,9 @@ NOT_WITH_AN_ASYNC_CLIENT = {
     "The sync twin of httpx's async client passes httpx's own tests of its sync client, but for those that hand it sync transports, hooks or bodies"
 )
 def test_the_twin_of_the_async_client_passes_the_tests_of_the_sync_client(tmp_path):
+    # Its tests import them.
+    for name in ("chardet", "trustme"):
+        pytest.importorskip(name)
     root = source_of("httpx", tmp_path)
 
     passed, failed = outcomes(root, HTTPX, "", "-p", "no:asyncio")
