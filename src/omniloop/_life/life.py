@@ -632,7 +632,9 @@ class Life:
     def remaining(self) -> int:
         """How much the drain has to wait for, for a look."""
         ledger = self._ledger
-        return len(self.inbox) + (len(ledger.running) + len(ledger.in_threads) if ledger is not None else 0)
+        if ledger is None:
+            return len(self.inbox)
+        return len(self.inbox) + (ledger.beginning is not None) + len(ledger.running) + len(ledger.in_threads)
 
     def stats(self, drain_time: float) -> Stats:
         """Count what there is, for a look."""
