@@ -731,10 +731,13 @@ def _check_descriptors() -> None:
     try:
         import resource
 
-        used = len(os.listdir("/proc/self/fd"))
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit == resource.RLIM_INFINITY or limit - len(os.listdir("/proc/self/fd")) >= _DESCRIPTORS:
+            return
     except (ImportError, FileNotFoundError):
         # Not Linux.
         return
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit != resource.RLIM_INFINITY and limit - used < _DESCRIPTORS:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    except OSError:
+        # Not even one for this look.
+        pass
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
