@@ -768,10 +768,9 @@ class Runtime:
                 asgiref.serve(loop, life.workers)
             if not asgiref.is_in_the_way(loop):
                 waiting = asgiref.Waiting()
+                task = waiting.begin(self._make_task(coro, None, waiting.context(), frame))
                 try:
-                    return self._run_task(
-                        waiting.begin(self._make_task(coro, None, waiting.context(), frame)), timeout, waiting.wait_here
-                    )
+                    return self._run_task(task, timeout, waiting.wait_here)
                 finally:
                     waiting.end()
             try:

@@ -1,6 +1,7 @@
 """Work that `run` waits for, and that uses asgiref's `sync_to_async`: the waiting thread makes its calls."""
 
 import asyncio
+import signal
 import threading
 import time
 
@@ -73,6 +74,37 @@ def test_what_is_left_when_the_wait_is_over_is_made_in_another_thread(runtime):
 
     runtime.go(wait()).result(timeout=5)
     assert made_in and made_in != [threading.get_ident()]
+
+
+@pytest.mark.promise("Ctrl-C in `run()` cancels the work, waits for its clean-up and leaves nothing behind, also where asgiref is loaded")
+def test_an_interrupted_wait_sees_the_clean_up_and_leaves_nothing_to_wait_for(runtime):
+    """Its gate was opened twice; the loop never came to the end of the task, and `shutdown()` waited out its time."""
+
+    class Interrupted(Exception):
+        pass
+
+    def handler(number, frame):
+        raise Interrupted
+
+    async def work():
+        runtime.call_soon(signal.pthread_kill, threading.main_thread().ident, signal.SIGUSR1)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned_up.append(await sync_to_async(threading.get_ident)())
+
+    cleaned_up = []
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(Interrupted):
+            runtime.run(work(), timeout=20)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert cleaned_up == [threading.get_ident()]
+    assert runtime.tasks() == []
+    assert runtime.flush(timeout=5) is None
 
 
 def test_a_timeout_holds_while_calls_come(runtime):

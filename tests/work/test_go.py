@@ -604,9 +604,6 @@ def test_a_submission_near_the_recursion_limit_does_not_leave_the_runtime_asleep
 @pytest.mark.parametrize("how", [RaiseAt, RaiseAfterCall])
 @pytest.mark.parametrize("call", ["go", "to_thread"])
 @pytest.mark.parametrize("submits", [False, True])
-# Some hundred starts, each with its end.
-@pytest.mark.timeout(300)
-@pytest.mark.long
 def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(call, submits, how):
     """What the handler had submitted was never run where `to_thread` had made the start; nor was there an end to shutdown()."""
     if how is RaiseAfterCall and sys.version_info < (3, 12):
@@ -716,9 +713,6 @@ class CallAt(RaiseAt):
     "The start of the runtime is left to the frame that makes it, wherever a signal handler submits in it"
 )
 @pytest.mark.parametrize("call", ["go", "to_thread"])
-# Some hundred starts, each with its end.
-@pytest.mark.timeout(300)
-@pytest.mark.long
 def test_a_signal_handler_that_submits_anywhere_in_a_start_leaves_the_start_to_the_frame_below(call):
     """One that started the runtime as well would leave two loops, and threads for both."""
 

@@ -192,8 +192,7 @@ class Waiting:
         self._calls: deque[_Call] = deque()
         self._over = False
         self._task: Task[Any]
-        self._gate = threading.Lock()
-        self._gate.acquire()
+        self._gate: threading.Lock | None = None
 
     def context(self) -> Context:
         """A copy of the caller's context, with this in it."""
@@ -215,17 +214,21 @@ class Waiting:
                 return None
             self._calls.append(made)
             # Opened once for each time that it is put there: a lock that is free can't be released.
-            wakes = self._gate in meeting.gates
+            gate: Any = self._gate
+            wakes = gate in meeting.gates
             if wakes:
-                meeting.gates.remove(self._gate)
+                meeting.gates.remove(gate)
         if wakes:
-            self._gate.release()
+            gate.release()
         return made.future
 
     def wait_here(self, timeout: float) -> bool:
         """As `Task._wait_here`, and meanwhile make the calls that come."""
         deadline = time.monotonic() + timeout
-        meeting, gate = self._task._meet(), self._gate
+        meeting = self._task._meet()
+        # Of its own for each wait: that of one which was interrupted is still among those that the outcome opens.
+        self._gate = gate = threading.Lock()
+        gate.acquire()
         while True:
             with meeting.lock:
                 if not self._calls:

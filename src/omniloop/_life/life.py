@@ -256,6 +256,8 @@ class Life:
         self._serve(self.thread)
 
     def _serve(self, thread: LoopThread) -> None:
+        # Not where the loop is made: one whose making is interrupted is nobody's, and asgiref would keep it.
+        asgiref.serve(thread.loop, self.workers)
         try:
             self.stage = Stage.SERVING
             thread.start(self._empty)
@@ -303,7 +305,6 @@ class Life:
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         loop.set_default_executor(pool)
-        asgiref.serve(loop, pool)
         self._ledger = Ledger(loop, thread.context, self.inbox, self.failures, self.tally, self._clock)
         self._watchdog = Watchdog(
             self.name,
