@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -19,6 +20,14 @@ except ImportError:
     # Not on Windows, where all run side by side then.
     fcntl = None
 
+if sys.dont_write_bytecode:
+    # Not beside the sources then; but a thousand children would each compile the package, and all that they import.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.path.expanduser("~/.cache/omniloop/bytecode")
+    # For them, and for the workers.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
 # A script's background jobs (`pytest &`) are born deaf to Ctrl-C, and so would be the children that are tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,7 +40,8 @@ logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().st
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """One or two files are done before workers have come up; and in the same process there is `--pdb`, and `-s`."""
     few = len(config.args) <= 2 and all(".py" in arg for arg in config.args)
-    return 0 if few else None
+    # Two more than there are cores: half of the tests' time is a wait for a child, a server or a deadline.
+    return 0 if few else (os.cpu_count() or 1) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -76,7 +76,10 @@ def test_what_is_left_when_the_wait_is_over_is_made_in_another_thread(runtime):
     assert made_in and made_in != [threading.get_ident()]
 
 
-@pytest.mark.promise("Ctrl-C in `run()` cancels the work, waits for its clean-up and leaves nothing behind, also where asgiref is loaded")
+@pytest.mark.promise(
+    "Ctrl-C in `run()` cancels the work, waits for its clean-up and leaves nothing behind, also where asgiref is loaded",
+    section="Waiting",
+)
 def test_an_interrupted_wait_sees_the_clean_up_and_leaves_nothing_to_wait_for(runtime):
     """Its gate was opened twice; the loop never came to the end of the task, and `shutdown()` waited out its time."""
 
