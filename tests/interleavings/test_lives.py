@@ -11,6 +11,7 @@ from typing import Any
 from explorer import Copy, Edit, Loop, in_every_order, spawn, unexplored
 
 LIFE = "_life.life"
+LEDGER = "_work.ledger"
 GROUPS = "_bridges.groups"
 ADMISSION = "_admission"
 RESOURCE = "_bridges.resource"
@@ -74,7 +75,7 @@ def test_of_threads_that_start_a_runtime_at_once_one_does(copy: Copy) -> None:
         tasks: list[Any] = []
 
         # Who waits for something wakes the loop, due or not, and so starts it even while another does.
-        threads = [spawn(lambda: tasks.append(it.runtime.go(value()))), spawn(it.runtime._life.inbox.nudge)]
+        threads = [spawn(lambda: tasks.append(it.runtime.go(value()))), spawn(it.runtime._life.inbox.wake_reader)]
         for thread in threads:
             thread.join()
 
@@ -122,6 +123,46 @@ def test_a_call_in_a_thread_is_made_or_cancelled(copy: Copy) -> None:
 
         assert cancelled == [not made]
         assert task.cancelled() == (not made)
+
+
+@in_every_order(
+    f"{LIFE} {LEDGER}",
+    heavy=True,
+    a_cancellation_that_only_leaves_a_note=Edit(
+        LIFE,
+        "            ledger.cancelled_early[task] = args\n",
+        "            ledger.cancelled_early[task] = args\n            return True\n",
+    ),
+    a_note_that_is_left_after_the_loop_was_told=(
+        Edit(LIFE, "            ledger.cancelled_early[task] = args\n", "            pass\n"),
+        Edit(
+            LIFE,
+            "        self.inbox.put(partial(ledger.cancel, task, msg))\n",
+            "        self.inbox.put(partial(ledger.cancel, task, msg))\n        ledger.cancelled_early[task] = args\n",
+        ),
+    ),
+)
+def test_a_cancellation_reaches_the_work_before_its_start_in_it_and_after_it(copy: Copy) -> None:
+    with served(copy) as it:
+
+        async def for_ever() -> None:
+            await asyncio.get_running_loop().create_future()
+
+        task = it.runtime.go(for_ever())
+        asked: list[bool] = []
+
+        thread = spawn(lambda: asked.append(task.cancel()))
+        thread.join()
+        with unexplored():
+            left = concurrent.futures.wait([task], timeout=5).not_done
+            noted = list(it.runtime._life.ledger.cancelled_early)
+            for other in left:
+                other.cancel()
+
+        assert asked == [True]
+        assert not left
+        assert task.cancelled()
+        assert noted == []
 
 
 @in_every_order(
