@@ -266,7 +266,7 @@ def _skip_hung() -> bool:
 def leave_out_hung(idents: Iterable[int]) -> None:
     """Take handlers in which one of the threads *idents* hangs out of the list of those that logging waits for, and closes, at exit."""
     for ident in idents:
-        frame = sys._current_frames().get(ident)
+        frame = frames_of_threads().get(ident)
         while frame is not None:
             handler = frame.f_locals.get("self")
             # logging's own name for it, the same from 3.11 to 3.15; weak references.
@@ -324,9 +324,24 @@ def _is_library(filename: str) -> bool:
 _LIBRARY: Final = os.path.dirname(os.__file__) + os.sep
 
 
+# In a fork that called no hooks CPython still counts the parent's threads: it would read stacks that are gone, and crash.
+_can_read_frames = True
+
+
+def frames_of_threads() -> Mapping[int, FrameType]:
+    """What each thread is in, by its ident; nothing where that can't be read."""
+    return sys._current_frames() if _can_read_frames else {}
+
+
+def can_read_frames(they_are_of_living_threads: bool) -> None:
+    """Note, in a child, whether CPython has been told of the fork."""
+    global _can_read_frames
+    _can_read_frames = they_are_of_living_threads
+
+
 def thread_stack(ident: int | None) -> str:
     """The stack of a living thread, as text; of a loop's thread only what the loop called. Empty if the thread is gone."""
-    frame = sys._current_frames().get(ident) if ident is not None else None
+    frame = frames_of_threads().get(ident) if ident is not None else None
     if frame is None:
         return ""
     stack = traceback.extract_stack(frame)
@@ -337,7 +352,7 @@ def thread_stack(ident: int | None) -> str:
 
 def called_frame(ident: int | None) -> FrameType | None:
     """What the loop in the thread *ident* has called: the same frame as long as that goes on. None if the loop is not in a call."""
-    frame = sys._current_frames().get(ident) if ident is not None else None
+    frame = frames_of_threads().get(ident) if ident is not None else None
     called: FrameType | None = None
     while frame is not None and frame.f_code.co_name not in ("run_forever", "_run", "_run_once"):
         called, frame = frame, frame.f_back

@@ -8,6 +8,8 @@ import pytest
 
 from omniloop import Runtime
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def told():

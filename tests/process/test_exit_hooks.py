@@ -478,7 +478,7 @@ def test_a_logging_handler_that_is_slow_is_waited_for_and_closed():
             def close(self):
                 print("closed", flush=True)
 
-        logging.getLogger().addHandler(Slow())
+        logging.getLogger("omniloop").addHandler(Slow())
         omniloop.configure(exit_timeout=0.1, cancel_timeout=0.1)
         omniloop.go(fails())
         omniloop.go(never_ends())

@@ -18,6 +18,8 @@ from itertools import islice
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
+from .._report import frames_of_threads
+
 # So much of the time that a callback is compared over, at the least: the part of *slow* that a report may come later for it.
 _WINDOW: Final = 0.1
 
@@ -56,7 +58,7 @@ class Usage(NamedTuple):
 
 def usage_of(ident: int | None, native_id: int | None) -> Usage | None:
     """What the thread had so far; None where the system does not say: only Linux does, and not in every sandbox."""
-    frame = sys._current_frames().get(ident) if ident is not None else None
+    frame = frames_of_threads().get(ident) if ident is not None else None
     if frame is None or native_id is None or sys.platform != "linux":
         return None
     place = id(frame), frame.f_lasti

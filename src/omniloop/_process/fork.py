@@ -21,6 +21,7 @@ was importing it. Ending the thread before every fork: sqlite3 connections and `
 pending it stays.
 
 Programs that fork in C call no hook (uWSGI): `same_process` is looked at in the submit path, and `notice_fork` makes up for the hook.
+CPython does not know of such a fork either: the parent's threads are in its lists, and their frames are not to be looked at.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
+
+from .._report import can_read_frames
 
 if TYPE_CHECKING:
 
@@ -162,6 +165,7 @@ def notice_fork() -> None:
     # because what is done in there looks as well, and so may a signal handler.
     with _catching_up.setdefault(pid, threading.RLock()):
         if pid != _pid:
+            can_read_frames(False)
             _after_in_child()
 
 
@@ -198,6 +202,12 @@ def _after_in_parent() -> None:
     _each(runtime._after_fork_in_parent for runtime in list(watched))
 
 
+def _hook_in_child() -> None:
+    # Also where another's hook was the first to look, which took this for a fork that calls none.
+    can_read_frames(True)
+    _after_in_child()
+
+
 def _after_in_child() -> None:
     global _pid, _counting, _is_child
     if same_process[0]:
@@ -229,7 +239,7 @@ def _each(steps: Iterable[Callable[[], None]]) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_hook_in_child)
 
 
 def forget_after_fork(forget: Callable[[], None]) -> None:
