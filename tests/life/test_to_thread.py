@@ -17,6 +17,7 @@ import pytest
 import omniloop
 from children import run_child
 from omniloop import CannotStartError, Runtime
+from omniloop._life.workers import Workers
 
 
 def test_a_function_runs_in_a_thread_that_is_not_the_loops(runtime):
@@ -258,3 +259,21 @@ def test_the_loops_own_executor_is_the_same_pool(runtime):
 
     assert runtime.go(thread_name()).result(timeout=5).startswith("tested-worker-")
     assert runtime.to_thread(lambda: threading.current_thread().name).result(timeout=5).startswith("tested-worker-")
+
+
+def test_a_call_that_found_no_thread_is_not_made_when_there_is_one(monkeypatch):
+    """`asyncio.to_thread` raised, and the call was made by the worker that the next one started."""
+
+    def no_room(thread):
+        raise RuntimeError("can't start new thread")
+
+    called = []
+    pool = Workers(1, "tight", lambda: None)
+    monkeypatch.setattr(threading.Thread, "start", no_room)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        pool.submit(called.append, "refused")
+    monkeypatch.undo()
+    pool.submit(called.append, "made").result(timeout=5)
+    pool.stop(5)
+
+    assert called == ["made"]

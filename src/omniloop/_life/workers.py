@@ -87,7 +87,12 @@ class Workers(ThreadPoolExecutor):
                 if os.getpid() == pid:
                     future.set_result(result)
 
-        self.put(job)
+        try:
+            self.put(job)
+        except BaseException:
+            # No thread can be started. Refused, it must not be called by one that is started later; unless one has it already.
+            if future.cancel():
+                raise
         return future
 
     def start_one(self) -> None:
