@@ -104,7 +104,7 @@ class Runtime:
         # Whether shutdown() is followed by a fresh start on the next use, or by refusals.
         self._reopens = reopens
         self._shut_down = False
-        # Nothing is begun anew any more.
+        # No further life is begun: after `shutdown()` where that is not followed by a fresh start, and at exit.
         self._ended = False
         # How long the last drain took.
         self._drain_time = 0.0
@@ -114,7 +114,7 @@ class Runtime:
         self._timings: Timings | None = None
         self._timing_listeners: list[Callable[[str, float | None, float], object]] = []
         self._admission = Admission()
-        # The switch of the hot path. On until the settings are known.
+        # Whether submissions go by way of `_admission`: looked at on the hot path. True until the settings are known.
         self._bounded = True
         self._chosen: Settings | None = None
         if settings is not None:
@@ -777,7 +777,7 @@ class Runtime:
                 served: Task[T] = self._run_for_asgiref(coro, timeout, frame)
                 return served
             finally:
-                # It is not this that the loop was given, which may never have come to it.
+                # The loop was given a coroutine that awaits this one (`asgiref.lead`): if that never began, nobody else closes it.
                 close_unstarted(coro)
         return self._run_task(self._make_task(coro, None, None, frame), timeout, None)
 
@@ -920,8 +920,8 @@ class Runtime:
     def _begin(self, generation: int) -> None:
         life = Life(self.name, generation, lambda: self._settings, self, self._failures, self._tally, self._now)
         key = os.getpid(), generation
-        # Two threads that begin one at once agree, because setdefault is atomic.
         life.noted = life.debug or (self._chosen is not None and self._chosen.timings)
+        # Two threads that begin one at once agree, because setdefault is atomic.
         self._life = self._lives.setdefault(key, life)
         self._failures.inbox = self._life.inbox
         for old in [other for other in list(self._lives) if other != key]:
@@ -929,9 +929,7 @@ class Runtime:
 
     def _closed_error(self) -> ClosedError:
         if self._ended and not self._shut_down:
-            return ClosedError(
-                "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
-            )
+            return ClosedError(exit.TOO_LATE)
         return ClosedError(
             f"The runtime {self.name!r} is shut down. Submit the work before shutdown(), or make a new Runtime."
         )

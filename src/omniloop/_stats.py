@@ -1,4 +1,4 @@
-"""What a runtime tells of itself. Loaded when first asked for: making the type is a tenth of what importing the package costs."""
+"""The type that `stats()` returns; `Life.stats` fills it in. Loaded when first asked for: it is a tenth of what importing the package costs."""
 
 from __future__ import annotations
 

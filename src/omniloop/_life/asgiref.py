@@ -1,6 +1,8 @@
 """
 Where asgiref is loaded: whose thread makes the calls of `sync_to_async` in work on the loop, so that none waits for ever.
 
+`Runtime._run_to_end` chooses: asgiref not loaded, nothing of this; loaded, `Waiting`; and where it has a part in the calling code, `Caller`.
+
 In work that somebody waits for with `run` it is the thread that waits, as with `async_to_sync`: under Django that has the connection,
 and with it the open transaction. In any other work it is one thread of the process, unless a `ThreadSensitiveContext` names another.
 asgiref's own single thread is no choice: the mark that it is in use travels in a copied context, and raises ("would deadlock") long

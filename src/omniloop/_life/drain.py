@@ -8,13 +8,13 @@ each would complain of an ignored GeneratorExit). Nothing else is done for each:
 
 The order. Work is waited for, in rounds, because work may submit work; then the turns of `every` that are under way, once, for
 they are work from then on and no other begins. (As work from the start, two that overlap went on until the deadline.) Then, on the loop:
-daemons; resources, the youngest first, each followed by the bare tasks that were made in its opening (a client's own reader and heartbeat,
+daemons; resources (`Kind.KEEPER`), the youngest first, each followed by the bare tasks that were made in its opening (a client's own reader and heartbeat,
 which its `close()` needs); then all other bare tasks. A stage is waited for before the next one is asked; if it takes too long it goes on
 beside the others, to the deadline.
 
 Who may touch what. Each function says whose it is. The thread that closes waits; the tables of the ledger are the loop's, and so all that
 is asked, refused or counted there is called on the loop, one step each: nothing can be submitted, or end, in the middle of it.
-Closing the inbox and looking whether anything is left is one such step (`_refuse`). A callback that blocks the loop may come back when
+Closing the inbox and looking whether anything is left is one such step (`_End.refuse`). A callback that blocks the loop may come back when
 the closing thread has given up: what was asked of the loop is not done any more then (`_on_loop`).
 
 A loop that is busy with 100,000 clean-ups and one that is blocked look alike from outside. So the loop shows its progress (`_Beat`):
@@ -45,7 +45,7 @@ from weakref import ref
 from .._errors import CannotStartError, ClosedError
 from .._process import exit
 from .._report import called_frame, hurried, innermost, say, thread_stack
-from .._work.ledger import Later, is_asked, opened_by
+from .._work.ledger import is_asked, opened_by, task_in
 from .._work.task import Kind, Task
 from .life import Life
 from .progress import Progress
@@ -287,6 +287,7 @@ def _on_loop(
         # The loop was closed by somebody else.
         return True
     call_goes_on = _Call(thread)
+    # No sign since: given up `_LATE` seconds after the first such look. Every sign begins that anew.
     late = math.inf
     while True:
         seen = beat.count
@@ -367,8 +368,9 @@ class _End:
         try:
             ended = await self._cancel_in_order(deadline, patient)
         finally:
-            self._close_no_more()
+            self._allow_opening()
         if ended is not True:
+            # None: work came meanwhile. True as well: `refuse` finds that work, and the draining goes on.
             return ended is None
         if (generators := getattr(loop, "_asyncgens", None)) is not None:
             # Nothing is refused yet, and asyncio's own hook complains of those that are opened from now on.
@@ -389,7 +391,7 @@ class _End:
         slow: set[asyncio.Future[Any]] = set()
         rank = 0
         if not patient:
-            self._drop_unstarted()
+            self._end_untaken()
         while True:
             if patient and not ledger.is_quiet():
                 # What was accepted since the draining is to be done, and not cancelled; the bare tasks may be its own.
@@ -412,7 +414,7 @@ class _End:
                 break
             rank, now = stages[0]
             if rank == _KEEPERS:
-                self._close_from_now_on()
+                self._forbid_opening()
                 self._closed += [runner for runner in now if runner in ledger.keepers]
             self._ask(now, patient)
             # For closing what is open, and for the bare tasks, a part of the time is kept.
@@ -420,7 +422,9 @@ class _End:
             begun = time.monotonic()
             if not await self._ended(now, begun + (deadline - begun) / shares):
                 slow.update(now)
-            rank += rank in (_WORK, _DAEMONS, _BARE)
+            if rank != _KEEPERS:
+                # It had its turn. The keepers are a stage each, of one rank: that stays until none is left.
+                rank += 1
         return await self._ended(slow, deadline)
 
     def _stages(self) -> Iterator[tuple[int, list[asyncio.Future[Any]]]]:
@@ -444,8 +448,8 @@ class _End:
             if ledger.is_bare(runner) and not _cancels_all(runner) and not runner.done()
         ]
 
-    def _close_from_now_on(self) -> None:
-        """Have bare tasks open nothing any more, and say nothing of what they make of that."""
+    def _forbid_opening(self) -> None:
+        """From now on bare tasks may open no resource; the errors that they get for trying are not logged."""
         ledger = self._life.ledger
         if ledger.bereft is None:
             ledger.bereft = set()
@@ -461,7 +465,7 @@ class _End:
 
         ledger.loop.set_exception_handler(hush)
 
-    def _close_no_more(self) -> None:
+    def _allow_opening(self) -> None:
         ledger = self._life.ledger
         bereft, ledger.bereft = ledger.bereft or set(), None
         for runner in bereft:
@@ -484,7 +488,7 @@ class _End:
                 # Between their turns, and so a sign that they are had.
                 loop.call_soon(self._beat.twice)
 
-    def _drop_unstarted(self) -> None:
+    def _end_untaken(self) -> None:
         """End what waits in the inbox now, as cancelled."""
         ledger, inbox = self._life.ledger, self._life.inbox
         for number in range(len(inbox)):
@@ -492,8 +496,8 @@ class _End:
                 item = inbox.take()
             except IndexError:
                 return
-            if type(item) is Task or type(item) is Later:
-                ledger.drop_unstarted(item if type(item) is Task else item.task)
+            if (task := task_in(item)) is not None:
+                ledger.end_untaken(task)
             else:
                 item()
             if not number % _BATCH:
@@ -552,6 +556,7 @@ def _end(life: Life, deadline: float, dropped: _Named, why: str, undelivered: li
     if thread is not None:
         life.stop_watching(_JOIN_TIMEOUT)
         blocked = _stop(thread, life.serving, deadline)
+        # Where something was dropped, the time for the work is over, and the calls in threads were named with it.
         busy = life.workers.stop(_JOIN_TIMEOUT + (0 if dropped.count else max(0.0, deadline - time.monotonic())))
         if blocked is not None:
             exit.leave_behind(thread.ident)

@@ -46,7 +46,7 @@ from .._report import Failure, Site, say, thread_stack
 from .._settings import Settings
 from .._work.failures import LATE_FINALISERS, Failures, Unclaimed
 from .._work.inbox import Inbox
-from .._work.ledger import Later, Ledger
+from .._work.ledger import Later, Ledger, task_in
 from .._work.tally import Tally
 from .._work.task import KEEPER, SUCCEEDED, Task, traceback_without
 from . import asgiref, monitoring, waits, workers
@@ -220,9 +220,7 @@ class Life:
     def start(self) -> None:
         """Start the thread, or leave it to whoever is starting it now. Raises CannotStartError or ClosedError."""
         if exit.exiting():
-            raise ClosedError(
-                "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
-            )
+            raise ClosedError(exit.TOO_LATE)
         fork.prepare()
         exit.watch(self._watched)
         me = Lock()
@@ -358,7 +356,7 @@ class Life:
             watchdog.start()
 
     def batch_began(self) -> float:
-        """When the loop came to what it starts just now, by `time.monotonic()`; 0 if it never did."""
+        """When the loop came to the batch that it starts now, or started last, by `time.monotonic()`; 0 before the first."""
         return self._ledger._now if self._ledger is not None else 0.0
 
     def shut(self) -> None:
@@ -460,7 +458,7 @@ class Life:
 
     def _take_back(self, task: Task[Any]) -> bool:
         for item in self.inbox.waiting():
-            if (item.task if type(item) is Later else item) is task:
+            if task_in(item) is task:
                 return self.inbox.take_back(item)
         return False
 
@@ -502,6 +500,7 @@ class Life:
             # fails what it found: who has the ticket decides.
             if self.inbox.closed:
                 in_threads.discard(task)
+                # Without the ticket it is the closing thread's to fail, and counts as accepted; with it, the next life gets the task.
                 return not work.claim()
             workers.put(partial(self._work, [task], work))
         except BaseException as error:
@@ -591,8 +590,7 @@ class Life:
                 task._ended()[1].claim()
 
         for item in undelivered:
-            task = item.task if type(item) is Later else item
-            if type(task) is Task:
+            if (task := task_in(item)) is not None:
                 self.tally.count("aside")
                 close_unstarted(task._work)
                 fail(task)
@@ -620,9 +618,9 @@ class Life:
     def unfinished(self) -> list[Task[Any]]:
         """All that is accepted and not done, for a look."""
         started = self._ledger.unfinished() if self._ledger is not None else []
-        waiting = [item.task if type(item) is Later else item for item in self.inbox.waiting()]
+        waiting = map(task_in, self.inbox.waiting())
         # What is done may not have left yet.
-        return [task for task in (*started, *waiting) if type(task) is Task and not task.done()]
+        return [task for task in (*started, *waiting) if task is not None and not task.done()]
 
     def waited_for(self) -> Iterator[Task[Any]]:
         """What the drain has to wait for, the started work first, for a look."""
@@ -654,8 +652,7 @@ class Life:
                 look.begun -= 1
             scheduled = len(ledger.timers)
         if not self.inbox.closed:
-            waiting_tasks = (item.task if type(item) is Later else item for item in self.inbox.waiting())
-            queued = sum(type(task) is Task and task._kind is not KEEPER for task in waiting_tasks)
+            queued = sum(task is not None and task._kind is not KEEPER for task in map(task_in, self.inbox.waiting()))
         sums = look.sum_up(running, scheduled, waiting, queued)
         lag = self.thread.lag(ask=self.serving) if self.thread is not None and not self.closed else 0.0
         counts: dict[str, Any] = self.tally.handovers()

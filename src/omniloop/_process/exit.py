@@ -1,10 +1,11 @@
 """
 The end of the process: three hooks, in which what the runtimes have accepted is finished.
 
-What is guaranteed. What was accepted is finished, within the deadlines of its runtime; they count the time of all hooks together, and that
-of all runtimes at once (`Clock`). Nothing that is submitted while the process ends is lost without a word: it is finished by one of
-the hooks, or refused. After the last one no thread of ours runs that could end, and no handler of logging that hangs in one of our
-threads is left for logging to wait for.
+What is guaranteed. What was accepted is finished, within the deadlines of its runtime. The one for the work counts the time of all hooks
+together, and that of all runtimes at once (`Clock`); the one for the clean-up of what is cancelled comes on top, for one runtime after the
+other (`_life.drain.close`, which also does what a Ctrl-C asks for). Nothing that is submitted while the process ends is lost without a
+word: it is finished by one of the hooks, or refused. After the last one no thread of ours runs that could end, and no handler of logging
+that hangs in one of our threads is left for logging to wait for.
 
 The hooks, in the order in which they run:
 
@@ -32,7 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .._report import hurried, leave_out_hung, say
 from .fork import forget_after_fork, notice_fork, watched
@@ -40,6 +41,9 @@ from .hosts import is_multiprocessing_child
 
 if TYPE_CHECKING:
     from .fork import Watched
+
+# What is said to those who come after the last drain.
+TOO_LATE: Final = "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
 
 _exiting = False
 
@@ -94,7 +98,7 @@ class Clock:
         return self._spent + (0.0 if since is None else time.monotonic() - since)
 
     def start(self) -> None:
-        """A part begins; or goes on, because a signal handler ends what a hook began."""
+        """A part begins. Harmless where one goes on: a signal handler may drain in the middle of a hook."""
         if self._since is None:
             self._since = time.monotonic()
 

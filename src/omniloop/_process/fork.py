@@ -243,7 +243,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def forget_after_fork(forget: Callable[[], None]) -> None:
-    """Have *forget* called in every child that is forked from now on, before anything else is done there."""
+    """Have *forget* called in every child that is forked from now on, before the runtimes begin afresh; in the order of these calls."""
     _forgets.append(forget)
 
 

@@ -1,4 +1,4 @@
-"""How much is started at once where first steps come in the loop's next turn: as much as fits into the time of a batch."""
+"""Where nothing starts eagerly, and first steps come in the loop's next turn: how much is started at once, as fits into a batch."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """
 Takes items from any thread, in order, without waiting for a lock; whoever empties it is woken once, not once an item.
 
-**What is guaranteed.** A `put` that returned True is taken: by the reader, or by `close`. One that returned False, or raised and was taken
-back by its caller, is not. Items of one thread are taken in the order in which it put them. While anything is in the inbox the reader looks, or
+What is guaranteed. A `put` that returned True is taken: by the reader, or by `close`. One that returned False, or raised and was taken back
+by its caller, is not. Items of one thread are taken in the order in which it put them. While anything is in the inbox the reader looks, or
 is due to.
 
-**Who may do what.** Anybody may put, look, wake the reader and take back, at any moment: in a signal handler that interrupts a `put`, in a finaliser that
-the garbage collector runs in one, and with no GIL. One reader at a time takes and rests; it is a loop's thread, or whoever holds the life after it.
+Who may touch what. Anybody may put, look, wake the reader (who does runs `Life._wake`, on its own thread) and take back, at any moment: in
+a signal handler that interrupts a `put`, in a finaliser that the garbage collector runs in one, and with no GIL. One reader at a time takes
+and rests; it is a loop's thread, or whoever holds the life after it.
 
-**How.** The items are in a deque. The *token*, a lock that nobody ever waits for, is held while the reader is due to look, so that under load
+How. The items are in a deque. The *token*, a lock that nobody ever waits for, is held while the reader is due to look, so that under load
 a `put` is an append and a look at the token: no system call. Two orders carry all of it:
 
     put:   append, then look at the token: free? take it and wake the reader
@@ -19,14 +20,14 @@ a `put` is an append and a look at the token: no system call. Two orders carry a
 
 In each pair both write before they look, so whichever comes second sees the other: never neither. Looking first loses items, in either.
 
-**What is atomic.** `deque.append`, `popleft`, `remove` and `extendleft`, `Lock.acquire(False)`, `locked` and `release`, and the reading and
-writing of one attribute: with the GIL because each is one call into C that runs no Python, without it because the deque and the lock see to it
-themselves. Copying a deque is *not* atomic without a GIL. Nothing else here needs to be.
+What is atomic. `deque.append`, `popleft`, `remove` and `extendleft`, `Lock.acquire(False)`, `locked` and `release`, and the reading and
+writing of one attribute: with the GIL because each is one call into C that runs no Python, without it because the deque and the lock see to
+it themselves. Copying a deque is *not* atomic without a GIL. Nothing else here needs to be.
 
-**Why not otherwise.** Waking the reader for each item is a system call each: 8 µs through a socket pair, where a `put` takes 0.1. A plain lock around append and wake-up
-deadlocks when a signal handler or a finaliser puts in the middle of it; a re-entrant one costs more than all of `put`. A flag instead of the
-token has no step that both looks and takes it: two writers wake, or, cleared at the wrong moment, none. A second deque for what comes while the
-first is emptied has to be swapped, and who holds the old one when it is swapped puts into nowhere.
+Why not otherwise. Waking the reader for each item is a system call each: 8 µs through a socket pair, where a `put` takes 0.1. A plain lock
+around append and wake-up deadlocks when a signal handler or a finaliser puts in the middle of it; a re-entrant one costs more than all of
+`put`. A flag instead of the token has no step that both looks and takes it: two writers wake, or, cleared at the wrong moment, none. A
+second deque for what comes while the first is emptied has to be swapped, and who holds the old one when it is swapped puts into nowhere.
 
 tests/interleavings/test_inbox.py runs all of this in every order of its steps, and again without each of the looks.
 """

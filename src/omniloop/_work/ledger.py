@@ -1,7 +1,7 @@
 """
 Starts what the inbox brings, in order, and holds it until it is done.
 
-What is guaranteed. Whatever is begun is in one of the tables here from before its first step until its outcome is known, so that every
+What is guaranteed. Whatever is begun is in one of the tables here from before its first step until it is settled, so that every
 look, every count and every end sees it: `beginning` for what is in its first step, then `running`, `daemons` or `keepers` by its
 `Kind`, `timers` for calls that are not due, `in_threads` for those that workers make. asyncio refers to its tasks only weakly: these
 are the references that keep them. What one thread has submitted begins in that order.
@@ -9,9 +9,10 @@ are the references that keep them. What one thread has submitted begins in that 
 Who may touch what. The tables are changed by the loop's thread alone, except `in_threads` and `cancelled_early`, where each entry is made
 and removed by whoever has it in hand. Other threads look at copies, and what they see may be over by then.
 
-How it begins. From 3.12 on a coroutine is run up to its first suspension inside the constructor of its asyncio task: one that never suspends
-costs no turn of the loop. Up to 3.11, and with a task factory of the user's, first steps come in the next turn of the loop (`first_steps`). The
-loop is left after 2 ms, however much has come, so that its timers and sockets are not kept waiting, and goes on in its next turn.
+How it begins. From 3.12 on a coroutine is run up to its first suspension inside the constructor of its asyncio task: one that never
+suspends costs no turn of the loop. Up to 3.11, and with a task factory of the user's, first steps come in the next turn of the loop
+(`first_steps`). The loop is left after 2 ms, however much has come, so that its timers and sockets are not kept waiting, and goes on in its
+next turn.
 
 The `del task` at the end of so many branches: a failure's traceback refers to the frames below it, these here too, and a frame that
 still holds the task would keep the handle alive. Its failure would be told not at once, but when the garbage collector comes by.
@@ -75,6 +76,13 @@ class Later:
         self._life.ledger.schedule(task, self.when)
 
 
+def task_in(item: object) -> Task[Any] | None:
+    """The task that an item of the inbox brings, if it brings one."""
+    if type(item) is Later:
+        item = item.task
+    return item if type(item) is Task else None
+
+
 if TYPE_CHECKING:
 
     class HasLedger(Protocol):
@@ -108,9 +116,11 @@ class Ledger:
         # What the others may need to the last: ended after all of them, the youngest first.
         self.keepers: dict[asyncio.Future[Any], Task[Any]] = {}
         # In its first step, or called, on the loop's thread: inside the constructor of its asyncio task nobody else refers to it. One
-        # slot, because first steps do not nest; set before anything begins, and cleared before the outcome is known.
+        # slot, because first steps do not nest; set before anything begins. What ends by a value or an error leaves the tables just
+        # before that is known, so that whoever waits for it finds it nowhere; what is cancelled or dropped leaves just after, because
+        # until it is counted as such a look would take it for finished.
         self.beginning: Task[Any] | None = None
-        # While the end asks them to close: the bare tasks that have to do without, and open none any more. None before that.
+        # The bare tasks that may open no resource any more, because the end is closing them all. None until it does.
         self.bereft: set[asyncio.Future[Any]] | None = None
         self.timers: dict[Task[Any], asyncio.TimerHandle] = {}
         # Work in worker threads; these add and remove themselves, from any thread.
@@ -122,12 +132,12 @@ class Ledger:
         # What the `when` of scheduled calls is told by.
         self._clock = clock
         self._context = context
-        # As asyncio's own never is; what has no selector is uvloop.
+        # Whether timers may come early: uvloop's may, asyncio's never do. The loop without a selector is uvloop.
         self._may_be_early = not hasattr(loop, "_selector")
         self._now = 0.0
         # When the batch is to end, and whether the next one is due in the loop's next turn.
         self._until = 0.0
-        self._goes_on = False
+        self._next_is_due = False
         self._first_steps = FirstSteps(loop, context, _BATCH)
         self._says_asyncio = False
 
@@ -200,7 +210,7 @@ class Ledger:
 
     def empty(self) -> None:
         """Start all that was delivered, or as much as fits into a batch; then the loop goes round before the rest."""
-        if self._goes_on:
+        if self._next_is_due:
             # A spare wake-up: with this there would be two batches a turn.
             return
         inbox = self.inbox
@@ -232,22 +242,22 @@ class Ledger:
                         self.failures.tell_dropped()
                     item()
                 else:
-                    # In this order: what is taken and nowhere to be seen is finished.
+                    # In this order: to `stats()`, what was taken and is in none of the tables is finished.
                     self.beginning = item
                     tally.taken += 1
                     if self.cancelled_early and item in self.cancelled_early:
-                        self.drop(item)
+                        self.end_unstarted(item)
                     elif item._args is None:
                         start(item)
                     else:
                         call(item)
                 if _monotonic() > self._until:
                     # The token stays held: this is the look that is due.
-                    self._look_again()
+                    self._next_batch_soon()
                     break
         except BaseException as error:
             # Whatever it is, an odd task of the user's factory for one: the rest must still be started.
-            self._look_again()
+            self._next_batch_soon()
             self.beginning = None
             if type(item) is Task:
                 item._fail(error)
@@ -257,13 +267,13 @@ class Ledger:
         if self.failures:
             self.failures.tell_dropped()
 
-    def _look_again(self) -> None:
+    def _next_batch_soon(self) -> None:
         self._first_steps.end()
-        self._goes_on = True
-        self.loop.call_soon(self._go_on, context=self._context)
+        self._next_is_due = True
+        self.loop.call_soon(self._next_batch, context=self._context)
 
-    def _go_on(self) -> None:
-        self._goes_on = False
+    def _next_batch(self) -> None:
+        self._next_is_due = False
         self.empty()
 
     def _start(self, task: Task[Any]) -> None:
@@ -346,7 +356,7 @@ class Ledger:
             return
         for held in self.running, self.daemons, self.keepers:
             if runner in held:
-                # Counted before it leaves: what is dropped must not be seen as finished in between.
+                # Settled, and so counted, before it leaves: see `beginning`.
                 held[runner]._settle_from(runner)
                 held.pop(runner, None)
 
@@ -381,7 +391,7 @@ class Ledger:
             self.beginning = None
             return
         if self.cancelled_early and task in self.cancelled_early:
-            self.drop(task)
+            self.end_unstarted(task)
         else:
             self._now = _monotonic()
             self._call(task)
@@ -415,7 +425,7 @@ class Ledger:
         """Call a task's function at *when*, by the runtime's clock."""
         if self.cancelled_early and task in self.cancelled_early:
             self._tally.taken += 1
-            self.drop(task)
+            self.end_unstarted(task)
             return
         self._wait_until(when, task)
         # After that, as in `empty`.
@@ -433,7 +443,7 @@ class Ledger:
         self.beginning = task
         del self.timers[task]
         if self.cancelled_early and task in self.cancelled_early:
-            self.drop(task)
+            self.end_unstarted(task)
             return
         self._now = time.monotonic()
         context = task._context
@@ -476,23 +486,26 @@ class Ledger:
         work = task._work
         if isinstance(work, asyncio.Future):
             work.cancel(msg)
-        elif (timer := self.timers.pop(task, None)) is not None:
-            timer.cancel()
+        elif task in self.timers:
+            # In hand all the while.
+            self.beginning = task
+            self.timers.pop(task).cancel()
             self.cancelled_early[task] = args
-            self.drop(task)
+            self.end_unstarted(task)
 
-    def drop(self, task: Task[Any]) -> None:
-        """End work that was never started, as cancelled."""
+    def end_unstarted(self, task: Task[Any]) -> None:
+        """End, as cancelled, what was taken from the inbox and will not be started."""
         args = self.cancelled_early.pop(task, ())
-        self.beginning = None
         work = task._work
         task._name = task.get_name()
         if task._args is None and hasattr(work, "close"):
             work.close()
         task._end_cancelled(args)
+        # After that: see there.
+        self.beginning = None
 
-    def drop_unstarted(self, task: Task[Any]) -> None:
-        """End, as cancelled, what the end has taken from the inbox instead of starting it."""
+    def end_untaken(self, task: Task[Any]) -> None:
+        """End, as cancelled, what the end of the life has taken from the inbox instead of this."""
         task._end_unstarted(*self.cancelled_early.pop(task, ()))
 
     def end_turns(self) -> bool:

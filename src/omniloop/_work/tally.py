@@ -1,4 +1,4 @@
-"""The book of a runtime: what was accepted, and what became of it. Outlives the runtime's lives; off the hot path but for one number."""
+"""Counts what a runtime has accepted and what became of it, over all its lives; off the hot path but for one number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Entry = Literal["aside", "failed", "cancelled", "dropped", "sent", "arrived", "h
 
 
 class Sums(NamedTuple):
-    """What the book says: ``accepted == queue_depth + running + scheduled + finished + dropped``."""
+    """A count that adds up: ``accepted == queue_depth + running + scheduled + finished + dropped``."""
 
     accepted: int
     finished: int

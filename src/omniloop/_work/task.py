@@ -551,7 +551,7 @@ class Task(concurrent.futures.Future[T]):
     def _tell(self, meeting: _Meeting, outcome: Outcome) -> bool:
         before = meeting.before
         if before is not None and not self._owner.foreign:
-            # Without the lock, which must not be held while it waits for one of its own. Of two that settle at once, both call it.
+            # Called without the lock of the meeting: it takes a lock of its own. Of two that settle at once, both call it.
             self._call_back(before)
         with meeting.lock:
             if meeting.outcome is not None:
