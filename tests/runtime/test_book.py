@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from omniloop import Runtime
+from omniloop._work.task import Dropped
 
 
 def adds_up(stats):
@@ -142,3 +143,23 @@ def test_what_is_undelivered_at_the_end_is_in_the_book():
     assert all(task.exception() is not None for task in behind)
     assert adds_up(stats)
     assert stats.accepted == 4
+
+
+def test_what_is_dropped_while_the_loop_comes_to_it_is_at_no_moment_seen_as_finished():
+    """Between its leaving and its counting a look found it nowhere, took it for finished, and remembered that."""
+    gate, told, seen = threading.Event(), threading.Event(), []
+    with Runtime(max_pending=10, when_full="drop_old") as runtime:
+        runtime.call_soon(gate.wait)
+        dropped = runtime.go(asyncio.sleep(0))
+        # Called when it is settled, and not counted yet.
+        dropped.add_done_callback(lambda task: (seen.append(runtime.stats()), told.set()))
+        # As a submission without room does that no longer finds it in the inbox.
+        dropped.cancel(Dropped("no room"))
+        gate.set()
+        assert told.wait(timeout=5)
+        runtime.flush(timeout=5)
+        seen.append(runtime.stats())
+
+    # The function that has waited is finished.
+    assert [(stats.finished, stats.dropped) for stats in seen] == [(1, 0), (1, 1)]
+    assert all(map(adds_up, seen))
