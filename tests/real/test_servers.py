@@ -29,9 +29,11 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
+import guardian
 from children import run_child
-print("ready", flush=True)
-run_child("import os, time; open('log', 'w').write(f'{{os.getpid()}} {{os.fork()}}'); time.sleep(600)", timeout=600)
+watch = guardian.watch
+guardian.watch = lambda child: (watch(child), print("ready", flush=True))
+run_child("import os, time; mine, other = os.getpid(), os.fork(); other and open('log', 'w').write(f'{{mine}} {{other}}'); time.sleep(600)", timeout=600)
 """
 
 
@@ -58,15 +60,16 @@ def test_what_a_test_has_started_is_gone_when_the_tests_are_whatever_ended_them(
     )
     with tests:
         assert tests.stdout.readline() == b"ready\n"
-        until = time.monotonic() + 8
+        until = time.monotonic() + 30
         while not (started := (tmp_path / "log").exists() and (tmp_path / "log").read_text().split()):
             assert time.monotonic() < until
             time.sleep(0.01)
         os.kill(tests.pid, how)
-        tests.wait(timeout=8)
+        tests.wait(timeout=30)
 
     left = [int(pid) for pid in started if int(pid)]
     assert left
+    until = time.monotonic() + 30
     while any(map(is_there, left)) and time.monotonic() < until:
         time.sleep(0.01)
     assert not list(filter(is_there, left))
