@@ -283,7 +283,8 @@ class Connection:
 
 
 @pytest.mark.promise("A client is closed before its own reader and heartbeat are cancelled, the youngest client first")
-def test_a_client_is_closed_before_its_own_tasks_are_cancelled():
+@pytest.mark.parametrize("closes", ["the end", "its user"])
+def test_a_client_is_closed_before_its_own_tasks_are_cancelled(closes):
     """Its reader and its heartbeat were cancelled with the daemons, and `close()` waited in vain for the reader."""
     log, runtime = [], Runtime(cancel_timeout=5)
     older = resource(lambda: Connection(log, "older"), runtime=runtime)
@@ -292,7 +293,11 @@ def test_a_client_is_closed_before_its_own_tasks_are_cancelled():
         await older
         return Connection(log, "younger")
 
-    resource(make_younger, runtime=runtime).run(Connection.use)
+    younger = resource(make_younger, runtime=runtime)
+    younger.run(Connection.use)
+    if closes == "its user":
+        # And leaves its own tasks behind.
+        younger.close()
     runtime.shutdown()
 
     assert log == ["younger closed", "younger's reader ended", "older closed", "older's reader ended"]

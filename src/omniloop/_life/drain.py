@@ -6,11 +6,11 @@ deadlines: the one for the work, and the one for the clean-up of what is cancell
 cancel once, and has one turn of the loop after that, also where the deadline is past (without it the clean-up would not even begin, and
 each would complain of an ignored GeneratorExit). Nothing else is done for each: sentences are made for the twenty that are shown.
 
-The order. Work is waited for, in rounds, because work may submit work; then the turns of `every` that are under way, once, for
-they are work from then on and no other begins. (As work from the start, two that overlap went on until the deadline.) Then, on the loop:
-daemons; resources (`Kind.KEEPER`), the youngest first, each followed by the bare tasks that were made in its opening (a client's own reader and heartbeat,
-which its `close()` needs); then all other bare tasks. A stage is waited for before the next one is asked; if it takes too long it goes on
-beside the others, to the deadline.
+The order. Work is waited for, in rounds, because work may submit work; then the turns of `every` that are under way, once, for they are
+work from then on and no other begins. (As work from the start, two that overlap went on until the deadline.) Then, on the loop: daemons;
+resources (`Kind.KEEPER`), the youngest first, each followed by the bare tasks that were made in its opening (a client's own reader and
+heartbeat, which its `close()` needs), and before the first of them those that are left of resources that were closed earlier; then all
+other bare tasks. A stage is waited for before the next one is asked; if it takes too long it goes on beside the others, to the deadline.
 
 Who may touch what. Each function says whose it is. The thread that closes waits; the tables of the ledger are the loop's, and so all that
 is asked, refused or counted there is called on the loop, one step each: nothing can be submitted, or end, in the middle of it.
@@ -433,11 +433,18 @@ class _End:
         yield _WORK, list(ledger.running)
         yield _DAEMONS, list(ledger.daemons)
         bare = self._bare()
-        for keeper in self._closed:
-            yield _KEEPERS, [runner for runner in bare if _opened_by(runner) is keeper]
+        # Also of those that were closed before the end began.
+        yield _KEEPERS, [runner for runner in bare if self._is_closed(_opener(runner))]
         for keeper in reversed(ledger.keepers):
             yield _KEEPERS, [keeper]
         yield _BARE, bare
+
+    def _is_closed(self, opener: ref[asyncio.Future[Any]] | None) -> bool:
+        """Tell whether a bare task's opener is a keeper that has closed what it kept, or was asked to and has had its time."""
+        if opener is None:
+            return False
+        keeper = opener()
+        return keeper is None or keeper.done() or keeper in self._closed
 
     def _bare(self) -> list[asyncio.Future[Any]]:
         """The tasks that were made without the runtime."""
@@ -525,11 +532,10 @@ def _cancels_all(runner: asyncio.Future[Any]) -> bool:
     return isinstance(runner, asyncio.Task) and getattr(runner.get_coro(), "cr_code", None) is _End._cancel_all.__code__
 
 
-def _opened_by(runner: asyncio.Future[Any]) -> asyncio.Future[Any] | None:
-    """The keeper in whose opening the bare task *runner* was made."""
+def _opener(runner: asyncio.Future[Any]) -> ref[asyncio.Future[Any]] | None:
+    """The keeper in whose opening the bare task *runner* was made, if it was made in one."""
     context = _context_of(runner)
-    keeper = None if context is None else context.get(opened_by)
-    return None if keeper is None else keeper()
+    return None if context is None else context.get(opened_by)
 
 
 def _context_of(runner: asyncio.Future[Any]) -> Context | None:
