@@ -795,8 +795,8 @@ class Runtime:
         try:
             with asgiref.cancelled_with_the_caller(task):
                 if caller is not None:
-                    task._when_done(caller.wake)
-                return self._run_task(task, timeout, None if caller is None else partial(caller.wait, task.done))
+                    caller.begin(task)
+                return self._run_task(task, timeout, None if caller is None else caller.wait_here)
         finally:
             if caller is not None:
                 caller.end()
@@ -814,8 +814,10 @@ class Runtime:
             task.cancel()
             raise
         except BaseException:
-            # Ctrl-C, or what another signal handler raises. A second one ends this wait too.
-            if task.cancel():
+            # Ctrl-C, or what another signal handler raises. A second one ends this wait too. And a child that was forked in the middle of
+            # the wait comes here by its sys.exit(): the work is the parent's.
+            fork.notice_fork()
+            if not task._owner.foreign and task.cancel():
                 task._wait_for(wait_here, self._settings.cancel_timeout)
             raise
         if not done:

@@ -1,17 +1,24 @@
 """Work that `run` waits for, and that uses asgiref's `sync_to_async`: the waiting thread makes its calls."""
 
 import asyncio
+import itertools
+import os
 import signal
+import sys
 import threading
 import time
 
 import pytest
 
+import omniloop
+from children import run_child
 from omniloop import Runtime, WaitTimeoutError
+from omniloop._life import waits
 
 pytest.importorskip("asgiref.sync")
 
-from asgiref.sync import sync_to_async
+from asgiref.local import Local
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 
 
 @pytest.fixture
@@ -21,6 +28,18 @@ def runtime():
         runtime.run(asyncio.sleep(0))
         runtime.run(asyncio.sleep(0))
         yield runtime
+
+
+@pytest.fixture(params=["nothing in its context", "a value in its context"])
+def caller(request):
+    """The thread that waits, without and with a value of asgiref's in its context, as Django's language: each goes a way of its own."""
+    if request.param == "nothing in its context":
+        yield
+        return
+    language = Local()
+    language.code = "de"
+    yield
+    del language.code
 
 
 @pytest.mark.promise(
@@ -118,3 +137,144 @@ def test_a_timeout_holds_while_calls_come(runtime):
     with pytest.raises(WaitTimeoutError):
         runtime.run(work(), timeout=0.05)
     assert runtime.tasks() == []
+
+
+@pytest.mark.promise(
+    "A call of `sync_to_async` that the waiting thread makes may be as long as it likes", section="Waiting"
+)
+def test_a_call_may_take_longer_than_a_wait_goes_on_without_a_look(runtime, caller, monkeypatch):
+    """It was said to wait for this very thread, which had just made the call; and the next `run()` was cancelled in its place."""
+    monkeypatch.setattr(waits, "_LONG_WAIT", 0.01)
+
+    async def work():
+        await sync_to_async(time.sleep)(0.03)
+        return "made"
+
+    for _ in range(5):
+        assert runtime.run(work()) == "made"
+
+
+def test_a_call_may_come_at_any_moment_of_the_wait(runtime, caller, caplog):
+    """One that came between two looks for it left a gate that was opened twice."""
+
+    async def work():
+        nonlocal over
+        # The wait comes to no further line before a call comes.
+        over = not await asyncio.to_thread(comes.wait, 0.5)
+        call = asyncio.ensure_future(sync_to_async(int)())
+        # Its first step, which hands it over.
+        await asyncio.sleep(0)
+        came.set()
+        await call
+        await asyncio.sleep(0.001)
+        await sync_to_async(int)()
+        await asyncio.sleep(0.001)
+        return "done"
+
+    def look(frame, event, arg):
+        return at_line if frame.f_code.co_name == "wait_here" else None
+
+    def at_line(frame, event, arg):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            comes.set()
+            # At some lines the call waits for what this thread holds.
+            came.wait(0.05)
+        return at_line
+
+    over = False
+    for point in itertools.count(1):
+        left, comes, came = point, threading.Event(), threading.Event()
+        before = sys.gettrace()
+        sys.settrace(look)
+        try:
+            assert runtime.run(work(), timeout=5) == "done"
+        finally:
+            sys.settrace(before)
+        runtime.flush(timeout=5)
+        assert not caplog.records, f"at line {point}"
+        if over:
+            break
+
+    assert point > 8
+
+
+def test_a_cancelled_call_cancels_the_second_run_in_it_too(runtime):
+    """What the first had called in this thread hid the mark by which asgiref hands the cancellation on."""
+
+    async def first():
+        return await sync_to_async(int)()
+
+    async def second():
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("second")
+
+    def view():
+        runtime.run(first(), timeout=5)
+        runtime.run(second(), timeout=5)
+
+    async def main():
+        async with ThreadSensitiveContext():
+            request = asyncio.create_task(sync_to_async(view)())
+            await asyncio.to_thread(started.wait, 5)
+            request.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            assert ended == ["second"]
+
+    ended, started = [], threading.Event()
+    asyncio.run(main())
+
+
+@pytest.mark.promise(
+    "A child that is forked in a call of `sync_to_async` does not go on with what `run()` waits for in the parent",
+    section="Fork",
+)
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("value", [False, True], ids=["nothing in its context", "a value in its context"])
+@pytest.mark.parametrize("how", ["exits", "returns", "works"])
+def test_a_child_that_is_forked_in_such_a_call_ends_as_it_wants(how, value):
+    """It waited for ever: for the parent's loop, which was to hear of its SystemExit."""
+
+    def program():
+        async def work():
+            try:
+                return await sync_to_async(forks)()
+            finally:
+                print("cleaned up in the", "parent" if os.getpid() == parent else "child")
+
+        async def answer():
+            return 3
+
+        def forks():
+            child = os.fork()
+            if child:
+                return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            # The test's own limit is that of the parent, which would leave it behind.
+            signal.alarm(10)
+            if how == "exits":
+                sys.exit(3)
+            if how == "works":
+                sys.exit(omniloop.run(answer()))
+            return 0
+
+        language = Local()
+        if value:
+            language.code = "de"
+        for _ in range(2):
+            # The first use makes the loop, and goes another way.
+            omniloop.run(asyncio.sleep(0))
+        parent = os.getpid()
+        try:
+            code = omniloop.run(work())
+        except omniloop.ForkedError:
+            sys.exit(3 if os.getpid() != parent else 1)
+        print("child:", code)
+
+    result = run_child(program, flags=["-W", "ignore::DeprecationWarning"])
+
+    assert (result.stdout, result.stderr, result.code) == ("cleaned up in the parent\nchild: 3\n", "", 0)

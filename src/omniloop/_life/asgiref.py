@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .._process import fork
 from .._process.exit import end_orphan
 from . import waits
 from .workers import Workers
@@ -100,16 +101,28 @@ class _Call:
     def __init__(self, future: Future[Any], call: Callable[[], Any]) -> None:
         self.future = future
         self._call = call
+        self._pid = os.getpid()
 
     def run(self) -> None:
         if not self.future.set_running_or_notify_cancel():
             return
+        # What asgiref notes there of this call, and never takes away, would hide what it has noted of a call around it.
+        notes = _sync().SyncToAsync.threadlocal.__dict__
+        around = notes.copy()
         try:
             result = self._call()
         except BaseException as error:
+            if os.getpid() != self._pid:
+                # In a child that was forked in the call: SystemExit, say. Those that asked for it are the parent's.
+                raise
             self.future.set_exception(error)
         else:
-            self.future.set_result(result)
+            if os.getpid() == self._pid:
+                self.future.set_result(result)
+        finally:
+            notes.update(around)
+            for name in notes.keys() - around.keys():
+                del notes[name]
 
 
 class Caller(Executor):
@@ -126,6 +139,9 @@ class Caller(Executor):
         self._work_ready = threading.Condition(threading.Lock())
         self._work_items: deque[Any] = deque()
         self._broken = False
+        # Whether the thread is in the middle of a call, and so takes no other.
+        self._in_call = False
+        self._task: Task[Any]
         self._old_executor: Any = getattr(_sync().AsyncToSync.executors, "current", None)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -149,13 +165,18 @@ class Caller(Executor):
                 return future
         return SyncThread(self._spare).submit(fn, *args, **kwargs)
 
-    def wait(self, done: Callable[[], bool], timeout: float) -> bool:
-        """Make calls until *done*, which `wake` is to be called for; False if that took longer than *timeout*, -1 for no end."""
+    def begin(self, task: Task[Any]) -> None:
+        """*task* is what is waited for."""
+        self._task = task
+        task._when_done(self._wake)
+
+    def wait_here(self, timeout: float) -> bool:
+        """As `Task._wait_here`, and meanwhile make the calls that come."""
         deadline = time.monotonic() + timeout if timeout >= 0 else None
         while True:
             with self._work_ready:
                 while not self._work_items:
-                    if done():
+                    if self._task.done():
                         return True
                     left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
                     if left is not None and left <= 0:
@@ -163,22 +184,30 @@ class Caller(Executor):
                     self._work_ready.wait(left)
                 call = self._work_items.popleft()
             with waits.paused():
-                call.run()
+                self._make(call)
             del call
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         with self._work_ready:
             self._work_ready.notify()
 
     def end(self) -> None:
         """Make what calls are left, and send those to come elsewhere."""
-        while True:
+        while not _is_parents(self._task):
             with self._work_ready:
                 if not self._work_items:
                     self._broken = True
                     return
                 call = self._work_items.popleft()
+            self._make(call)
+
+    def _make(self, call: _Call) -> None:
+        self._in_call = True
+        try:
             call.run()
+        finally:
+            self._in_call = False
+        self._task._check_process()
 
 
 class Waiting:
@@ -233,11 +262,13 @@ class Waiting:
         gate.acquire()
         while True:
             with meeting.lock:
-                if not self._calls:
+                waits_for_gate = not self._calls
+                if waits_for_gate:
                     if meeting.outcome is not None:
                         return True
                     meeting.gates.append(gate)
-            if not self._calls and not gate.acquire(timeout=max(0.0, min(timeout, deadline - time.monotonic()))):
+            # By what was seen with the lock held: a gate that was put there is to be acquired, for it will be opened.
+            if waits_for_gate and not gate.acquire(timeout=max(0.0, min(timeout, deadline - time.monotonic()))):
                 with meeting.lock:
                     if gate in meeting.gates:
                         meeting.gates.remove(gate)
@@ -248,6 +279,8 @@ class Waiting:
 
     def end(self) -> None:
         """Make what calls are left, and take no more."""
+        if _is_parents(self._task):
+            return
         with self._task._meet().lock:
             self._over = True
         self._make_calls()
@@ -258,6 +291,13 @@ class Waiting:
             with waits.paused():
                 call.run()
             del call
+            self._task._check_process()
+
+
+def _is_parents(task: Task[Any]) -> bool:
+    """Tell whether this is a child that was forked while *task* was waited for, and that left the wait by an exception."""
+    fork.notice_fork()
+    return task._owner.foreign
 
 
 _waiting: ContextVar[Waiting] = ContextVar("waiting")
@@ -355,7 +395,8 @@ def _waits_for_this_thread(coro: Any) -> bool:
             executor = frame.f_locals.get("executor")
         coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
     if isinstance(executor, Caller):
-        return executor._thread == threading.get_ident()
+        # Between two calls it waits for the next.
+        return executor._thread == threading.get_ident() and executor._in_call
     # Of asgiref's own, and of the standard library's with its one thread.
     threads = {getattr(executor, "_work_thread", None)} | set(getattr(executor, "_threads", ()))
     return threads - {None} == {threading.current_thread()}
