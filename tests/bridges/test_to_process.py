@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import omniloop
-from children import child_environment
+from children import child_environment, without_remarks
 from omniloop import NotAsyncError, NotPicklableError, ProcessDiedError, ProcessPool, Runtime, go, to_process
 from programs import source_of
 
@@ -368,6 +368,7 @@ def run_script(tmp_path, program, timeout=40, env=None):
         check=False,
         start_new_session=True,
     )
+    result.stderr = without_remarks(result.stderr)
     return result, time.monotonic() - started
 
 

@@ -78,7 +78,5 @@ def test_the_example_does_what_it_says(name, tmp_path):
         check=False,
     )
 
-    # On a busy machine the drain may take more than 2 s, and says so.
-    stderr = re.sub(r"^omniloop: waits for .*\n", "", without_remarks(ended.stderr), flags=re.MULTILINE)
-    assert (stderr, ended.returncode) == ("", 0)
+    assert (without_remarks(ended.stderr), ended.returncode) == ("", 0)
     assert re.fullmatch(EXPECTED[name], ended.stdout), ended.stdout

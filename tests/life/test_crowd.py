@@ -69,7 +69,8 @@ def test_at_a_hundred_thousand_pending_a_warning_names_the_sites_and_max_pending
     first, second, *_ = message.partition("submitted")[2].strip().splitlines()
     # Counted when the hundred thousandth was there, or soon after.
     assert int(first.partition(" at")[0].replace(",", "")) > 55_000 and "test_at_a_hundred_thousand" in first
-    assert second.strip().startswith("40,000 at") and "by_the_thousand" in second
+    # What is on its way from the inbox to the loop at that moment may be in neither.
+    assert int(second.partition(" at")[0].replace(",", "")) > 35_000 and "by_the_thousand" in second
 
 
 @pytest.mark.timeout(60)

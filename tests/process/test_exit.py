@@ -522,7 +522,7 @@ def test_a_drain_that_takes_long_says_once_for_what_it_waits_and_how_to_start_wh
         go(asyncio.sleep(2.5), name="sleeper")
         go(asyncio.sleep(60), daemon=True, name="a daemon")
 
-    result = run_child(program, env={"OMNILOOP_EXIT_TIMEOUT": "20"})
+    result = run_child(program, env={"OMNILOOP_EXIT_TIMEOUT": "20"}, remarks=True)
 
     assert result[:3:2] == ("", 0)
     (line,) = result.stderr.splitlines()

@@ -12,7 +12,7 @@ import time
 import pytest
 
 import omniloop
-from children import child_environment
+from children import child_environment, without_remarks
 from programs import source_of
 
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing forks here")
@@ -23,9 +23,11 @@ def run_program(tmp_path, program, timeout=20):
     path = tmp_path / "program.py"
     path.write_text(source_of(program))
     command = [sys.executable, "-W", "ignore::DeprecationWarning", path]
-    return subprocess.run(
+    result = subprocess.run(
         command, env=child_environment(), timeout=timeout, text=True, capture_output=True, check=False
     )
+    result.stderr = without_remarks(result.stderr)
+    return result
 
 
 # --- in the programs --------------------------------------------------------------------------------------------------
