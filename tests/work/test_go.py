@@ -337,6 +337,23 @@ def test_a_task_factory_that_the_user_set_makes_the_tasks(runtime):
     assert made == ["where", "where"]
 
 
+@pytest.mark.promise("It makes what starts right after it was set")
+def test_a_task_factory_makes_what_starts_right_after_it_was_set(runtime):
+    """What came in one batch with the setting was started without it; so was what came right after `call_soon(set_it).result()`, on a quick loop."""
+    made, gate = [], threading.Event()
+
+    def set_it():
+        asyncio.get_running_loop().set_task_factory(counting_factory(made))
+
+    runtime.call_soon(gate.wait)
+    runtime.call_soon(set_it)
+    task = runtime.go(where())
+    gate.set()
+
+    assert task.result(timeout=5)
+    assert made == ["where"]
+
+
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio.eager_task_factory is new in 3.12")
 @pytest.mark.skipif(
     os.environ.get("OMNILOOP_LOOP") == "uvloop", reason="uvloop calls it with what 3.13.0 does not take"
