@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A wheel and an sdist, built by the backend itself: pip would ask the network for it."""
+    pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("built")
     subprocess.run(
         [sys.executable, "-c", f"import hatchling.build as b; b.build_wheel({str(folder)!r}); b.build_sdist({str(folder)!r})"],

@@ -150,15 +150,8 @@ def test_finalisers_at_the_very_end_are_refused_in_words_and_leave_nothing_behin
         weakref.finalize(plain, lambda: told[0]("weakref.finalize made first"))
 
     def program():
-        class Thing:
-            def __del__(self):
-                tell(self.name)
-
         told.append(tell)
         omniloop.run(asyncio.sleep(0))
-        thing = Thing()
-        thing.name = "__del__ of a global"
-        thing.tell, thing.omniloop = tell, omniloop
         plain2 = Plain()
         weakref.finalize(plain2, lambda: tell("weakref.finalize made last"))
 
@@ -166,11 +159,29 @@ def test_finalisers_at_the_very_end_are_refused_in_words_and_leave_nothing_behin
 
     # All finalisers of weakref share one exit handler, registered with the first.
     assert sorted(result.stdout.splitlines()) == [
-        "__del__ of a global refused",
         "weakref.finalize made first refused",
         "weakref.finalize made last refused",
     ]
     assert (result.stderr, result.code) == ("", 0)
+
+
+@pytest.mark.skipif(
+    sys.version_info[:2] == (3, 13) and not getattr(sys, "_is_gil_enabled", bool)(),
+    reason="3.13 without a GIL keeps modules for ever, once there was a thread, and at the end takes their names away: the finaliser finds None",
+)
+def test_the_finaliser_of_a_global_at_the_very_end_is_refused_in_words():
+    def program():
+        class Thing:
+            def __del__(self):
+                tell("__del__ of a global")
+
+        omniloop.run(asyncio.sleep(0))
+        thing = Thing()
+        thing.tell, thing.omniloop = tell, omniloop
+
+    result = run_child(program)
+
+    assert result == ("__del__ of a global refused\n", "", 0, result.seconds)
 
 
 @pytest.mark.promise("Nothing crashes the interpreter while tasks print without end")

@@ -476,9 +476,11 @@ def test_a_fork_while_eight_threads_submit_loses_nothing_and_leaves_every_child_
 
         def submits(number):
             while not stop.is_set():
-                for _ in range(20):
-                    go(work())
-                counts[number] += 20
+                # Without a GIL eight threads submit more than one loop can do.
+                if sum(counts) - finished[0] < 10_000:
+                    for _ in range(20):
+                        go(work())
+                    counts[number] += 20
                 time.sleep(0.0005)
 
         threads = [threading.Thread(target=submits, args=(number,)) for number in range(8)]
@@ -986,12 +988,19 @@ def test_a_part_of_the_fork_hook_that_fails_leaves_the_others_done(count):
 # --- forks that call no hook ------------------------------------------------------------------------------------------
 
 
+# The entries of its parking lot, in which threads wait for any lock, are on the stacks of threads that are not there in the child: in plain
+# CPython 3.13, beside a thread that computes, 0 of 20 children came to start a thread.
+needs_a_gil = pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="without a GIL a child of a fork in C hangs or crashes by itself, unless it calls PyOS_AfterFork_Child",
+)
+
+
 def fork_in_c(child):
     # PyDLL keeps the interpreter's lock; with CDLL the child hangs by itself.
     pid = ctypes.PyDLL(None).fork()
     if pid:
         return pid
-    ctypes.pythonapi.PyOS_AfterFork_Child.restype = None
     signal.alarm(30)
     child()
     sys.stdout.flush()
@@ -1000,6 +1009,7 @@ def fork_in_c(child):
 
 @pytest.mark.promise("A fork in C, which calls no hooks, is noticed on the next use")
 @pytest.mark.parametrize("pending", [True, False])
+@needs_a_gil
 def test_a_fork_in_c_is_noticed_on_the_next_use(pending):
     """uWSGI forks so; of the thread that is not there, everything says that it runs. Only the process's id tells."""
 
@@ -1034,6 +1044,7 @@ def test_a_fork_in_c_is_noticed_on_the_next_use(pending):
     assert (result.stderr, result.code) == ("", 0)
 
 
+@needs_a_gil
 def test_a_handle_of_the_parents_is_noticed_in_a_child_forked_in_c_before_anything_else_is():
     def program():
         event = asyncio.Event()
@@ -1056,6 +1067,7 @@ def test_a_handle_of_the_parents_is_noticed_in_a_child_forked_in_c_before_anythi
 
 
 @pytest.mark.promise("Such a child drains nothing of the parent's when it ends")
+@needs_a_gil
 def test_a_child_forked_in_c_that_runs_the_exit_hooks_drains_nothing_of_the_parents():
     def program():
         event = asyncio.Event()
@@ -1077,6 +1089,7 @@ def test_a_child_forked_in_c_that_runs_the_exit_hooks_drains_nothing_of_the_pare
     assert (result.stderr, result.code) == ("", 0)
 
 
+@needs_a_gil
 def test_threads_that_notice_a_fork_in_c_at_once_agree_on_the_life_that_begins():
     """The second went on with the parent's loop, which no thread runs here, while the first was still catching up."""
 
