@@ -792,10 +792,10 @@ class Runtime:
         caller = None if asyncio._get_running_loop() is not None else asgiref.Caller(pool)
         task = self._make_task(asgiref.lead(coro, caller), None, None, frame)
         task._name = getattr(coro, "__qualname__", None)
+        if caller is not None:
+            caller.begin(task)
         try:
             with asgiref.cancelled_with_the_caller(task):
-                if caller is not None:
-                    caller.begin(task)
                 return self._run_task(task, timeout, None if caller is None else caller.wait_here)
         finally:
             if caller is not None:

@@ -1,6 +1,7 @@
 """Work that `run` waits for, and that uses asgiref's `sync_to_async`: the waiting thread makes its calls."""
 
 import asyncio
+import gc
 import itertools
 import os
 import signal
@@ -127,6 +128,55 @@ def test_an_interrupted_wait_sees_the_clean_up_and_leaves_nothing_to_wait_for(ru
     assert cleaned_up == [threading.get_ident()]
     assert runtime.tasks() == []
     assert runtime.flush(timeout=5) is None
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_wait_may_be_interrupted_anywhere(runtime, caller):
+    """At each of our calls, and after each of those in C: there CPython runs the handlers of signals."""
+
+    class Interrupted(Exception):
+        pass
+
+    def look(frame, event, arg):
+        nonlocal left
+        # From 3.14 on one may come between the entering of a `with` and its body: no lock in Python is proof against that.
+        counts = event == "call" or (event == "c_return" and arg.__name__ not in ("__enter__", "__exit__"))
+        if counts and frame.f_globals.get("__name__", "").startswith("omniloop."):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                raise Interrupted
+
+    async def work():
+        started.append(1)
+        try:
+            await sync_to_async(int)()
+            await asyncio.sleep(0)
+            await sync_to_async(int)()
+        finally:
+            ended.append(1)
+
+    # Where the interruption comes before the loop has the work, that is waited for in vain.
+    runtime.configure(cancel_timeout=0.05)
+    started, ended = [], []
+    for point in itertools.count(1):
+        left, before = point, sys.getprofile()
+        sys.setprofile(look)
+        try:
+            runtime.run(work(), timeout=5)
+        except Interrupted:
+            pass
+        finally:
+            sys.setprofile(before)
+        runtime.flush(timeout=5)
+        assert runtime.tasks() == [], f"at point {point}"
+        assert started == ended, f"at point {point}"
+        if left > 0:
+            break
+
+    assert point > 30
+    # Now, and not outside of this test, which knows that some were never awaited.
+    gc.collect()
 
 
 def test_a_timeout_holds_while_calls_come(runtime):

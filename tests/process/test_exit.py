@@ -3,6 +3,8 @@
 import asyncio
 import atexit
 import concurrent.futures
+import importlib.abc
+import importlib.util
 import os
 import signal
 import socket
@@ -423,6 +425,44 @@ def test_the_end_of_main_cancels_nothing_while_other_threads_still_work():
     result = run_child(program)
 
     assert result == ("done\ndone\n", "", 0, result.seconds)
+
+
+@pytest.mark.promise(
+    "What is submitted while a daemon thread is starting the runtime is finished too, though main ends before that start"
+)
+def test_what_is_left_to_a_daemon_threads_start_is_not_lost_when_main_ends():
+    """Until that start had imported what it needs, nothing at the exit knew of the runtime: the work was lost without a word."""
+
+    def program():
+        importing = threading.Event()
+
+        class Slow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+            def find_spec(self, name, path, target=None):
+                return importlib.util.spec_from_loader(name, self) if name == "_ctypes" else None
+
+            def exec_module(self, module):
+                importing.set()
+                time.sleep(0.3)
+
+        async def work():
+            await asyncio.sleep(0.01)
+            print("work done")
+
+        # What the first start imports.
+        sys.modules.pop("_ctypes", None)
+        sys.meta_path.insert(0, Slow())
+        threading.Thread(target=go, args=[asyncio.sleep(0)], daemon=True).start()
+        importing.wait()
+        go(work())
+
+    result = run_child(program)
+
+    assert result.code == 0
+    if sys.version_info[:2] == (3, 12) and not result.stdout:
+        # There up to 3.12.2 no thread can be started any more; then it is said what is lost.
+        assert "work, submitted at" in result.stderr
+    else:
+        assert (result.stdout, result.stderr) == ("work done\n", "")
 
 
 @pytest.mark.promise("The deadline counts the time of all drains together")

@@ -877,6 +877,36 @@ def test_a_fork_waits_for_a_start_in_another_thread_which_may_be_importing():
     assert result == ("child 42\nparent 42\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("Nor does a fork find a start half done that has only just begun")
+def test_a_fork_in_the_first_moments_of_a_start_leaves_the_child_working():
+    """The runtime was not among those that are told of forks yet: in the child it waited for the start that another thread had begun."""
+
+    def program():
+        importing = threading.Event()
+
+        class Slow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+            def find_spec(self, name, path, target=None):
+                return importlib.util.spec_from_loader(name, self) if name == "_ctypes" else None
+
+            def exec_module(self, module):
+                importing.set()
+                time.sleep(0.2)
+
+        # What the first start imports.
+        sys.modules.pop("_ctypes", None)
+        sys.meta_path.insert(0, Slow())
+        thread = threading.Thread(target=lambda: run(answer()))
+        thread.start()
+        importing.wait()
+        wait(fork(lambda: say("child", run(answer(), timeout=5))))
+        thread.join()
+        print("parent", run(answer()))
+
+    result = run_child(start, program, flags=QUIET)
+
+    assert result == ("child 42\nparent 42\n", "", 0, result.seconds)
+
+
 # --- a process in a tight place ---------------------------------------------------------------------------------------
 
 

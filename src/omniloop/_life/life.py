@@ -221,7 +221,7 @@ class Life:
         """Start the thread, or leave it to whoever is starting it now. Raises CannotStartError or ClosedError."""
         if exit.exiting():
             raise ClosedError(exit.TOO_LATE)
-        fork.prepare()
+        # First: what others submit from now on is left to this start, and the process may end, or fork, in the middle of it.
         exit.watch(self._watched)
         me = Lock()
         me.acquire()
@@ -230,6 +230,7 @@ class Life:
             # one that raises right after it took a common lock would leave that taken for ever.
             if self._starting.setdefault("by", me) is not me:
                 return
+            fork.prepare()
             if not self.inbox.closed and not self.serving:
                 self._start()
         except (RuntimeError, OSError) as error:

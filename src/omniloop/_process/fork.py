@@ -12,7 +12,7 @@ the one count of all that. Adding to it and making a loop hold still is one step
 
 What a hook may not do. In the child there is one thread; a lock that another one held is held for ever, the lock of a module that was
 being imported too, and the process may be at its limit of descriptors. So a hook does not import, open, or wait for what another
-thread may hold; `prepare` makes what it needs, before anything is watched. And should one part of it fail, the rest is done all the
+thread may hold; `prepare` makes what it needs, in the first start. And should one part of it fail, the rest is done all the
 same (`_each`): a runtime that were left as the parent's would wait, in the child, for a thread that is not there.
 
 What was tried and does not work. A module global that keeps what was inherited: it is cleared when the interpreter ends, and the parent's
@@ -255,7 +255,7 @@ _inherited: list[object] = []
 
 
 def prepare() -> None:
-    """Make what the hooks need, before the first runtime is watched: in a child it may be too late. May be called again."""
+    """Make what the hooks need, before anything is made that a child could inherit: there it may be too late. May be called again."""
     global _add_reference
     if _add_reference is None:
         try:
