@@ -133,7 +133,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def place(cores: str) -> None:
     """
-    Put the calling thread on one core and all others on another, or all on one.
+    Put the calling thread on one core and all others on another, or all on one; or let all go anywhere.
 
     Left alone the kernel does the one or the other, and stays with it for seconds: a round trip takes 15 to 30 µs on one
     core and 40 to 60 on two, which says nothing about the contenders.
@@ -144,10 +144,12 @@ def place(cores: str) -> None:
     _CORES[:] = allowed
     if len(allowed) < 2:
         return
-    other = {allowed[0] if cores == "together" else allowed[1]}
+    mine, other = {allowed[0]}, {allowed[0] if cores == "together" else allowed[1]}
+    if cores == "anywhere":
+        mine = other = set(allowed)
     for entry in os.listdir("/proc/self/task"):
         try:
-            os.sched_setaffinity(int(entry), {allowed[0]} if int(entry) == os.getpid() else other)
+            os.sched_setaffinity(int(entry), mine if int(entry) == os.getpid() else other)
         except ProcessLookupError:
             # It ended meanwhile.
             pass

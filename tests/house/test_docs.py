@@ -22,6 +22,8 @@ OUTPUT = re.compile(r"\s*```text\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # What a page's engine needs, by its door: not all of them have wheels for the newest Python.
 ENGINES = {"taskiq": "taskiq", "outbox": "filelock", "procrastinate": "procrastinate"}
+# What a page is about; the suite does without them too.
+LIBRARIES = {"asgiref", "celery", "django", "flask", "opentelemetry", "prometheus_client"}
 
 
 class Block(NamedTuple):
@@ -63,6 +65,9 @@ def test_every_block_of_a_page_runs(page):
         module for block in running for door, module in ENGINES.items() if f"omniloop.ext.{door} " in block.code
     }:
         pytest.importorskip(engine)
+    for block in running:
+        for library in LIBRARIES & set(re.findall(r"^ *(?:import|from) (\w+)", block.code, re.MULTILINE)):
+            pytest.importorskip(library)
     title, sources = name(page), [block.code for block in running]
 
     # One namespace for the page, as in a session; each block is compiled by itself, so that a traceback names its line.
