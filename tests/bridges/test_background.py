@@ -497,7 +497,7 @@ def test_a_limit_starts_afresh_in_a_forked_child():
         if pid == 0:
             work("child's").result(5)
         else:
-            os.waitpid(pid, 0)
+            assert os.waitpid(pid, 0)[1] == 0
             run(open_gate())
 
     result = run_child(program)

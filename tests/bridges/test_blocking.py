@@ -1351,7 +1351,7 @@ def test_after_a_fork_a_twin_refuses_or_is_made_anew_if_it_was_told_to():
                 print(error, flush=True)
             print(*reopens.work(), flush=True)
         else:
-            os.waitpid(pid, 0)
+            assert os.waitpid(pid, 0)[1] == 0
             print(*refuses.work(), *reopens.work(), flush=True)
 
     result = run_child(program, flags=["-W", "ignore::DeprecationWarning"])

@@ -333,7 +333,8 @@ def test_a_forked_child_leaves_the_parents_manager_alone():
                 finally:
                     with enter(manager()):
                         say("the child's own")
-            os.wait()
+            # It ended by the error that it was told.
+            assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
             say("the parent's")
 
     result = run_child(

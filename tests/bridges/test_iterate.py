@@ -371,7 +371,7 @@ def test_a_forked_child_leaves_the_parents_iteration_alone_and_makes_its_own():
             parent = os.getpid()
             print(list(omniloop.iterate(source())), flush=True)
             sys.exit()
-        os.wait()
+        assert os.wait()[1] == 0
         print(list(numbers))
 
     result = run_child(

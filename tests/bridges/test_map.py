@@ -314,7 +314,7 @@ def test_a_forked_child_may_map_anew_and_leaves_the_parents_alone():
             del results
             print("child", list(omniloop.map(work, [0, 1])), flush=True)
         else:
-            os.waitpid(pid, 0)
+            assert os.waitpid(pid, 0)[1] == 0
             print("parent", list(results))
 
     result = run_child(program)

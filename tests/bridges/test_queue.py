@@ -262,7 +262,7 @@ def test_a_child_refuses_the_parents_queue_and_one_that_was_not_used_is_its_own(
             unused.sync_q.put(3)
             print(omniloop.run(unused.async_q.get()), flush=True)
             sys.exit()
-        os.wait()
+        assert os.wait()[1] == 0
         print(used.sync_q.get(), used.sync_q.qsize())
 
     result = run_child(

@@ -641,7 +641,7 @@ def test_a_forked_child_opens_its_own_and_never_touches_the_parents():
         if os.fork() == 0:
             print("child", announced.run(Announced.use), flush=True)
             sys.exit()
-        os.wait()
+        assert os.wait()[1] == 0
         print("parent", announced.run(Announced.use))
 
     result = run_child(

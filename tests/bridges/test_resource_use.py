@@ -191,7 +191,7 @@ def test_a_forked_child_that_drops_it_leaves_the_parents_alone():
             gc.collect()
             omniloop.run(asyncio.sleep(0.05))
             os._exit(0)
-        os.waitpid(child, 0)
+        assert os.waitpid(child, 0)[1] == 0
         print("child ended", flush=True)
         del client
         omniloop.run(asyncio.sleep(0.05))

@@ -511,7 +511,7 @@ def test_a_forked_child_starts_processes_of_its_own(tmp_path):
             if os.fork() == 0:
                 print(to_process(slow, 2, 0).result(), flush=True)
                 sys.exit()
-            os.wait()
+            assert os.wait()[1] == 0
             print(to_process(slow, 3, 0).result(), flush=True)
 
     result, _ = run_script(

@@ -288,7 +288,7 @@ def test_waiting_inside_a_fork_hook_is_told():
         omniloop.go(asyncio.sleep(0.1))
         if not os.fork():
             os._exit(0)
-        os.wait()
+        assert os.wait()[1] == 0
 
     result = run_child(
         program,

@@ -420,7 +420,7 @@ def test_its_thread_ends_before_a_fork_and_the_child_has_its_own(env):
             with Connection(pid) as connection:
                 print(connection.ask("hello")["pid"] == pid, flush=True)
         os.write(there, b"x")
-        os.waitpid(child, 0)
+        assert os.waitpid(child, 0)[1] == 0
         print(os.listdir(folder) == [f"{os.getpid()}.sock"])
 
     result = run_child(program, env=env, flags=FORKS_QUIETLY)
@@ -449,7 +449,7 @@ def test_a_child_that_does_not_use_the_loop_holds_nothing_of_its_parents_monitor
             print(len([name for name in before - links() if "socket" in name or "eventpoll" in name]))
             sys.stdout.flush()
             os._exit(0)
-        os.wait()
+        assert os.wait()[1] == 0
 
     result = run_child(program, env=env, flags=FORKS_QUIETLY)
 

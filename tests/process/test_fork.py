@@ -1236,7 +1236,7 @@ def test_a_wait_for_an_import_that_the_fork_interrupted_names_the_module():
             except omniloop.WouldDeadlockError as error:
                 print(error, flush=True)
             os._exit(0)
-        os.waitpid(child, 0)
+        assert os.waitpid(child, 0)[1] == 0
         go_on.touch()
         print(opening.result().X)
 

@@ -339,7 +339,7 @@ def test_the_orm_works_in_a_child_that_was_forked_after_its_use(tmp_path, databa
         if not (pid := os.fork()):
             go_on_commit(add("child"))
             sys.exit()
-        os.waitpid(pid, 0)
+        assert os.waitpid(pid, 0)[1] == 0
         print("rows", Account.objects.count())
 
     child = run_django(

@@ -612,7 +612,7 @@ def test_a_forked_child_has_all_the_room_and_the_parents_waiter_goes_on():
             assert omniloop.try_go(work("child")) is not None
             assert omniloop.try_go(work("child")) is None
         else:
-            os.waitpid(pid, 0)
+            assert os.waitpid(pid, 0)[1] == 0
             waiter.join()
 
     result = run_child(program)

@@ -228,7 +228,7 @@ def test_all_work_in_a_forked_child():
         before = [runtime.run(value(number)) for number, runtime in enumerate(runtimes)]
         pid = os.fork()
         if pid:
-            os.waitpid(pid, 0)
+            assert os.waitpid(pid, 0)[1] == 0
         print([runtime.run(value(number)) for number, runtime in enumerate(runtimes)], flush=True)
 
     result = run_child(program)

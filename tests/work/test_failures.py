@@ -165,7 +165,7 @@ def test_a_forked_child_does_not_tell_of_its_parents_failures():
         held = omniloop.go(fail())
         omniloop.flush()
         if os.fork():
-            os.wait()
+            assert os.wait()[1] == 0
         del held
 
     result = run_child(program)
