@@ -759,39 +759,42 @@ class Runtime:
             life = self._current()
             life.check_may_wait("run()")
             coro = as_coroutine(coro, life.loop, "run")
+            served = self._serving(life) if "asgiref.sync" in sys.modules and asgiref.is_loaded() else None
         except BaseException:
             close_unstarted(coro)
             raise
-        if "asgiref.sync" in sys.modules and asgiref.is_loaded():
-            if (loop := life.loop) is not None and not life.inbox.closed:
-                # It may have been loaded after the loop was made.
-                asgiref.serve(loop, life.workers)
-            if not asgiref.is_in_the_way(loop):
-                waiting = asgiref.Waiting()
-                task = waiting.begin(self._make_task(coro, None, waiting.context(), frame))
-                try:
-                    return self._run_task(task, timeout, waiting.wait_here)
-                finally:
-                    waiting.end()
-            try:
-                served: Task[T] = self._run_for_asgiref(coro, timeout, frame)
-                return served
-            finally:
-                # The loop was given a coroutine that awaits this one (`asgiref.lead`): if that never began, nobody else closes it.
-                close_unstarted(coro)
+        if served is not None:
+            return self._run_for_asgiref(served, coro, timeout, frame)
         return self._run_task(self._make_task(coro, None, None, frame), timeout, None)
 
-    def _run_for_asgiref(self, coro: Any, timeout: float | None, frame: FrameType) -> Task[Any]:
-        """As `_run_to_end`, for work whose sync code is to run in this thread, which waits."""
-        life = self._current()
+    def _serving(self, life: Life) -> Life | None:
+        """The life that will run what is submitted now, its thread started; None where that is refused."""
         if life.inbox.closed:
-            # Refused; or the next life begins with it.
-            return self._run_task(self._make_task(coro, None, None, frame), timeout, None)
-        pool = life.workers
+            if not self._renew(life):
+                return None
+            life = self._life
+        if life.ident is None:
+            life.inbox.wake_reader()
+            # Another thread may be starting it.
+            life.wait_for_start()
+        return life
+
+    def _run_for_asgiref(self, life: Life, coro: Any, timeout: float | None, frame: FrameType) -> Task[Any]:
+        """As `_run_to_end`, for work whose sync code is to run in this thread, which waits."""
+        pool, loop, ident = life.workers, life.loop, life.ident
+        if loop is not None:
+            # It may have been loaded after the loop was made.
+            asgiref.serve(loop, pool)
+        if not asgiref.is_in_the_way(loop):
+            waiting = asgiref.Waiting()
+            task = waiting.begin(self._make_task(coro, None, waiting.context(ident), frame))
+            try:
+                return self._run_task(task, timeout, waiting.wait_here)
+            finally:
+                waiting.end()
         # Sync code of Django refuses to run where a loop runs; it has the thread of the process there.
         caller = None if asyncio._get_running_loop() is not None else asgiref.Caller(pool)
-        task = self._make_task(asgiref.lead(coro, caller), None, None, frame)
-        task._name = getattr(coro, "__qualname__", None)
+        task = self._make_task(coro, None, asgiref.context_for(ident, caller), frame)
         if caller is not None:
             caller.begin(task)
         try:

@@ -8,6 +8,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
+import weakref
+from contextvars import copy_context
 
 import pytest
 
@@ -19,7 +22,7 @@ from omniloop._life import waits
 pytest.importorskip("asgiref.sync")
 
 from asgiref.local import Local
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from asgiref.sync import AsyncToSync, ThreadSensitiveContext, sync_to_async
 
 
 @pytest.fixture
@@ -328,3 +331,67 @@ def test_a_child_that_is_forked_in_such_a_call_ends_as_it_wants(how, value):
     result = run_child(program, flags=["-W", "ignore::DeprecationWarning"])
 
     assert (result.stdout, result.stderr, result.code) == ("cleaned up in the parent\nchild: 3\n", "", 0)
+
+
+async def fails(argument):
+    await asyncio.sleep(0)
+    raise OSError("of the work")
+
+
+def error_of_a_run(runtime):
+    """The functions in the traceback of an error that came out of run(), and a reference to what its work was given."""
+    argument = threading.Event()
+    reference = weakref.ref(argument)
+    try:
+        # `pytest.raises` would keep the error.
+        runtime.run(fails(argument))
+    except OSError as error:
+        names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    del argument
+    return names, reference
+
+
+@pytest.mark.promise(
+    "There, what comes out of `run()` has the same traceback as anywhere, and lives in no cycle", section="Waiting"
+)
+def test_an_error_is_the_same_where_django_has_values_in_the_context(runtime):
+    """A coroutine of our own around the work was in the traceback, and kept the work, its arguments and itself alive."""
+
+    def with_values():
+        local.language = "de"
+        return error_of_a_run(runtime)
+
+    local = Local()
+    gc.collect()
+    gc.disable()
+    try:
+        (names, first), (names_there, second) = error_of_a_run(runtime), copy_context().run(with_values)
+        assert names_there == names
+        assert first() is None and second() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("started", [True, False], ids=["by a thread that serves", "by its first use"])
+def test_the_work_has_the_values_of_its_submitter(started):
+    async def value():
+        return local.language, await sync_to_async(lambda: local.language)()
+
+    def with_values():
+        local.language = "de"
+        return runtime.run(value(), timeout=5)
+
+    local = Local()
+    with Runtime(name="first used") as runtime:
+        if started:
+            runtime.run(asyncio.sleep(0))
+        assert copy_context().run(with_values) == ("de", "de")
+
+
+def test_a_loop_that_is_over_is_let_go_of():
+    before = set(AsyncToSync.loop_thread_executors)
+    with Runtime(name="over") as runtime:
+        runtime.run(asyncio.sleep(0))
+        assert len(set(AsyncToSync.loop_thread_executors) - before) == 1
+
+    assert set(AsyncToSync.loop_thread_executors) <= before

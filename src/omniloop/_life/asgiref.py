@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
@@ -86,12 +86,13 @@ def serve(loop: asyncio.AbstractEventLoop, spare: Executor) -> None:
     """Have `sync_to_async` in work on *loop* use that thread, where its context names no other."""
     if (sync := _sync()) is None or loop in sync.AsyncToSync.loop_thread_executors:
         return
-    executors: dict[Any, Any] = sync.AsyncToSync.loop_thread_executors
-    executors.setdefault(loop, SyncThread(spare))
-    for other, executor in list(executors.items()):
-        # asgiref has no weak references to loops; those of former lives are closed.
-        if type(executor) is SyncThread and other.is_closed():
-            executors.pop(other, None)
+    sync.AsyncToSync.loop_thread_executors.setdefault(loop, SyncThread(spare))
+
+
+def leave(loop: asyncio.AbstractEventLoop) -> None:
+    """The *loop* is over: asgiref, which has no weak references to loops, would keep it, and all that belongs to it."""
+    if (sync := _sync()) is not None:
+        sync.AsyncToSync.loop_thread_executors.pop(loop, None)
 
 
 # --- in work that a thread waits for ----------------------------------------------------------------------------------
@@ -225,9 +226,9 @@ class Waiting:
         self._task: Task[Any]
         self._gate: threading.Lock | None = None
 
-    def context(self) -> Context:
-        """A copy of the caller's context, with this in it."""
-        context = copy_context()
+    def context(self, ident: int | None) -> Context:
+        """A copy of the caller's context for work in the thread *ident*, with this in it."""
+        context = context_for(ident)
         context.run(_waiting.set, self)
         return context
 
@@ -304,15 +305,13 @@ _waiting: ContextVar[Waiting] = ContextVar("waiting")
 
 
 def is_in_the_way(loop: asyncio.AbstractEventLoop | None) -> bool:
-    """Tell whether asgiref has a part in the calling code: its thread, its loops, or values in its context, Django's language say."""
+    """Tell whether asgiref has a part in the calling code: another thread makes its calls, or this one does for another loop."""
     sync = _sync()
-    storage = getattr(sync, "_Storage", None)
     return (
-        storage is None
-        or asyncio._get_running_loop() is not None
+        asyncio._get_running_loop() is not None
         or _waits_here(sync, loop)
         or sync.SyncToAsync.thread_sensitive_context.get(None) is not None
-        or any(isinstance(value, storage) for value in copy_context().values())
+        or getattr(sync.AsyncToSync.executors, "current", None) is not None
     )
 
 
@@ -323,12 +322,13 @@ def _waits_here(sync: Any, loop: asyncio.AbstractEventLoop | None) -> bool:
     return other is not None and other is not loop and other.is_running()
 
 
-async def lead(work: Coroutine[Any, Any, T], caller: Caller | None) -> T:
-    """Run *work*, whose sync code goes to *caller*, if there is one."""
-    bring_along()
+def context_for(ident: int | None, caller: Caller | None = None) -> Context:
+    """A copy of the calling context for work in the thread *ident*, whose sync code goes to *caller*, if there is one."""
+    context = copy_context()
     if caller is not None:
-        _sync().AsyncToSync.executors.current = caller
-    return await work
+        context.run(setattr, _sync().AsyncToSync.executors, "current", caller)
+    context.run(bring_along, ident)
+    return context
 
 
 @contextmanager
@@ -346,19 +346,18 @@ def cancelled_with_the_caller(task: object) -> Iterator[None]:
         tasks.remove(task)
 
 
-def bring_along() -> None:
+def bring_along(ident: int | None) -> None:
     """
-    Have what asgiref's `Local` holds in the context of the submitter hold in the calling work, on its thread: Django's language, say.
+    Have what asgiref's `Local` holds in the calling context hold in the thread *ident*: Django's language, say.
 
-    From 3.12 on a `Local` belongs to the thread that has set it, and is empty in a context that was copied to another.
+    From asgiref 3.12 on a `Local` belongs to the thread that has set it, and is empty in a context that was copied to another.
     """
-    rehome = getattr(_sync(), "_rehome", None)
-    if rehome is None:
+    storage = getattr(_sync(), "_Storage", None)
+    if storage is None:
         return
-    storage = _sync()._Storage
     for variable, value in copy_context().items():
         if isinstance(value, storage):
-            variable.set(rehome(value))
+            variable.set(storage(ident, value.data))
 
 
 # --- a wait that could never end --------------------------------------------------------------------------------------

@@ -363,6 +363,8 @@ class Life:
     def shut(self) -> None:
         """Note that it is over: its thread was stopped, and what is left will not be done."""
         self.stage = Stage.CLOSED
+        if self.thread is not None:
+            asgiref.leave(self.thread.loop)
 
     def stop_watching(self, timeout: float) -> None:
         """End the watchdog's thread; before the loop's, so that it does not log while the interpreter ends."""
@@ -580,6 +582,7 @@ class Life:
         with suppress(Exception):
             # A broken one may not even close.
             self.ledger.loop.close()
+        asgiref.leave(self.ledger.loop)
         # At last: whoever is told may shut down at once.
         self.fail_all(undelivered, make_error)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context, copy_context
@@ -114,7 +115,7 @@ async def database() -> AsyncIterator[None]:
     time zone that were active where it was submitted.
     """
     # The language and the time zone of the submitter.
-    bring_along()
+    bring_along(threading.get_ident())
     # What asgiref looks at, version by version, for the thread that sync code belongs to. The context of the caller may
     # name one that ends with the request: the work outlives that.
     AsyncToSync.executors.current = None
