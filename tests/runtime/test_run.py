@@ -139,12 +139,16 @@ def test_ctrl_c_and_any_error_of_a_signal_handler_cancel_the_work_and_wait_for_i
     def interrupt():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
+    async def interrupted():
+        # Of the work itself: by now the thread is in run().
+        runtime.call_later(0.05, interrupt)
+        await cancelled.work()
+
     cancelled = Cancelled()
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        runtime.call_later(0.05, interrupt)
         with pytest.raises(error):
-            runtime.run(cancelled.work())
+            runtime.run(interrupted())
     finally:
         signal.signal(signal.SIGUSR1, before)
 

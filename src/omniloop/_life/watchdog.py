@@ -20,8 +20,9 @@ from typing import Any, Final, NamedTuple
 
 from .._report import frames_of_threads
 
-# So much of the time that a callback is compared over, at the least: the part of *slow* that a report may come later for it.
-_WINDOW: Final = 0.1
+# So much of *slow* is compared at the least, and so a report may come later by as much. On a starved machine a thread has a core for 10 ms
+# now and then: with a window of a tenth a callback was blamed that just had its turn.
+_WINDOW: Final = 0.3
 
 # Of more threads not all are looked at: 10 µs each.
 _MOST_THREADS: Final = 100
