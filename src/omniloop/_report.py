@@ -350,8 +350,15 @@ def thread_stack(ident: int | None) -> str:
     return "".join(traceback.format_list(stack[machinery + 1 :]))
 
 
+# 3.13 without a GIL gives frames that go on changing, and are freed, while they are looked at: once an `f_code` was an object of another
+# type. Mended in 3.14. There only the stack of a thread that seems to be blocked is looked at, which is to be told of.
+CAN_LOOK_AT_WHAT_RUNS: Final = sys.version_info >= (3, 14) or getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
 def called_frame(ident: int | None) -> FrameType | None:
-    """What the loop in the thread *ident* has called: the same frame as long as that goes on. None if the loop is not in a call."""
+    """What the loop in the thread *ident* has called: the same frame as long as that goes on. None if it is in no call, or can't be looked at."""
+    if not CAN_LOOK_AT_WHAT_RUNS:
+        return None
     frame = frames_of_threads().get(ident) if ident is not None else None
     called: FrameType | None = None
     while frame is not None and frame.f_code.co_name not in ("run_forever", "_run", "_run_once"):

@@ -18,7 +18,7 @@ from itertools import islice
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
-from .._report import frames_of_threads
+from .._report import CAN_LOOK_AT_WHAT_RUNS, frames_of_threads
 
 # So much of *slow* is compared at the least, and so a report may come later by as much. On a starved machine a thread has a core for 10 ms
 # now and then: with a window of a tenth a callback was blamed that just had its turn.
@@ -62,7 +62,7 @@ def usage_of(ident: int | None, native_id: int | None) -> Usage | None:
     frame = frames_of_threads().get(ident) if ident is not None else None
     if frame is None or native_id is None or sys.platform != "linux":
         return None
-    place = id(frame), frame.f_lasti
+    place = id(frame), frame.f_lasti if CAN_LOOK_AT_WHAT_RUNS else 0
     del frame
     try:
         cpu, queue = _had(native_id)
