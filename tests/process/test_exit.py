@@ -17,6 +17,7 @@ import pytest
 import omniloop
 from children import run_child
 from omniloop import configure, go
+from omniloop._report import CAN_LOOK_AT_WHAT_RUNS
 
 
 # Work of every kind that needs something which the interpreter takes away while it ends. Each piece starts to need it only
@@ -236,7 +237,8 @@ def test_work_past_the_deadline_is_cancelled_awaited_and_named_however_the_progr
     assert error in result.stderr
     assert "destroyed" not in result.stderr
     assert result.code == code
-    assert result.seconds < 4
+    # Where the loop can't be looked at, a blocked one is given up two seconds later.
+    assert result.seconds < (4 if CAN_LOOK_AT_WHAT_RUNS else 8)
 
 
 @pytest.mark.promise(
@@ -289,7 +291,7 @@ def test_exit_takes_no_longer_than_the_deadlines_when_a_callback_blocks_the_loop
     assert "in blocks_the_loop" in result.stderr
     assert "innocent" in result.stderr
     assert "never awaited" not in result.stderr and "Traceback" not in result.stderr
-    assert result.seconds < 4
+    assert result.seconds < (4 if CAN_LOOK_AT_WHAT_RUNS else 8)
 
 
 @pytest.mark.promise("Nor does a worker thread that is blocked")
@@ -307,7 +309,7 @@ def test_exit_takes_no_longer_than_the_deadlines_when_a_worker_thread_is_blocked
     assert (result.stdout, result.code) == ("", 0)
     assert "did not end; it runs here" in result.stderr
     assert "in blocks_a_worker" in result.stderr
-    assert result.seconds < 4
+    assert result.seconds < (4 if CAN_LOOK_AT_WHAT_RUNS else 8)
 
 
 @pytest.mark.promise(
