@@ -446,19 +446,20 @@ def test_forgotten_calls_are_done_before_the_interpreter_exits():
         @background(limit=1)
         async def save(number):
             await asyncio.sleep(0.01)
-            print("saved", number)
+            # In one piece: threads print side by side.
+            print(f"saved {number}\n", end="")
 
         @background
         def compress():
             time.sleep(0.02)
-            print("compressed")
+            print("compressed\n", end="")
 
         @background(daemon=True)
         async def poll():
             try:
                 await asyncio.Event().wait()
             finally:
-                print("stopped polling")
+                print("stopped polling\n", end="")
 
         compress()
         poll()
