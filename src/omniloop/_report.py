@@ -266,7 +266,7 @@ def _skip_hung() -> bool:
 def leave_out_hung(idents: Iterable[int]) -> None:
     """Take handlers in which one of the threads *idents* hangs out of the list of those that logging waits for, and closes, at exit."""
     for ident in idents:
-        frame = frames_of_threads().get(ident)
+        frame = frame_of(ident)
         while frame is not None:
             handler = frame.f_locals.get("self")
             # logging's own name for it, the same from 3.11 to 3.15; weak references.
@@ -333,6 +333,11 @@ def frames_of_threads() -> Mapping[int, FrameType]:
     return sys._current_frames() if _can_read_frames else {}
 
 
+def frame_of(ident: int | None) -> FrameType | None:
+    """What the thread *ident* is in; None if it is gone, or can't be read."""
+    return None if ident is None else frames_of_threads().get(ident)
+
+
 def can_read_frames(they_are_of_living_threads: bool) -> None:
     """Note, in a child, whether CPython has been told of the fork."""
     global _can_read_frames
@@ -341,7 +346,7 @@ def can_read_frames(they_are_of_living_threads: bool) -> None:
 
 def thread_stack(ident: int | None) -> str:
     """The stack of a living thread, as text; of a loop's thread only what the loop called. Empty if the thread is gone."""
-    frame = frames_of_threads().get(ident) if ident is not None else None
+    frame = frame_of(ident)
     if frame is None:
         return ""
     stack = traceback.extract_stack(frame)
@@ -359,7 +364,7 @@ def called_frame(ident: int | None) -> FrameType | None:
     """What the loop in the thread *ident* has called: the same frame as long as that goes on. None if it is in no call, or can't be looked at."""
     if not CAN_LOOK_AT_WHAT_RUNS:
         return None
-    frame = frames_of_threads().get(ident) if ident is not None else None
+    frame = frame_of(ident)
     called: FrameType | None = None
     while frame is not None and frame.f_code.co_name not in ("run_forever", "_run", "_run_once"):
         called, frame = frame, frame.f_back

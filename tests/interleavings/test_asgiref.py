@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+from typing import Any
 
 import pytest
 from explorer import Copy, Edit, in_every_order, spawn
@@ -13,6 +14,12 @@ pytest.importorskip("asgiref.sync")
 ASGIREF = "_life.asgiref"
 
 
+def make_waiting(copy: Copy) -> tuple[Any, Any]:
+    """What a thread waits by, and the task that it waits for."""
+    waiting = copy.parts[ASGIREF].Waiting()
+    return waiting, waiting.begin(make_task(copy))
+
+
 @in_every_order(
     ASGIREF,
     a_wait_that_looks_for_calls_again_without_the_lock=Edit(
@@ -20,9 +27,7 @@ ASGIREF = "_life.asgiref"
     ),
 )
 def test_who_waits_makes_the_calls_that_come_and_gets_the_outcome(copy: Copy) -> None:
-    task = make_task(copy)
-    waiting = copy.parts[ASGIREF].Waiting()
-    waiting.begin(task)
+    waiting, task = make_waiting(copy)
     made: list[str] = []
     waited: list[bool] = []
 
@@ -52,9 +57,7 @@ def test_who_waits_makes_the_calls_that_come_and_gets_the_outcome(copy: Copy) ->
     ),
 )
 def test_a_call_that_comes_while_the_wait_is_given_up_is_made_or_goes_elsewhere(copy: Copy) -> None:
-    task = make_task(copy)
-    waiting = copy.parts[ASGIREF].Waiting()
-    waiting.begin(task)
+    waiting, _ = make_waiting(copy)
     made: list[str] = []
     taken: list[bool] = []
 

@@ -22,6 +22,10 @@ async def value() -> str:
     return "value"
 
 
+async def for_ever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
 class Served:
     """A runtime whose loop is the scheduler's; knows how many were made."""
 
@@ -144,10 +148,6 @@ def test_a_call_in_a_thread_is_made_or_cancelled(copy: Copy) -> None:
 )
 def test_a_cancellation_reaches_the_work_before_its_start_in_it_and_after_it(copy: Copy) -> None:
     with served(copy) as it:
-
-        async def for_ever() -> None:
-            await asyncio.get_running_loop().create_future()
-
         task = it.runtime.go(for_ever())
         asked: list[bool] = []
 
@@ -222,9 +222,6 @@ def test_what_is_started_while_a_group_ends_is_done_or_refused(copy: Copy) -> No
 def test_what_is_started_while_a_group_is_cancelled_is_cancelled_or_refused(copy: Copy) -> None:
     with served(copy) as it:
         group = copy.omniloop.TaskGroup(runtime=it.runtime)
-
-        async def for_ever() -> None:
-            await asyncio.get_running_loop().create_future()
 
         tasks: list[Any] = []
 

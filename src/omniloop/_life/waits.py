@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from .._arguments import check_timeout
 from .._errors import WouldDeadlockError
 from .._process import fork
-from .._report import frames_of_threads
+from .._report import frame_of, frames_of_threads
 from . import workers
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _needs_my_import(ident: int | None, task: Task[Any]) -> str | None:
     Read off the frames: importlib keeps no public record. `_ModuleLock.acquire` and its `owner` are in 3.11 to 3.15.
     """
     me = threading.get_ident()
-    for frame in _frames(None if ident is None else frames_of_threads().get(ident)):
+    for frame in _frames(frame_of(ident)):
         if _is_importlib(frame) and frame.f_code.co_name == "acquire":
             lock = frame.f_locals.get("self")
             if getattr(lock, "owner", None) == me:

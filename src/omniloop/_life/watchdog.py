@@ -18,7 +18,7 @@ from itertools import islice
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
-from .._report import CAN_LOOK_AT_WHAT_RUNS, frames_of_threads
+from .._report import CAN_LOOK_AT_WHAT_RUNS, frame_of
 
 # So much of *slow* is compared at the least, and so a report may come later by as much. On a starved machine a thread has a core for 10 ms
 # now and then: with a window of a tenth a callback was blamed that just had its turn.
@@ -59,7 +59,7 @@ class Usage(NamedTuple):
 
 def usage_of(ident: int | None, native_id: int | None) -> Usage | None:
     """What the thread had so far; None where the system does not say: only Linux does, and not in every sandbox."""
-    frame = frames_of_threads().get(ident) if ident is not None else None
+    frame = frame_of(ident)
     if frame is None or native_id is None or sys.platform != "linux":
         return None
     place = id(frame), frame.f_lasti if CAN_LOOK_AT_WHAT_RUNS else 0
