@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -56,13 +57,21 @@ def test_what_comes_later_is_not_waited_for(runtime):
             await asyncio.sleep(0)
 
     async def first():
-        await asyncio.sleep(0.01)
         tasks.append(runtime.go(endless()))
 
-    over, tasks = [], []
+    over, tasks, gate = [], [], threading.Event()
+    runtime.call_soon(gate.wait)
     runtime.go(first())
-    runtime.flush(timeout=5)
+    flushing = threading.Thread(target=lambda: flushed.append(runtime.flush(timeout=5)))
+    flushed = []
+    flushing.start()
+    # What it waits for comes after its own mark, in the inbox behind the first.
+    while len(runtime._life.inbox) < 2:
+        time.sleep(0.001)
+    gate.set()
+    flushing.join()
 
+    assert flushed == [None]
     assert started.wait(timeout=5)
     assert not tasks[0].done()
     over.append(1)
