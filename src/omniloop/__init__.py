@@ -45,50 +45,50 @@ from ._work.task import Task
 
 if TYPE_CHECKING:
     from ._bridges.background import background as background
-    from ._bridges.blocking import Blocking as Blocking
-    from ._bridges.blocking import blocking as blocking
     from ._bridges.enter import enter as enter
     from ._bridges.groups import TaskGroup as TaskGroup
     from ._bridges.groups import map as map
-    from ._bridges.handover import Delivery as Delivery
-    from ._bridges.handover import Engine as Engine
-    from ._bridges.handover import Function as Function
-    from ._bridges.handover import Sent as Sent
-    from ._bridges.handover import current_delivery as current_delivery
     from ._bridges.iterate import Iteration as Iteration
     from ._bridges.iterate import aiterate as aiterate
     from ._bridges.iterate import iterate as iterate
-    from ._bridges.process_pool import ProcessPool as ProcessPool
-    from ._bridges.process_pool import to_process as to_process
     from ._bridges.queue import Queue as Queue
     from ._bridges.queue import queue as queue
     from ._bridges.resource import Resource as Resource
     from ._bridges.resource import resource as resource
+    from ._brokers.handover import Delivery as Delivery
+    from ._brokers.handover import Engine as Engine
+    from ._brokers.handover import Function as Function
+    from ._brokers.handover import Sent as Sent
+    from ._brokers.handover import current_delivery as current_delivery
+    from ._processes.pool import ProcessPool as ProcessPool
+    from ._processes.pool import to_process as to_process
     from ._stats import Stats as Stats
+    from ._twins.blocking import Blocking as Blocking
+    from ._twins.blocking import blocking as blocking
 
 # What is dear to import, and its module: loaded when the name is first used.
 _LAZY = {
-    "Blocking": "_bridges.blocking",
-    "Delivery": "_bridges.handover",
-    "Engine": "_bridges.handover",
-    "Function": "_bridges.handover",
+    "Blocking": "_twins.blocking",
+    "Delivery": "_brokers.handover",
+    "Engine": "_brokers.handover",
+    "Function": "_brokers.handover",
     "Iteration": "_bridges.iterate",
-    "ProcessPool": "_bridges.process_pool",
+    "ProcessPool": "_processes.pool",
     "Queue": "_bridges.queue",
     "Resource": "_bridges.resource",
-    "Sent": "_bridges.handover",
+    "Sent": "_brokers.handover",
     "Stats": "_stats",
     "TaskGroup": "_bridges.groups",
     "aiterate": "_bridges.iterate",
     "background": "_bridges.background",
-    "blocking": "_bridges.blocking",
-    "current_delivery": "_bridges.handover",
+    "blocking": "_twins.blocking",
+    "current_delivery": "_brokers.handover",
     "enter": "_bridges.enter",
     "iterate": "_bridges.iterate",
     "map": "_bridges.groups",
     "queue": "_bridges.queue",
     "resource": "_bridges.resource",
-    "to_process": "_bridges.process_pool",
+    "to_process": "_processes.pool",
 }
 
 

@@ -12,7 +12,7 @@ COMMANDS = {
     "top": ("_monitor.commands:top", "show it live in the terminal"),
     "web": ("_monitor.commands:web", "show it live in a browser, on this machine"),
     "attach": ("_monitor.commands:attach_to", "let a process be asked that runs already, from Python 3.14 on"),
-    "stubs": ("_stubs:main", "write the types of the sync twins in a module"),
+    "stubs": ("_twins.stubs:main", "write the types of the sync twins in a module"),
 }
 
 

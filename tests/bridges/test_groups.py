@@ -647,7 +647,7 @@ def test_ctrl_c_at_any_line_of_a_submission_leaves_no_block_waiting_for_ever():
 
         def trace(frame, event, arg):
             nonlocal line
-            if not frame.f_code.co_filename.endswith(("_bridges/groups.py", "_bridges/limiter.py")):
+            if not frame.f_code.co_filename.endswith(("_bridges/groups.py", "omniloop/_limiter.py")):
                 return trace if frame.f_code.co_filename.endswith("_work/task.py") else None
             if event == "line":
                 line -= 1

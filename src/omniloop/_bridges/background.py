@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from .._arguments import is_async
+from .._brokers.handover import Engine, Sent, checked_function, checked_options, handed_over
 from .._errors import NotAsyncError
+from .._limiter import Limiter, go_limited, limiter, to_thread_limited
 from .._report import Hook
 from .._runtime import Runtime
 from .._shared import chosen
 from .._work.task import FAILED, Kind, Task
-from .handover import Engine, Sent, checked_function, checked_options, handed_over
-from .limiter import Limiter, go_limited, limiter, to_thread_limited
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, T
 
 from .._arguments import check_function, check_timeout, close_unstarted, is_async, misplaced_arguments, one_argument
 from .._errors import ClosedError, ForkedError, WaitTimeoutError, WouldDeadlockError
+from .._limiter import go_limited, limiter, to_thread_limited
 from .._runtime import Runtime
 from .._shared import chosen
 from .._work.task import FAILED, Kind, Task
-from .limiter import go_limited, limiter, to_thread_limited
 
 A = TypeVar("A")
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from omniloop._bridges.handover import Delivery, Engine, Function, resume
+from omniloop._brokers.handover import Delivery, Engine, Function, resume
 from omniloop._process.fork import keep_for_ever
 from omniloop._report import say
 from omniloop._shared import go, shared_runtime, to_thread

@@ -21,8 +21,8 @@ from typing import Any
 from procrastinate import App, JobContext
 from procrastinate.exceptions import TaskAlreadyRegistered
 
-from omniloop._bridges.handover import Delivery, Engine, Function
 from omniloop._bridges.resource import resource
+from omniloop._brokers.handover import Delivery, Engine, Function
 from omniloop._report import say
 
 # The task that brings back what a killed worker had.

@@ -31,8 +31,8 @@ from taskiq.compat import parse_obj_as
 from taskiq.exceptions import ResultGetError, ResultIsReadyError, SendTaskError
 from taskiq.result_backends.dummy import DummyResultBackend
 
-from omniloop._bridges.handover import Delivery, Engine, Function
 from omniloop._bridges.resource import resource
+from omniloop._brokers.handover import Delivery, Engine, Function
 from omniloop._errors import WaitTimeoutError
 from omniloop._report import say
 from omniloop._shared import go

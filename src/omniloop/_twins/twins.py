@@ -33,12 +33,12 @@ from types import (
 )
 from typing import Any, Final, NamedTuple
 
+from .._bridges.enter import AsyncEntered, _Entered
 from .._errors import ClosedError, ForkedError, OmniloopError, WouldDeadlockError
 from .._life.life import Life
 from .._process import fork
 from .._runtime import Runtime
 from .._work.task import Kind
-from .enter import AsyncEntered, _Entered
 from .steps import AsyncSteps, Steps, trimmed
 
 _getframe: Final = sys._getframe

@@ -11,9 +11,9 @@ from types import FrameType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from .._arguments import as_coroutine, check_function, close_unstarted
-from .._runtime import Runtime
-from .._work.task import Kind, Task
+from ._arguments import as_coroutine, check_function, close_unstarted
+from ._runtime import Runtime
+from ._work.task import Kind, Task
 
 T = TypeVar("T")
 

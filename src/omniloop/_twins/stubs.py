@@ -23,8 +23,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, get_args, get_origin
 
-from ._bridges.annotations import AWAITED, SYNC_NAMES
-from ._bridges.twins import Blocking, Twin, TwinType
+from .annotations import AWAITED, SYNC_NAMES
+from .twins import Blocking, Twin, TwinType
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

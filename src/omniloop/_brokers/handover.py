@@ -27,10 +27,10 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar, final
 
 from .._arguments import check_timeout
 from .._errors import FullError, NotAsyncError, WaitTimeoutError
+from .._limiter import Limiter
 from .._report import say
 from .._runtime import Runtime
 from .._work.task import CANCELLED, DAEMON, HANDOVER, SUCCEEDED, Task
-from .limiter import Limiter
 
 T = TypeVar("T")
 

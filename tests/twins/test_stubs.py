@@ -294,7 +294,7 @@ def test_type_checkers_agree_with_the_stubs_of_real_clients(checker, tmp_path):
 
 
 def test_importing_the_command_loads_it_only_when_it_is_called():
-    code = "import sys, omniloop.__main__; print('omniloop._stubs' in sys.modules)"
+    code = "import sys, omniloop.__main__; print('omniloop._twins.stubs' in sys.modules)"
 
     ended = subprocess.run(
         [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True, timeout=30, check=True

@@ -1,0 +1,1 @@
+"""Calls handed to an engine that keeps them beyond this process."""

@@ -1,0 +1,1 @@
+"""Calls made in processes of a pool."""
