@@ -7,7 +7,7 @@ import concurrent.futures
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context
+from contextvars import Context, ContextVar
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
 from types import CoroutineType, FunctionType
 from typing import Any, Final, TypeVar
@@ -132,6 +132,27 @@ def copied(context: object, work: object) -> Context:
         return context.copy()
     close_unstarted(work)
     raise TypeError(f"context={context!r}: give a contextvars.Context, such as copy_context() returns, or None.")
+
+
+# Tell whether a value in a context belongs to the thread that has set it. Whoever knows of such values adds a function.
+THREAD_BOUND: Final[list[Callable[[object], bool]]] = []
+
+_MISSING: Final = object()
+
+
+def carried(before: Context, after: Context) -> dict[ContextVar[Any], Any]:
+    """
+    What was set between two looks at a context, and may be set in another one.
+
+    Not our own variables, which say what a task is; all of their names begin alike. Nor what belongs to a thread.
+    """
+    return {
+        variable: value
+        for variable, value in after.items()
+        if before.get(variable, _MISSING) is not value
+        and not variable.name.startswith("omniloop")
+        and not any(is_bound(value) for is_bound in THREAD_BOUND)
+    }
 
 
 def checked_name(name: object, work: object) -> str:

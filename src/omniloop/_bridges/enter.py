@@ -1,4 +1,8 @@
-"""Enters an async context manager in sync code, its whole life in one task."""
+"""
+Enters an async context manager in sync code, its whole life in one task.
+
+The manager covers its block as in `async with`, though that task has a context of its own: see `_Cover`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar, Token, copy_context
 from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar, final
 
+from .._arguments import carried
 from .._errors import ForkedError, NotAsyncError, OmniloopError, WouldDeadlockError
 from .._runtime import Runtime
 from .._shared import chosen
@@ -26,8 +32,10 @@ def enter(
     Make a sync context manager of an async one: ``with enter(connect()) as connection: …``.
 
     Entering and leaving run on the loop in one and the same task, as cancel scopes, `asyncio.timeout` and task groups need it, in
-    a copy of the context of whoever enters. An error in the block goes in, and what the manager raises or suppresses comes out.
-    Cancelled at exit, if the block never ends: then the manager is left with a `CancelledError`.
+    a copy of the context of whoever enters. Context variables that the manager sets are set in the block, and what the block sets is
+    seen by the manager when it is left: a transaction that is kept in one covers the block. (What asks for the current *task*
+    does not see the block.) An error in the block goes in, and what the manager raises or suppresses comes out. Cancelled at exit, if
+    the block never ends: then the manager is left with a `CancelledError`.
 
     Args:
         manager: What `async with` takes.
@@ -70,8 +78,61 @@ class _Door(Generic[T]):
         # Of those who do not wait in a thread.
         self.tell: Callable[[], object] | None = None
         self.values: list[T] = []
-        # Its result is the error that the block raised, if it did.
-        self.leave: asyncio.Future[BaseException | None] | None = None
+        # Its result is the error that the block raised, if it did, and the context variables that the block has set.
+        self.leave: asyncio.Future[tuple[BaseException | None, _Variables]] | None = None
+        # The context variables that entering has set; and those that leaving has set, and removed.
+        self.set_by_entering: _Variables = {}
+        self.set_by_leaving: _Variables = {}
+        self.removed: list[ContextVar[Any]] = []
+
+
+_Variables = dict[ContextVar[Any], Any]
+
+# Its token is of use only in the context in which the block was entered.
+_inside: ContextVar[None] = ContextVar("omniloop_inside")
+
+
+class _Cover:
+    """
+    Has a manager cover a block that runs in another context, as `async with` does.
+
+    What entering sets is set in the block's context, what the block sets in the manager's before it is left, and what leaving
+    sets in the block's again; what leaving removes is reset. Only what *changed*, by identity: to copy all variables, or to
+    restore all of them at the end, would undo what the block has set. In the thread or task of the block; left elsewhere (in
+    another thread, say) nothing is carried, because what that has set is not the block's.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[ContextVar[Any], Token[Any]] = {}
+        self._inside: Token[None] | None = None
+
+    def begin(self, door: _Door[Any]) -> None:
+        self._tokens = {variable: variable.set(value) for variable, value in door.set_by_entering.items()}
+        self._inside = _inside.set(None)
+        self._begun = copy_context()
+
+    def set_by_block(self) -> _Variables:
+        token, self._inside = self._inside, None
+        try:
+            if token is not None:
+                _inside.reset(token)
+                self._inside = token
+                return carried(self._begun, copy_context())
+        except ValueError:
+            pass
+        return {}
+
+    def end(self, door: _Door[Any]) -> None:
+        if self._inside is None:
+            return
+        self._inside = None
+        for variable, value in door.set_by_leaving.items():
+            variable.set(value)
+        for variable in door.removed:
+            # What the block has set, and the manager found when it was left, is nothing that the manager could remove.
+            if variable in self._tokens:
+                variable.reset(self._tokens.pop(variable))
+        del self._begun
 
 
 @final
@@ -83,6 +144,7 @@ class _Entered(AbstractContextManager[T, bool]):
         self._manager: AbstractAsyncContextManager[T, Any] | None = manager
         self._runtime = runtime
         self._door: _Door[T] = _Door()
+        self._cover = _Cover()
         self._task: Task[bool] | None = None
 
     def __enter__(self) -> T:
@@ -104,17 +166,19 @@ class _Entered(AbstractContextManager[T, bool]):
             if not door.values:
                 # Raises what `__aenter__` raised; else it returned, and only the loop's end can have come between.
                 task.result(0)
+            self._cover.begin(door)
             return door.values.pop()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
         task, leave = self._task, self._door.leave
         if task is None or leave is None:
             raise OmniloopError("This was never entered. Use it in a `with` statement.")
+        changed = self._cover.set_by_block()
         if not task.done():
             task._check_process()
             # The loop may be closed by now: then the task is done.
             with suppress(RuntimeError):
-                leave.get_loop().call_soon_threadsafe(_set, leave, error)
+                leave.get_loop().call_soon_threadsafe(_set, leave, (error, changed))
         try:
             with self._ending(task):
                 task._wait_until_done(None)
@@ -123,6 +187,7 @@ class _Entered(AbstractContextManager[T, bool]):
                 return False
             return task.result(0)
         finally:
+            self._cover.end(self._door)
             if error is not None:
                 # Without the frames that it went through on the loop.
                 error.__traceback__ = tb
@@ -153,6 +218,7 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
     def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, frame: FrameType) -> None:
         self._manager, self._runtime, self._frame = manager, runtime, frame
         self._door: _Door[T] = _Door()
+        self._cover = _Cover()
         self._task: Task[bool] | None = None
 
     async def __aenter__(self) -> T:
@@ -179,6 +245,7 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
             raise
         if not door.values:
             await task
+        self._cover.begin(door)
         return door.values.pop()
 
     async def __aexit__(
@@ -188,10 +255,11 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
         if task is None or leave is None:
             raise OmniloopError("This was never entered. Use it in an `async with` statement.")
         with suppress(RuntimeError):
-            leave.get_loop().call_soon_threadsafe(_set, leave, error)
+            leave.get_loop().call_soon_threadsafe(_set, leave, (error, self._cover.set_by_block()))
         try:
             return await task
         finally:
+            self._cover.end(self._door)
             if error is not None:
                 error.__traceback__ = tb
             del error, tb
@@ -205,15 +273,21 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
 async def _hold(manager: AbstractAsyncContextManager[T, Any], door: _Door[T]) -> bool:
     """Enter, wait until the block is left, and leave; returns whether the block's error was suppressed."""
     error: BaseException | None = None
+    before = copy_context()
     try:
         async with manager as value:
+            door.set_by_entering = carried(before, copy_context())
+            before = copy_context()
             door.leave = asyncio.get_running_loop().create_future()
             door.values.append(value)
             del value
             door.open.set()
             if door.tell is not None:
                 door.tell()
-            error = await door.leave
+            error, changed = await door.leave
+            for variable, new in changed.items():
+                variable.set(new)
+            before = copy_context()
             if error is not None:
                 raise error
     except BaseException as raised:
@@ -221,15 +295,20 @@ async def _hold(manager: AbstractAsyncContextManager[T, Any], door: _Door[T]) ->
             raise
         return False
     finally:
+        after = copy_context()
+        door.set_by_leaving = carried(before, after)
+        door.removed = [variable for variable in before if variable not in after]
         suppressed = error is not None
         # This frame is in the error's traceback.
         del error
     return suppressed
 
 
-def _set(leave: asyncio.Future[BaseException | None], error: BaseException | None) -> None:
+def _set(
+    leave: asyncio.Future[tuple[BaseException | None, _Variables]], how: tuple[BaseException | None, _Variables]
+) -> None:
     if not leave.done():
-        leave.set_result(error)
+        leave.set_result(how)
 
 
 def _open(opened: asyncio.Future[None]) -> None:

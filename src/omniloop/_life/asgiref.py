@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
 
+from .._arguments import THREAD_BOUND
 from .._process import fork
 from .._process.exit import end_orphan
 from . import waits
@@ -301,7 +302,7 @@ def _is_parents(task: Task[Any]) -> bool:
     return task._owner.foreign
 
 
-_waiting: ContextVar[Waiting] = ContextVar("waiting")
+_waiting: ContextVar[Waiting] = ContextVar("omniloop_waiting")
 
 
 def is_in_the_way(loop: asyncio.AbstractEventLoop | None) -> bool:
@@ -352,12 +353,18 @@ def bring_along(ident: int | None) -> None:
 
     From asgiref 3.12 on a `Local` belongs to the thread that has set it, and is empty in a context that was copied to another.
     """
-    storage = getattr(_sync(), "_Storage", None)
-    if storage is None:
-        return
     for variable, value in copy_context().items():
-        if isinstance(value, storage):
-            variable.set(storage(ident, value.data))
+        if _is_storage(value):
+            variable.set(type(value)(ident, value.data))
+
+
+def _is_storage(value: object) -> TypeGuard[Any]:
+    storage = getattr(sys.modules.get("asgiref.local"), "_Storage", None)
+    return storage is not None and isinstance(value, storage)
+
+
+# What a `Local` holds: see above.
+THREAD_BOUND.append(_is_storage)
 
 
 # --- a wait that could never end --------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ _EARLY: Final = 0.002
 
 
 # In the context of a keeper, and of all that is made in it: a client's own tasks, which are to end after it.
-opened_by: Final[ContextVar[ref[asyncio.Future[Any]]]] = ContextVar("opened_by")
+opened_by: Final[ContextVar[ref[asyncio.Future[Any]]]] = ContextVar("omniloop_opened_by")
 
 
 class Later:
