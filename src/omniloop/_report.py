@@ -111,7 +111,8 @@ class Storms:
 
     def __init__(self) -> None:
         self._groups: dict[tuple[object, ...], _Group] = {}
-        # Re-entrant, because a handler of logging may fail in a task that is told of in the same thread.
+        # Not held while anything is logged: a handler that hangs would hold up whoever logs next, and the exit at last. Re-entrant,
+        # because a signal handler may log in the middle.
         self._lock = threading.RLock()
 
     def log(self, failure: Failure) -> bool:
@@ -119,7 +120,9 @@ class Storms:
         if failure.site is None:
             _log(str(failure), failure.exception, failure)
             return False
-        key = (*failure.site.key, type(failure.exception))
+        kind = type(failure.exception)
+        # By its identity: a metaclass may compare in its own way.
+        key = (*failure.site.key, id(kind))
         now = time.monotonic()
         with self._lock:
             group = self._groups.get(key)
@@ -127,8 +130,9 @@ class Storms:
                 group.kept += 1
                 group.last = failure
                 return group.kept == 1
-            self.log_kept()
-            self._groups[key] = _Group(now)
+            over = self._take_over(now)
+            self._groups[key] = _Group(now, kind)
+        _log_last(over)
         _log(str(failure), failure.exception, failure)
         return False
 
@@ -136,23 +140,32 @@ class Storms:
         """Log the last of each group whose second is over; *at_once*: of all."""
         now = time.monotonic()
         with self._lock:
-            over = [key for key, group in self._groups.items() if at_once or now - group.began >= STORM]
-            groups = [self._groups.pop(key) for key in over]
-        for group in groups:
-            if group.last is not None:
-                others = f"{group.kept - 1} more like the one before within a second, and: " if group.kept > 1 else ""
-                _log(f"{others}{group.last}", group.last.exception, group.last)
+            over = self._take_over(now, at_once)
+        _log_last(over)
+
+    def _take_over(self, now: float, at_once: bool = False) -> list[_Group]:
+        over = [key for key, group in self._groups.items() if at_once or now - group.began >= STORM]
+        return [self._groups.pop(key) for key in over]
 
 
 class _Group:
     """Equal failures: when the first was logged, how many were kept since, and the last of them."""
 
-    __slots__ = ("began", "kept", "last")
+    __slots__ = ("began", "kept", "kind", "last")
 
-    def __init__(self, began: float) -> None:
+    def __init__(self, began: float, kind: type[BaseException]) -> None:
         self.began = began
+        # Kept, so that no other class gets its identity.
+        self.kind = kind
         self.kept = 0
         self.last: Failure | None = None
+
+
+def _log_last(groups: list[_Group]) -> None:
+    for group in groups:
+        if group.last is not None:
+            others = f"{group.kept - 1} more like the one before within a second, and: " if group.kept > 1 else ""
+            _log(f"{others}{group.last}", group.last.exception, group.last)
 
 
 # Shown every failure, besides: the monitor's, where it is on.

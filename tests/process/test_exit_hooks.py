@@ -410,6 +410,10 @@ async def fails():
     raise ValueError("nobody asked")
 
 
+async def fails_otherwise():
+    raise LookupError("nobody asked")
+
+
 async def never_ends():
     await asyncio.Event().wait()
 
@@ -440,6 +444,26 @@ def hang_in_the_lock_of_another_thread():
     omniloop.go(fails())
 
 
+def hang_in_the_record_of_an_earlier_group():
+    class HangsLater(Hangs):
+        def emit(self, record):
+            if "more like" in record.getMessage() or "'second'" in record.getMessage():
+                super().emit(record)
+
+    logging.getLogger().addHandler(HangsLater())
+
+    async def submit():
+        # Two of them, in time for one group; and the loop blocks until its second is over, so that the next failure tells of it.
+        for name in "first", "second", "third":
+            omniloop.go(fails(), name=name) and None
+            await asyncio.sleep(0.01)
+        time.sleep(1.2)
+        omniloop.go(fails_otherwise()) and None
+        await asyncio.sleep(0.01)
+
+    omniloop.go(submit())
+
+
 def hang_in_a_worker():
     logging.getLogger().addHandler(Hangs())
     omniloop.to_thread(logging.warning, "hello")
@@ -447,7 +471,14 @@ def hang_in_a_worker():
 
 @pytest.mark.promise("A handler of logging that hangs in one of its threads does not hold up the exit")
 @pytest.mark.parametrize(
-    "hang", [hang_in_emit, hang_in_a_full_pipe, hang_in_the_lock_of_another_thread, hang_in_a_worker]
+    "hang",
+    [
+        hang_in_emit,
+        hang_in_a_full_pipe,
+        hang_in_the_lock_of_another_thread,
+        hang_in_the_record_of_an_earlier_group,
+        hang_in_a_worker,
+    ],
 )
 def test_a_logging_handler_that_hangs_does_not_hold_up_the_exit(hang):
     """The main thread waited for its lock, to say that the loop was blocked; and logging itself, at last, to close it."""

@@ -2,11 +2,17 @@
 
 import asyncio
 import contextvars
+import gc
+import sys
 import threading
+import weakref
 
 import pytest
 
+import omniloop
+from children import run_child
 from omniloop import Runtime
+from programs import source_of
 
 variable = contextvars.ContextVar("variable", default="unset")
 
@@ -69,6 +75,46 @@ def test_the_loops_thread_has_an_empty_context_whoever_submitted_first(set_here,
         assert runtime.go(new_task()).result(timeout=5) == "unset"
         runtime.flush(timeout=5)
         assert seen[1] == "unset"
+
+
+@pytest.mark.promise("No thread keeps what the context of the first submitter held, also where threads inherit contexts")
+@pytest.mark.parametrize("first", ["go", "to_thread", "timer", "watched", "seen"])
+def test_no_thread_keeps_the_context_of_the_first_submitter(first):
+    """Each thread that the first use starts kept the request it was started in; where threads inherit contexts that is the default without a GIL."""
+
+    def program():
+        first = sys.argv[1]
+        request = contextvars.ContextVar("request")
+
+        class Request:
+            pass
+
+        async def work():
+            await asyncio.sleep(0)
+
+        def submit():
+            held = Request()
+            request.set(held)
+            if first == "to_thread":
+                omniloop.to_thread(int).result(5)
+            elif first == "timer":
+                omniloop.call_later(0, int).result(5)
+            else:
+                omniloop.configure(slow_callback=5 if first == "watched" else None, monitor=first == "seen")
+                omniloop.go(work()).result(5)
+            return weakref.ref(held)
+
+        seen = contextvars.Context().run(submit)
+        omniloop.flush()
+        gc.collect()
+        if seen() is None:
+            print("freed")
+        else:
+            print("kept, by", [thread.name for thread in threading.enumerate() if request in (thread._context or ())])
+
+    result = run_child(f"import sys; sys.argv[1:] = [{first!r}]\n" + source_of(program), flags=["-X", "thread_inherit_context=1"])
+
+    assert result == ("freed\n", "", 0, result.seconds)
 
 
 def test_each_of_many_submitters_keeps_its_own_context(runtime):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .._errors import OmniloopError
-from .._process.hosts import warn_of_host
+from .._process.hosts import new_thread, warn_of_host
 
 # How long to wait for the system to forget a thread that `join` says is gone: on 3.12.1 it returned before that in 30
 # of 400 forks.
@@ -99,7 +99,7 @@ class LoopThread:
         self._told_to_stop = False
         warn_of_host()
         self.post(first)
-        thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+        thread = new_thread(self._main, self._name)
         try:
             self._started = thread
             thread.start()
@@ -258,8 +258,7 @@ class LoopThread:
         self._runner = threading.current_thread()
         error = None
         try:
-            # An empty context, not the one of whoever happened to submit first (free-threaded 3.14 inherits it).
-            error = contextvars.Context().run(self._run, pid)
+            error = self._run(pid)
         finally:
             if os.getpid() != pid:
                 self._on_orphaned()
@@ -270,7 +269,7 @@ class LoopThread:
                 self._over = True
                 if self._to_close and self._has_ticket():
                     # Given up: whoever ended the runtime is gone, and so may be the interpreter in a moment.
-                    contextvars.Context().run(self._finish_late)
+                    self._finish_late()
             self._running.release()
 
     def _run(self, pid: int) -> BaseException | None:

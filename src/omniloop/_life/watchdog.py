@@ -18,6 +18,7 @@ from itertools import islice
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
+from .._process.hosts import new_thread
 from .._report import CAN_LOOK_AT_WHAT_RUNS, frame_of
 
 # So much of *slow* is compared at the least, and so a report may come later by as much. On a starved machine a thread has a core for 10 ms
@@ -190,7 +191,7 @@ class Watchdog:
 
     def start(self) -> None:
         self._told_to_stop = False
-        thread = threading.Thread(target=self._watch, name=f"{self._name}-watchdog", daemon=True)
+        thread = new_thread(self._watch, f"{self._name}-watchdog")
         try:
             self._thread = thread
             thread.start()

@@ -27,6 +27,7 @@ from queue import Empty, SimpleQueue
 from typing import ParamSpec, TypeVar
 
 from .._process.fork import forget_after_fork
+from .._process.hosts import new_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -213,7 +214,7 @@ class Workers(ThreadPoolExecutor):
 
     def _start(self) -> None:
         self._count += 1
-        thread = threading.Thread(target=self._serve, name=f"{self._name}-worker-{self._count}", daemon=True)
+        thread = new_thread(self._serve, f"{self._name}-worker-{self._count}")
         try:
             self._staff.add(thread)
             thread.start()

@@ -17,7 +17,7 @@ _LOOK_EVERY: Final = 0.02
 
 # Runs in the other process, between two instructions of its main thread; so it only starts a thread.
 _SCRIPT: Final = """
-import sys, threading
+import contextvars, sys, threading
 def turn_on(result={result!r}):
     try:
         if "omniloop" not in sys.modules:
@@ -29,7 +29,7 @@ def turn_on(result={result!r}):
     with open(result, "w", encoding="utf-8") as file:
         file.write(words + "\\n")
 open({begun!r}, "w").close()
-threading.Thread(target=turn_on, name="omniloop-attach", daemon=True).start()
+threading.Thread(target=turn_on, name="omniloop-attach", daemon=True, context=contextvars.Context()).start()
 """
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 from .._errors import CannotStartError
 from .._life.thread import wait_until_gone
 from .._process import exit, fork
+from .._process.hosts import new_thread
 from .._report import say
 from . import answers, places
 
@@ -129,7 +130,7 @@ class Monitor:
                 opened.close()
 
     def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._serve, name="omniloop-monitor", daemon=True)
+        thread = new_thread(self._serve, "omniloop-monitor")
         thread.start()
         self._thread = thread
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Final
 
 from .._report import hurried, leave_out_hung, say
 from .fork import forget_after_fork, notice_fork, watched
-from .hosts import is_multiprocessing_child
+from .hosts import is_multiprocessing_child, new_thread
 
 if TYPE_CHECKING:
     from .fork import Watched
@@ -153,7 +153,7 @@ def is_idle() -> bool:
 
 def beside(call: Callable[[], object], name: str) -> None:
     """Make *call* in a thread of its own, because the calling thread has a loop that must go on. RuntimeError if there is none."""
-    threading.Thread(target=call, name=name, daemon=True).start()
+    new_thread(call, name).start()
 
 
 def _hook_exit() -> None:

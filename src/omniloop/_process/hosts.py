@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import signal
 import sys
+import threading
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from .._report import say
@@ -18,6 +21,17 @@ if TYPE_CHECKING:
 lifespans: Final[set[object]] = set()
 
 _told = False
+
+
+def new_thread(target: Callable[[], object], name: str) -> threading.Thread:
+    """
+    A daemon thread, to be started, in an empty context.
+
+    From 3.14 on a thread may inherit the context of who starts it (without a GIL it does), and would keep what a request left in it alive for as long
+    as it lives itself.
+    """
+    options: dict[str, Any] = {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
+    return threading.Thread(target=target, name=name, daemon=True, **options)
 
 
 def warn_of_host() -> None:
