@@ -77,7 +77,9 @@ def test_the_loops_thread_has_an_empty_context_whoever_submitted_first(set_here,
         assert seen[1] == "unset"
 
 
-@pytest.mark.promise("No thread keeps what the context of the first submitter held, also where threads inherit contexts")
+@pytest.mark.promise(
+    "No thread keeps what the context of the first submitter held, also where threads inherit contexts"
+)
 @pytest.mark.parametrize("first", ["go", "to_thread", "timer", "watched", "seen"])
 def test_no_thread_keeps_the_context_of_the_first_submitter(first):
     """Each thread that the first use starts kept the request it was started in; where threads inherit contexts that is the default without a GIL."""
@@ -112,7 +114,9 @@ def test_no_thread_keeps_the_context_of_the_first_submitter(first):
         else:
             print("kept, by", [thread.name for thread in threading.enumerate() if request in (thread._context or ())])
 
-    result = run_child(f"import sys; sys.argv[1:] = [{first!r}]\n" + source_of(program), flags=["-X", "thread_inherit_context=1"])
+    result = run_child(
+        f"import sys; sys.argv[1:] = [{first!r}]\n" + source_of(program), flags=["-X", "thread_inherit_context=1"]
+    )
 
     assert result == ("freed\n", "", 0, result.seconds)
 
