@@ -51,6 +51,10 @@ class FullError(OmniloopError, RuntimeError):
     """As many tasks are unfinished as `max_pending` allows, and this call may not wait for room."""
 
 
+class RefusedError(OmniloopError, RuntimeError):
+    """The engine of a broker will never take this call: the message has its reason, and trying again would not help."""
+
+
 class WrongLoopError(OmniloopError, RuntimeError):
     """What lives on the runtime's loop was used on another one, which would never hear of its end."""
 

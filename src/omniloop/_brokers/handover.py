@@ -3,8 +3,11 @@ Hands a call over to an engine that keeps it: checked and packed in the caller, 
 
 An engine is four functions (`Engine`): `bind` a function, `pack` a call, `send` a parcel, `fetch` what came of it. All that is the same
 for every engine is here: the check that the function would receive what was passed, the bounds of the way there, the trying again, and
-what a call returns. Handed over is handed over: no wait, timeout or cancelled waiter takes a call back; only the end of the process,
-after `exit_timeout`, ends a hand-over, and then it is named in the log.
+what a call returns. Handed over is handed over: no wait, timeout or cancelled waiter takes a call back; only the engine ends a
+hand-over, when it refuses the call for good, and the end of the process, after `exit_timeout`: then it is named in the log.
+
+Whose trouble it is decides what waits. The connection's (`OSError`, `EOFError`) stops the way: one call tries, for all, until the
+engine can be reached. Any other error is the call's own: it waits by itself, holds no place meanwhile, and the others go on.
 """
 
 from __future__ import annotations
@@ -16,21 +19,22 @@ import os
 import random
 import sys
 import time
+import types
 import typing
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
 from threading import RLock
 from types import FrameType
-from typing import Any, Final, Generic, NamedTuple, TypeVar, final
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, final
 
 from .._arguments import check_timeout
-from .._errors import FullError, NotAsyncError, WaitTimeoutError
-from .._limiter import Limiter
+from .._errors import FullError, NotAsyncError, RefusedError, WaitTimeoutError
 from .._report import say
 from .._runtime import Runtime
-from .._work.task import CANCELLED, DAEMON, HANDOVER, SUCCEEDED, Task
+from .._work.task import CANCELLED, DAEMON, FAILED, HANDOVER, SUCCEEDED, Task
 
 T = TypeVar("T")
 
@@ -38,8 +42,16 @@ T = TypeVar("T")
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
 
-# Once at the beginning of an outage, then every so many seconds.
+# Of one trouble, once in so many seconds.
 _SAY_AGAIN: Final = 60.0
+
+# What says that the engine can't be reached. A `TimeoutError` is an `OSError`; asyncio's streams end with an `EOFError`.
+_UNREACHABLE: Final = (OSError, EOFError)
+
+# What nearly always says that the call itself is at fault, and will be: so many tries, the last some 1.5 s after the first, because a
+# server's answer that is no JSON, from a proxy that restarts, is a ValueError as well.
+_OF_THE_CALL: Final = (TypeError, ValueError, OverflowError, RecursionError)
+_TRIES: Final = 5
 
 _NOTHING_FOR_IT: Final = (
     "The engine has nothing for it, annotated or not: pass something else that says the same, such as a string."
@@ -116,17 +128,13 @@ class Function:
         self.original = original
         self.named = name is not None
         self.name = name or f"{original.__module__}:{original.__qualname__}"
-        self.signature = inspect.signature(original)
+        self.signature = signature_of(original)
         self._here = here
 
     @functools.cached_property
     def hints(self) -> dict[str, Any]:
         """The annotations, resolved when first needed; those that can't be are as if they were not there."""
-        try:
-            return typing.get_type_hints(self.original, include_extras=True)
-        except Exception:
-            # A name that is imported for type checkers alone, say.
-            return {}
+        return hints_of(self.original)
 
     @property
     def findable(self) -> bool:
@@ -154,6 +162,12 @@ class Function:
         Raises:
             TypeError: naming the parameter, and what would arrive.
         """
+        try:
+            if args == received_args and kwargs == received_kwargs:
+                return
+        except Exception:
+            # An array has more than one answer.
+            pass
         passed, received = self._named(args, kwargs), self._named(received_args, received_kwargs)
         for name, value in passed.items():
             other = received.get(name)
@@ -246,7 +260,13 @@ class Engine(ABC):
         """
         Bring a parcel to the engine; return when the engine has it for good. Called on the runtime's loop.
 
-        Whatever it raises is taken for trouble on the way there, and it is called again; so a parcel may be sent twice.
+        What it raises tells whose trouble it is. `OSError` (`ConnectionError` and `TimeoutError` are some) and `EOFError`: the engine
+        can't be reached; all calls wait while one tries. Anything else is this call's own, which is tried again by itself: of
+        `TypeError`, `ValueError`, `OverflowError` and `RecursionError` five times, of others until it is taken. So a parcel may be
+        sent twice.
+
+        Raises:
+            RefusedError: if the engine will never take this call. It is not tried again, and `Sent.accepted` fails with it.
         """
 
     @abstractmethod
@@ -294,7 +314,8 @@ class Sent(Generic[T]):
 
     Attributes:
         id: Of the call, the same in the worker: see `current_delivery`.
-        accepted: A `Task` that is done when the engine has the call; the end of the program waits for it. Its `cancel()` is False.
+        accepted: A `Task` that is done when the engine has the call; the end of the program waits for it. Its `cancel()` is False. It
+            fails with `RefusedError` if the engine will never take the call.
 
     Example:
         >>> from omniloop import Delivery, Engine, background
@@ -341,6 +362,7 @@ class Sent(Generic[T]):
         Raises:
             WaitTimeoutError: if *timeout* passed. The call goes its way; ask again.
             LookupError: if the engine keeps no results; the message says how to have them kept.
+            RefusedError: if the engine will never take the call.
             WouldDeadlockError: if called on the loop's own thread.
             CancelledError: of `concurrent.futures`, if the end of the process ended the hand-over.
         """
@@ -373,8 +395,79 @@ class Sent(Generic[T]):
         raise WaitTimeoutError(f"{self!r} had no result after {timeout} s. It goes its way: ask again.")
 
     def __repr__(self) -> str:
-        state = "accepted" if self.accepted.done() and not self.accepted.cancelled() else "on its way"
+        outcome = self.accepted._outcome()
+        ending = None if outcome is None else outcome[0]
+        state = "accepted" if ending is SUCCEEDED else "refused" if ending is FAILED else "on its way"
         return f"<Sent {self._function.name} {self.id}, {state}>"
+
+
+class _Gate:
+    """
+    Lets the calls of a way through, on one loop: so many at once while the engine can be reached, one at a time while it can't.
+
+    All of it is for that loop's thread. `_state` is one word: OPEN, whoever finds a place may send; SHUT, nobody may until a pause has
+    passed; TRYING, one call is sent for all. Each change of state has a number, and a call carries that of its beginning: a failure
+    that began before the last change is no news. A success always is. The call that failed queues up behind the others, so that one
+    which breaks the connection by itself does not try for them twice in a row.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._free = at_once
+        self._state: Literal["open", "shut", "trying"] = "open"
+        self._change = 0
+        self._pause = _FIRST_PAUSE
+        self._waiting: deque[asyncio.Future[int]] = deque()
+
+    async def enter(self) -> int:
+        """Wait for a place; returns what `leave` wants to have."""
+        if self._state == "open" and self._free and not self._waiting:
+            self._free -= 1
+            return self._change
+        waiter: asyncio.Future[int] = self.loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled():
+                # Let in, and cancelled in the same turn of the loop.
+                self.leave(waiter.result(), None)
+            raise
+
+    def leave(self, change: int, reached: bool | None) -> None:
+        """Give the place back, and tell whether the engine was reached; None if that is not known."""
+        self._free += 1
+        if reached:
+            if self._state != "open":
+                self._become("open")
+                self._pause = _FIRST_PAUSE
+        elif change == self._change and (reached is False or self._state == "trying"):
+            self._become("shut")
+            # At random, so that not all processes come at once to a broker that has just come back.
+            self.loop.call_later(self._pause * random.uniform(0.5, 1), self._try)
+            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+        while self._state == "open" and self._let_in():
+            pass
+
+    def _try(self) -> None:
+        if self._state == "shut":
+            self._become("trying")
+            if not self._let_in():
+                # Nobody waits: the next to come tries.
+                self._become("open")
+
+    def _become(self, state: Literal["open", "shut", "trying"]) -> None:
+        self._state = state
+        self._change += 1
+
+    def _let_in(self) -> bool:
+        while self._free and self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self._free -= 1
+                waiter.set_result(self._change)
+                return True
+        return False
 
 
 class Way:
@@ -387,14 +480,17 @@ class Way:
                 raise ValueError(f"{name}={number!r}: give a whole number of 1 or more.")
         self._label = engine.label
         self._kept = engine.kept
-        self._limiter = Limiter(engine.at_once)
+        self._at_once = engine.at_once
         self._waiting = engine.waiting
         # Re-entrant, because a signal handler may make a call in the middle of another.
         self._lock = RLock()
         self._open = 0
         self._lost: list[str] = []
-        # On the loop's thread alone: when it was last said that the engine takes nothing; 0 while it does.
-        self._said = 0.0
+        # On the loop's thread alone. After a shutdown there is another loop, and nothing on its way.
+        self._gate: _Gate | None = None
+        # When which trouble was last said: of a function and the class of an error, or (None) that the engine can't be reached.
+        self._said: dict[tuple[str, type] | None, float] = {}
+        self._down = False
 
     def enter(self, name: str, runtime: Runtime) -> None:
         """Take a place; FullError if there is none."""
@@ -430,31 +526,48 @@ class Way:
     def has_room(self) -> bool:
         return self._open < self._waiting
 
-    def limited(self, coro: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-        return self._limiter.run(coro)
-
     async def hand_over(self, engine: Engine, function: Function, parcel: Any) -> None:
-        pause = _FIRST_PAUSE
+        """Send until the engine has the call; RefusedError if it never will."""
+        gate = self._gate
+        if gate is None or gate.loop is not asyncio.get_running_loop():
+            gate = self._gate = _Gate(self._at_once)
+        pause, failed = _FIRST_PAUSE, 0
         while True:
+            change, reached = await gate.enter(), None
             try:
                 await engine.send(function, parcel)
-            except Exception as error:
-                # It was packed already, so that whatever fails is the way there; a library's ConnectionError may be no OSError.
-                self._tell(function, error)
-            else:
-                if self._said:
-                    self._said = 0.0
-                    say("%s takes calls again.", self._label)
+                reached = True
                 return
-            # At random, so that not all come at once to a broker that has just come back.
+            except RefusedError:
+                reached = True
+                raise
+            except _UNREACHABLE as error:
+                reached = False
+                self._tell(function, error, None)
+                # The pause is the gate's.
+                continue
+            except Exception as error:
+                reached = True
+                self._tell(function, error, (function.name, type(error)))
+                failed += isinstance(error, _OF_THE_CALL)
+                if failed == _TRIES:
+                    raise RefusedError(
+                        f"{self._label} does not take the call of {function.name}, in {_TRIES} tries. {type(error).__name__}: {error}"
+                    ) from error
+            finally:
+                if reached and self._down:
+                    self._down = False
+                    say("%s takes calls again.", self._label)
+                gate.leave(change, reached)
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(_LONGEST_PAUSE, pause * 2)
 
-    def _tell(self, function: Function, error: Exception) -> None:
+    def _tell(self, function: Function, error: Exception, trouble: tuple[str, type] | None) -> None:
         now = time.monotonic()
-        if self._said and now - self._said < _SAY_AGAIN:
+        if now - self._said.get(trouble, -_SAY_AGAIN) < _SAY_AGAIN:
             return
-        self._said = now
+        self._said[trouble] = now
+        self._down = self._down or trouble is None
         say(
             "%s does not take the call of %s; %d are on their way, and are tried again. %s: %s",
             self._label,
@@ -516,10 +629,14 @@ def _set_out(
 ) -> Sent[Any]:
     way = engine._way()
     try:
-        work = way.hand_over(engine, function, parcel)
         # Named as a whole, so that the log of an exit tells what was lost.
         accepted: Task[None] = runtime._go(
-            way.limited(work), f"{function.name} {call_id} → {engine.label}", None, HANDOVER, frame, "accept"
+            way.hand_over(engine, function, parcel),
+            f"{function.name} {call_id} → {engine.label}",
+            None,
+            HANDOVER,
+            frame,
+            "accept",
         )
     except BaseException:
         way.leave(runtime)
@@ -527,8 +644,6 @@ def _set_out(
 
     def done() -> None:
         ending, _ = accepted._ended()
-        # Cancelled before its turn came: else it would be said that it was never awaited.
-        work.close()
         if ending is SUCCEEDED:
             runtime._tally.count("handed_over")
         way.leave(runtime, f"{function.name} {call_id}" if ending is CANCELLED else None)
@@ -549,10 +664,43 @@ def checked_options(daemon: bool, on_error: object, runtime: Runtime | None) -> 
 
 def checked_function(fn: object) -> None:
     """Refuse what can't be called by its name in another process."""
-    if isinstance(fn, (classmethod, type)) or "self" in list(inspect.signature(fn).parameters)[:1]:  # type: ignore[arg-type]
+    if isinstance(fn, (classmethod, type)) or "self" in list(signature_of(fn).parameters)[:1]:  # type: ignore[arg-type]
         raise NotAsyncError(
             f"{fn!r}: a class or an object does not go through a broker. Decorate a function, and pass what identifies the object."
         )
+
+
+# --- annotations ----------------------------------------------------------------------------------------------------------
+
+
+def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
+    """Its signature. From 3.14 on annotations are evaluated when asked for: what is imported for type checkers alone is left alone."""
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        return inspect.signature(fn, annotation_format=annotationlib.Format.FORWARDREF)
+    return inspect.signature(fn)
+
+
+def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
+    """Its annotations, each by itself: one that names what is imported for type checkers alone does not take the others with it."""
+    original = inspect.unwrap(fn)
+    written: dict[str, Any]
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        written = annotationlib.get_annotations(original, format=annotationlib.Format.FORWARDREF)
+    else:
+        written = inspect.get_annotations(original)
+    names = getattr(original, "__globals__", {})
+    hints: dict[str, Any] = {}
+    for name, annotation in written.items():
+        try:
+            one = types.SimpleNamespace(__annotations__={name: annotation})
+            hints.update(typing.get_type_hints(one, names, include_extras=True))
+        except Exception:
+            continue
+    return hints
 
 
 # --- what is carried ----------------------------------------------------------------------------------------------------
