@@ -12,7 +12,7 @@ from typing import Any, Final
 from ._errors import FullError, WouldDeadlockError
 from ._life.life import Life
 from ._process import signals
-from ._report import Failure, Site
+from ._report import Failure, Site, shown
 from ._settings import WhenFull
 from ._work.task import Dropped, Task
 
@@ -61,7 +61,7 @@ class Admission:
             case "raise":
                 task._refuse()
                 raise FullError(
-                    f"{task.get_name()} was refused, because max_pending={self.size} was reached. Submit it later."
+                    f"{shown(task.get_name())} was refused, because max_pending={self.size} was reached. Submit it later."
                 )
             case _:
                 self._drop(task, life)
@@ -87,7 +87,7 @@ class Admission:
             self._next_report = time.monotonic() + _REPORT_EVERY
         if count:
             error = FullError(f"max_pending={self.size} was reached")
-            message = f"{count} dropped, because {error}; the last was {self._last_name!r}"
+            message = f"{count} dropped, because {error}; the last was '{shown(self._last_name)}'"
             life.failures.drop(Failure(message, error, life.name, self._last_site))
 
     # --- under the lock -----------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Admission:
 
     def _may_not_wait(self, task: Task[Any], why: str) -> str:
         return (
-            f"max_pending={self.size} was reached, and {task.get_name()} can't wait for room here: {why}. "
+            f"max_pending={self.size} was reached, and {shown(task.get_name())} can't wait for room here: {why}. "
             'Use try_go(), or another when_full than "block".'
         )
 

@@ -17,6 +17,27 @@ from typing import Any, Final
 
 logger = logging.getLogger("omniloop")
 
+# Characters of a name that are shown. A name may be put together from what strangers send, and be of any length.
+_LONGEST_NAME: Final = 200
+
+
+def shown(name: str, most: int = _LONGEST_NAME) -> str:
+    """
+    *name* as every text shows it that a person reads: on one line, and *most* characters of it.
+
+    What can't be printed (a line break, an escape sequence, a mark that turns the direction of writing, half a surrogate pair) is
+    written out, as `repr` does: else a name could write lines of its own into a log, and command the terminal.
+    """
+    start = name[:most]
+    if not start.isprintable():
+        start = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in start)
+    return start if len(name) <= most and len(start) <= most else f"{start[: most - 1]}…"
+
+
+def shown_lines(text: str) -> str:
+    """*text*, which may be a traceback, with each of its lines as `shown` has it, whole."""
+    return "\n".join(shown(line, sys.maxsize) for line in text.split("\n"))
+
 
 class Site:
     """A place in the source: kept as code and offset, and made into a line number only when somebody asks."""
@@ -50,7 +71,7 @@ class Site:
 
     def short(self) -> str:
         """One line, stack or not."""
-        return f'File "{self.filename}", line {self.lineno}, in {self.function}'
+        return f'File "{shown(self.filename, sys.maxsize)}", line {self.lineno}, in {shown(self.function)}'
 
     def __str__(self) -> str:
         if self.stack is None:
@@ -96,7 +117,7 @@ class Failure:
         return self.message if self.site is None else f"{self.message}\nSubmitted at: {self.site}"
 
     def __repr__(self) -> str:
-        return f"<Failure {self.name!r}: {self.exception!r}>"
+        return f"<Failure '{shown(self.name)}': {self.exception!r}>"
 
 
 # Equal failures that come within so many seconds are one group in the log.
@@ -326,7 +347,7 @@ def innermost(coro: Any) -> str:
         return "not started"
     own = own or frame
     place = str(Site(own.f_code, own.f_lasti))
-    return place if own is frame else f"{place}, in {frame.f_code.co_qualname}"
+    return place if own is frame else f"{place}, in {shown(frame.f_code.co_qualname)}"
 
 
 def _is_library(filename: str) -> bool:

@@ -31,7 +31,7 @@ from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutErr
 from ._life import asgiref, drain, monitoring, waits
 from ._life.life import Life, ThreadWork
 from ._process import exit, fork, signals
-from ._report import Site
+from ._report import Site, shown
 from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
 from ._work.deadline import within
 from ._work.failures import Failures
@@ -597,7 +597,7 @@ class Runtime:
         self.shutdown()
 
     def __repr__(self) -> str:
-        return f"<Runtime {self.name!r}, {len(self.tasks())} unfinished{', shut down' if self._ended else ''}>"
+        return f"<Runtime '{shown(self.name)}', {len(self.tasks())} unfinished{', shut down' if self._ended else ''}>"
 
     # --- the submit path; the bridges call these with the frame of their caller ---------------------------------------
 
@@ -824,7 +824,7 @@ class Runtime:
                 task._wait_for(wait_here, self._settings.cancel_timeout)
             raise
         if not done:
-            raise WaitTimeoutError(f"{task.get_name()} was not done after {timeout} s, and was cancelled.")
+            raise WaitTimeoutError(f"{shown(task.get_name())} was not done after {timeout} s, and was cancelled.")
         return task
 
     def _make_task(
@@ -923,7 +923,7 @@ class Runtime:
         return True
 
     def _begin(self, generation: int) -> None:
-        life = Life(self.name, generation, lambda: self._settings, self, self._failures, self._tally, self._now)
+        life = Life(shown(self.name), generation, lambda: self._settings, self, self._failures, self._tally, self._now)
         key = os.getpid(), generation
         life.noted = life.debug or (self._chosen is not None and self._chosen.timings)
         # Two threads that begin one at once agree, because setdefault is atomic.
@@ -936,7 +936,7 @@ class Runtime:
         if self._ended and not self._shut_down:
             return ClosedError(exit.TOO_LATE)
         return ClosedError(
-            f"The runtime {self.name!r} is shut down. Submit the work before shutdown(), or make a new Runtime."
+            f"The runtime '{shown(self.name)}' is shut down. Submit the work before shutdown(), or make a new Runtime."
         )
 
     # --- what the process tells ---------------------------------------------------------------------------------------

@@ -567,3 +567,25 @@ def test_several_processes_are_told_apart(env):
     assert result.returncode == 1
     assert "Several processes can be asked. Say which:" in result.stderr
     assert str(one.pid) in result.stderr and str(other.pid) in result.stderr
+
+
+def has_an_odd_command_line():
+    omniloop.configure(monitor=True)
+    omniloop.go(leaks(), name="half\udc80\nforged", daemon=True)
+    omniloop.run(asyncio.sleep(0))
+    sys.orig_argv = ["service", "--name=\udcff\u202e\nforged"]
+    print("ready", flush=True)
+    sys.stdin.read()
+
+
+@pytest.mark.promise("One odd name or command line hides no other process from `ps`", section="The live view")
+def test_an_odd_command_line_hides_nobody(env):
+    """`ps` raised a UnicodeEncodeError, and listed none."""
+    with target(has_work, env) as plain, target(has_an_odd_command_line, env) as odd:
+        listed = command("ps", env={**env, "PYTHONIOENCODING": "ascii"})
+        text = command("dump", odd.pid, env={**env, "PYTHONIOENCODING": "ascii"})
+
+    assert (listed.stderr, listed.returncode, text.stderr, text.returncode) == ("", 0, "", 0)
+    assert str(plain.pid) in listed.stdout
+    assert r"service --name=\udcff\u202e forged" in listed.stdout
+    assert r"  half\udc80\nforged (daemon)" in text.stdout

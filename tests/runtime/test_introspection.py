@@ -286,3 +286,63 @@ def test_dump_tells_a_daemon_and_what_waits_for_nothing(runtime):
     assert any(line.startswith("  serves (daemon), for ") and ", waits at File " in line for line in lines)
     assert any("block" in line and line.endswith(", runs in a worker thread") for line in lines)
     assert any("print" in line and line.endswith(", not started") for line in lines)
+
+
+FORGED = ["a\n  forged", "\x1b[2Jred", "\u202eeulb", "half\udc80", "x" * 10_000_000]
+SHOWN = [r"a\n  forged", r"\x1b[2Jred", r"\u202eeulb", r"half\udc80", "x" * 199 + "…"]
+
+
+@pytest.mark.promise(
+    "A name is shown on one line, without commands to the terminal, and 200 characters of it", section="The live view"
+)
+@pytest.mark.parametrize(("name", "shown"), [*zip(FORGED, SHOWN, strict=True)], ids=[name[:8] for name in SHOWN])
+def test_a_name_can_not_forge_lines_wherever_it_is_shown(runtime, failures, name, shown):
+    """A name with a newline wrote lines of its own into `dump()`, and one with half a surrogate pair made it raise."""
+
+    async def fails():
+        raise LookupError
+
+    def tell(*, json=False):
+        file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        runtime.dump(file, json=json)
+        file.seek(0)
+        return file.read()
+
+    gate = runtime.call_soon(asyncio.Event).result(timeout=5)
+
+    async def starts():
+        await asyncio.gather(asyncio.create_task(outer(gate), name=name), asyncio.create_task(outer(gate), name=name))
+
+    task = runtime.go(starts(), name=name)
+    runtime.run(asyncio.sleep(0.01))
+    text, told = tell(), json.loads(tell(json=True))
+    runtime.go(fails(), name=name)
+    with pytest.raises(omniloop.WaitTimeoutError) as timed_out:
+        task.result(timeout=0)
+    runtime.call_soon(gate.set)
+    runtime.flush(timeout=5)
+
+    assert f"\n  {shown}, for " in text and f"\n      2x {shown}, an asyncio task" in text
+    assert f"\n      waits for {shown} and 1 more\n" in text
+    assert "forged" not in [line.strip() for line in text.splitlines()] and len(text) < 5_000
+    assert told["groups"][0]["name"] == told["groups"][0]["tasks"][0]["name"] == shown
+    assert task.get_name() == name
+    assert f"'{shown}'" in repr(task)
+    assert str(timed_out.value).startswith(f"{shown} was not done")
+    assert failures[0].message == f"Task '{shown}' failed, and nobody asked for its outcome"
+    assert failures[0].name == name
+
+
+def test_an_unfinished_works_name_can_not_forge_lines_in_the_exits_warning():
+    def program():
+        omniloop.configure(exit_timeout=0.01, cancel_timeout=0)
+
+        async def work():
+            await asyncio.sleep(60)
+
+        omniloop.go(work(), name="a\nforged: all is well\x1b[2J")
+
+    result = run_child(program)
+
+    assert r"a\nforged: all is well\x1b[2J" in result.stderr
+    assert "\nforged" not in result.stderr and "\x1b" not in result.stderr

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, T
 from .._arguments import check_function, check_timeout, close_unstarted, is_async, misplaced_arguments, one_argument
 from .._errors import ClosedError, ForkedError, WaitTimeoutError, WouldDeadlockError
 from .._limiter import go_limited, limiter, to_thread_limited
+from .._report import shown
 from .._runtime import Runtime
 from .._shared import chosen
 from .._work.task import FAILED, Kind, Task
@@ -340,7 +341,7 @@ class TaskGroup:
     def _refuse(self) -> ClosedError:
         why = "has ended" if self._ended else "was cancelled"
         if self._failed:
-            why = f"was cancelled, because {next(iter(self._failed)).get_name()} failed"
+            why = f"was cancelled, because {shown(next(iter(self._failed)).get_name())} failed"
         elif self._timed_out:
             why = f"was cancelled after {self._timeout} s"
         error = self._refusals[get_ident()] = ClosedError(f"The TaskGroup {why}: it takes no more. Make a new one.")

@@ -44,7 +44,7 @@ from weakref import ref
 
 from .._errors import CannotStartError, ClosedError
 from .._process import exit
-from .._report import called_frame, hurried, innermost, say, thread_stack
+from .._report import called_frame, hurried, innermost, say, shown, thread_stack
 from .._work.ledger import is_asked, opened_by, task_in
 from .._work.task import Kind, Task
 from .life import Life
@@ -620,7 +620,7 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
         if task is not None:
             return describe(task)
         assert isinstance(runner, asyncio.Task)
-        return f"  {runner.get_name()}, waits at {innermost(runner.get_coro())}"
+        return f"  {shown(runner.get_name())}, waits at {innermost(runner.get_coro())}"
 
     left: list[asyncio.Future[Any]] = []
     # A loop that is blocked may come back in the middle, and change it.
@@ -668,4 +668,4 @@ def describe(task: Task[Any]) -> str:
     age = task._age()
     since = "" if age is None else f", for {age:.1f} s"
     kind = " (daemon)" if task._kind is Kind.DAEMON else ""
-    return f"  {task.get_name()}{kind}{since}, submitted at {task._site().short()}, {task._place()}"
+    return f"  {shown(task.get_name())}{kind}{since}, submitted at {task._site().short()}, {task._place()}"

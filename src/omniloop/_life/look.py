@@ -8,12 +8,13 @@ told apart by code and offset alone; lines and names are made for the groups tha
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
-from .._report import Site, innermost
+from .._report import Site, innermost, shown
 from .._work.task import Task
 
 if TYPE_CHECKING:
@@ -59,13 +60,13 @@ def look(name: str, life: Life, most: int = MOST_GROUPS) -> dict[str, Any]:
     ours, others = _asyncio_tasks(life)
     children, strays = _by_parent(ours, others)
     groups = grouped(tasks)
-    shown = groups[:most]
+    told = groups[:most]
     stray_groups = _grouped_asyncio(strays)
     return {
-        "name": name,
+        "name": shown(name),
         "unfinished": len(tasks),
-        "groups": [_described(group, children) for group in shown],
-        "more_groups": len(groups) - len(shown),
+        "groups": [_described(group, children) for group in told],
+        "more_groups": len(groups) - len(told),
         "more_tasks": sum(group.count for group in groups[most:]),
         "asyncio_tasks": [_described_asyncio(group, children, 0) for group in stray_groups[:most]],
         "more_asyncio_tasks": sum(group.count for group in stray_groups[most:]),
@@ -81,7 +82,7 @@ def grouped(tasks: Iterable[Task[Any]]) -> list[Group]:
         # What is no asyncio task: a call in a worker thread, or one that is not due; a coroutine that is not started, or takes its
         # first step.
         place = _place(work.get_coro()) if isinstance(work, asyncio.Task) else (type(work), task._is_started())
-        name = task._name or task.get_name()
+        name = shown(task._name or task.get_name())
         key = name, task._kind, task._code, task._lasti, place
         group = found.get(key)
         if group is None:
@@ -98,7 +99,7 @@ def _grouped_asyncio(tasks: Iterable[asyncio.Task[Any]]) -> list[Group]:
         group = found.get(key)
         if group is None:
             group = found[key] = Group(task)
-        group.add(task.get_name(), None)
+        group.add(shown(task.get_name()), None)
     return _sorted(found.values())
 
 
@@ -109,9 +110,7 @@ def _sorted(groups: Iterable[Group]) -> list[Group]:
 def _title(task: asyncio.Task[Any]) -> str:
     """The name that it was given; else, because asyncio numbers them, that of its coroutine."""
     name = task.get_name()
-    if not name.startswith("Task-"):
-        return name
-    return getattr(task.get_coro(), "__qualname__", name)
+    return shown(name if not name.startswith("Task-") else getattr(task.get_coro(), "__qualname__", name))
 
 
 # --- who waits for whom -----------------------------------------------------------------------------------------------
@@ -201,7 +200,7 @@ def _described(group: Group, children: dict[Any, list[asyncio.Task[Any]]]) -> di
     work = task._work
     runner = work if isinstance(work, asyncio.Task) else None
     return {
-        "name": task.get_name(),
+        "name": shown(task.get_name()),
         "kind": task._kind.value,
         "count": group.count,
         "oldest": group.oldest,
@@ -252,7 +251,7 @@ def _waited_for(runner: asyncio.Task[Any] | None) -> list[str]:
         first = awaited[0]
         seen.add(id(first))
         more = f" and {len(awaited) - 1} more" if len(awaited) > 1 else ""
-        found.append((first.get_name() if isinstance(first, Task) else _title(first)) + more)
+        found.append((shown(first.get_name()) if isinstance(first, Task) else _title(first)) + more)
         runner = first if isinstance(first, asyncio.Task) else None
         if isinstance(first, Task) and isinstance(first._work, asyncio.Task):
             runner = first._work
@@ -260,7 +259,7 @@ def _waited_for(runner: asyncio.Task[Any] | None) -> list[str]:
 
 
 def _site(site: Site) -> dict[str, Any]:
-    return {"file": site.filename, "line": site.lineno, "function": site.function}
+    return {"file": shown(site.filename, sys.maxsize), "line": site.lineno, "function": shown(site.function)}
 
 
 # --- for a person -----------------------------------------------------------------------------------------------------

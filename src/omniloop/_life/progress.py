@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TextIO
 from weakref import WeakSet
 
-from .._report import say
+from .._report import say, shown
 
 if TYPE_CHECKING:
     from .life import Life
@@ -106,7 +106,7 @@ class Progress:
         _told_of.add(self._life)
         self._erase()
         count = self._life.remaining()
-        names = dict.fromkeys(task.get_name() for task in islice(self._life.waited_for(), _NAMED))
+        names = dict.fromkeys(shown(task.get_name()) for task in islice(self._life.waited_for(), _NAMED))
         more = ", …" if count > _NAMED else ""
         say(
             "%s: waits for %d unfinished %s: %s%s. What never ends is started with daemon=True, and cancelled instead of waited for.",

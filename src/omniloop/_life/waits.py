@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from .._arguments import check_timeout
 from .._errors import WouldDeadlockError
 from .._process import fork
-from .._report import frame_of, frames_of_threads
+from .._report import frame_of, frames_of_threads, shown
 from . import workers
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
     ident = life.ident
     if not workers.begin_wait():
         raise WouldDeadlockError(
-            f"Waiting for {task.get_name()!r} would block the last worker thread, and no other can be started."
+            f"Waiting for '{shown(task.get_name())}' would block the last worker thread, and no other can be started."
         )
     try:
         if ident is not None and not _begin(ident):
             raise WouldDeadlockError(
-                f"Waiting for {task.get_name()!r} would never end: the thread that runs it waits for this one."
+                f"Waiting for '{shown(task.get_name())}' would never end: the thread that runs it waits for this one."
             )
         if timeout is None or timeout > _LONG_WAIT:
             return wait_here(_LONG_WAIT) or _wait_long(life, task, wait_here, timeout)
@@ -158,7 +158,7 @@ def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool]
     while True:
         for why_endless in looks:
             if (why := why_endless(life.ident, task)) is not None:
-                raise WouldDeadlockError(f"Waiting for {task.get_name()!r} {why}")
+                raise WouldDeadlockError(f"Waiting for '{shown(task.get_name())}' {why}")
         left = threading.TIMEOUT_MAX if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
         if left <= 0:
             return wait_here(0)
@@ -274,4 +274,4 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _title(what: str | Task[Any]) -> str:
     # Put together only where it is said: 0.4 µs a wait.
-    return what if isinstance(what, str) else f"Waiting for {what.get_name()!r}"
+    return what if isinstance(what, str) else f"Waiting for '{shown(what.get_name())}'"

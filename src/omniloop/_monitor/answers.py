@@ -13,7 +13,7 @@ from .. import _report
 from .._life.life import Stage
 from .._life.look import MOST_GROUPS, look
 from .._process import fork
-from .._report import Failure, thread_stack
+from .._report import Failure, shown, thread_stack
 from .._runtime import Runtime
 from .._shared import shared_runtime
 
@@ -108,6 +108,7 @@ def _runtime(runtime: Runtime, most: int) -> dict[str, Any]:
         "blocked": blocked,
         "workers": None if workers is None else workers.counts(),
         "resources": [
-            {"name": task.get_name(), "for": task._age()} for task in (list(ledger.keepers.values()) if ledger else ())
+            {"name": shown(task.get_name()), "for": task._age()}
+            for task in (list(ledger.keepers.values()) if ledger else ())
         ],
     }

@@ -9,6 +9,7 @@ import socket
 import time
 from typing import Any, Final, Self
 
+from .._report import shown, shown_lines
 from . import places
 
 # Seconds to wait for an answer: an interpreter that is held up in C gives none.
@@ -72,14 +73,10 @@ class Connection:
         self.close()
 
 
-# What moves a terminal's cursor, or worse; a task's name may be a stranger's text.
-_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
-
-
 def _printable(told: Any) -> Any:
-    """*told* with its control characters written out."""
+    """*told* with what can't be printed written out: what moves a terminal's cursor, or worse."""
     if isinstance(told, str):
-        return told.translate(_CONTROLS)
+        return shown_lines(told)
     if isinstance(told, list):
         return [_printable(item) for item in told]
     if isinstance(told, dict):
@@ -162,8 +159,7 @@ def _connect(connection: socket.socket, path: str) -> None:
 
 def command_of(hello: dict[str, Any]) -> str:
     """How the process was started, on one line: of `python -c` it is a whole program."""
-    line = " ".join(" ".join(hello["command"]).split())
-    return line if len(line) <= _LONGEST_COMMAND else f"{line[: _LONGEST_COMMAND - 1]}…"
+    return shown(" ".join(" ".join(hello["command"]).split()), _LONGEST_COMMAND)
 
 
 def exists(pid: int) -> bool:

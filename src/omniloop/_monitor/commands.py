@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -64,6 +65,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def _asked(command: Callable[..., int], *args: Any) -> int:
     """Run one command; the exit code: 0, or 1 with a message on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal may know few letters; a name in others must not end the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command(*args)
     except NoAnswerError as error:

@@ -12,6 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
 from .._errors import ForkedError, WaitTimeoutError
+from .._report import shown
 from .._runtime import Runtime
 from .._work.task import Kind, Task
 
@@ -188,7 +189,7 @@ class Steps(Generator[T, S, None]):
                 self._ended = True
                 source.drop()
         if not done:
-            raise WaitTimeoutError(f"{task.get_name()} had no item after {self._timeout} s, and was cancelled.")
+            raise WaitTimeoutError(f"{shown(task.get_name())} had no item after {self._timeout} s, and was cancelled.")
         if step.item:
             return self._out(step.item[0])
         self._ended = True

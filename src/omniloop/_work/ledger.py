@@ -32,6 +32,7 @@ from weakref import ref
 
 from .._arguments import as_coroutine, not_plain
 from .._errors import NotAsyncError
+from .._report import shown
 from .failures import LATE_FINALISERS, Failures
 from .first_steps import FirstSteps
 from .inbox import Inbox
@@ -431,7 +432,7 @@ class Ledger:
         self.beginning = None
         if type(value) is CoroutineType:
             value.close()
-            task._fail(not_plain("call_soon", task.get_name()))
+            task._fail(not_plain("call_soon", shown(task.get_name())))
             return
         task._settle(SUCCEEDED, value)
 

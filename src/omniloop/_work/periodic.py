@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from .._report import Failure, Site
+from .._report import Failure, Site, shown
 
 
 class Turns:
@@ -71,7 +71,9 @@ class Turns:
             # A cancellation may be the turn's own: that of something it waited for.
             if isinstance(error, asyncio.CancelledError) and task.cancelling():
                 raise
-            self._report(Failure(f"A turn of {self._name!r} failed; the next one comes", error, self._name, self._site))
+            self._report(
+                Failure(f"A turn of '{shown(self._name)}' failed; the next one comes", error, self._name, self._site)
+            )
         finally:
             self._under_way = False
 

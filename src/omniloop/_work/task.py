@@ -46,7 +46,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeV
 
 from .._arguments import close_unstarted
 from .._errors import WaitTimeoutError, WouldDeadlockError, WrongLoopError
-from .._report import Failure, Site, innermost
+from .._report import Failure, Site, innermost, shown
 from .failures import Failures, Unclaimed
 from .tally import Entry, Tally
 from .trio import is_trio, wait_in_trio
@@ -396,7 +396,7 @@ class Task(concurrent.futures.Future[T]):
     def __repr__(self) -> str:
         outcome = self._outcome()
         state = outcome[0] if outcome else "running" if self._is_started() else "pending"
-        return f"<Task {self.get_name()!r} {state}, submitted at {self._site().short()}>"
+        return f"<Task '{shown(self.get_name())}' {state}, submitted at {self._site().short()}>"
 
     # --- for the runtime ------------------------------------------------------------------------------------------
 
@@ -417,11 +417,11 @@ class Task(concurrent.futures.Future[T]):
         """Settle with an error, which is reported unless somebody asks for it."""
         if isinstance(error, StopIteration):
             # It can't be thrown into a coroutine: an awaiter hung for ever on 3.11 and 3.12.
-            instead = RuntimeError(f"{self.get_name()} raised StopIteration")
+            instead = RuntimeError(f"{shown(self.get_name())} raised StopIteration")
             instead.__cause__ = error
             return self._fail(instead)
         name = self.get_name()
-        failure = Failure(f"Task {name!r} failed, and nobody asked for its outcome", error, name, self._site())
+        failure = Failure(f"Task '{shown(name)}' failed, and nobody asked for its outcome", error, name, self._site())
         unclaimed = Unclaimed(failure, self._owner.failures)
         if self._settle(FAILED, unclaimed):
             self._owner.hold_failure(unclaimed, self)
@@ -590,12 +590,14 @@ class Task(concurrent.futures.Future[T]):
                 raise
             # SystemExit too: it would leave through the loop and take the others' callbacks with it.
             name = self.get_name()
-            self._owner.failures.drop(Failure(f"A done callback of task {name!r} failed", error, name, self._site()))
+            self._owner.failures.drop(
+                Failure(f"A done callback of task '{shown(name)}' failed", error, name, self._site())
+            )
 
     def _wait(self, timeout: float | None) -> None:
         if not self._wait_until_done(timeout):
             raise WaitTimeoutError(
-                f"{self.get_name()} was not done after {timeout} s. It goes on: ask again, or cancel() it."
+                f"{shown(self.get_name())} was not done after {timeout} s. It goes on: ask again, or cancel() it."
             )
 
     def _wait_until_done(self, timeout: float | None) -> bool:
