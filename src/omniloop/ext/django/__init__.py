@@ -1,0 +1,13 @@
+"""
+For Django: `go_on_commit` and `database` for work that uses the ORM, and from Django 6 on a backend for its tasks.
+
+`OmniloopBackend` is there where `django.tasks` is.
+"""
+
+import django  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+from .orm import database as database
+from .orm import go_on_commit as go_on_commit
+
+if django.VERSION >= (6, 0):
+    from .tasks import OmniloopBackend as OmniloopBackend

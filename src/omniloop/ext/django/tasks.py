@@ -1,0 +1,393 @@
+"""
+Runs Django's tasks: those of this process on the loop and in worker threads, or, with a `broker`, those of an engine that keeps them.
+
+A task is announced (`task_enqueued`), started and finished in this order, each told by Django's signal. Its `TaskResult` is filled in by
+whoever runs it, status last: a result that says it is finished is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import Context, copy_context
+from traceback import format_exception
+from typing import Any, Final
+
+# Django has no types of its own, and need not be installed.
+from asgiref.sync import sync_to_async
+from django.core import checks  # type: ignore[import-untyped,import-not-found,unused-ignore]
+from django.core.exceptions import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    ImproperlyConfigured,
+)
+from django.db import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    DEFAULT_DB_ALIAS,
+    close_old_connections,
+    transaction,
+)
+from django.tasks.backends.base import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    BaseTaskBackend,
+)
+from django.tasks.base import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    Task,
+    TaskContext,
+    TaskError,
+    TaskResult,
+    TaskResultStatus,
+)
+from django.tasks.exceptions import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    TaskResultDoesNotExist,
+)
+from django.tasks.signals import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    task_enqueued,
+    task_finished,
+    task_started,
+)
+from django.utils import timezone  # type: ignore[import-untyped,import-not-found,unused-ignore]
+from django.utils.crypto import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    get_random_string,
+)
+from django.utils.json import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    normalize_json,
+)
+from django.utils.module_loading import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    import_string,
+)
+
+from omniloop import Engine, Sent, WaitTimeoutError, background, current_delivery, go, to_thread
+from omniloop._life.asgiref import bring_along
+from omniloop._limiter import Limiter
+
+from .orm import database
+
+_KEPT: Final = 1000
+
+
+class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
+    """
+    A backend for Django's `TASKS`: async tasks side by side on the loop, plain ones in worker threads, in this process.
+
+    `enqueue` returns at once, from a view, a script or a running loop, and may be called in any thread. The task has the language and
+    the time zone of the caller, and its database connections are closed after it as at a request's end. The end of the process waits
+    for what was enqueued, as for all work. A failure is told by Django's own logger, `django.tasks`.
+
+    A result is kept in this process, and filled in there: look at it again, or ask `get_result`. Priorities and, without a *broker* that
+    can, `run_after` are refused with `InvalidTask`.
+
+    Options:
+        on_commit: True, or the alias of a database: inside `transaction.atomic()` a task is enqueued when that is committed, and
+            never after a rollback. False by default: at once.
+        limit: So many tasks at a time; the rest waits in order. None by default: all at once.
+        timeout: Seconds that a task may run. Then it is cancelled and has failed with TimeoutError; a plain function can't be
+            cancelled, and runs on unheeded. None by default: no limit.
+        keep_results: So many results of finished tasks are kept for `get_result`, 1,000 by default; older ones are dropped.
+        broker: An engine, such as `omniloop.ext.outbox.Outbox(…)`, or the dotted path of one or of a function that makes one: the
+            tasks are handed over to that, outlive this process, and run where its workers are. `limit` and `timeout` are not for it.
+
+    Raises:
+        ImproperlyConfigured: by `enqueue`, if an option is wrong; `manage.py check` says so before.
+    """
+
+    supports_async_task = True
+    supports_get_result = True
+
+    def __init__(self, alias: str, params: dict[str, Any]) -> None:
+        super().__init__(alias, params)
+        self._worker_id = get_random_string(32)
+        self._problems = list(_problems(self.options))
+        limit = None if self._problems else self.options.get("limit")
+        self._limiter = None if limit is None else Limiter(limit)
+        self._results = _Results(self.options.get("keep_results", _KEPT))
+        self._handed_over: dict[Callable[..., Any], Callable[..., Sent[Any]]] = {}
+
+    def check(self, **kwargs: Any) -> list[Any]:
+        """Tell what is wrong with the options, for `manage.py check`."""
+        return [
+            checks.Error(f"TASKS[{self.alias!r}]['OPTIONS']: {problem}", hint=hint, id="omniloop.E001")
+            for problem, hint in self._problems
+        ]
+
+    def validate_task(self, task: Task) -> None:
+        """Refuse a task that can't be run here; also called where `@task` decorates a function, in workers too."""
+        super().validate_task(task)
+        if self.options.get("broker") is not None and not self._problems:
+            self._function_of(task)
+
+    def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
+        """Start a task, or leave it to the commit. Returns at once; with a *broker* its call is packed here, and sent by the loop."""
+        result = self._new_result(task, args, kwargs)
+        alias = self._commit_alias()
+        if alias is None:
+            self._announce_and_start(result, copy_context())
+        else:
+            transaction.on_commit(functools.partial(self._announce_and_start, result, copy_context()), using=alias)
+        return result
+
+    async def aenqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
+        """Do as `enqueue`, from async code, on any loop."""
+        if self._commit_alias() is not None:
+            # The transaction belongs to the thread of `sync_to_async`.
+            return await sync_to_async(self.enqueue, thread_sensitive=True)(task, args, kwargs)
+        result = self._new_result(task, args, kwargs)
+        context = copy_context()
+        if self._hand_over(result, context):
+            await task_enqueued.asend(type(self), task_result=result)
+        else:
+            await task_enqueued.asend(type(self), task_result=result)
+            self._start(result, context)
+        return result
+
+    def get_result(self, result_id: str) -> TaskResult:
+        """
+        Return a result that this process has enqueued; with a *broker* the engine is asked once, which blocks for the answer.
+
+        Raises:
+            TaskResultDoesNotExist: if it was not enqueued here, is not committed yet, or was dropped for newer ones.
+        """
+        result, sent = self._results.get(result_id)
+        if sent is not None and not result.is_finished:
+            try:
+                value = sent.result(timeout=0)
+            except (WaitTimeoutError, LookupError):
+                # Not done yet; or the engine keeps no results.
+                pass
+            except Exception as error:
+                _fail(result, error)
+                self._results.finished(result)
+            else:
+                _set(result, _return_value=value, finished_at=timezone.now(), status=TaskResultStatus.SUCCESSFUL)
+                self._results.finished(result)
+        return result
+
+    async def aget_result(self, result_id: str) -> TaskResult:
+        """Do as `get_result`, from async code, on any loop."""
+        _, sent = self._results.get(result_id)
+        return self.get_result(result_id) if sent is None else await to_thread(self.get_result, result_id)
+
+    def _new_result(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
+        if self._problems:
+            problem, hint = self._problems[0]
+            raise ImproperlyConfigured(f"TASKS[{self.alias!r}]['OPTIONS']: {problem} {hint}")
+        self.validate_task(task)
+        return _result_of(task, get_random_string(32), args, kwargs, self.alias)
+
+    def _commit_alias(self) -> str | None:
+        on_commit = self.options.get("on_commit", False)
+        return DEFAULT_DB_ALIAS if on_commit is True else on_commit or None
+
+    def _announce_and_start(self, result: TaskResult, context: Context) -> None:
+        handed_over = self._hand_over(result, context)
+        # A receiver that is async can't be waited for where a loop runs: the loop begins with it.
+        announced = asyncio._get_running_loop() is None
+        if announced:
+            task_enqueued.send(type(self), task_result=result)
+        if not handed_over:
+            self._start(result, context, announced)
+        elif not announced:
+            go(task_enqueued.asend(type(self), task_result=result), name=f"task_enqueued of {result.task.module_path}")
+
+    # --- in this process ----------------------------------------------------------------------------------------------
+
+    def _start(self, result: TaskResult, context: Context, announced: bool = True) -> None:
+        go(self._work(result, announced), name=result.task.module_path, context=context)
+
+    async def _work(self, result: TaskResult, announced: bool) -> None:
+        run = self._run(result, self.options.get("timeout"))
+        try:
+            if not announced:
+                await task_enqueued.asend(type(self), task_result=result)
+            error = await (run if self._limiter is None else self._limiter.run(run))
+        except BaseException as error:
+            # A receiver's error; or cancelled before its turn came, because the process ends.
+            if not result.is_finished:
+                _fail(result, error)
+            raise
+        finally:
+            # Cancelled before its turn came: else it would be said that it was never awaited.
+            run.close()
+            self._results.finished(result)
+        if not (error is None or isinstance(error, (Exception, SystemExit))):
+            raise error
+
+    async def _run(self, result: TaskResult, timeout: float | None) -> BaseException | None:
+        """Run a task with all that Django has around it; return the error of its function, which Django's logger has told of."""
+        async with database():
+            now = timezone.now()
+            result.worker_ids.append(self._worker_id)
+            _set(result, started_at=now, last_attempted_at=now, status=TaskResultStatus.RUNNING)
+            await self._send(task_started, result)
+            try:
+                value = normalize_json(await _call(result, timeout))
+            except BaseException as error:
+                _fail(result, error)
+                # Inside the handler, because Django's logger asks for the error that is being handled.
+                await self._send(task_finished, result)
+                return error
+            _set(result, _return_value=value, finished_at=timezone.now(), status=TaskResultStatus.SUCCESSFUL)
+            await self._send(task_finished, result)
+            return None
+
+    async def _send(self, signal: Any, result: TaskResult) -> None:
+        # Not by `asend`: up to Django 6.0 that runs the receivers in tasks of their own, which know of no error.
+        await sync_to_async(signal.send)(type(self), task_result=result)
+
+    # --- with a broker ------------------------------------------------------------------------------------------------
+
+    def _hand_over(self, result: TaskResult, context: Context) -> bool:
+        """Hand a call over, and tell whether there is a broker for that; enqueued in any case."""
+        if self.options.get("broker") is None:
+            _set(result, enqueued_at=timezone.now())
+            self._results.add(result, None)
+            return False
+        sent = context.run(self._function_of(result.task), *result.args, **result.kwargs)
+        # What the engine and its workers know it by.
+        _set(result, id=sent.id, enqueued_at=timezone.now())
+        self._results.add(result, sent)
+        return True
+
+    def _function_of(self, task: Task) -> Callable[..., Sent[Any]]:
+        """The function of *task*, bound to the engine; a worker that imports it finds it there."""
+        if (function := self._handed_over.get(task.func)) is None:
+            function = self._handed_over.setdefault(task.func, self._bound(task))
+        return function
+
+    def _bound(self, task: Task) -> Callable[..., Sent[Any]]:
+        broker = self.options["broker"]
+        engine: Any = import_string(broker) if isinstance(broker, str) else broker
+        if not isinstance(engine, Engine) and callable(engine):
+            engine = engine()
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            delivery = current_delivery()
+            result = _result_of(task, delivery.id if delivery else get_random_string(32), args, kwargs, self.alias)
+            # So that `attempt` of the task's context is the engine's.
+            result.worker_ids.extend(["?"] * ((delivery.attempt or 1) - 1 if delivery else 0))
+            if (error := await self._run(result, None)) is not None:
+                raise error
+            return result._return_value
+
+        functools.update_wrapper(call, task.func)
+        del call.__wrapped__  # type: ignore[attr-defined]
+        signature = inspect.signature(task.func)
+        if task.takes_context:
+            signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        handed_over: Callable[..., Sent[Any]] = background(broker=engine, name=task.module_path)(call)
+        return handed_over
+
+
+class _Results:
+    """The results of one backend in this process: all that are not finished, and so many of those that are."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[TaskResult, Sent[Any] | None]] = {}
+        self._finished: OrderedDict[str, tuple[TaskResult, Sent[Any] | None]] = OrderedDict()
+
+    def add(self, result: TaskResult, sent: Sent[Any] | None) -> None:
+        with self._lock:
+            # A broker's are not told to be finished here: they are as old as the others, and dropped as those.
+            (self._open if sent is None else self._finished)[result.id] = result, sent
+            self._drop()
+
+    def finished(self, result: TaskResult) -> None:
+        with self._lock:
+            if (entry := self._open.pop(result.id, None)) is not None:
+                self._finished[result.id] = entry
+                self._drop()
+
+    def get(self, result_id: str) -> tuple[TaskResult, Sent[Any] | None]:
+        with self._lock:
+            entry = self._open.get(result_id) or self._finished.get(result_id)
+        if entry is None:
+            raise TaskResultDoesNotExist(result_id)
+        return entry
+
+    def _drop(self) -> None:
+        while len(self._finished) > self._keep:
+            self._finished.popitem(last=False)
+
+
+def _result_of(task: Task, result_id: str, args: Any, kwargs: Mapping[str, Any], alias: str) -> TaskResult:
+    return TaskResult(
+        task=task,
+        id=result_id,
+        status=TaskResultStatus.READY,
+        enqueued_at=None,
+        started_at=None,
+        last_attempted_at=None,
+        finished_at=None,
+        args=list(args),
+        kwargs=dict(kwargs),
+        backend=alias,
+        errors=[],
+        worker_ids=[],
+    )
+
+
+def _set(result: TaskResult, **fields: Any) -> None:
+    """Set fields of a result, which is frozen, in their order: the status comes last."""
+    for name, value in fields.items():
+        object.__setattr__(result, name, value)
+
+
+def _fail(result: TaskResult, error: BaseException) -> None:
+    path = f"{type(error).__module__}.{type(error).__qualname__}"
+    result.errors.append(TaskError(exception_class_path=path, traceback="".join(format_exception(error))))
+    _set(result, finished_at=timezone.now(), status=TaskResultStatus.FAILED)
+
+
+async def _call(result: TaskResult, timeout: float | None) -> Any:
+    task = result.task
+    args = ([TaskContext(task_result=result)] if task.takes_context else []) + list(result.args)
+    try:
+        async with asyncio.timeout(timeout) as limit:
+            if inspect.iscoroutinefunction(task.func):
+                return await task.func(*args, **result.kwargs)
+            return await to_thread(_in_thread, task.func, args, result.kwargs)
+    except TimeoutError:
+        if limit.expired():
+            raise TimeoutError(f"{task.module_path} took longer than its time limit of {timeout} s.") from None
+        raise
+
+
+def _in_thread(fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    bring_along(threading.get_ident())
+    # As at a request's begin and end: what broke meanwhile is opened anew, and CONN_MAX_AGE is heeded.
+    close_old_connections()
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        close_old_connections()
+
+
+def _problems(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the options, and what to do."""
+    known = ("broker", "keep_results", "limit", "on_commit", "timeout")
+    for name in options:
+        if name not in known:
+            yield f"there is no option {name!r}.", f"The options are {', '.join(known)}."
+    if not isinstance(on_commit := options.get("on_commit", False), (bool, str)):
+        yield f"on_commit={on_commit!r}.", "Give True, False, or the alias of a database."
+    if (limit := options.get("limit")) is not None and not _is_count(limit, 1):
+        yield f"limit={limit!r}.", "Give a whole number of 1 or more, or None for no limit."
+    if (timeout := options.get("timeout")) is not None and not (
+        isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout > 0
+    ):
+        yield f"timeout={timeout!r}.", "Give seconds, more than 0, or None for no limit."
+    if not _is_count(keep := options.get("keep_results", _KEPT), 0):
+        yield f"keep_results={keep!r}.", "Give a whole number of 0 or more."
+    if (broker := options.get("broker")) is not None:
+        if not (isinstance(broker, (str, Engine)) or callable(broker)):
+            yield f"broker={broker!r}.", "Give an engine, or the dotted path of one or of a function that makes one."
+        for name in ("limit", "timeout"):
+            if options.get(name) is not None:
+                yield f"{name} is not for tasks of a broker.", "Its workers decide: set it there."
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
