@@ -63,5 +63,9 @@ class NotPicklableError(OmniloopError, TypeError):
     """A function, its arguments, or what came out of it can't be sent to another process and back."""
 
 
+class NoResultError(OmniloopError, LookupError):
+    """The engine that the call was handed over to keeps no results, or no longer that of this call."""
+
+
 class ProcessDiedError(OmniloopError, RuntimeError):
     """The process that ran the work ended before the work was done."""

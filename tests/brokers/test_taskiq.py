@@ -257,7 +257,7 @@ def test_without_a_result_back_end_asking_for_the_value_is_an_error():
     async def work(): ...
 
     sent = work()
-    with pytest.raises(LookupError, match="keeps no results: give it a result back end"):
+    with pytest.raises(omniloop.NoResultError, match="keeps no results: give it a result back end"):
         sent.result(timeout=5)
     assert sent.accepted.result(timeout=5) is None
 

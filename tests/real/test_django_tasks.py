@@ -22,7 +22,8 @@ from children import Result, run_child
 if TYPE_CHECKING:
     # There once Django is set up, in the programs.
     import jobs
-    from django.db import connection, transaction
+    from asgiref.sync import sync_to_async
+    from django.db import connection, connections, transaction
     from django.tasks import default_task_backend, signals
     from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 
@@ -49,7 +50,8 @@ def sets_up():
     django.setup()
 
     import jobs  # noqa: F401
-    from django.db import connection, transaction  # noqa: F401
+    from asgiref.sync import sync_to_async
+    from django.db import connection, connections, transaction  # noqa: F401
     from django.tasks import default_task_backend, signals  # noqa: F401
     from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist  # noqa: F401
 
@@ -100,11 +102,13 @@ def test_what_was_enqueued_is_done_before_the_program_ends(tmp_path):
 @pytest.mark.promise("A result is filled in as Django's are, and found by its id")
 def test_a_result_is_filled_in_and_found_by_its_id(tmp_path):
     def program():
-        result = jobs.add.enqueue(1, b=2)
+        waits = jobs.meet.enqueue(2)
         try:
-            result.return_value
+            waits.return_value
         except ValueError as error:
             print(error)
+        jobs.meet.enqueue(2)
+        result = jobs.add.enqueue(1, b=2)
         omniloop.flush()
         again = jobs.add.get_result(result.id)
         result.refresh()
@@ -291,8 +295,12 @@ def test_a_task_starts_when_the_transaction_is_committed(tmp_path):
         except TaskResultDoesNotExist:
             print("does not exist")
 
+        connection.close()
+
         async def main():
-            return await jobs.add.aenqueue(1)
+            result = await jobs.add.aenqueue(1)
+            await sync_to_async(connections.close_all)()
+            return result
 
         in_a_loop = asyncio.run(main())
         omniloop.flush()

@@ -279,7 +279,7 @@ class Engine(ABC):
 
         Raises:
             WaitTimeoutError: if *timeout* passed; a `TimeoutError` of another class is the function's own.
-            LookupError: if this engine keeps no results.
+            NoResultError: if this engine keeps no results.
         """
 
     @property
@@ -361,7 +361,7 @@ class Sent(Generic[T]):
 
         Raises:
             WaitTimeoutError: if *timeout* passed. The call goes its way; ask again.
-            LookupError: if the engine keeps no results; the message says how to have them kept.
+            NoResultError: if the engine keeps no results; the message says how to have them kept.
             RefusedError: if the engine will never take the call.
             WouldDeadlockError: if called on the loop's own thread.
             CancelledError: of `concurrent.futures`, if the end of the process ended the hand-over.

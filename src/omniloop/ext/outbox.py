@@ -28,6 +28,7 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 
 from omniloop._brokers.handover import Delivery, Engine, Function, resume
+from omniloop._errors import NoResultError
 from omniloop._process.fork import keep_for_ever
 from omniloop._report import say
 from omniloop._shared import go, shared_runtime, to_thread
@@ -153,12 +154,12 @@ class Outbox(Engine):
         Ask the engine; or return, or raise, what came of a call that ran here.
 
         Raises:
-            LookupError: if there is no engine, and the call did not run in this process, or too long ago.
+            NoResultError: if there is no engine, and the call did not run in this process, or too long ago.
         """
         if self.engine is not None:
             return await self.engine.fetch(function, call_id, timeout)
         if call_id not in self._outcomes:
-            raise LookupError(
+            raise NoResultError(
                 f"What came of {function.name} {call_id} is not kept: it did not run in this process, or long ago."
             )
         fine, value = self._outcomes[call_id]

@@ -23,6 +23,7 @@ from procrastinate.exceptions import TaskAlreadyRegistered
 
 from omniloop._bridges.resource import resource
 from omniloop._brokers.handover import Delivery, Engine, Function
+from omniloop._errors import NoResultError
 from omniloop._report import say
 
 # The task that brings back what a killed worker had.
@@ -142,9 +143,9 @@ class Procrastinate(Engine):
         Refuse: there are no results.
 
         Raises:
-            LookupError: always.
+            NoResultError: always.
         """
-        raise LookupError(
+        raise NoResultError(
             "Procrastinate keeps no results: have the function write into the database what it has to say; or wait for `accepted` only."
         )
 

@@ -33,7 +33,7 @@ from taskiq.result_backends.dummy import DummyResultBackend
 
 from omniloop._bridges.resource import resource
 from omniloop._brokers.handover import Delivery, Engine, Function
-from omniloop._errors import WaitTimeoutError
+from omniloop._errors import NoResultError, WaitTimeoutError
 from omniloop._report import say
 from omniloop._shared import go
 
@@ -177,7 +177,7 @@ class Taskiq(Engine):
 
         Raises:
             WaitTimeoutError: if *timeout* passed.
-            LookupError: if the broker has no result back end.
+            NoResultError: if the broker has no result back end.
         """
         line = await self._shared.line
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -186,7 +186,7 @@ class Taskiq(Engine):
             broker = await line.broker()
             if isinstance(broker.result_backend, DummyResultBackend):
                 # taskiq itself would say None.
-                raise LookupError(  # noqa: TRY004 - the type is that of what is not there
+                raise NoResultError(
                     self._shared.no_results
                     or f"{self.label} keeps no results: give it a result back end in the function that makes it, "
                     "broker.with_result_backend(…); or wait for `accepted` only."

@@ -57,7 +57,7 @@ from django.utils.module_loading import (  # type: ignore[import-untyped,import-
     import_string,
 )
 
-from omniloop import Engine, Sent, WaitTimeoutError, background, current_delivery, go, to_thread
+from omniloop import Engine, NoResultError, Sent, WaitTimeoutError, background, current_delivery, go, to_thread
 from omniloop._life.asgiref import bring_along
 from omniloop._limiter import Limiter
 
@@ -88,7 +88,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
             tasks are handed over to that, outlive this process, and run where its workers are. `limit` and `timeout` are not for it.
 
     Raises:
-        ImproperlyConfigured: by `enqueue`, if an option is wrong; `manage.py check` says so before.
+        ImproperlyConfigured: of `django.core.exceptions`, by `enqueue`, if an option is wrong; `manage.py check` says so before.
     """
 
     supports_async_task = True
@@ -145,13 +145,13 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
         Return a result that this process has enqueued; with a *broker* the engine is asked once, which blocks for the answer.
 
         Raises:
-            TaskResultDoesNotExist: if it was not enqueued here, is not committed yet, or was dropped for newer ones.
+            TaskResultDoesNotExist: of `django.tasks.exceptions`, if it was not enqueued here, is not committed yet, or was dropped for newer ones.
         """
         result, sent = self._results.get(result_id)
         if sent is not None and not result.is_finished:
             try:
                 value = sent.result(timeout=0)
-            except (WaitTimeoutError, LookupError):
+            except (WaitTimeoutError, NoResultError):
                 # Not done yet; or the engine keeps no results.
                 pass
             except Exception as error:
