@@ -79,8 +79,10 @@ def written(page: str, held: list[Promise]) -> str:
 def _place(promise: Promise, before: list[Promise], after: list[Promise], lines: list[str]) -> int:
     file = promise.test.partition("::")[0]
     if promise.section is None:
-        for other in reversed(before):
-            if other.test.startswith(file + "::") and other.section is None and other.line in lines:
+        same_file = [other for other in before if other.test.startswith(file + "::")]
+        for other in reversed(same_file):
+            # One that names another section is in the midst of the file; the first names that of all.
+            if (other.section is None or other is same_file[0]) and other.line in lines:
                 return lines.index(other.line) + 1
         for other in after:
             if other.test.startswith(file + "::") and other.section is None and other.line in lines:

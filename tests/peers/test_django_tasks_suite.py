@@ -48,7 +48,9 @@ BY_DESIGN = {
 }
 
 
-@pytest.mark.promise("Of Django's own tests of its task backends, over ours, fails by design what fails", section="Django's tasks")
+@pytest.mark.promise(
+    "Of Django's own tests of its task backends, over ours, fails by design what fails", section="Django's tasks"
+)
 def test_of_djangos_own_tests_only_that_fails_which_is_meant_to(tmp_path):
     tests = source_of("django", tmp_path) / "tests"
     (tests / "twin_settings.py").write_text(SETTINGS)

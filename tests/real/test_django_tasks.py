@@ -50,7 +50,7 @@ def sets_up():
     django.setup()
 
     import jobs  # noqa: F401
-    from asgiref.sync import sync_to_async
+    from asgiref.sync import sync_to_async  # noqa: F401
     from django.db import connection, connections, transaction  # noqa: F401
     from django.tasks import default_task_backend, signals  # noqa: F401
     from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist  # noqa: F401
