@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -434,6 +435,44 @@ def test_an_enclosing_timeout_ends_the_group():
 
     with pytest.raises(TimeoutError):
         asyncio.run(main())
+
+
+@on_any_loop
+@pytest.mark.promise(
+    "A time limit around an async block is kept also where a function of the group runs; the function goes on"
+)
+@pytest.mark.parametrize("where", ["in the block", "at its end"])
+@pytest.mark.parametrize("limit", ["asyncio", "anyio"])
+def test_a_time_limit_around_a_block_is_kept_where_a_function_runs(run, where, limit):
+    """The group waited for the function, and anyio, which asks in every turn of the loop, kept the loop spinning."""
+
+    async def main():
+        begun = time.thread_time()
+        if limit == "asyncio":
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await block()
+        else:
+            with pytest.importorskip("anyio").move_on_after(0.1) as scope:
+                await block()
+            assert scope.cancelled_caught
+        assert not tasks[0].done()
+        assert tasks[1].cancelled()
+        return time.thread_time() - begun
+
+    async def block():
+        async with TaskGroup() as group:
+            tasks.append(group.to_thread(may_end.wait, 10))
+            tasks.append(group.go(forever()))
+            if where == "in the block":
+                await asyncio.sleep(60)
+
+    tasks, may_end = [], threading.Event()
+    try:
+        assert run(main()) < 0.08
+    finally:
+        may_end.set()
+    assert tasks[0].result(timeout=5) is True
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="as in asyncio.TaskGroup, the cancellation is lost before 3.13")

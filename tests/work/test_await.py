@@ -2,12 +2,14 @@
 
 import asyncio
 import concurrent.futures
+import math
+import sys
 import threading
 
 import pytest
 
 import omniloop
-from omniloop import Runtime, WouldDeadlockError
+from omniloop import Runtime, TaskGroup, WouldDeadlockError
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -238,28 +240,319 @@ def test_waiting_for_a_time_cancels_the_work_as_with_a_task_of_asyncio(runtime, 
     run_elsewhere(main())
 
 
-def test_a_function_in_a_worker_thread_is_waited_for_when_the_waiter_is_cancelled(runtime, run_elsewhere):
+class Stuck:
+    """A function that runs, and that nothing can interrupt."""
+
+    def __init__(self):
+        self.started, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self):
+        self.started.set()
+        self.may_end.wait(timeout=10)
+        return "done"
+
+
+@pytest.mark.promise(
+    "Cancelling an `await` of work that can't be cancelled any more, a function that runs, ends the waiting at once; the work goes on"
+)
+@pytest.mark.parametrize("call", ["to_thread", "call_soon"])
+def test_cancelling_the_wait_for_a_function_that_runs_ends_the_waiting(runtime, run_elsewhere, call):
+    """It was lost: whoever waited went on with the function's result, as if it had not been asked."""
+
     async def main():
         waiter = asyncio.ensure_future(wait())
-        await asyncio.sleep(0)
-        await asyncio.to_thread(started.wait, 5)
-        waiter.cancel()
-        await asyncio.sleep(0)
-        may_end.set()
-        return await waiter
+        await asyncio.to_thread(stuck.started.wait, 5)
+        waiter.cancel("enough")
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await waiter
+        return task.done()
 
     async def wait():
         return await task
 
-    def block():
-        started.set()
+    stuck = Stuck()
+    task = getattr(runtime, call)(stuck)
+
+    assert run_elsewhere(main()) is False
+    stuck.may_end.set()
+    assert task.result(timeout=5) == "done"
+
+
+@pytest.mark.promise("A time limit around an `await` of a function that runs is kept")
+@pytest.mark.parametrize("limit", ["timeout", "wait_for", "gather", "anyio", "asyncio.TaskGroup", "TaskGroup"])
+def test_a_time_limit_around_a_function_that_runs_is_kept(runtime, run_elsewhere, limit):
+    async def main():
+        await asyncio.to_thread(stuck.started.wait, 5)
+        turns = 0
+
+        def turn():
+            nonlocal turns
+            turns += 1
+            asyncio.get_running_loop().call_later(0.001, turn)
+
+        turn()
+        await LIMITS[limit](task)
+        assert not task.done()
+
+    stuck = Stuck()
+    task = runtime.to_thread(stuck)
+    try:
+        run_elsewhere(main())
+    finally:
+        stuck.may_end.set()
+    assert task.result(timeout=5) == "done"
+
+
+async def by_timeout(task):
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await task
+
+
+async def by_wait_for(task):
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(task, 0.01)
+
+
+async def by_gather(task):
+    both = asyncio.gather(task, asyncio.sleep(60))
+    await asyncio.sleep(0.01)
+    both.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await both
+
+
+async def by_anyio(task):
+    anyio = pytest.importorskip("anyio")
+    with anyio.move_on_after(0.01) as scope:
+        await task
+    assert scope.cancelled_caught
+
+
+async def by_asyncios_group(task):
+    async def wait():
+        await task
+
+    async def fail():
+        await asyncio.sleep(0.01)
+        raise LookupError
+
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(wait())
+            group.create_task(fail())
+
+
+async def by_group(task):
+    with pytest.raises(TimeoutError):
+        async with TaskGroup(timeout=0.01):
+            await task
+
+
+LIMITS = {
+    "timeout": by_timeout,
+    "wait_for": by_wait_for,
+    "gather": by_gather,
+    "anyio": by_anyio,
+    "asyncio.TaskGroup": by_asyncios_group,
+    "TaskGroup": by_group,
+}
+
+
+@pytest.mark.promise(
+    "Work that awaits a function that runs can be cancelled: `shutdown(0)` waits for no clean-up that never comes"
+)
+def test_work_that_awaits_one_function_after_another_can_be_cancelled():
+    async def rounds():
+        while True:
+            await small.to_thread(stuck)
+
+    stuck = Stuck()
+    small = Runtime(name="small", cancel_timeout=60)
+    try:
+        task = small.go(rounds())
+        assert stuck.started.wait(timeout=5)
+        task.cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            task.result(timeout=5)
+    finally:
+        stuck.may_end.set()
+        small.shutdown()
+
+
+def test_what_is_waited_for_no_more_is_reported_if_it_fails(runtime, failures):
+    async def main():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(runtime.to_thread(fail), 0.01)
+
+    def fail():
         may_end.wait(timeout=5)
-        return "done"
+        raise LookupError("nobody waited")
 
-    started, may_end = threading.Event(), threading.Event()
-    task = runtime.to_thread(block)
+    may_end = threading.Event()
+    asyncio.run(main())
+    may_end.set()
+    runtime.flush(timeout=5)
 
-    assert run_elsewhere(main()) == "done"
+    assert [str(failure.exception) for failure in failures] == ["nobody waited"]
+
+
+# --- waiting without owning -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("`await task.wait(timeout)` leaves the work alone, and leaves nothing behind")
+def test_a_wait_leaves_the_work_alone_and_nothing_behind(runtime, run_elsewhere):
+    async def main():
+        assert await patient.task.wait(0) is False
+        before = asyncio.all_tasks()
+        for _ in range(100):
+            assert await patient.task.wait(1e-6) is False
+        assert asyncio.all_tasks() == before
+        waiter = asyncio.ensure_future(patient.task.wait())
+        await asyncio.sleep(0)
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        assert not patient.task._meet().callbacks
+        patient.may_end.set()
+        patient.task.cancel()
+        assert await patient.task.wait(float("inf")) is True
+        assert await patient.task.wait() is True
+
+    patient = Patient(runtime, swallows=True)
+    run_elsewhere(main())
+
+    assert patient.task.result(timeout=0) == "survived"
+
+
+def test_a_wait_does_not_claim_the_failure(runtime, run_elsewhere, failures):
+    async def main():
+        assert await runtime.go(fails()).wait(5) is True
+
+    run_elsewhere(main())
+    runtime.flush(timeout=5)
+
+    assert [str(failure.exception) for failure in failures] == ["of the work"]
+
+
+@pytest.mark.parametrize("timeout", ["5", math.nan, 10**400])
+def test_a_wait_of_no_number_is_refused(runtime, timeout):
+    with pytest.raises(ValueError, match="timeout="):
+        asyncio.run(runtime.go(work()).wait(timeout))
+
+
+def test_a_wait_for_oneself_is_told_so(runtime):
+    async def work():
+        await asyncio.to_thread(ready.wait, 5)
+        await task.wait()
+
+    ready = threading.Event()
+    task = runtime.go(work())
+    ready.set()
+    with pytest.raises(WouldDeadlockError, match="awaits itself"):
+        task.result(timeout=5)
+
+
+def test_a_wait_where_no_loop_runs_is_told_what_to_do(runtime):
+    patient = Patient(runtime)
+    with pytest.raises(RuntimeError, match="No event loop runs here"):
+        patient.task.wait().send(None)
+    patient.may_end.set()
+    patient.task.cancel()
+
+
+# --- asyncio.shield() -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["plain", "eager"])
+def run_shielded(request):
+    """`asyncio.run`, also with tasks that start eagerly."""
+    if request.param == "eager" and sys.version_info < (3, 12):
+        pytest.skip("from 3.12 on")
+
+    def run(main):
+        with asyncio.Runner() as runner:
+            if request.param == "eager":
+                runner.get_loop().set_task_factory(asyncio.eager_task_factory)
+            return runner.run(main)
+
+    return run
+
+
+@pytest.mark.promise("What `asyncio.shield` protects goes on when the loop of the caller ends")
+def test_what_shield_protects_goes_on_when_the_loop_of_the_caller_ends(runtime, run_shielded):
+    """The end of `asyncio.run` cancels the task that shield wraps the handle in, and that cancelled the work."""
+
+    async def given_up():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(patient.task), 0.01)
+
+    async def still_held():
+        kept.append(asyncio.shield(patient.task))
+        await asyncio.sleep(0.01)
+
+    kept = []
+    patient = Patient(runtime)
+    run_shielded(given_up())
+    run_shielded(still_held())
+    # In order with a cancellation that was asked for.
+    runtime.run(asyncio.sleep(0), timeout=5)
+
+    assert not hasattr(patient, "message")
+    assert not patient.task.done()
+    assert kept[0].cancelled()
+    patient.may_end.set()
+    patient.task.cancel()
+
+
+@pytest.mark.promise("Giving up an `asyncio.shield` leaves no task behind")
+def test_giving_up_a_shield_leaves_no_task_behind(runtime, run_shielded):
+    async def main():
+        before = asyncio.all_tasks()
+        for _ in range(20):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(patient.task), 1e-6)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+        assert not patient.task._meet().callbacks
+
+    patient = Patient(runtime)
+    run_shielded(main())
+    patient.may_end.set()
+    patient.task.cancel()
+
+
+def test_a_task_that_one_has_wrapped_oneself_outlives_the_shield(runtime, run_shielded):
+    async def main():
+        mine = asyncio.ensure_future(patient.task)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(mine), 0.01)
+        await asyncio.sleep(0.01)
+        assert not mine.done()
+        patient.may_end.set()
+        patient.task.cancel()
+        return await mine
+
+    patient = Patient(runtime, swallows=True)
+
+    assert run_shielded(main()) == "survived"
+
+
+@pytest.mark.parametrize("wrap", [asyncio.gather, asyncio.ensure_future])
+def test_what_else_wraps_a_task_goes_on_cancelling_the_work(runtime, run_shielded, wrap):
+    async def main():
+        wrapped = wrap(patient.task)
+        await asyncio.sleep(0.01)
+        wrapped.cancel()
+        patient.may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await wrapped
+
+    patient = Patient(runtime)
+    run_shielded(main())
+
+    assert patient.task.cancelled()
 
 
 # --- loops that end first ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -158,6 +159,53 @@ def test_if_the_work_swallows_the_cancellation_its_result_comes_out_under_trio(r
         return "cancelled"
 
     assert trio.run(main) == "done all the same"
+
+
+@pytest.mark.promise(
+    "A time limit of trio, or of anyio, around an `await` of a function that runs is kept, and nothing spins"
+)
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_a_time_limit_around_a_function_that_runs_is_kept(runtime, backend):
+    started, may_end = threading.Event(), threading.Event()
+
+    async def main():
+        begun = time.thread_time()
+        with anyio.move_on_after(0.2) as scope:
+            await task
+        assert scope.cancelled_caught
+        assert not task.done()
+        # anyio asks in every turn of the loop until the wait ends.
+        return time.thread_time() - begun
+
+    task = runtime.to_thread(lambda: (started.set(), may_end.wait(timeout=10)))
+    assert started.wait(timeout=5)
+    try:
+        assert anyio.run(main, backend=backend) < 0.1
+    finally:
+        may_end.set()
+
+
+@pytest.mark.promise("`await task.wait(timeout)` leaves the work alone under trio too")
+def test_a_wait_leaves_the_work_alone_under_trio(runtime):
+    work = Cleaning()
+
+    async def main():
+        assert await task.wait(0) is False
+        assert await task.wait(0.01) is False
+        with trio.move_on_after(0.01) as scope:
+            await task.wait()
+        assert scope.cancelled_caught
+        assert not task._meet().callbacks
+        assert not task.done()
+        task.cancel()
+        assert await task.wait(5) is True
+        assert await task.wait() is True
+
+    task = runtime.go(work())
+    assert work.started.wait(timeout=5)
+    trio.run(main)
+
+    assert task.cancelled()
 
 
 @pytest.mark.promise("Work that another cancels raises `concurrent.futures.CancelledError` under trio")

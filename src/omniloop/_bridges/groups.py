@@ -155,6 +155,8 @@ class TaskGroup:
         """
         Run a blocking function in a worker thread, as `omniloop.to_thread` does. The group waits for it: it can't be cancelled.
 
+        Where an ``async with`` block is cancelled from outside, it leaves at once, as it would with `asyncio.to_thread`; the function goes on.
+
         Raises:
             NotAsyncError: if *fn* is async, or can't be called.
             ClosedError: if the group has ended, or was cancelled.
@@ -270,7 +272,7 @@ class TaskGroup:
         until = self._give_up_at
         while True:
             try:
-                over = await self._wait_async(until)
+                over = await self._wait_async(until, cancelled is not None)
                 break
             except asyncio.CancelledError as again:
                 # Else it is our own, that comes late: up to 3.12 `uncancel` does not take it back.
@@ -280,6 +282,8 @@ class TaskGroup:
         if error is not None and not isinstance(error, (Exception, asyncio.CancelledError)):
             return False
         if cancelled is not None:
+            # What was left running is said by nobody here.
+            over = True
             if not self._failed:
                 if cancelled is error:
                     return False
@@ -287,10 +291,16 @@ class TaskGroup:
             body.cancel_again()
         return self._finish(None if isinstance(error, asyncio.CancelledError) else error, over)
 
-    async def _wait_async(self, until: float | None) -> bool:
-        """As `_wait`, in async code."""
+    async def _wait_async(self, until: float | None, leaves: bool) -> bool:
+        """As `_wait`, in async code; who *leaves* does not wait for functions that run, as nothing can interrupt those."""
         loop = asyncio.get_running_loop()
         while not self._end():
+            if leaves:
+                asked = [task for task in list(self._unfinished.values()) if task is not None and task._may_be_asked()]
+                if not asked:
+                    return False
+                await asked[-1].wait()
+                continue
             woken = loop.create_future()
             waker = partial(_wake, loop, woken)
             self._wakers.append(waker)

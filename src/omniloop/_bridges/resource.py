@@ -199,10 +199,10 @@ class Resource(Generic[T]):
             CancelledError: of `asyncio`, if it was cancelled. The closing goes on.
             Exception: whatever the closing of the client raises.
         """
-        under_trio = is_trio()
-        ending = self._begin_end(None if under_trio else asyncio.current_task(), sys._getframe(1))
+        ending = self._begin_end(None if is_trio() else asyncio.current_task(), sys._getframe(1))
         if ending is not None:
-            await (ending if under_trio else asyncio.shield(ending))
+            await ending.wait()
+            await ending
 
     def __enter__(self) -> Self:
         return self

@@ -34,17 +34,21 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import enum
+import math
+import sys
 import threading
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
+from functools import partial
 from threading import Lock, RLock
 from traceback import StackSummary
 from types import CodeType, CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, final
+from weakref import ref
 
-from .._arguments import close_unstarted
+from .._arguments import check_timeout, close_unstarted
 from .._errors import WaitTimeoutError, WouldDeadlockError, WrongLoopError
 from .._report import Failure, Site, innermost, shown
 from .failures import Failures, Unclaimed
@@ -120,7 +124,8 @@ class _Meeting:
         # The runtime's own, called before anybody hears of the outcome.
         self.before: Callable[[], None] | None = None
         self.gates: list[Lock] = []
-        self.callbacks: list[Callable[[], None]] = []
+        # A dict, because who waits no more takes his own out again.
+        self.callbacks: dict[Callable[[], None], None] = {}
         self.waiters: list[Any] = []
         self.condition: threading.Condition | None = None
 
@@ -294,7 +299,7 @@ class Task(concurrent.futures.Future[T]):
         Ask the work to end, as `asyncio.Task.cancel` does: a `CancelledError` is raised inside it.
 
         Does not block. The task is done only when the work's clean-up is done: wait for that with `result()`.
-        A function in a worker thread can be cancelled only before it starts.
+        A function can be cancelled only before it starts.
 
         Returns:
             False if the work is done, or can't be cancelled any more; True if it was asked.
@@ -305,10 +310,7 @@ class Task(concurrent.futures.Future[T]):
         if self._outcome() is not None:
             return False
         self._owner.check_process()
-        if self._kind is HANDOVER or (self._args is not None and self._is_started()):
-            # Nothing can interrupt a function that runs, and nobody takes back what is handed over.
-            return False
-        return self._owner.cancel(self, msg)
+        return self._may_be_asked() and self._owner.cancel(self, msg)
 
     # --- awaiting -------------------------------------------------------------------------------------------------
 
@@ -316,21 +318,12 @@ class Task(concurrent.futures.Future[T]):
         """
         Wait in async code, on any asyncio loop or under trio, and return the value or raise the error.
 
-        Cancelling the waiter asks the work to end and waits until it has, as awaiting an `asyncio.Task` does.
+        Cancelling the waiter asks the work to end and waits until it has, as awaiting an `asyncio.Task` does. Of work that can't be
+        cancelled any more (a function that runs) it ends the waiting at once, and the work goes on. `wait()` leaves the work alone.
         """
         under_trio = is_trio()
         if self._outcome() is None:
-            self._owner.check_process()
-            loop = asyncio._get_running_loop()
-            if under_trio:
-                ask = None if self._kind is HANDOVER else self.cancel
-                yield from wait_in_trio(self._when_done, ask, self.cancelled).__await__()
-            elif loop is None:
-                raise RuntimeError("No event loop runs here to await the task on. In sync code, use result().")
-            else:
-                if self._is_current(loop):
-                    raise WouldDeadlockError(f"{self!r} awaits itself: it would wait for ever.")
-                yield from _Bridge(self, loop)
+            yield from self._wait_async(under_trio, True)
         value: T
         # asyncio's own is nothing that trio knows.
         value, error = self._take(concurrent.futures.CancelledError if under_trio else asyncio.CancelledError)
@@ -341,6 +334,32 @@ class Task(concurrent.futures.Future[T]):
         finally:
             # As in `result`.
             del self, error
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """
+        Wait in async code, on any asyncio loop or under trio, until the work has ended; True if it has, in whichever way.
+
+        Leaves the work alone, and nothing behind: neither *timeout* nor a cancellation of the waiter asks it to end. A failure is not
+        claimed by this, but by asking for it: ``if await task.wait(5): print(task.result())``. In sync code it is `result(timeout)`, or
+        `concurrent.futures.wait`.
+
+        Args:
+            timeout: Seconds to wait. None waits without end, 0 asks without waiting.
+
+        Raises:
+            ValueError: if *timeout* is not a number of seconds.
+            WouldDeadlockError: if the work waits for itself.
+            ForkedError: if the work is a parent process's, and not done.
+            RuntimeError: if no event loop runs here.
+        """
+        check_timeout(timeout)
+        if self._outcome() is not None:
+            return True
+        if timeout is None or timeout > 0:
+            await _Leaving(self, timeout)
+        else:
+            self._owner.check_process()
+        return self._outcome() is not None
 
     # --- what concurrent.futures and asyncio look at --------------------------------------------------------------
 
@@ -459,16 +478,58 @@ class Task(concurrent.futures.Future[T]):
         else:
             self._settle(SUCCEEDED, runner.result())
 
-    def _when_done(self, callback: Callable[[], object]) -> None:
-        """Call back when the outcome is known, or at once; what the callback raises is reported."""
+    def _when_done(self, callback: Callable[[], object]) -> Callable[[], None] | None:
+        """Call back when the outcome is known, or at once; what the callback raises is reported. Returns what `_no_more` takes."""
         if self._outcome() is None:
             self._owner.check_process()
             meeting = self._meet()
+
+            def call() -> None:
+                self._call_back(callback)
+
             with meeting.lock:
                 if meeting.outcome is None:
-                    meeting.callbacks.append(lambda: self._call_back(callback))
-                    return
+                    meeting.callbacks[call] = None
+                    return call
         self._call_back(callback, at_once=True)
+        return None
+
+    def _no_more(self, call: Callable[[], None] | None) -> None:
+        """Take back what `_when_done` returned: it is not called any more, unless that is under way."""
+        if call is not None:
+            meeting = self._meet()
+            with meeting.lock:
+                meeting.callbacks.pop(call, None)
+
+    def _wait_async(self, under_trio: bool, asks: bool, timeout: float | None = None) -> Generator[Any, None, None]:
+        """
+        Wait on the loop that runs here until the outcome is known or *timeout* passed.
+
+        A cancellation of the waiter asks the work to end if that *asks*, and if it still can be asked; else it ends the waiting.
+        """
+        self._owner.check_process()
+        if under_trio:
+            yield from wait_in_trio(self, asks, timeout).__await__()
+            return
+        loop = asyncio._get_running_loop()
+        if loop is None:
+            raise RuntimeError("No event loop runs here to await the task on. In sync code, use result().")
+        waiter = asyncio.current_task(loop)
+        if self._is_current(waiter):
+            raise WouldDeadlockError(f"{self!r} awaits itself: it would wait for ever.")
+        bridge = _Bridge(self, loop, asks)
+        if asks and waiter is not None and _may_be_shielded(waiter):
+            bridge.look_for_shield(waiter)
+        # It is counted there who refers to it.
+        del waiter
+        if timeout is None or timeout == math.inf:
+            yield from bridge
+            return
+        timer = loop.call_later(timeout, bridge.finish)
+        try:
+            yield from bridge
+        finally:
+            timer.cancel()
 
     def _before_done(self, callback: Callable[[], None]) -> None:
         """Call back just before anybody can see that the work has ended; for the runtime, and before the task is delivered."""
@@ -515,8 +576,12 @@ class Task(concurrent.futures.Future[T]):
         work = self._work
         return isinstance(work, asyncio.Future) or getattr(self, "_since", None) is not None or _is_in_first_step(work)
 
-    def _is_current(self, loop: AbstractEventLoop) -> bool:
-        work, current = self._work, asyncio.current_task(loop)
+    def _may_be_asked(self) -> bool:
+        """Tell whether it can be asked to end: nothing interrupts a function that runs, and nobody takes back what is handed over."""
+        return self._kind is not HANDOVER and (self._args is None or not self._is_started())
+
+    def _is_current(self, current: asyncio.Task[Any] | None) -> bool:
+        work = self._work
         # In the first step of an eager start the work is still the coroutine.
         return current is not None and work is not None and (work is current or work is current.get_coro())
 
@@ -558,7 +623,7 @@ class Task(concurrent.futures.Future[T]):
                 return False
             meeting.outcome = outcome
             gates, meeting.gates = meeting.gates, []
-            callbacks, meeting.callbacks = meeting.callbacks, []
+            callbacks, meeting.callbacks = meeting.callbacks, {}
             for waiter in meeting.waiters:
                 match outcome[0]:
                     case "succeeded":
@@ -622,28 +687,55 @@ class Task(concurrent.futures.Future[T]):
         return None, value.claim()
 
 
-class _Bridge(asyncio.Future[None]):
-    """Wakes an awaiting loop when the task is done, and hands a cancellation of the waiter on to the task."""
+class _Leaving:
+    """What `Task.wait` awaits."""
 
-    def __init__(self, task: Task[Any], loop: AbstractEventLoop) -> None:
+    __slots__ = ("_task", "_timeout")
+
+    def __init__(self, task: Task[Any], timeout: float | None) -> None:
+        self._task = task
+        self._timeout = timeout
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from self._task._wait_async(is_trio(), False, self._timeout)
+
+
+class _Bridge(asyncio.Future[None]):
+    """Wakes an awaiting loop when the task is done, and hands a cancellation of the waiter on to the task, if it *asks*."""
+
+    def __init__(self, task: Task[Any], loop: AbstractEventLoop, asks: bool) -> None:
         super().__init__(loop=loop)
         self._task = task
+        self._asks = asks
         self._asked = False
         self._ident = threading.get_ident()
-        task._when_done(self._wake)
+        self._call = task._when_done(self._wake)
 
     def cancel(self, msg: object = None) -> bool:
-        # As asyncio.Task does for the task it awaits: the waiter stays until the work's clean-up is done, and if
-        # the work swallows the cancellation, its result comes out.
         if self.done():
             return False
-        if self._task._kind is HANDOVER:
-            return super().cancel(msg)
-        # Once: anyio asks again in every turn of the loop, and a second time would interrupt the clean-up.
-        if not self._asked:
+        # As asyncio.Task does for the task it awaits: the waiter stays until the work's clean-up is done, and if
+        # the work swallows the cancellation, its result comes out.
+        if self._asked:
+            # Once: anyio asks again in every turn of the loop, and a second time would interrupt the clean-up.
+            return True
+        if self._asks and self._task.cancel(msg):
             self._asked = True
-            self._task.cancel(msg)
-        return True
+            return True
+        # As asyncio.to_thread: nothing can interrupt the function, and its end may be long in coming. Were the cancellation lost, no
+        # time limit around the wait would hold, and anyio would ask without end.
+        self._leave()
+        return super().cancel(msg)
+
+    def finish(self) -> None:
+        """The time of the waiting is over. On the waiter's loop."""
+        self._leave()
+        self._finish()
+
+    def _leave(self) -> None:
+        # Forgotten here too: it refers to this bridge, a cycle that would keep the handle, and its failure from being told.
+        call, self._call = self._call, None
+        self._task._no_more(call)
 
     def _wake(self) -> None:
         if threading.get_ident() == self._ident:
@@ -656,8 +748,59 @@ class _Bridge(asyncio.Future[None]):
             pass
 
     def _finish(self) -> None:
+        self._call = None
         if not self.done():
             self.set_result(None)
+
+    # --- asyncio.shield() ---------------------------------------------------------------------------------------------
+
+    # What it wraps the handle in is a task of the waiter's loop: the end of that loop cancels it, and whoever gives up the shield leaves
+    # it waiting. Neither means the work. `gather`, `wait_for` and `ensure_future` wrap it in the same way, and their cancellation does:
+    # hence by the callback that shield adds to its task, and only there.
+
+    def look_for_shield(self, waiter: asyncio.Task[Any]) -> None:
+        """Where *waiter* is the task of a shield, leave the work alone, and end that task with the shield. On the waiter's loop."""
+        callbacks = list(waiter._callbacks or ())
+        outer = next((found for callback, _ in callbacks if (found := _shield_of(callback)) is not None), None)
+        if outer is not None:
+            self._asks = False
+            outer.add_done_callback(partial(self._look_who_waits, ref(waiter)))
+        elif not callbacks:
+            # An eager start, in the making of the task: the callback comes right after it. Or the shield was given up already.
+            self.get_loop().call_soon(self._look_who_waits, ref(waiter))
+
+    def _look_who_waits(self, waiter_ref: ref[asyncio.Task[Any]], outer: object = None) -> None:
+        waiter = waiter_ref()
+        if waiter is None or self.done():
+            return
+        if outer is None and waiter._callbacks:
+            self.look_for_shield(waiter)
+            return
+        # Nobody waits for that task. Who holds it may come to that: `mine = ensure_future(handle)`, and `shield(mine)`. There is no other
+        # sign of that than the count of references: here beside that of a thing which, as the task that shield has made, one thing
+        # refers to, the bridge.
+        probe = object()
+        holders = [probe]
+        if waiter in (getattr(self, "_asyncio_awaited_by", None) or ()):
+            # From 3.14 on the bridge refers to it a second time, to tell debuggers.
+            holders.append(probe)
+        count = getattr(sys, "getrefcount", None)
+        if count is not None and count(waiter) <= count(probe):
+            self._asks = False
+            self.cancel()
+
+
+def _may_be_shielded(waiter: asyncio.Task[Any]) -> bool:
+    """Tell whether *waiter* is what `asyncio.ensure_future`, and so `shield`, wraps a handle in."""
+    return getattr(waiter.get_coro(), "__name__", None) == "_wrap_awaitable"
+
+
+def _shield_of(callback: Any) -> asyncio.Future[Any] | None:
+    """The future that `asyncio.shield` has returned, if *callback* is what it adds to the task that it has made."""
+    if getattr(callback, "__qualname__", None) != "shield.<locals>._inner_done_callback":
+        return None
+    names = dict(zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=True))
+    return names["outer"].cell_contents if "outer" in names else None
 
 
 def _is_in_first_step(work: Any) -> bool:

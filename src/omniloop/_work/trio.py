@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .task import Task
 
 
 def is_trio() -> bool:
@@ -13,16 +18,12 @@ def is_trio() -> bool:
     return sniffio is not None and getattr(sniffio.thread_local, "name", None) == "trio"
 
 
-async def wait_in_trio(
-    when_done: Callable[[Callable[[], object]], None],
-    cancel: Callable[[], object] | None,
-    cancelled: Callable[[], bool],
-) -> None:
+async def wait_in_trio(task: Task[Any], asks: bool, timeout: float | None) -> None:
     """
-    Wait under trio until *when_done* calls back, from whichever thread.
+    Wait under trio until *task* is done, wherever that ends, or *timeout* passed.
 
-    A cancelled scope asks the work to end by *cancel*, and is told, as trio wants it, when the work's clean-up is done; if the
-    work swallows the cancellation, its result comes out. Where *cancel* is None, the waiter leaves at once and the work goes on.
+    A cancelled scope asks the work to end, and is told, as trio wants it, when the work's clean-up is done; if the work swallows the
+    cancellation, its result comes out. Where it can't be asked any more, or not *asks*, the waiter leaves at once and the work goes on.
     """
     trio = sys.modules["trio"]
     token = trio.lowlevel.current_trio_token()
@@ -43,17 +44,18 @@ async def wait_in_trio(
 
     def abort(raise_cancel: Callable[[], object]) -> object:
         nonlocal raise_cancelled, left
-        if cancel is None:
-            left = True
-            return trio.lowlevel.Abort.SUCCEEDED
-        raise_cancelled = raise_cancel
-        cancel()
-        # Not aborted: `wake` comes when the clean-up is done.
-        return trio.lowlevel.Abort.FAILED
+        if asks and task.cancel():
+            raise_cancelled = raise_cancel
+            # Not aborted: `wake` comes when the clean-up is done.
+            return trio.lowlevel.Abort.FAILED
+        left = True
+        task._no_more(call)
+        return trio.lowlevel.Abort.SUCCEEDED
 
-    when_done(wake)
-    await trio.lowlevel.wait_task_rescheduled(abort)
-    if raise_cancelled is not None and cancelled():
+    call = task._when_done(wake)
+    with trio.move_on_after(math.inf if timeout is None else timeout):
+        await trio.lowlevel.wait_task_rescheduled(abort)
+    if raise_cancelled is not None and task.cancelled():
         raise_cancelled()
 
 
