@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .task import Task
+from typing import Any
 
 
 def is_trio() -> bool:
@@ -18,7 +15,7 @@ def is_trio() -> bool:
     return sniffio is not None and getattr(sniffio.thread_local, "name", None) == "trio"
 
 
-async def wait_in_trio(task: Task[Any], asks: bool, timeout: float | None) -> None:
+async def wait_in_trio(task: Any, asks: bool, timeout: float | None) -> None:
     """
     Wait under trio until *task* is done, wherever that ends, or *timeout* passed.
 
