@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -22,6 +24,8 @@ import omniloop
 from children import run_child
 from omniloop import CannotStartError, Runtime, SettingError
 from omniloop._monitor.client import Connection, NoAnswerError, processes
+from omniloop._monitor.server import _monitor
+from programs import source_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, and asks for the peer of a socket")
 
@@ -301,14 +305,76 @@ def test_a_client_that_never_reads_holds_up_nobody_and_is_dropped(env):
         assert hung_up.poll(9000)
 
 
-def test_clients_without_number_are_refused_and_the_ones_before_go_on(env):
+@pytest.mark.promise("Clients that ask nothing keep nobody out", section="The live view")
+def test_clients_that_ask_nothing_keep_nobody_out(env):
+    """With 32 connections that said nothing, everybody who came after them was refused."""
     with target(has_work, env) as child, contextlib.ExitStack() as stack:
         first = stack.enter_context(Connection(child.pid))
+        assert first.ask("hello")["pid"] == child.pid
         crowd = [stack.enter_context(raw(env, child.pid)) for _ in range(40)]
 
+        assert ask(child.pid, "hello")["pid"] == child.pid
+        # Who asks goes on; those that are too many are told so by the end of the connection.
         assert first.ask("hello")["pid"] == child.pid
-        # Those that are too many are told so by the end of the connection.
-        assert crowd[-1].recv(100) == b""
+        assert crowd[0].recv(100) == b""
+
+
+# --- several of one number --------------------------------------------------------------------------------------------
+
+
+def in_a_container(env, program):
+    """As in a container that shares the directory: the first process there has the number 1, or what is left of it."""
+    return target(program, env, "unshare", "--pid", "--fork", "--mount-proc", sys.executable)
+
+
+def can_make_containers():
+    made = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
+    return shutil.which("unshare") and subprocess.run(made, capture_output=True, check=False).returncode == 0
+
+
+CONTAINERS = pytest.mark.skipif(not can_make_containers(), reason="takes the right to make namespaces")
+
+
+@CONTAINERS
+@pytest.mark.promise(
+    "Containers that share a directory leave each other's sockets alone, whatever numbers their processes have",
+    section="The live view",
+)
+def test_containers_that_share_a_directory_leave_each_others_sockets_alone(env):
+    """The second took the name of the first, and `ps` in one removed the socket of the other."""
+    with in_a_container(env, has_work) as first:
+        before = sockets(env)
+        with in_a_container(env, has_work) as second:
+            both = sockets(env)
+            # Here no process of ours has these numbers.
+            command("ps", env=env)
+            after = sockets(env)
+            second.communicate(timeout=9)
+        # The end of the second took its own away, and no other.
+        left = sockets(env)
+        first.communicate(timeout=9)
+
+    assert before == left == {"1.sock"}
+    assert both == after == {"1.sock", "1-1.sock"}
+    assert sockets(env) == set()
+
+
+def test_the_socket_of_another_process_is_neither_taken_nor_removed(env):
+    """One in another container may have our number."""
+    folder = f"{env['XDG_RUNTIME_DIR']}/omniloop"
+    os.mkdir(folder, 0o700)
+    with socket.socket(socket.AF_UNIX) as other, Runtime() as runtime:
+        other.bind(f"{folder}/{os.getpid()}.sock")
+        other.listen()
+        runtime.configure(monitor=True)
+        both = sockets(env)
+        # In our place, since somebody has removed ours.
+        os.unlink(f"{folder}/{os.getpid()}-1.sock")
+        with socket.socket(socket.AF_UNIX) as late:
+            late.bind(f"{folder}/{os.getpid()}-1.sock")
+            runtime.configure(monitor=False)
+
+        assert both == sockets(env) == {f"{os.getpid()}.sock", f"{os.getpid()}-1.sock"}
 
 
 # --- on and off -------------------------------------------------------------------------------------------------------
@@ -589,3 +655,122 @@ def test_an_odd_command_line_hides_nobody(env):
     assert str(plain.pid) in listed.stdout
     assert r"service --name=\udcff\u202e forged" in listed.stdout
     assert r"  half\udc80\nforged (daemon)" in text.stdout
+
+
+def is_another_users():
+    omniloop.configure(monitor=True)
+    omniloop.run(asyncio.sleep(0))
+    os.setuid(60_000 + os.getpid() % 5_000)
+    print("ready", flush=True)
+    sys.stdin.read()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to become another user")
+@pytest.mark.promise(
+    "Root may look into every process, and is told whose one is that it can't ask", section="The live view"
+)
+def test_root_is_told_whose_a_process_is(env):
+    """It was told that the process had no monitor."""
+    with target(is_another_users, env) as child:
+        told = command("dump", child.pid, env=env)
+        user = 60_000 + child.pid % 5_000
+        folder = f"/tmp/omniloop-{user}"
+        os.mkdir(folder, 0o700)
+        os.chown(folder, user, user)
+        os.rename(f"{env['XDG_RUNTIME_DIR']}/omniloop/{child.pid}.sock", f"{folder}/{child.pid}.sock")
+        try:
+            found = command("dump", child.pid, env=env)
+        finally:
+            os.unlink(f"{folder}/{child.pid}.sock")
+            os.rmdir(folder)
+
+    assert (told.stdout, told.returncode) == ("", 1)
+    assert (
+        f"it is of the user {user}, and has no socket in /run/user/{user}/omniloop or {folder}" in told.stderr
+    )
+    assert (found.stderr, found.returncode) == ("", 0)
+    assert f"process {child.pid}" in found.stdout
+
+
+def has_failed_at_length():
+    omniloop.configure(monitor=True, on_error=lambda failure: None)
+
+    def fails():
+        raise ValueError("x" * 10_000_000)
+
+    for number in range(30):
+        omniloop.call_soon(fails)
+    omniloop.flush(20)
+    print("ready", flush=True)
+    sys.stdin.read()
+
+
+@pytest.mark.promise("Of a failure's text as much is kept as can be read", section="The live view")
+def test_a_failures_text_is_kept_in_part(env):
+    """20 failures of 10 MB were kept twice: 480 MB."""
+    with target(has_failed_at_length, env) as child:
+        failures = ask(child.pid)["failures"]
+
+    assert len(failures) == 20
+    assert failures[0]["error"] == "ValueError: " + "x" * 487 + "…"
+    assert "in fails" in failures[0]["traceback"] and "9,980," in failures[0]["traceback"]
+    assert len(json.dumps(failures)) < 500_000
+
+
+# --- where it can't be ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise(
+    "Where the live view can't be, one line says so, and everything else works", section="The live view"
+)
+@pytest.mark.parametrize("missing", ["os.geteuid", "socket.AF_UNIX"])
+def test_where_it_can_not_be_a_line_says_so_and_work_is_done(env, missing):
+    """`go()` itself raised an AttributeError."""
+
+    def program():
+        import socket
+
+        modules = {"os": os, "socket": socket}
+        # Where there are no Unix sockets it takes others.
+        socket.socketpair = functools.partial(socket.socketpair, socket.AF_UNIX)
+        module, _, name = sys.argv[1].partition(".")
+        delattr(modules[module], name)
+        print(omniloop.run(asyncio.sleep(0, "ran")))
+        try:
+            omniloop.configure(monitor=True)
+        except CannotStartError as error:
+            print(error)
+        from omniloop.__main__ import main
+
+        print(main(["ps"]))
+
+    result = run_child(
+        f"import sys; sys.argv = ['', {missing!r}]\n" + source_of(program), env={**env, "OMNILOOP_MONITOR": "1"}
+    )
+
+    line = "There is no live view on this system: it takes Unix sockets, and numbers of users. dump(), in the program, works.\n"
+    assert (result.stdout, result.stderr, result.code) == (f"ran\n{line}1\n", line * 2, 0)
+
+
+def test_no_thread_for_it_is_a_cannot_start_error(env, monkeypatch):
+    """It was a bare RuntimeError where it listened already."""
+
+    def no_room(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Runtime() as runtime:
+        runtime.call_soon(int).result(timeout=5)
+        monkeypatch.setattr(threading.Thread, "start", no_room)
+        with pytest.raises(CannotStartError, match="The monitor can't listen: can't start new thread"):
+            runtime.configure(monitor=True)
+        assert sockets(env) == set()
+        monkeypatch.undo()
+        # As the thread is ended before a fork.
+        monkeypatch.setenv("XDG_RUNTIME_DIR", env["XDG_RUNTIME_DIR"])
+        runtime.configure(monitor=True)
+        _monitor.hold_still()
+        monkeypatch.setattr(threading.Thread, "start", no_room)
+        with pytest.raises(CannotStartError, match="The monitor can't listen: can't start new thread"):
+            _monitor.start()
+        monkeypatch.undo()
+        runtime.configure(monitor=False)

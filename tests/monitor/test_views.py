@@ -4,13 +4,17 @@ import asyncio
 import json
 import os
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from targets import omniloop as command
@@ -225,6 +229,44 @@ def test_web_answers_only_who_has_the_token_and_came_by_its_own_address(env):
         assert get(f"{url}other")[0] == 404
         # A page of elsewhere whose name leads here.
         assert get(f"{url}snapshot", host="evil.example:80")[0] == 421
+
+
+@pytest.mark.promise("`web --open` shows its address to the browser, and to no other user", section="The live view")
+def test_web_open_keeps_the_token_out_of_command_lines(env, tmp_path):
+    """Every user of the machine can read them."""
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked; mv {tmp_path}/asked {tmp_path}/opened\n')
+    browser.chmod(0o755)
+
+    with target(is_busy, env) as child:
+        web = subprocess.Popen(
+            [sys.executable, "-m", "omniloop", "web", str(child.pid), "--open"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=child_environment({**env, "BROWSER": str(browser)}),
+            start_new_session=True,
+        )
+        guardian.watch(web)
+        try:
+            url = web.stdout.readline().strip()
+            until = time.monotonic() + PATIENCE
+            while not (tmp_path / "opened").exists():
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            opened = (tmp_path / "opened").read_text().strip()
+            page = Path(urllib.parse.unquote(urllib.parse.urlparse(opened).path))
+            mode, text = stat.S_IMODE(page.stat().st_mode), page.read_text()
+            web.send_signal(signal.SIGINT)
+            web.wait(PATIENCE)
+        finally:
+            web.kill()
+            web.communicate()
+            guardian.forget(web)
+
+    assert opened.startswith("file://") and url not in opened and url.split("/")[-2] not in opened
+    assert f"url={url}" in text
+    assert mode == 0o600
+    assert not page.exists()
 
 
 def test_web_shows_it_in_a_browser(env, tmp_path):

@@ -31,3 +31,5 @@ def turn_on_at_start() -> None:
         turn_on()
     except CannotStartError as error:
         say("%s", error)
+    except Exception as error:
+        say("The monitor can't listen, because of an error of omniloop's own, which should be reported.", error=error)

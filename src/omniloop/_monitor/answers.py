@@ -22,6 +22,9 @@ _BLOCKED: Final = 0.1
 
 # Of the last failures only text is kept: an exception would keep the frames of its traceback alive.
 _MOST_FAILURES: Final = 20
+# Characters of what says what went wrong, and of the beginning and the end of a traceback: an error may hold megabytes.
+_LONGEST_LINE: Final = 500
+_LONGEST_PART: Final = 10_000
 _failures: deque[dict[str, Any]] = deque(maxlen=_MOST_FAILURES)
 
 _started = time.time()
@@ -60,14 +63,18 @@ def watch_failures(wanted: bool) -> None:
 
 
 def _keep(failure: Failure) -> None:
+    text = "".join(traceback.format_exception(failure.exception))
+    if len(text) > 2 * _LONGEST_PART:
+        left_out = f"\n… {len(text) - 2 * _LONGEST_PART:,} characters left out …\n"
+        text = text[:_LONGEST_PART] + left_out + text[-_LONGEST_PART:]
     _failures.append(
         {
             "time": time.time(),
-            "name": failure.name,
-            "message": failure.message,
-            "error": "".join(traceback.format_exception_only(failure.exception)).strip(),
+            "name": shown(failure.name),
+            "message": shown(failure.message, _LONGEST_LINE),
+            "error": shown("".join(traceback.format_exception_only(failure.exception)).strip(), _LONGEST_LINE),
             "submitted": None if failure.site is None else failure.site.short(),
-            "traceback": "".join(traceback.format_exception(failure.exception)),
+            "traceback": text,
         }
     )
 

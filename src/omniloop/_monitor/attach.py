@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from . import places
 from .client import Connection, NoAnswerError, exists
 
 # Seconds for the main thread of the other process to come to it, and then for the monitor to listen.
@@ -57,8 +58,8 @@ def attach(pid: int) -> None:
         script, begun, result = (os.path.join(folder, name) for name in ("script.py", "begun", "result"))
         with open(script, "w", encoding="utf-8") as file:
             file.write(_SCRIPT.format(begun=begun, result=result))
-        owner = os.stat(f"/proc/{pid}").st_uid if os.path.exists(f"/proc/{pid}") else os.geteuid()
-        if owner != os.geteuid():
+        owner = places.owner(pid)
+        if owner not in (None, os.geteuid()):
             raise NoAnswerError(
                 f"The process {pid} is of the user {owner}, and its monitor answers that user (and root) alone: run this as that user."
             )

@@ -58,7 +58,10 @@ class Connection:
         except OSError as error:
             raise NoAnswerError(f"The process {self.pid} is gone: {error}") from None
         line, _, self._received = self._received.partition(b"\n")
-        answer: dict[str, Any] = _printable(json.loads(line))
+        try:
+            answer: dict[str, Any] = _printable(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise NoAnswerError(f"What the process {self.pid} answered can't be read: {error}") from None
         if "error" in answer:
             raise NoAnswerError(f"The process {self.pid} answered: {answer['error']}")
         return answer
@@ -86,29 +89,46 @@ def _printable(told: Any) -> Any:
 
 def _connected(pid: int, timeout: float) -> socket.socket:
     refused: str | None = None
-    for directory in places.directories():
-        path = places.socket_path(directory, pid)
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(timeout)
+    me, owner = os.geteuid(), places.owner(pid)
+    # Root may ask everybody.
+    user = owner if me == 0 and owner is not None else me
+    for directory in places.directories(user):
         try:
-            places.check(directory)
-            _connect(connection, path)
-            # It may be a trap: what it shows would be believed.
-            places.check_peer(connection)
-        except places.NotOursError as error:
-            refused = str(error)
-        except (FileNotFoundError, ConnectionRefusedError):
-            pass
-        except PermissionError as error:
-            refused = f"{path} is not yours: {error}"
+            places.check(directory, user)
+            paths = [path for number, path in places.sockets(directory) if number == pid]
+        except FileNotFoundError:
+            continue
         except OSError as error:
             refused = str(error)
-        else:
-            return connection
-        connection.close()
+            continue
+        for path in paths:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(timeout)
+            try:
+                _connect(connection, path)
+                # It may be a trap: what it shows would be believed.
+                peer = places.check_peer(connection, user)
+                if peer in (None, pid) or not exists(pid):
+                    return connection
+                refused = f"{path} is the socket of a process in another container, which has the same number there."
+            except (FileNotFoundError, ConnectionRefusedError):
+                pass
+            except PermissionError as error:
+                refused = f"{path} is not yours: {error}"
+            except OSError as error:
+                refused = str(error)
+            connection.close()
     if refused is None:
         if not exists(pid):
             raise NoAnswerError(f"There is no process {pid}.")
+        if owner not in (None, me):
+            whose = f"it is of the user {owner}"
+            raise NoAnswerError(
+                f"The process {pid} can't be asked: {whose}, whose monitors answer that user and root alone. Ask as that user."
+                if me
+                else f"The process {pid} can't be asked: {whose}, and has no socket in {' or '.join(places.directories(user))}. It has "
+                "no monitor, or another XDG_RUNTIME_DIR: ask as that user, with that one."
+            )
         refused = (
             "it has no monitor. Turn it on with configure(monitor=True) or OMNILOOP_MONITOR=1; in a process that runs already, on "
             f"Python 3.14 and later: python -m omniloop attach {pid}"
@@ -118,29 +138,21 @@ def _connected(pid: int, timeout: float) -> socket.socket:
 
 def processes() -> list[dict[str, Any]]:
     """What the processes that can be asked say of themselves, by number. The sockets of dead ones are removed."""
-    found = []
-    for directory in places.directories():
+    user = os.geteuid()
+    pids: set[int] = set()
+    for directory in places.directories(user):
+        # Else nobody listens there; or it is not the user's.
+        with contextlib.suppress(OSError):
+            places.check(directory, user)
+            pids.update(pid for pid, path in places.sockets(directory) if not places.remove_dead(path))
+    found: list[dict[str, Any]] = []
+    for pid in sorted(pids):
         try:
-            places.check(directory)
-            names = os.listdir(directory)
-        except OSError:
-            # Nobody listens there; or it is not the user's.
-            continue
-        for name in names:
-            number, _, kind = name.partition(".")
-            if kind != "sock" or not number.isdigit():
-                continue
-            pid = int(number)
-            try:
-                with Connection(pid, timeout=1) as connection:
-                    found.append(connection.ask("hello"))
-            except NoAnswerError as error:
-                if not exists(pid):
-                    with contextlib.suppress(OSError):
-                        os.unlink(os.path.join(directory, name))
-                else:
-                    found.append({"pid": pid, "problem": str(error)})
-    return sorted(found, key=lambda hello: hello["pid"])
+            with Connection(pid, timeout=1) as connection:
+                found.append(connection.ask("hello"))
+        except NoAnswerError as error:
+            found.append({"pid": pid, "problem": str(error)})
+    return found
 
 
 def _connect(connection: socket.socket, path: str) -> None:

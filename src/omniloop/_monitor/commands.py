@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._life.look import as_lines
+from . import places
 from .client import Connection, NoAnswerError, command_of, processes
 
 _NOBODY = (
@@ -68,6 +69,9 @@ def _asked(command: Callable[..., int], *args: Any) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal may know few letters; a name in others must not end the command.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if (why := places.lacking()) is not None:
+        print(why, file=sys.stderr)
+        return 1
     try:
         return command(*args)
     except NoAnswerError as error:

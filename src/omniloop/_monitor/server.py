@@ -9,6 +9,7 @@ read is dropped. The thread sleeps in the selector until somebody comes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -27,6 +28,8 @@ from . import answers, places
 # Bytes of one question: the longest that is asked has 60.
 _LONGEST_QUESTION: Final = 4096
 _MOST_CLIENTS: Final = 32
+# That share one directory and have a process of one number each.
+_MOST_CONTAINERS: Final = 100
 # Seconds that an answer may wait to be read.
 _PATIENCE: Final = 5.0
 # Seconds that ending the thread may take: one answer, at the most.
@@ -43,6 +46,9 @@ class _Client:
         self.received = b""
         self.unsent = memoryview(b"")
         self.read_last = 0.0
+        self.heard = time.monotonic()
+        # Whether it ever had an answer.
+        self.asked = False
 
 
 class Monitor:
@@ -57,7 +63,9 @@ class Monitor:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._listener: socket.socket | None = None
+        # Where it is, and which file that was.
         self._path = ""
+        self._file: os.stat_result | None = None
         self._selector: selectors.BaseSelector | None = None
         self._clients: dict[int, _Client] = {}
         # A byte in it ends the thread.
@@ -72,17 +80,20 @@ class Monitor:
         Raises:
             CannotStartError: if no socket or no thread is to be had, or the directory for the socket is not the user's alone.
         """
+        if (why := places.lacking()) is not None:
+            raise CannotStartError(why)
         with self._lock:
-            if self._listener is not None:
-                self._resume()
-                return
+            listened = self._listener is not None
             try:
-                self._listen()
-                answers.watch_failures(True)
-                exit.watch(self)
-                self._start_thread()
+                if not listened:
+                    self._listen()
+                    answers.watch_failures(True)
+                    exit.watch(self)
+                self._resume()
             except (OSError, RuntimeError) as error:
-                self._close()
+                if not listened:
+                    self._close()
+                    exit.unwatch(self)
                 raise CannotStartError(f"The monitor can't listen: {error}") from error
 
     def stop(self) -> None:
@@ -97,29 +108,43 @@ class Monitor:
         self.stop()
 
     def _listen(self) -> None:
-        path = places.socket_path(places.prepare(), os.getpid())
-        with contextlib.suppress(FileNotFoundError):
-            # Of a dead process that had the same number.
-            os.unlink(path)
+        folder = places.prepare()
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(path)
-        self._path = path
-        os.chmod(path, 0o600)
+        self._path = self._bind(self._listener, folder)
         self._listener.listen(_MOST_CLIENTS)
         self._listener.setblocking(False)
+        os.chmod(self._path, 0o600)
+        self._file = os.lstat(self._path)
         self._bell = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._bell[1], selectors.EVENT_READ)
+
+    def _bind(self, listener: socket.socket, folder: str) -> str:
+        """Give *listener* a name: with a number more for each container in which a process of the same number listens."""
+        for others in range(_MOST_CONTAINERS):
+            path = places.socket_path(folder, os.getpid(), others)
+            places.remove_dead(path)
+            try:
+                listener.bind(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return path
+        raise OSError(errno.EADDRINUSE, f"{_MOST_CONTAINERS} others have the socket's name", folder)
 
     def _close(self) -> None:
         """Close all that is open, and remove the socket; the thread has ended, or is the parent's."""
         answers.watch_failures(False)
         listener, self._listener = self._listener, None
         self._close_descriptors(listener)
-        if listener is not None and self._path:
+        file, self._file = self._file, None
+        if listener is not None and file is not None:
             with contextlib.suppress(OSError):
-                os.unlink(self._path)
+                # Not what another process has made there since somebody removed it.
+                if os.path.samestat(file, os.lstat(self._path)):
+                    os.unlink(self._path)
 
     def _close_descriptors(self, listener: socket.socket | None) -> None:
         bell, self._bell = self._bell, None
@@ -152,7 +177,10 @@ class Monitor:
 
     def go_on(self) -> None:
         # Python 3.13 counts the threads only after this, and warns of the one: a plain thread of a fork hook is warned of there, too.
-        self._resume()
+        try:
+            self._resume()
+        except RuntimeError as error:
+            say("The monitor's thread can't be started again after a fork, and answers no more: %s", error)
 
     def _resume(self) -> None:
         if self._listener is not None and self._thread is None:
@@ -236,13 +264,15 @@ class Monitor:
         self._clients[connection.fileno()] = client
         selector.register(connection, selectors.EVENT_READ)
         try:
-            places.check_peer(connection)
+            places.check_peer(connection, os.geteuid())
         except OSError:
             # Not a word to a stranger.
             self._drop(client)
             return
         if len(self._clients) > _MOST_CLIENTS:
-            self._drop(client)
+            # Of those that never asked, and then of the others, the one that was silent for longest: it keeps nobody out.
+            others = [other for other in self._clients.values() if other is not client]
+            self._drop(min(others, key=lambda other: (other.asked, other.heard)))
 
     def _serve_client(self, client: _Client, events: int, selector: selectors.BaseSelector) -> None:
         try:
@@ -254,11 +284,13 @@ class Monitor:
                     self._drop(client)
                     return
                 client.received += received
+                client.heard = time.monotonic()
             # The next question when the answer to the last is read: else answers would pile up.
             while not client.unsent and b"\n" in client.received:
                 line, _, client.received = client.received.partition(b"\n")
                 client.unsent = memoryview(_answer(line))
                 client.read_last = time.monotonic()
+                client.asked = True
                 self._send(client)
             if len(client.received) > _LONGEST_QUESTION:
                 self._drop(client)

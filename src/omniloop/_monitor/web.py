@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import os
+import pathlib
 import secrets
+import tempfile
 import webbrowser
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
@@ -24,10 +28,20 @@ def run(pid: int, port: int, *, browse: bool) -> int:
         raise NoAnswerError(f"The port {port} can't be used: {error}. Without --port a free one is taken.") from None
     with server:
         print(f"{server.url}\nCtrl-C ends it. Who has the address can see what the process {pid} does.", flush=True)
-        if browse:
-            webbrowser.open(server.url)
-        server.serve_forever()
+        with opened_in_browser(server.url) if browse else contextlib.nullcontext():
+            server.serve_forever()
     return 0
+
+
+@contextlib.contextmanager
+def opened_in_browser(url: str) -> Iterator[None]:
+    """Have a browser go to *url*, by way of a file that only the user can read: its command line can be read by everybody."""
+    with tempfile.TemporaryDirectory(prefix="omniloop-web-") as folder:
+        path = pathlib.Path(folder, "open.html")
+        path.touch(0o600)
+        path.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={url}">')
+        webbrowser.open(path.as_uri())
+        yield
 
 
 class Server(ThreadingHTTPServer):
