@@ -685,9 +685,7 @@ def test_root_is_told_whose_a_process_is(env):
             os.rmdir(folder)
 
     assert (told.stdout, told.returncode) == ("", 1)
-    assert (
-        f"it is of the user {user}, and has no socket in /run/user/{user}/omniloop or {folder}" in told.stderr
-    )
+    assert f"it is of the user {user}, and has no socket in /run/user/{user}/omniloop or {folder}" in told.stderr
     assert (found.stderr, found.returncode) == ("", 0)
     assert f"process {child.pid}" in found.stdout
 
