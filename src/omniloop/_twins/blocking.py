@@ -116,6 +116,7 @@ def blocking(
     in_caller: Iterable[str] = (),
     on_loop: Iterable[str] = (),
     reopen: bool = False,
+    nested: bool | tuple[type, ...] = True,
     runtime: Any = None,
 ) -> Any: ...
 @overload
@@ -126,6 +127,7 @@ def blocking(
     in_caller: Iterable[str] = (),
     on_loop: Iterable[str] = (),
     reopen: bool = False,
+    nested: bool | tuple[type, ...] = True,
     runtime: Any = None,
 ) -> Decorator: ...
 def blocking(
@@ -137,6 +139,7 @@ def blocking(
     in_caller: Iterable[str] = (),
     on_loop: Iterable[str] = (),
     reopen: bool = False,
+    nested: bool | tuple[type, ...] = True,
     runtime: Any = None,
 ) -> Any:
     """
@@ -145,8 +148,9 @@ def blocking(
     A call runs on the loop and waits, as `run` does; Ctrl-C cancels it. An async generator becomes an iterator that is never
     ahead of its consumer, `async with` becomes `with`, and ``.aio`` of a function or method is the same for async callers, on any
     event loop. A class's twin wraps an object of the class, which is made on the loop, as its sync methods run there; attributes
-    and properties are looked at in the caller's thread. Where an object has a twin, the twin comes out, always the same one, and
-    goes in as the original. One that was made or entered is closed when it is dropped, and at exit after all work.
+    and properties are looked at in the caller's thread. What has something async, or leads to it (``client.chat.completions``), comes
+    out as a twin, always the same one, and goes in as the original; data comes out as it is. One that was made or entered is closed
+    when it is dropped, and at exit after all work.
 
     Blocks in each call; not for the loop's own thread. Where another event loop runs in the calling thread, that loop is blocked,
     and a `RuntimeWarning` says so, once a place.
@@ -159,11 +163,13 @@ def blocking(
         in_caller: Names of sync methods that run in the caller's thread, because they need no loop.
         on_loop: Names of attributes and properties that are looked at on the loop.
         reopen: Make the object anew, with the same arguments, in a forked child and after `shutdown()`, instead of refusing.
+        nested: False makes twins of nothing that was not given to `blocking` itself, but for what can only be entered or iterated
+            over; a tuple names classes to leave alone.
         runtime: On whose loop; by default on the shared one's.
 
     Raises:
         NotAsyncError: if *fn* is neither a class nor a function.
-        TypeError: if *runtime* is no `Runtime`, or an option for classes is given for a function.
+        TypeError: if *runtime* is no `Runtime`, *nested* names no classes, or an option for classes is given for a function.
         ValueError: if *timeout* is not a number of seconds.
         AttributeError: if *rename* names a method that the class does not have.
 
@@ -180,7 +186,13 @@ def blocking(
     check_timeout(timeout)
     names = tuple(sorted((rename or {}).items()))
     options = twins.Options(
-        chosen(runtime), timeout, names, _names("in_caller", in_caller), _names("on_loop", on_loop), bool(reopen)
+        chosen(runtime),
+        timeout,
+        names,
+        _names("in_caller", in_caller),
+        _names("on_loop", on_loop),
+        bool(reopen),
+        _nested(nested),
     )
     return partial(_decorate, options) if fn is None else _decorate(options, fn)
 
@@ -191,22 +203,33 @@ def _names(option: str, names: Iterable[str]) -> frozenset[str]:
     return frozenset(names)
 
 
+def _nested(nested: Any) -> bool | tuple[type, ...]:
+    if isinstance(nested, bool):
+        return nested
+    classes = tuple(nested) if isinstance(nested, (tuple, list, set, frozenset)) else ()
+    if not classes or not all(isinstance(each, type) for each in classes):
+        raise TypeError(
+            f"nested={nested!r}: give a tuple of the classes to leave alone, or False for all that have no twin."
+        )
+    return classes
+
+
 def _decorate(options: twins.Options, fn: Any) -> Any:
     if isinstance(fn, (classmethod, staticmethod)):
         return type(fn)(_decorate(options, fn.__func__))
     if isinstance(fn, twins.TwinType):
-        return twins.make_class(fn._omniloop_original, options)
+        return twins.make_class(fn._omniloop_original, options, asked_for=True)
     if inspect.isclass(fn):
         if fn.__module__ == "builtins":
             raise NotAsyncError(f"{fn!r} has nothing async. blocking() takes an async class, or an async function.")
-        return twins.make_class(fn, options)
+        return twins.make_class(fn, options, asked_for=True)
     if inspect.iscoroutine(fn):
         close_unstarted(fn)
         raise NotAsyncError(f"blocking() takes the function, and was given the coroutine {fn!r}. Use run() for it.")
     if not callable(fn):
         raise NotAsyncError(f"blocking() takes an async function or class, and {fn!r} can't be called.")
-    if isinstance(fn, twins.Blocking):
+    if isinstance(fn, twins.SyncCall):
         return fn
     if options.rename or options.in_caller or options.on_loop or options.reopen:
         raise TypeError(f"{fn!r} is a function, and rename, in_caller, on_loop and reopen are for classes.")
-    return twins.Blocking(fn, options)
+    return twins.SyncCall(fn, options)

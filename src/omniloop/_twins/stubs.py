@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any, get_args, get_origin
 
 from .annotations import AWAITED, SYNC_NAMES
-from .twins import Blocking, Twin, TwinType
+from .twins import SyncCall, Twin, TwinType
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -286,7 +286,7 @@ class _Stub:
         for name, value in vars(module).items():
             if isinstance(value, TwinType) and value is not Twin:
                 self.twins.setdefault(value._omniloop_original, name)
-        functions = [value for value in vars(module).values() if isinstance(value, Blocking)]
+        functions = [value for value in vars(module).values() if isinstance(value, SyncCall)]
         if not self.twins and not functions:
             raise ValueError(f"There is no twin in {module.__name__}. Name the module in which blocking() is called.")
         # What has to be imported besides: the local name by origin.
@@ -357,7 +357,7 @@ class _Stub:
                 value = vars(self.module).get(name)
                 if isinstance(value, TwinType):
                     return self.twin(name, value, None)
-                if isinstance(value, Blocking):
+                if isinstance(value, SyncCall):
                     return self.function(name, value)
                 return self.assignment(name, value, node)
             case ast.Expr(ast.Constant(str())):
@@ -472,7 +472,7 @@ class _Stub:
 
     # --- functions that are twins -------------------------------------------------------------------------------------
 
-    def function(self, name: str, call: Blocking) -> list[ast.stmt]:
+    def function(self, name: str, call: SyncCall) -> list[ast.stmt]:
         """``fetch = blocking(_fetch)``."""
         original = inspect.unwrap(call._fn)
         home = getattr(original, "__globals__", {}).get("__name__", "")

@@ -17,9 +17,19 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
-from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import closing, suppress
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
 from types import (
     AsyncGeneratorType,
     BuiltinFunctionType,
@@ -39,6 +49,7 @@ from .._life.life import Life
 from .._process import fork
 from .._runtime import Runtime
 from .._work.task import Kind
+from . import faces
 from .steps import AsyncSteps, Steps, trimmed
 
 _getframe: Final = sys._getframe
@@ -58,6 +69,11 @@ class Options(NamedTuple):
     in_caller: frozenset[str] = frozenset()
     on_loop: frozenset[str] = frozenset()
     reopen: bool = False
+    # Whether what needs a twin comes out as one though nobody has asked for it; or the classes that are left alone.
+    nested: bool | tuple[type, ...] = True
+
+    def leaves_alone(self, kind: type) -> bool:
+        return isinstance(self.nested, tuple) and issubclass(kind, self.nested)
 
 
 # --- what has a twin --------------------------------------------------------------------------------------------------
@@ -81,24 +97,36 @@ fork.forget_after_fork(_forget_lock)
 
 
 def known(original: type, options: Options) -> TwinType | None:
-    """The twin of *original* that was made with these options, or else for the same runtime."""
+    """The twin of *original* that was asked for with these options, or else for the same runtime."""
     found: TwinType | None = None
-    own: Any = vars(original).get(_TWINS)
-    twins: list[TwinType] = own or _of_fixed.get(original) or []
-    for twin in twins:
-        if twin._omniloop_options.runtime is options.runtime:
+    for twin in _twins_of(original):
+        if twin._omniloop_asked_for and twin._omniloop_options.runtime is options.runtime:
             if twin._omniloop_options == options:
                 return twin
             found = found or twin
     return found
 
 
-def _face_of(kind: type, options: Options) -> TwinType | None:
-    """The twin for objects of *kind*: its own; or, of the nearest base that has one, a twin as that one is."""
+def _twins_of(original: type) -> list[TwinType]:
+    own: list[TwinType] | None = vars(original).get(_TWINS)
+    return own or _of_fixed.get(original) or []
+
+
+def _exactly(original: type, options: Options) -> TwinType | None:
+    return next((twin for twin in _twins_of(original) if twin._omniloop_options == options), None)
+
+
+def _face_of(value: Any, options: Options) -> TwinType | None:
+    """The twin for *value*: its class's own; of the nearest base that has one, a twin as that one is; or one that it needs."""
+    kind = type(value)
+    if options.leaves_alone(kind):
+        return None
     for base in kind.__mro__:
         found = known(base, options)
         if found is not None:
             return found if base is kind else make_class(kind, found._omniloop_options)
+    if faces.opens(kind) or (options.nested and (faces.is_faced(kind) or faces.leads(value))):
+        return make_class(kind, options)
     return None
 
 
@@ -113,6 +141,10 @@ def _in(value: Any) -> Any:
             return {key: _in_one(item) for key, item in value.items()} if kind is dict else kind(map(_in_one, value))
         return value
     return _in_one(value)
+
+
+def _all_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple([_in(arg) for arg in args]), {key: _in(arg) for key, arg in kwargs.items()}
 
 
 def _in_one(value: Any) -> Any:
@@ -133,41 +165,31 @@ def _out(value: Any, options: Options, parent: object = None) -> Any:
         if not value:
             return value
         items = list(value.values() if kind is dict else value)
-        twins = [_out_one(item, options, parent, opens=False) for item in items]
+        twins = [_out_one(item, options, parent) for item in items]
         if all(map(operator.is_, items, twins)):
             return value
         return dict(zip(value, twins, strict=True)) if kind is dict else kind(twins)
     return _out_one(value, options, parent)
 
 
-def _out_one(value: Any, options: Options, parent: object, opens: bool = True) -> Any:
+def _out_one(value: Any, options: Options, parent: object) -> Any:
     kind = type(value)
-    if kind in _PLAIN or type(kind) is TwinType:
+    if kind in _PLAIN or kind in _CONTAINERS or type(kind) is TwinType:
         return value
+    if isinstance(value, type):
+        return known(value, options) or value
     if kind is _Opened:
         if type(value.value) in _PLAIN:
             return value.value
-        opened = _face_of(type(value.value), options) or make_class(type(value.value), options)
+        opened = _face_of(value.value, options) or make_class(type(value.value), options)
         twin = _enterable(opened)._omniloop_of(value.value, parent)
         twin._omniloop.way_out = value.opening
         return twin
-    if isinstance(value, type):
-        return known(value, options) or value
-    face = _face_of(kind, options)
-    if face is not None:
-        return face._omniloop_of(value, parent)
-    if not opens:
-        return value
     if kind is AsyncGeneratorType:
         name = getattr(value, "__qualname__", "an async generator")
         return Steps(value, options.runtime, _getframe(), name, _outward(options, parent), options.timeout)
-    if hasattr(kind, "__aenter__"):
-        if kind.__module__ == "contextlib":
-            return Entrance(value, options, parent)
-    elif not hasattr(kind, "__aiter__"):
-        return value
-    # Nothing that sync code could use as it is.
-    return make_class(kind, options)._omniloop_of(value, parent)
+    face = _face_of(value, options)
+    return value if face is None else face._omniloop_of(value, parent)
 
 
 def _outward(options: Options, parent: object) -> Callable[[Any], Any]:
@@ -187,14 +209,15 @@ class _Opened(NamedTuple):
 
 async def _there(call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> Any:
     """Call a function that is no coroutine function on the loop; what it returns is awaited, if it can be."""
-    return await _settled(call(*args, **kwargs), options)
-
-
-async def _settled(result: Any, options: Options) -> Any:
+    try:
+        result = call(*args, **kwargs)
+    except StopIteration as end:
+        # A `__next__`, say. No coroutine can raise it.
+        return _Stopped(end)
     kind = type(result)
     if kind in _PLAIN or kind in _CONTAINERS or not hasattr(kind, "__await__"):
         return await result if inspect.isawaitable(result) else result
-    if _has_live_twin(result, options):
+    if _has_live_twin(result):
         # A method that returns its own object, say, for chaining.
         return result
     if hasattr(kind, "__aenter__"):
@@ -207,9 +230,29 @@ async def _settled(result: Any, options: Options) -> Any:
     return await result
 
 
-def _has_live_twin(original: Any, options: Options) -> bool:
-    face = _face_of(type(original), options)
-    return face is not None and (id(original), id(face)) in _live
+class _Stopped(NamedTuple):
+    error: StopIteration
+
+
+async def _stepwise(generator: Generator[Any, Any, Any]) -> AsyncGenerator[Any, Any]:
+    """The steps of a sync generator, taken on the loop."""
+    take, value = generator.send, None
+    with closing(generator):
+        while True:
+            try:
+                item = take(value)
+            except StopIteration:
+                return
+            try:
+                take, value = generator.send, (yield item)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                take, value = generator.throw, error
+
+
+def _has_live_twin(original: Any) -> bool:
+    return any((id(original), id(face)) in _live for face in _twins_of(type(original)))
 
 
 # --- a call that waits ------------------------------------------------------------------------------------------------
@@ -219,7 +262,7 @@ def _has_live_twin(original: Any, options: Options) -> bool:
 _warned: set[tuple[object, int]] = set()
 
 
-def _warn(frame: FrameType, name: str) -> None:
+def _warn(frame: FrameType, what: str, instead: str) -> None:
     place = frame.f_code, frame.f_lineno
     if place in _warned:
         return
@@ -229,7 +272,7 @@ def _warn(frame: FrameType, name: str) -> None:
         # A notebook or a shell: its loop has nothing else to do while a cell runs.
         return
     warnings.warn_explicit(
-        f"{name}() blocks the event loop that runs in this thread. Use `{name}.aio(…)` here.",
+        f"{what} blocks the event loop that runs in this thread. Use {instead} here.",
         RuntimeWarning,
         frame.f_code.co_filename,
         frame.f_lineno,
@@ -239,6 +282,7 @@ def _warn(frame: FrameType, name: str) -> None:
 
 NATIVE: Final = "native"
 GENERATOR: Final = "generator"
+STEPWISE: Final = "stepwise"
 OTHER: Final = "other"
 HERE: Final = "here"
 
@@ -246,11 +290,16 @@ HERE: Final = "here"
 def kind_of(fn: Any) -> str:
     """How *fn* is called: only a coroutine function written as such runs nothing before it is awaited."""
     flags = fn.__code__.co_flags if isinstance(fn, FunctionType) else 0
-    return NATIVE if flags & CO_COROUTINE else GENERATOR if flags & CO_ASYNC_GENERATOR else OTHER
+    if flags & CO_COROUTINE:
+        return NATIVE
+    if flags & CO_ASYNC_GENERATOR:
+        return GENERATOR
+    # A generator that `types.coroutine` made awaitable is none.
+    return STEPWISE if flags & CO_GENERATOR and not flags & CO_ITERABLE_COROUTINE else OTHER
 
 
-class Blocking:
-    """The sync twin of one function: a call waits. As an attribute of a class it is a method."""
+class SyncCall:
+    """The sync twin of one function: a call waits. As an attribute of a class it is a method. Typed as `omniloop.Blocking`."""
 
     def __init__(
         self,
@@ -259,8 +308,9 @@ class Blocking:
         *,
         twin: Twin | None = None,
         name: str | None = None,
+        title: str | None = None,
+        instead: str | None = None,
         kind: str | None = None,
-        module: str | None = None,
     ) -> None:
         self._fn = fn
         self._options = options
@@ -269,14 +319,21 @@ class Blocking:
         self._twin = twin
         self.__name__ = name or getattr(fn, "__name__", type(fn).__name__)
         self.__qualname__ = getattr(fn, "__qualname__", self.__name__)
-        self.__module__ = module or getattr(fn, "__module__", None) or __name__
+        self.__module__ = getattr(fn, "__module__", None) or __name__
         self.__doc__ = getattr(fn, "__doc__", None)
+        # What messages call it, and what they advise: by what the user has written.
+        self._title = title or str(self.__qualname__).rpartition("<locals>.")[2]
+        self._instead = instead
+
+    def _but(self, **changed: Any) -> SyncCall:
+        # Not by `copy`, which takes what is pickled by its name for a constant.
+        made = SyncCall.__new__(SyncCall)
+        made.__dict__.update(self.__dict__, **changed)
+        return made
 
     def __get__(self, obj: Any, owner: type | None = None) -> Any:
-        if obj is None:
-            return self
         # Decorated in a class of the user's own, which is no twin.
-        return Blocking(MethodType(self._fn, obj), self._options, name=self.__name__, kind=self._kind)
+        return self if obj is None else self._but(_fn=MethodType(self._fn, obj))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -290,53 +347,53 @@ class Blocking:
         options, twin, fn, kind = self._options, self._twin, self._fn, self._kind
         runtime = options.runtime
         life = runtime._current()
-        thread = life.thread
-        here = thread is not None and thread.ident == threading.get_ident()
-        if here and kind is not OTHER and kind is not HERE:
-            raise self._deadlock()
-        if asyncio._get_running_loop() is not None and not here and kind is not HERE:
-            _warn(frame, self._title())
-        if args:
-            args = tuple([_in(arg) for arg in args])
-        if kwargs:
-            kwargs = {key: _in(arg) for key, arg in kwargs.items()}
+        here = _is_current(life)
+        if here:
+            # A sync method runs there anyway, unless there is something to wait for.
+            if kind is NATIVE or kind is GENERATOR:
+                raise self._deadlock()
+            kind = HERE
+        elif kind is not HERE and asyncio._get_running_loop() is not None:
+            _warn(frame, f"{self._title}()" if self._instead is None else self._title, self._advice())
+        args, kwargs = _all_in(args, kwargs)
         if twin is not None:
             # After the arguments: one of them may be what makes it anew.
             twin._omniloop.here()
         if kind is NATIVE:
             result = runtime._run(fn(*args, **kwargs), options.timeout, frame)
-        elif kind is GENERATOR:
-            return Steps(fn(*args, **kwargs), runtime, frame, self._title(), _outward(options, twin), options.timeout)
+        elif kind is GENERATOR or kind is STEPWISE:
+            items = fn(*args, **kwargs)
+            items = items if kind is GENERATOR else _stepwise(items)
+            return Steps(items, runtime, frame, self._title, _outward(options, twin), options.timeout)
         elif kind is HERE:
             result = fn(*args, **kwargs)
-        elif here:
-            result = self._inline(fn(*args, **kwargs))
+            if here and inspect.iscoroutine(result):
+                result.close()
+                raise self._deadlock()
         else:
             result = runtime._run(self._named(_there(fn, args, kwargs, options)), options.timeout, frame)
         if type(result) in _PLAIN:
             return result
+        if type(result) is _Stopped:
+            raise result.error
         return _out(result, options, twin)
 
     def _named(self, coro: Any) -> Any:
         coro.__qualname__ = self.__qualname__
         return coro
 
-    def _inline(self, result: Any) -> Any:
-        """A sync method on the loop's own thread, which is where it runs anyway; unless there is something to wait for."""
-        if inspect.iscoroutine(result):
-            result.close()
-            raise self._deadlock()
-        return result
+    def _advice(self, keyword: str = "") -> str:
+        if self._instead is not None:
+            return self._instead
+        if self._title.replace(".", "").isidentifier():
+            return f"`{keyword}{self._title}.aio(…)`"
+        return "its `.aio(…)`"
 
     def _deadlock(self) -> WouldDeadlockError:
-        title = self._title()
+        advice = self._advice("async for … in " if self._kind is GENERATOR else "await ")
         return WouldDeadlockError(
-            f"{title}() would wait, on the loop's own thread, for work that needs this thread. Use `await {title}.aio(…)` there."
+            f"{self._title}() would wait, on the loop's own thread, for work that needs this thread. Use {advice} there."
         )
-
-    def _title(self) -> str:
-        title: str = str(self.__qualname__).rpartition("<locals>.")[2]
-        return title
 
     # --- the other faces ----------------------------------------------------------------------------------------------
 
@@ -345,7 +402,7 @@ class Blocking:
         """The same function for async callers, on any event loop; it runs on omniloop's."""
         fn = self._fn
         call: Any
-        if self._kind is GENERATOR:
+        if self._kind is GENERATOR or self._kind is STEPWISE:
 
             def iterate(*args: Any, **kwargs: Any) -> Any:
                 return self._iterate(args, kwargs, _getframe(1))
@@ -370,7 +427,7 @@ class Blocking:
         functools.update_wrapper(call, fn)
         return call
 
-    def options(self, *, timeout: float | None) -> Blocking:
+    def options(self, *, timeout: float | None) -> SyncCall:
         """
         The same function with a time limit for each call, or each item of an iterator: ``fetch.options(timeout=5)(url)``.
 
@@ -379,18 +436,11 @@ class Blocking:
         """
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
             raise TypeError(f"timeout={timeout!r}: give seconds as a number, or None to wait without end.")
-        return Blocking(
-            self._fn,
-            self._options._replace(timeout=timeout),
-            twin=self._twin,
-            name=self.__name__,
-            kind=self._kind,
-            module=self.__module__,
-        )
+        return self._but(_options=self._options._replace(timeout=timeout))
 
     async def _await(self, args: Any, kwargs: Any, frame: FrameType) -> Any:
         options, twin, fn = self._options, self._twin, self._fn
-        args, kwargs = tuple(map(_in, args)), {key: _in(arg) for key, arg in kwargs.items()}
+        args, kwargs = _all_in(args, kwargs)
         if twin is not None:
             twin._omniloop.here()
         work = fn(*args, **kwargs) if self._kind is NATIVE else self._named(_there(fn, args, kwargs, options))
@@ -403,15 +453,21 @@ class Blocking:
         except BaseException as error:
             error.__traceback__ = trimmed(error.__traceback__)
             raise
+        if type(result) is _Stopped:
+            raise result.error
         return _out(result, options, twin)
 
     def _iterate(self, args: Any, kwargs: Any, frame: FrameType) -> AsyncIterator[Any]:
-        args, kwargs = tuple(map(_in, args)), {key: _in(arg) for key, arg in kwargs.items()}
-        options = self._options
-        if self._twin is not None:
-            self._twin._omniloop.here()
-        out = _outward(options, self._twin)
-        return AsyncSteps(lambda: self._fn(*args, **kwargs), options.runtime, frame, self._title(), out)
+        fn, options, twin, stepwise = self._fn, self._options, self._twin, self._kind is STEPWISE
+        args, kwargs = _all_in(args, kwargs)
+        if twin is not None:
+            twin._omniloop.here()
+
+        def make() -> Any:
+            items = fn(*args, **kwargs)
+            return _stepwise(items) if stepwise else items
+
+        return AsyncSteps(make, options.runtime, frame, self._title, _outward(options, twin))
 
     # --- what help(), inspect and Sphinx see --------------------------------------------------------------------------
 
@@ -449,7 +505,7 @@ class Blocking:
         return self.__qualname__
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Blocking) and (self._fn, self._options) == (other._fn, other._options)
+        return isinstance(other, SyncCall) and (self._fn, self._options) == (other._fn, other._options)
 
     def __hash__(self) -> int:
         return hash(self._fn)
@@ -463,21 +519,39 @@ async def _elsewhere(work: Any, runtime: Runtime, frame: FrameType) -> Any:
     return await runtime._go(work, None, None, Kind.WORK, frame, "accept")
 
 
-class _Pending:
+class _Pending(Coroutine[Any, Any, Any]):
     """What `.aio` of a sync function returns: await it, enter it, iterate over it, as with what the function returns."""
 
-    def __init__(self, call: Blocking, args: Any, kwargs: Any, frame: FrameType) -> None:
+    def __init__(self, call: SyncCall, args: Any, kwargs: Any, frame: FrameType) -> None:
         self._call, self._args, self._kwargs, self._frame = call, args, kwargs, frame
         self._entered: AsyncEntered[Any] | None = None
 
-    def __await__(self) -> Generator[Any, None, Any]:
-        return self._call._await(self._args, self._kwargs, self._frame).__await__()
+    @functools.cached_property
+    def _coro(self) -> Any:
+        return self._call._await(self._args, self._kwargs, self._frame)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        found: Generator[Any, Any, Any] = self._coro.__await__()
+        return found
+
+    # A coroutine too, as `asyncio.run` and `create_task` want one.
+    def send(self, value: Any, /) -> Any:
+        return self._coro.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._coro.throw(*error)
+
+    def close(self) -> None:
+        # What was never awaited, or is entered, has none.
+        if "_coro" in vars(self):
+            self._coro.close()
 
     def _make(self) -> Any:
         call = self._call
         if call._twin is not None:
             call._twin._omniloop.here()
-        return call._fn(*map(_in, self._args), **{key: _in(arg) for key, arg in self._kwargs.items()})
+        args, kwargs = _all_in(self._args, self._kwargs)
+        return call._fn(*args, **kwargs)
 
     async def __aenter__(self) -> Any:
         call = self._call
@@ -494,47 +568,12 @@ class _Pending:
     def __aiter__(self) -> AsyncIterator[Any]:
         call = self._call
         return AsyncSteps(
-            self._make, call._options.runtime, self._frame, call._title(), _outward(call._options, call._twin)
+            self._make, call._options.runtime, self._frame, call._title, _outward(call._options, call._twin)
         )
 
 
 async def _call(fn: Callable[..., Any], *args: Any) -> Any:
     return fn(*args)
-
-
-class Entrance:
-    """The twin of a context manager that is nothing else: `with` where there was `async with`; its whole life is one task."""
-
-    def __init__(self, manager: Any, options: Options, parent: object) -> None:
-        self._manager, self._options, self._parent = manager, options, parent
-        self._entered: _Entered[Any] | None = None
-        self._async: AsyncEntered[Any]
-
-    def __enter__(self) -> Any:
-        self._entered = _Entered(self._manager, self._options.runtime)
-        try:
-            value = self._entered.__enter__()
-        except BaseException as error:
-            error.__traceback__ = trimmed(error.__traceback__)
-            raise
-        return _out(value, self._options, self._parent)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
-        if self._entered is None:
-            raise OmniloopError("This was never entered. Use it in a `with` statement.")
-        try:
-            return self._entered.__exit__(kind, error, tb)
-        except BaseException as raised:
-            if raised is not error:
-                raised.__traceback__ = trimmed(raised.__traceback__)
-            raise
-
-    async def __aenter__(self) -> Any:
-        self._async = AsyncEntered(self._manager, self._options.runtime, _getframe())
-        return _out(await self._async.__aenter__(), self._options, self._parent)
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, tb: Any) -> bool:
-        return await self._async.__aexit__(kind, error, tb)
 
 
 # --- an object's twin -------------------------------------------------------------------------------------------------
@@ -668,6 +707,8 @@ class TwinType(type):
     _omniloop_members: dict[str, str]
     # What has another name here.
     _omniloop_hidden: dict[str, str]
+    # By a call of `blocking`, not because something came out.
+    _omniloop_asked_for: bool
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> TwinType:
         faces = [base for base in bases if isinstance(base, TwinType) and base.__name__ != "Twin"]
@@ -775,13 +816,13 @@ def _reduce_class(cls: TwinType) -> Any:
         # Decorated: the original has no name of its own.
         return cls.__qualname__
     options = cls._omniloop_options
-    return _twin_of, (cls._omniloop_original, options.rename, options.in_caller, options.on_loop, options.reopen)
+    return _twin_of, (cls._omniloop_original, cls._omniloop_asked_for, *options[2:])
 
 
-def _twin_of(original: type, rename: Any, in_caller: Any, on_loop: Any, reopen: bool) -> TwinType:
+def _twin_of(original: type, asked_for: bool, *options: Any) -> TwinType:
     from .._shared import shared_runtime
 
-    return make_class(original, Options(shared_runtime(), None, rename, in_caller, on_loop, reopen))
+    return make_class(original, Options(shared_runtime(), None, *options), asked_for=asked_for)
 
 
 copyreg.pickle(TwinType, _reduce_class)
@@ -799,12 +840,13 @@ class Twin(metaclass=TwinType):
         state = _State.__new__(_State)
         _State.__init__(state, face, None, None)
         object.__setattr__(self, "_omniloop", state)
-        args, kwargs = tuple(map(_in, args)), {key: _in(arg) for key, arg in kwargs.items()}
+        args, kwargs = _all_in(args, kwargs)
         if face._omniloop_options.reopen:
             state.make = args, kwargs
         frame = _getframe(1)
         if asyncio._get_running_loop() is not None and not _is_current(state.life):
-            _warn(frame, face.__name__)
+            name = type(self).__name__
+            _warn(frame, f"{name}()", f"`{name}.aio(…)`")
         try:
             state.construct(args, kwargs, frame)
         except BaseException as error:
@@ -823,7 +865,7 @@ class Twin(metaclass=TwinType):
         if name in state.face._omniloop_hidden:
             raise AttributeError(_renamed(state.face, name))
         if name in options.on_loop:
-            return Blocking(getattr, options, twin=self, name=name, kind=OTHER)(state.here(), name)
+            return _looked_at(self, getattr, name)(state.here(), name)
         return _attribute(self, name, getattr(state.here(), name))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -885,7 +927,7 @@ class Twin(metaclass=TwinType):
         if state.way_out is not None:
             # Entered when it came out.
             return self
-        _guard(state, _getframe(1))
+        _guard(self, "with", _getframe(1))
         # Ended after all work, as what is made is.
         entered = _Entered(original, state.runtime, Kind.KEEPER)
         try:
@@ -901,8 +943,7 @@ class Twin(metaclass=TwinType):
         state = self._omniloop
         way_out, state.way_out = state.way_out, None
         if way_out is not None:
-            leave = way_out.__aexit__
-            call = Blocking(leave, state.face._omniloop_options, kind=OTHER)
+            call = _dunder(self, way_out.__aexit__, "with")
             return bool(call._call((kind, error, tb), {}, _getframe(1)))
         me = threading.get_ident()
         entered = state.entered
@@ -943,18 +984,13 @@ class Twin(metaclass=TwinType):
             # Its own `__iter__` and `__next__` are made with its class, where pyright can't see them.
             return self  # pyright: ignore[reportReturnType]
         frame = _getframe(1)
-        _guard(state, frame)
+        _guard(self, "for", frame)
         name = f"{state.face.__name__}.__aiter__"
         return Steps(original, state.runtime, frame, name, _outward(options, self), options.timeout)
 
     def _omniloop_next(self) -> Any:
-        state = self._omniloop
-        options = state.face._omniloop_options
-        call = Blocking(_next_or_end, options, twin=self, kind=NATIVE, name="__anext__")
-        value = call._call((state.here(),), {}, _getframe(1))
-        if value is _END:
-            raise StopIteration
-        return value
+        original = self._omniloop.here()
+        return _dunder(self, _next_or_end, "for")._call((original,), {}, _getframe(1))
 
     def _omniloop_aiter(self) -> AsyncIterator[Any]:
         state = self._omniloop
@@ -963,14 +999,11 @@ class Twin(metaclass=TwinType):
         return AsyncSteps(lambda: original, state.runtime, _getframe(1), name, _outward(options, self))
 
 
-_END: Final = object()
-
-
 async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:
     try:
         return await iterator.__anext__()
     except StopAsyncIteration:
-        return _END
+        return _Stopped(StopIteration())
 
 
 def _rebuilt(cls: TwinType, original: Any) -> Any:
@@ -981,28 +1014,43 @@ def _is_current(life: Life) -> bool:
     return life.thread is not None and life.thread.ident == threading.get_ident()
 
 
-def _guard(state: _State, frame: FrameType) -> None:
-    name = state.face.__name__
-    if _is_current(state.life):
+def _guard(twin: Twin, keyword: str, frame: FrameType) -> None:
+    name = type(twin).__name__
+    if _is_current(twin._omniloop.life):
         raise WouldDeadlockError(
-            f"{name} would be waited for on the loop's own thread, which it needs. Use `async with` or `async for` there."
+            f"{name} would be waited for on the loop's own thread, which it needs. Use `async {keyword}` there."
         )
     if asyncio._get_running_loop() is not None:
-        _warn(frame, name)
+        _warn(frame, f"`{keyword}` on {name}", f"`async {keyword}`")
+
+
+def _dunder(twin: Twin, fn: Any, keyword: str) -> SyncCall:
+    """What `with` and `for` call of a twin."""
+    name = f"`{keyword}` on {type(twin).__name__}"
+    options = twin._omniloop.face._omniloop_options
+    return SyncCall(fn, options, twin=twin, title=name, instead=f"`async {keyword}`", kind=OTHER)
+
+
+def _looked_at(twin: Twin, fn: Any, name: str) -> SyncCall:
+    """What looks at an attribute on the loop."""
+    options, title = twin._omniloop.face._omniloop_options, f"{type(twin).__name__}.{name}"
+    return SyncCall(
+        fn, options, twin=twin, name=name, title=title, instead="`asyncio.to_thread(getattr, …)`", kind=OTHER
+    )
 
 
 def _attribute(twin: Twin, name: str, value: Any) -> Any:
     """What sync code sees of an attribute's value."""
-    options = twin._omniloop.face._omniloop_options
-    if isinstance(value, MethodType):
-        if value.__self__ is twin._omniloop.original or kind_of(value.__func__) is not OTHER:
-            return Blocking(value, options, twin=twin, kind=kind_of(value.__func__))
-    elif kind_of(value) is not OTHER:
-        return Blocking(value, options, twin=twin)
-    elif type(value) is CoroutineType:
+    if type(value) is CoroutineType:
         # An async property.
-        return Blocking(_same, options, twin=twin, name=name, kind=OTHER)(value)
-    return _out(value, options, twin)
+        return _looked_at(twin, _same, name)(value)
+    if isinstance(value, (FunctionType, MethodType, functools.partial)):
+        own = isinstance(value, MethodType) and value.__self__ is twin._omniloop.original
+        if own or faces.is_async(value):
+            fn = value.__func__ if isinstance(value, MethodType) else value
+            options, title = twin._omniloop.face._omniloop_options, f"{type(twin).__name__}.{name}"
+            return SyncCall(value, options, twin=twin, name=name, title=title, kind=kind_of(fn))
+    return _out(value, twin._omniloop.face._omniloop_options, twin)
 
 
 def _same(value: Any) -> Any:
@@ -1015,39 +1063,44 @@ def _same(value: Any) -> Any:
 class _Method:
     """What a twin's class holds for a method of the original."""
 
-    def __init__(self, name: str, raw: Any, cls: type, options: Options) -> None:
+    def __init__(self, shown: str, name: str, raw: Any, cls: type, options: Options) -> None:
         # Under which the original has it.
         self._name = name
         fn = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
-        if isinstance(fn, Blocking):
+        if isinstance(fn, SyncCall):
             fn = fn._fn
         self._fn = fn
         self._binds = "class" if isinstance(raw, classmethod) else "none" if isinstance(raw, staticmethod) else "object"
         self._options = options
         self._cls = cls
         kind = kind_of(fn)
-        self._kind = HERE if kind is OTHER and name in options.in_caller else kind
-        self.__name__ = getattr(fn, "__name__", name)
-        self.__qualname__ = getattr(fn, "__qualname__", f"{cls.__qualname__}.{name}")
+        self._kind = HERE if kind in {OTHER, STEPWISE} and name in options.in_caller else kind
+        self.__name__ = shown
+        self.__qualname__ = getattr(fn, "__qualname__", f"{cls.__qualname__}.{shown}")
+        if shown != name:
+            self.__qualname__ = self.__qualname__.rpartition(".")[0] + "." + shown
         self.__module__ = getattr(fn, "__module__", cls.__module__)
         self.__doc__ = getattr(fn, "__doc__", None)
         # A function binds in C; what else there is (partialmethod, a method in C) binds as it likes.
         self._plain = isinstance(fn, FunctionType)
 
     def __get__(self, twin: Twin | None, owner: TwinType | None = None) -> Any:
-        if self._binds == "object":
-            if twin is None:
-                # Called with a twin as its first argument.
-                return self._function(Blocking(self._fn, self._options, kind=self._kind, name=self.__name__))
+        if self._binds == "object" and twin is not None:
             original = twin._omniloop.here()
             fn = MethodType(self._fn, original) if self._plain else getattr(original, self._name)
-            return Blocking(fn, self._options, twin=twin, kind=self._kind, name=self.__name__)
-        original_class = self._cls if owner is None else owner._omniloop_original
-        fn = getattr(original_class, self._name)
-        call = Blocking(fn, self._options, kind=self._kind, name=self.__name__)
+            return self._call(fn, type(twin), twin)
+        assert owner is not None
+        # Without an object it is called with a twin as its first argument.
+        call = self._call(
+            self._fn if self._binds == "object" else getattr(owner._omniloop_original, self._name), owner, None
+        )
         return self._function(call) if twin is None else call
 
-    def _function(self, call: Blocking) -> Any:
+    def _call(self, fn: Any, owner: TwinType, twin: Twin | None) -> SyncCall:
+        name = self.__name__
+        return SyncCall(fn, self._options, twin=twin, kind=self._kind, name=name, title=f"{owner.__name__}.{name}")
+
+    def _function(self, call: SyncCall) -> Any:
         """*call* as a function: Sphinx takes only a function of a class for a method."""
         made = _as_function(call.__call__, getattr(inspect.unwrap(self._fn), "__globals__", {}))
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
@@ -1066,9 +1119,9 @@ class _Method:
 
 
 class _Attribute(property):
-    """What a twin's class holds for a property or slot of the original: looked at in the caller's thread."""
+    """What a twin's class holds for a property, a slot, or another descriptor that yields a value: looked at in the caller's thread."""
 
-    def __init__(self, name: str, raw: Any) -> None:
+    def __init__(self, name: str, raw: Any, cls: type, options: Options) -> None:
         def get(twin: Twin) -> Any:
             return Twin.__getattr__(twin, name)
 
@@ -1078,7 +1131,9 @@ class _Attribute(property):
         def delete(twin: Twin) -> None:
             delattr(twin._omniloop.here(), name)
 
-        fget = getattr(raw, "fget", None) or getattr(raw, "func", None)
+        self._of_class: Callable[[], Any] = lambda: _out(getattr(cls, name), options)
+        self._raw = raw
+        fget = faces.getter_of(raw)
         if fget is not None:
             from .annotations import sync_signature
 
@@ -1092,6 +1147,13 @@ class _Attribute(property):
         super().__init__(get, change if settable else None, delete if deletable else None)
         # Up to 3.11 that of this class would hide it otherwise.
         self.__doc__ = getattr(raw, "__doc__", None)
+
+    def __get__(self, twin: Any, owner: type | None = None) -> Any:
+        if twin is None and not hasattr(type(self._raw), "__set__"):
+            value = self._of_class()
+            # A property of the class has a value there too; others say what they are.
+            return self if value is self._raw else value
+        return super().__get__(twin, owner)
 
 
 def _as_function(call: Callable[..., Any], its_globals: dict[str, Any]) -> Any:
@@ -1120,31 +1182,39 @@ _OWN: Final = frozenset(
 ) - _LOOKS  # fmt: skip
 
 
-def make_class(original: type, options: Options) -> TwinType:
-    """The twin of a class; the same one for the same options."""
+def make_class(original: type, options: Options, *, asked_for: bool = False) -> TwinType:
+    """The twin of a class; the same one for the same options. Objects that come out are twins of those that were asked for first."""
     with _lock:
-        found = known(original, options)
-        if found is not None and found._omniloop_options == options:
-            return found
-        made = _make_class(original, options)
-        twins = original.__dict__.get(_TWINS)
-        if twins is None:
-            twins = []
-            try:
-                setattr(original, _TWINS, twins)
-            except (TypeError, AttributeError):
-                twins = _of_fixed.setdefault(original, twins)
-        twins.append(made)
+        made = _exactly(original, options)
+        if made is None:
+            made = _make_class(original, options, asked_for)
+            twins = original.__dict__.get(_TWINS)
+            if twins is None:
+                twins = []
+                try:
+                    setattr(original, _TWINS, twins)
+                except (TypeError, AttributeError):
+                    twins = _of_fixed.setdefault(original, twins)
+            twins.append(made)
+        elif asked_for:
+            _check_renames(original, options)
+        made._omniloop_asked_for |= asked_for
         return made
 
 
-def _make_class(original: type, options: Options) -> TwinType:
-    renamed = dict(options.rename)
-    everything = {name for cls in original.__mro__ for name in vars(cls)}
-    for name in renamed:
+def _check_renames(original: type, options: Options) -> None:
+    everything = faces.members(original)
+    for name, _ in options.rename:
         if name not in everything:
-            raise AttributeError(f"rename={renamed!r}: {original.__qualname__} has no {name}().")
-    if "aclose" in everything and "close" not in everything | set(renamed.values()):
+            raise AttributeError(f"rename={dict(options.rename)!r}: {original.__qualname__} has no {name}().")
+
+
+def _make_class(original: type, options: Options, asked_for: bool) -> TwinType:
+    if asked_for:
+        _check_renames(original, options)
+    everything = faces.members(original)
+    renamed = {name: shown for name, shown in options.rename if name in everything}
+    if "aclose" in everything and "close" not in everything.keys() | set(renamed.values()):
         renamed.setdefault("aclose", "close")
     bases = _bases(original, options)
     namespace: dict[str, Any] = {
@@ -1159,6 +1229,7 @@ def _make_class(original: type, options: Options) -> TwinType:
         ),
         "_omniloop_members": {},
         "_omniloop_hidden": renamed,
+        "_omniloop_asked_for": False,
     }
     members: dict[str, str] = namespace["_omniloop_members"]
     for cls in reversed(original.__mro__):
@@ -1171,7 +1242,7 @@ def _make_class(original: type, options: Options) -> TwinType:
             if shown == name and name in renamed.values():
                 # What takes its name is the sync face of it.
                 continue
-            made = _member(name, raw, original, options)
+            made = _member(shown, name, raw, original, options)
             if made is None:
                 namespace.pop(shown, None)
                 members.pop(shown, None)
@@ -1188,22 +1259,31 @@ def _make_class(original: type, options: Options) -> TwinType:
 
 
 def _bases(original: type, options: Options) -> tuple[type, ...]:
-    found = [
-        twin for base in original.__bases__ if (twin := known(base, options)) and twin._omniloop_options == options
-    ]
+    found = [twin for base in original.__bases__ if (twin := _exactly(base, options))]
     return tuple(found) or (Twin,)
 
 
-def _member(name: str, raw: Any, original: type, options: Options) -> Any:
-    if isinstance(raw, (FunctionType, classmethod, staticmethod, Blocking, BuiltinFunctionType)):
-        if isinstance(raw, FunctionType) and name in _LOOKS:
-            return _look(name, raw)
-        return _Method(name, raw, original, options)
-    if hasattr(type(raw), "__set__") or isinstance(raw, (property, functools.cached_property)):
-        return _Attribute(name, raw)
-    if hasattr(type(raw), "__get__"):
-        # partialmethod, singledispatchmethod, methods in C.
-        return _Method(name, raw, original, options)
+# What binds as a method does, and can't be called itself.
+_BINDING: Final = (
+    FunctionType,
+    classmethod,
+    staticmethod,
+    SyncCall,
+    functools.partialmethod,
+    functools.singledispatchmethod,
+)
+
+
+def _member(shown: str, name: str, raw: Any, original: type, options: Options) -> Any:
+    if isinstance(raw, FunctionType) and name in _LOOKS:
+        return _look(name, raw)
+    binds = hasattr(type(raw), "__get__")
+    if isinstance(raw, (*_BINDING, BuiltinFunctionType)) or (
+        binds and callable(raw) and not hasattr(type(raw), "__set__")
+    ):
+        return _Method(shown, name, raw, original, options)
+    if binds or hasattr(type(raw), "__set__"):
+        return _Attribute(name, raw, original, options)
     # A constant of the class, or the default of an instance's attribute.
     return None
 
@@ -1255,7 +1335,7 @@ def _add_special(original: type, namespace: dict[str, Any], members: dict[str, s
     elif hasattr(original, "__enter__"):
         for name in ("__enter__", "__exit__"):
             namespace[name] = _Method(
-                name, inspect.getattr_static(original, name), original, namespace["_omniloop_options"]
+                name, name, inspect.getattr_static(original, name), original, namespace["_omniloop_options"]
             )
     if hasattr(original, "__aiter__"):
         pairs += [("__iter__", "iter", "__aiter__"), ("__aiter__", "aiter", "__aiter__")]
@@ -1267,7 +1347,7 @@ def _add_special(original: type, namespace: dict[str, Any], members: dict[str, s
     if hasattr(original, "__class_getitem__"):
         namespace["__class_getitem__"] = classmethod(GenericAlias)
     if "__await__" in dir(original) and "wait" not in dir(original):
-        namespace["wait"] = _Method("__await__", _wait, original, namespace["_omniloop_options"])
+        namespace["wait"] = _Method("wait", "__await__", _wait, original, namespace["_omniloop_options"])
         members["wait"] = "__await__"
     if original.__hash__ is None:
         namespace["__hash__"] = None

@@ -1,0 +1,193 @@
+"""
+Tells of which objects sync code can make nothing as they are: they come out of a twin as twins.
+
+That is decided by the class alone, where it has something async, and by what an object leads to, where it has nothing: the groups of
+calls of an SDK (``client.chat.completions``). What came out before changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import enum
+import inspect
+import sys
+import typing
+import weakref
+from collections.abc import Iterator
+from functools import partial, partialmethod
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, UnionType
+from typing import Any, Final
+
+_FUNCTIONS: Final = (FunctionType, MethodType, partial)
+# Neither is the caller's to wait for, or each is used by sync code as it is.
+_NEVER: Final = (
+    type, ModuleType, *_FUNCTIONS, BuiltinFunctionType, asyncio.Future, concurrent.futures.Future, asyncio.AbstractEventLoop,
+    BaseException, enum.Enum,
+)  # fmt: skip
+# What the classes of dataclasses, pydantic, attrs and msgspec have.
+_DATA: Final = ("__dataclass_fields__", "__pydantic_fields__", "__attrs_attrs__", "__struct_fields__")
+# How far an object may lead to something async: `client.beta.threads`, where `client` is the twin.
+_DEPTH: Final = 2
+
+_faced: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+_leading: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()
+
+
+def is_async(fn: Any) -> bool:
+    """Tell whether *fn*, or what it wraps, is written as an async function or an async generator."""
+    for _ in range(50):
+        if inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
+            return True
+        if isinstance(fn, (partial, partialmethod)):
+            fn = fn.func
+        elif isinstance(fn, (MethodType, classmethod, staticmethod)):
+            fn = fn.__func__
+        else:
+            # Not by `getattr`: an object may answer to any name.
+            fn = inspect.getattr_static(fn, "__wrapped__", None)
+            if fn is None:
+                break
+    return False
+
+
+def is_never(kind: type) -> bool:
+    """Tell whether objects of *kind* come out as they are, whatever they have."""
+    return issubclass(kind, _NEVER) or str(kind.__module__).partition(".")[0] in {"omniloop", "builtins"}
+
+
+def opens(kind: type) -> bool:
+    """Tell whether objects of *kind* can be entered or iterated over by async code."""
+    return not is_never(kind) and (hasattr(kind, "__aenter__") or hasattr(kind, "__aiter__"))
+
+
+def is_data(kind: type) -> bool:
+    """Tell whether *kind* is a class of data, which sync code uses as it is."""
+    return any(hasattr(kind, mark) for mark in _DATA)
+
+
+def is_faced(kind: type) -> bool:
+    """Tell whether *kind* has something async: a public method, or a way to be called, entered or iterated over."""
+    found = _faced.get(kind)
+    if found is None:
+        found = opens(kind) or (
+            not is_never(kind)
+            and not is_data(kind)
+            and any(
+                (name == "__call__" or not name.startswith("_")) and is_async(raw)
+                for name, raw in members(kind).items()
+            )
+        )
+        _faced[kind] = found
+    return found
+
+
+def members(kind: type) -> dict[str, Any]:
+    """What the class and its bases have, as it stands there."""
+    return {name: raw for base in reversed(kind.__mro__) for name, raw in vars(base).items()}
+
+
+def leads(value: Any, depth: int = _DEPTH) -> bool:
+    """Tell whether *value* leads to something async: by the types of its properties, or by its attributes."""
+    kind = type(value)
+    if is_never(kind) or is_data(kind):
+        return False
+    if class_leads(kind) <= depth:
+        return True
+    for name, inner in _attributes(value, kind):
+        if name.startswith("_"):
+            continue
+        if isinstance(inner, _FUNCTIONS):
+            if is_async(inner):
+                return True
+        elif is_faced(type(inner)) or (depth > 1 and leads(inner, depth - 1)):
+            return True
+    return False
+
+
+def _attributes(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
+    try:
+        # Another thread may add to it.
+        yield from list(object.__getattribute__(value, "__dict__").items())
+    except AttributeError:
+        pass
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else tuple(slots):
+            try:
+                yield name, object.__getattribute__(value, name)
+            except AttributeError:
+                continue
+
+
+def class_leads(kind: type, depth: int = _DEPTH) -> int:
+    """After how many properties, by their annotations, something async is reached; more than *depth* if not before."""
+    found = _leading.get(kind) if depth == _DEPTH else None
+    if found is None:
+        found = min(
+            (_distance(raw, depth) for name, raw in members(kind).items() if not name.startswith("_")), default=99
+        )
+        if depth == _DEPTH:
+            _leading[kind] = found
+    return found
+
+
+def _distance(raw: Any, depth: int) -> int:
+    getter = getter_of(raw)
+    if getter is None:
+        return 99
+    classes = annotated_classes(getter, "return")
+    if any(is_faced(each) or _wraps(each) for each in classes):
+        return 1
+    if depth == 1:
+        return 99
+    return min(
+        (1 + class_leads(each, depth - 1) for each in classes if not is_never(each) and not is_data(each)), default=99
+    )
+
+
+def _wraps(kind: type) -> bool:
+    """Tell whether objects of *kind* are made of something async: `with_raw_response` has its methods as attributes of the object."""
+    init = vars(kind).get("__init__")
+    return isinstance(init, FunctionType) and any(
+        is_faced(each) for name in _annotations(init) if name != "return" for each in annotated_classes(init, name)
+    )
+
+
+def getter_of(raw: Any) -> FunctionType | None:
+    """The function of a property, or of one of the many cached ones."""
+    if isinstance(raw, (FunctionType, classmethod, staticmethod, type)) or not hasattr(type(raw), "__get__"):
+        return None
+    for name in ("fget", "func", "wrapped", "f", "__wrapped__"):
+        found = inspect.getattr_static(raw, name, None)
+        # A slot of the descriptor's class, which holds it.
+        found = getattr(raw, name, None) if found is not None else None
+        if isinstance(found, FunctionType):
+            return found
+    return None
+
+
+def annotated_classes(fn: FunctionType, name: str) -> tuple[type, ...]:
+    annotation = _annotations(fn).get(name)
+    try:
+        if isinstance(annotation, str):
+            annotation = eval(annotation, fn.__globals__)
+    except Exception:
+        # Imported for type checkers only.
+        return ()
+    options = typing.get_args(annotation) if is_union(annotation) else (annotation,)
+    found = [typing.get_origin(each) or each for each in options]
+    return tuple(each for each in found if isinstance(each, type))
+
+
+def _annotations(fn: FunctionType) -> dict[str, Any]:
+    if sys.version_info >= (3, 14):
+        # They are evaluated when asked for, and may name what is imported for type checkers only.
+        from annotationlib import Format, get_annotations
+
+        return get_annotations(fn, format=Format.FORWARDREF)
+    return fn.__annotations__
+
+
+def is_union(annotation: Any) -> bool:
+    return isinstance(annotation, UnionType) or typing.get_origin(annotation) is typing.Union
