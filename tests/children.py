@@ -21,6 +21,10 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 _TOLD_OF = ("OMNILOOP_", "KUBERNETES_SERVICE_HOST", "SYSTEMD_EXEC_PID")
 
 
+# Whether all imports of the children are lazy.
+LAZY = "OMNILOOP_LAZY_CHILDREN" in os.environ
+
+
 class Result(NamedTuple):
     """What came out of a child: its streams, its exit code (negative: the signal it died of), and how long it took."""
 
@@ -31,10 +35,12 @@ class Result(NamedTuple):
 
 
 def child_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The parent's environment, with the package under test importable, and *env* on top; nothing that we go by leaks in but `OMNILOOP_LOOP`."""
+    """The parent's environment, with the package under test importable, and *env* on top; nothing that we go by leaks in but `OMNILOOP_LOOP`; with `OMNILOOP_LAZY_CHILDREN` all their imports are lazy."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_TOLD_OF)}
     if "OMNILOOP_LOOP" in os.environ:
         inherited["OMNILOOP_LOOP"] = os.environ["OMNILOOP_LOOP"]
+    if LAZY:
+        inherited["PYTHON_LAZY_IMPORTS"] = "all"
     path = [str(SRC), os.environ.get("PYTHONPATH", "")]
     inherited["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     inherited["PYTHONUNBUFFERED"] = "1"

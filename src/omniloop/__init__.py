@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from ._errors import (
@@ -107,6 +108,24 @@ _ELSEWHERE = {
 }
 
 
+def _load_lazy_imports() -> None:
+    """
+    Do what is still to be imported by the modules of the package, where all imports are lazy (`-X lazy_imports=all`, from 3.15 on).
+
+    A first use of a name in the hook of a fork, at the end of the interpreter or in a signal handler comes too late for an import.
+    """
+    if getattr(sys, "get_lazy_imports", lambda: "normal")() != "all":
+        return
+    done: set[str] = set()
+    # What is loaded now has imports of its own.
+    while names := {name for name in list(sys.modules) if name.partition(".")[0] == __name__} - done:
+        for module in [sys.modules[name] for name in names]:
+            for name in list(vars(module)):
+                # To ask for it is to import it; in the dictionary it is not done.
+                getattr(module, name)
+        done |= names
+
+
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         word = f". {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
@@ -114,6 +133,7 @@ def __getattr__(name: str) -> object:
     thing = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     # From now on it is found without coming here.
     globals()[name] = thing
+    _load_lazy_imports()
     return thing
 
 
@@ -179,3 +199,5 @@ __all__ = [
     "to_thread",
     "try_go",
 ]
+
+_load_lazy_imports()

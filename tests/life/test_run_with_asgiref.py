@@ -15,7 +15,7 @@ from contextvars import copy_context
 import pytest
 
 import omniloop
-from children import run_child
+from children import LAZY, run_child
 from omniloop import Runtime, WaitTimeoutError
 from omniloop._life import waits
 
@@ -290,6 +290,7 @@ def test_a_cancelled_call_cancels_the_second_run_in_it_too(runtime):
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("value", [False, True], ids=["nothing in its context", "a value in its context"])
 @pytest.mark.parametrize("how", ["exits", "returns", "works"])
+@pytest.mark.skipif(LAZY, reason="asgiref is loaded only in the work, after `run()` has looked for it")
 def test_a_child_that_is_forked_in_such_a_call_ends_as_it_wants(how, value):
     """It waited for ever: for the parent's loop, which was to hear of its SystemExit."""
 

@@ -219,10 +219,11 @@ class Life:
 
     def start(self) -> None:
         """Start the thread, or leave it to whoever is starting it now. Raises CannotStartError or ClosedError."""
-        if exit.exiting():
-            raise ClosedError(exit.TOO_LATE)
         # First: what others submit from now on is left to this start, and the process may end, or fork, in the middle of it.
         exit.watch(self._watched)
+        if exit.exiting():
+            exit.unwatch(self._watched)
+            raise ClosedError(exit.TOO_LATE)
         me = Lock()
         me.acquire()
         try:
@@ -303,7 +304,7 @@ class Life:
         pool = workers.Workers(settings.max_workers, self.name, exit.end_orphan)
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
-        loop.set_default_executor(pool)
+        pool.serve(loop)
         self._ledger = Ledger(loop, thread.context, self.inbox, self.failures, self.tally, self._clock)
         self._watchdog = Watchdog(
             self.name,

@@ -263,7 +263,8 @@ look_in_long_waits(fork.is_child, _import_lost_in_fork)
 
 
 def _is_importlib(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__") == "importlib._bootstrap"
+    # Which of the two depends on whether anybody has imported `importlib` itself.
+    return frame.f_globals.get("__name__") in ("importlib._bootstrap", "_frozen_importlib")
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:

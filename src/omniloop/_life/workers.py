@@ -21,13 +21,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures.thread import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from queue import Empty, SimpleQueue
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from .._process.fork import forget_after_fork
 from .._process.hosts import new_thread
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from concurrent.futures import ThreadPoolExecutor
+else:
+    try:
+        from concurrent.futures.thread import ThreadPoolExecutor
+    except RuntimeError:
+        # "can't register atexit after shutdown": main has ended, and a thread that outlives it is the first to load it.
+        ThreadPoolExecutor = Executor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,6 +104,14 @@ class Workers(ThreadPoolExecutor):
             if future.cancel():
                 raise
         return future
+
+    def serve(self, loop: AbstractEventLoop) -> None:
+        """Become the default executor of *loop*."""
+        try:
+            loop.set_default_executor(self)
+        except RuntimeError:
+            # It could not load the class that it looks for either; see above. asyncio's own name, the same from 3.11 to 3.15.
+            loop._default_executor = self  # type: ignore[attr-defined]
 
     def start_one(self) -> None:
         """Start the first worker; at the interpreter's end 3.12 starts no thread any more, and this one serves."""

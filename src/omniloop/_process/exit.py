@@ -33,16 +33,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from types import CodeType
 from typing import TYPE_CHECKING, Final
 
-from .._report import hurried, leave_out_hung, say
+from .._report import frame_of, hurried, leave_out_hung, say
 from .fork import forget_after_fork, notice_fork, watched
 from .hosts import is_multiprocessing_child, new_thread
 
 if TYPE_CHECKING:
     from .fork import Watched
 
-# What is said to those who come after the last drain.
+# What is said to those who come after the last drain; also where there was none, because they are the first to use omniloop.
 TOO_LATE: Final = "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
 
 _exiting = False
@@ -67,7 +69,7 @@ def tell_at_exit(tell: Callable[[], None]) -> None:
 
 
 def exiting() -> bool:
-    """Tell whether the last drain is over, so that nothing more can be done in this process."""
+    """Tell whether the last drain is over, or can't come any more, so that nothing more can be done in this process."""
     return _exiting
 
 
@@ -162,7 +164,7 @@ def _hook_exit() -> None:
 
     The early hook runs before the pools of others are shut, if it is registered after theirs: hence now, and not at import.
     """
-    global _hooked_pid
+    global _hooked_pid, _exiting
     if _hooked_pid == os.getpid():
         return
     _hooked_pid = os.getpid()
@@ -174,6 +176,7 @@ def _hook_exit() -> None:
         except RuntimeError:
             # A thread that outlives the main one is the first to use the runtime.
             _hook_before_others()
+            _exiting = _exiting or _ends_without_atexit()
     if is_multiprocessing_child():
         # multiprocessing clears in its children what was registered before; from 3.13 on it then runs what was
         # registered after that.
@@ -192,13 +195,18 @@ def drain_before_pools() -> None:
 
 
 def _drain_early() -> None:
-    # Up to 3.12 a child of multiprocessing ends by os._exit, and atexit does not run: this is the last hook.
-    last = sys.version_info < (3, 13) and is_multiprocessing_child()
+    # This is the last hook then.
+    last = _ends_without_atexit()
     wait_for_all()
     if last:
         drain_at_exit()
         return
     _hook_before_others()
+
+
+def _ends_without_atexit() -> bool:
+    # Up to 3.12 a child of multiprocessing ends by os._exit.
+    return sys.version_info < (3, 13) and is_multiprocessing_child()
 
 
 def _hook_before_others() -> None:
@@ -309,8 +317,58 @@ def _give_up() -> None:
     watched.clear()
 
 
+def _hooks_run() -> bool:
+    """
+    Tell whether the interpreter calls its exit hooks by now: what is registered then is never called, though registering succeeds.
+
+    Main has ended; but while `threading` waits for the other threads, on main's stack, the hooks are still to come.
+    """
+    main = threading.main_thread()
+    here = main is threading.current_thread()
+    if main.is_alive() and not here:
+        return False
+    outermost = None
+    frame = sys._getframe() if here else frame_of(main.ident)
+    while frame is not None:
+        if frame.f_code is threading._shutdown.__code__:  # type: ignore[attr-defined]
+            return False
+        outermost, frame = frame, frame.f_back
+    # No frame: what `threading` takes for main was a thread of the program's, which has ended. And where nobody had loaded `threading`
+    # when main ended, it takes main for alive.
+    return outermost is not None and (not main.is_alive() or outermost.f_code in _Codes().of_hooks())
+
+
+class _Codes:
+    """The code of the registered hooks of exit: `atexit` compares each with what is to be unregistered, and shows them in no other way."""
+
+    def __init__(self) -> None:
+        self._codes: set[CodeType | None] = set()
+
+    def of_hooks(self) -> set[CodeType | None]:
+        atexit.unregister(self)  # type: ignore[arg-type]
+        return self._codes
+
+    def __eq__(self, hook: object) -> bool:
+        self._codes.add(code_of(hook))
+        return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def code_of(function: object) -> CodeType | None:
+    """The code that a call of *function* runs, if it is written in Python."""
+    while isinstance(function, partial):
+        function = function.func
+    if not hasattr(function, "__code__"):
+        # B004 takes it for a question whether it can be called.
+        function = getattr(function, "__func__", None) or getattr(type(function), "__call__", None)  # noqa: B004
+    return getattr(function, "__code__", None)
+
+
 # At import, and so before those that the program registers later: they run first, and may still submit.
 atexit.register(drain_at_exit)
+# After the registering: if main goes on now, it is called.
+_exiting = _hooks_run()
 
 
 def end_orphan() -> None:
@@ -336,9 +394,9 @@ def flush_streams() -> None:
 
 
 def _forget() -> None:
-    """In a forked child: the parent's end is not its own."""
+    """In a forked child: the parent's end is not its own, unless it was forked by one of the exit hooks, and goes on in them."""
     global _exiting, _clock
-    _exiting = False
+    _exiting = _exiting and _hooks_run()
     _clock = Clock()
     _left_behind.clear()
 

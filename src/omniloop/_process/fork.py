@@ -195,9 +195,11 @@ def _is_held(thing: Held) -> bool:
 def _after_in_parent() -> None:
     ident = threading.get_ident()
     with _counting:
-        held = _forking[ident].pop()
-        if not _forking[ident]:
-            del _forking[ident]
+        # None where omniloop was imported in the middle of the fork.
+        forks = _forking.get(ident, [])
+        held = forks.pop() if forks else []
+        if not forks:
+            _forking.pop(ident, None)
         _each(thing.go_on for thing in held if not _is_held(thing))
     _each(runtime._after_fork_in_parent for runtime in list(watched))
 

@@ -7,11 +7,10 @@ import os
 import signal
 import sys
 import threading
-from functools import partial
-from types import CodeType, FrameType
+from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from .exit import beside, drain_at_exit, drain_no_longer_than, flush_streams, is_idle
+from .exit import beside, code_of, drain_at_exit, drain_no_longer_than, flush_streams, is_idle
 from .hosts import is_multiprocessing_child
 
 if TYPE_CHECKING:
@@ -25,22 +24,13 @@ def in_signal_handler() -> bool:
     """Tell whether a function that is set for a signal is under way in this thread, whoever has called it."""
     if threading.current_thread() is not threading.main_thread():
         return False
-    codes = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    codes = {code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code in codes:
             return True
         frame = frame.f_back
     return False
-
-
-def _code_of(handler: object) -> CodeType | None:
-    while isinstance(handler, partial):
-        handler = handler.func
-    if not hasattr(handler, "__code__"):
-        # B004 takes it for a question whether it can be called.
-        handler = getattr(handler, "__func__", None) or getattr(type(handler), "__call__", None)  # noqa: B004
-    return getattr(handler, "__code__", None)
 
 
 def ignore_interrupts() -> None:
