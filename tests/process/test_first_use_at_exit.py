@@ -53,7 +53,7 @@ REFUSED = (
 
 @pytest.mark.promise(
     "A first use in an exit hook is refused, by every call, whatever was loaded before: nothing could finish it",
-    section="The end of a program",
+    section="At exit",
 )
 @pytest.mark.parametrize(
     ("door", "loaded"),

@@ -37,7 +37,7 @@ EXPLICIT = """
 
 @pytest.mark.promise(
     "A lazy import changes nothing of this: an exit hook that was registered before the first use is refused",
-    section="The end of a program",
+    section="At exit",
 )
 @pytest.mark.parametrize("flags", [[], ALL], ids=["explicit", "all"])
 @pytest.mark.parametrize("used", [True, False])
