@@ -507,7 +507,7 @@ class Runtime:
 
         Raises:
             SettingError: if there is no such setting, or it can't have this value. Nothing is changed then.
-            AlreadyRunningError: if `loop_factory` or `max_workers` is to change while the thread runs.
+            AlreadyRunningError: if `loop_factory`, `max_workers` or `max_waiting_workers` is to change while the thread runs.
             ValueError: for `sigterm`, if not called in the main thread.
             CannotStartError: for `monitor`, if its socket can't be opened. All settings are changed then.
 

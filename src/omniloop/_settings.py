@@ -31,6 +31,8 @@ class Settings(NamedTuple):
     loop_factory: LoopFactory | None = None
     # concurrent.futures' own default, for the same kind of work.
     max_workers: int = min(32, (os.cpu_count() or 1) + 4)
+    # More than any nesting of sync over async that was seen; threads at 50 to 100 kB each.
+    max_waiting_workers: int = 128
     sigterm: Sigterm | None = "children"
     max_pending: int | None = None
     when_full: WhenFull = "block"
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
         slow_callback: float | None
         loop_factory: LoopFactory | None
         max_workers: int
+        max_waiting_workers: int
         sigterm: Sigterm | None
         max_pending: int | None
         when_full: WhenFull
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
 
 
 # The thread, its loop and its pool are made from these: they can't change under a running one.
-SHAPES_THE_THREAD = frozenset({"loop_factory", "max_workers"})
+SHAPES_THE_THREAD = frozenset({"loop_factory", "max_workers", "max_waiting_workers"})
 
 
 def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
@@ -97,7 +100,7 @@ def _problem(name: str, value: object) -> str | None:
             return None if value is None or _is_seconds(value) else "give seconds as a number of 0 or more, or None"
         case "cancel_timeout":
             return None if _is_seconds(value) else "give seconds as a number of 0 or more"
-        case "max_workers":
+        case "max_workers" | "max_waiting_workers":
             return None if _is_whole(value) else "give a whole number of 1 or more"
         case "max_pending":
             return None if value is None or _is_whole(value) else "give a whole number of 1 or more, or None"
@@ -179,6 +182,7 @@ _READERS: dict[str, Callable[[str], object]] = {
     "cancel_timeout": _seconds,
     "slow_callback": _seconds_or_none,
     "max_workers": int,
+    "max_waiting_workers": int,
     "sigterm": _text_or_none,
     "max_pending": _whole_or_none,
     "when_full": str,

@@ -10,13 +10,14 @@ import resource
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import omniloop
 from children import LAZY, run_child
-from omniloop import CannotStartError, Runtime
+from omniloop import CannotStartError, Runtime, WouldDeadlockError
 from omniloop._life.workers import Workers
 
 
@@ -278,3 +279,98 @@ def test_a_call_that_found_no_thread_is_not_made_when_there_is_one(monkeypatch):
     pool.stop(5)
 
     assert called == ["made"]
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+def workers_of(name):
+    return [thread for thread in threading.enumerate() if thread.name.startswith(f"{name}-worker")]
+
+
+@pytest.mark.promise(
+    "`max_workers` bounds the threads that run calls, `max_waiting_workers` those that wait for the runtime meanwhile"
+)
+def test_workers_that_wait_are_replaced_up_to_a_bound_and_all_is_done():
+    """Each was replaced: 1,000 calls that waited for the runtime were 1,007 threads."""
+    with Runtime(name="small", max_workers=2, max_waiting_workers=3) as small:
+        gate = small.call_soon(asyncio.Event).result(timeout=5)
+        calls = [small.to_thread(lambda: small.run(gate.wait())) for _ in range(50)]
+        most = 0
+        # As many as can wait do so: two that run calls, and what replaced three that wait.
+        while len(small._life.workers._blocked) < 5:
+            most = max(most, len(workers_of("small")))
+        small.call_soon(gate.set)
+        for call in calls:
+            assert call.result(timeout=9) is True
+            most = max(most, len(workers_of("small")))
+
+    assert most == 5
+
+
+def test_a_wait_at_the_bound_simply_waits_where_the_loop_ends_it():
+    """An error at the bound would fail most of what a pool without replacements gets done."""
+    with Runtime(max_workers=1, max_waiting_workers=1) as small:
+        # Longer than a wait that looks whether it can end.
+        calls = [small.to_thread(small.run, asyncio.sleep(1.2, number)) for number in range(6)]
+
+        assert [call.result(timeout=20) for call in calls] == list(range(6))
+
+
+@pytest.mark.promise(
+    "What the loop asks of its executor, a look-up for one, is served while all workers are busy or wait"
+)
+def test_what_the_loop_asks_is_served_while_all_workers_are_busy():
+    with Runtime(name="small", max_workers=1, max_waiting_workers=1) as small:
+        busy, go_on = threading.Event(), threading.Event()
+        blocks = small.to_thread(lambda: (busy.set(), go_on.wait(9)))
+        assert busy.wait(5)
+
+        for _ in range(3):
+            assert small.run(asyncio.to_thread(sum, [40, 2]), timeout=5) == 42
+        go_on.set()
+        blocks.result(timeout=5)
+
+        # Nobody is kept for longer than that.
+        until = time.monotonic() + 5
+        while len(workers_of("small")) > 1:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+
+
+def test_what_the_loop_asks_is_served_while_all_workers_wait_for_it():
+    async def look_up():
+        await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
+        # Waits itself, and is replaced within the bound.
+        return await asyncio.to_thread(lambda: small.run(asyncio.sleep(0, 42)))
+
+    with Runtime(max_workers=1, max_waiting_workers=1) as small:
+        calls = [small.to_thread(lambda: small.run(look_up())) for _ in range(20)]
+
+        assert [call.result(timeout=9) for call in calls] == [42] * 20
+
+
+@pytest.mark.promise("Workers that wait for each other in a circle are told so within a second or two")
+@pytest.mark.parametrize("how", ["handles", "the loop's executor", "gathered"])
+def test_workers_that_all_wait_for_what_stands_behind_them_are_told(how):
+    async def asks(depth):
+        if how == "gathered":
+            await asyncio.gather(asyncio.to_thread(nest, depth), asyncio.sleep(0))
+        else:
+            await asyncio.to_thread(nest, depth)
+
+    def nest(depth):
+        if depth and how == "handles":
+            small.to_thread(nest, depth - 1).result()
+        elif depth:
+            small.run(asks(depth - 1))
+
+    with Runtime(max_workers=1, max_waiting_workers=2, on_error=lambda failure: None) as small:
+        call = small.to_thread(nest, 5)
+        # What is somebody's else does not hide it.
+        small.go(asyncio.sleep(60), daemon=True)
+
+        with pytest.raises(
+            WouldDeadlockError, match="worker threads of 'omniloop' wait, for work that waits for a worker"
+        ):
+            call.result(timeout=15)

@@ -28,6 +28,7 @@ from omniloop import AlreadyRunningError, Runtime, SettingError
         ("max_workers", 2.5),
         ("max_workers", None),
         ("max_workers", True),
+        ("max_waiting_workers", 0),
         ("max_pending", 0),
         ("max_pending", True),
         ("on_error", "log"),
@@ -71,11 +72,13 @@ def test_settings_that_are_read_when_used_may_change_at_any_time(runtime):
     assert len(failures) == 1
 
 
-@pytest.mark.parametrize("change", [{"max_workers": 3}, {"loop_factory": asyncio.SelectorEventLoop}])
+@pytest.mark.parametrize(
+    "change", [{"max_workers": 3}, {"max_waiting_workers": 3}, {"loop_factory": asyncio.SelectorEventLoop}]
+)
 def test_settings_that_shape_the_thread_can_not_change_once_it_runs(change):
     with Runtime(name="shaped", max_workers=2) as runtime:
         runtime.configure(**change)
-        runtime.configure(max_workers=2, loop_factory=None)
+        runtime.configure(max_workers=2, max_waiting_workers=128, loop_factory=None)
         runtime.call_soon(int).result(timeout=5)
 
         with pytest.raises(AlreadyRunningError, match=r"before the first use, or after shutdown"):

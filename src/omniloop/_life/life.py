@@ -301,7 +301,7 @@ class Life:
                 )
         hosts.tell_what_a_stop_loses(self.name, signals.sigterm_handler(), settings.sigterm)
         thread = LoopThread(loop, self.name, self._escaped, self._die, exit.end_orphan)
-        pool = workers.Workers(settings.max_workers, self.name, exit.end_orphan)
+        pool = workers.Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         pool.serve(loop)

@@ -6,7 +6,8 @@ looked at, and in this order:
 
 - the loop's own thread, and a thread in the middle of a fork, can't wait for the loop;
 - a loop that has no thread at the moment is given one;
-- a worker that waits gives its place in the pool to another, which may be the one that it waits for;
+- a worker that waits gives its place in the pool to another, which may be the one that it waits for; where all wait for each other,
+  the last to do so is told within a second;
 - a circle of threads that wait for each other's loops never ends. Each notes whom it waits for *before* it looks: of two that close a
   circle at once, at least one sees it;
 - a wait longer than a second looks whether the loop waits for an import that this thread is in the middle of.
@@ -96,11 +97,8 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
     if not life.serving:
         life.inbox.wake_reader()
     ident = life.ident
-    if not workers.begin_wait():
-        raise WouldDeadlockError(
-            f"Waiting for '{shown(task.get_name())}' would block the last worker thread, and no other can be started."
-        )
     try:
+        workers.begin_wait(task)
         if ident is not None and not _begin(ident):
             raise WouldDeadlockError(
                 f"Waiting for '{shown(task.get_name())}' would never end: the thread that runs it waits for this one."
@@ -135,13 +133,14 @@ def giving_place(what: str | None = None) -> Iterator[None]:
     """
     Around a wait for whoever uses the other end of a queue: if this is a worker, another may take its place meanwhile.
 
-    Where it is the last one, and no other can be started, that raises `WouldDeadlockError` if *what* is given.
+    Where something stands in the queue, no worker is left for it and no thread can be started, that raises `WouldDeadlockError` if
+    *what* is given.
     """
-    if not workers.begin_wait() and what is not None:
-        raise WouldDeadlockError(
-            f"{what} would block the last worker thread, and no other can be started to end the wait."
-        )
     try:
+        if not workers.begin_wait(None) and what is not None:
+            raise WouldDeadlockError(
+                f"{what} would block the last worker thread, and no other can be started to end the wait."
+            )
         yield
     finally:
         workers.end_wait()
@@ -260,6 +259,7 @@ def _import_lost_in_fork(ident: int | None, task: Task[Any]) -> str | None:
 
 
 look_in_long_waits(fork.is_child, _import_lost_in_fork)
+look_in_long_waits(workers.is_waiting_worker, workers.why_endless)
 
 
 def _is_importlib(frame: FrameType) -> bool:

@@ -4,29 +4,38 @@ Daemon threads for blocking functions, that still serve while the interpreter en
 What is guaranteed. What was put is called, unless the pool is stopped before, on every version and up to the last exit hook: the first worker
 is started together with the loop, because 3.12 starts no thread once main has ended. A worker that waits for a runtime does not count
 against the size of its pool: another one takes its place, so that a sync library over an async client, called in a worker, does not keep the
-look-up of a host name, which needs a worker too, from running.
+look-up of a host name, which needs a worker too, from running. So many are replaced at the most; then the queue stands until a wait ends.
+What the loop asks of its executor is served also then, by one worker more, which does nothing else and ends when nothing is asked. A wait
+is an error only where the queue stands, every worker waits, and none of what they wait for could ever end: see `why_endless`.
 
 Who may touch what. Any thread may put, and no lock is waited for. How many workers are idle is the length of a deque, to which each adds
 and removes its own entry. Threads are started by one thread at a time, told by identity as in `life`; who finds that taken leaves a wish in
-`_wanted`, and the one that starts looks again after giving it back.
+`_wanted`, and the one that starts looks again after giving it back. What the loop asks is in `_asked`, and a job in the queue says so: the
+first to come, that job or the worker that is kept for it, takes it.
 
 What was tried. The threads of `ThreadPoolExecutor` itself: they are joined, and its queue is shut, before the first `atexit` handler runs, so
-that a drain in which any task looks up a host name failed. A pool without replacements: four of six look-ups timed out.
+that a drain in which any task looks up a host name failed. A pool without replacements: four of six look-ups timed out. Replacements
+without a bound: 1,007 threads for four. An error at the bound: 264 of 300 calls failed that a pool without replacements gets done.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .._errors import CannotStartError
+from .._process import hosts
 from .._process.fork import forget_after_fork
 from .._process.hosts import new_thread
+from .._work.task import DAEMON, Task
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -51,8 +60,10 @@ class Workers(ThreadPoolExecutor):
     threads or queues are used, because they are shut before the first `atexit` handler runs.
     """
 
-    def __init__(self, size: int, name: str, on_orphaned: Callable[[], None]) -> None:
+    def __init__(self, size: int, name: str, on_orphaned: Callable[[], None], most_waiting: int | None = None) -> None:
+        """*most_waiting* that wait for a runtime are replaced; None is without a bound, and none is kept for what a loop asks."""
         self._size = size
+        self._most_waiting = most_waiting
         self._name = name
         self._on_orphaned = on_orphaned
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -62,8 +73,13 @@ class Workers(ThreadPoolExecutor):
         # One for each job that found nobody free. Threads are started by one thread at a time.
         self._wanted: deque[None] = deque()
         self._starting: dict[str, object] = {}
-        # Idents of the workers that wait for the runtime: they do not count against the size.
-        self._blocked: set[int] = set()
+        # What the loop asks, oldest first; and the worker that is kept for that, where all others have something to do.
+        self._asked: deque[tuple[Future[Any], Job]] = deque()
+        self._kept: threading.Thread | None = None
+        # Which of that a worker is at, by its ident.
+        self._answering: dict[int, Future[Any]] = {}
+        # The workers that wait for a runtime, by ident, with the task that they wait for; None where that can't be told.
+        self._blocked: dict[int, Task[Any] | None] = {}
         self._count = 0
         self.closed = False
         # While workers are told to end, what is in the queue says nothing about how many are needed.
@@ -97,11 +113,16 @@ class Workers(ThreadPoolExecutor):
                 if os.getpid() == pid:
                     future.set_result(result)
 
+        self._asked.append((future, job))
         try:
-            self.put(job)
-        except BaseException:
+            self.put(self._take_asked)
+        except BaseException as error:
             # No thread can be started. Refused, it must not be called by one that is started later; unless one has it already.
             if future.cancel():
+                if isinstance(error, RuntimeError):
+                    raise CannotStartError(
+                        f"omniloop can't start a worker thread here: {hosts.why_no_thread(error)}"
+                    ) from error
                 raise
         return future
 
@@ -113,10 +134,23 @@ class Workers(ThreadPoolExecutor):
             # It could not load the class that it looks for either; see above. asyncio's own name, the same from 3.11 to 3.15.
             loop._default_executor = self  # type: ignore[attr-defined]
 
+    def _take_asked(self) -> Callable[[], None] | None:
+        """Make the oldest call that the loop asked for, if it is not made yet."""
+        try:
+            future, job = self._asked.popleft()
+        except IndexError:
+            return None
+        ident = threading.get_ident()
+        self._answering[ident] = future
+        try:
+            return job()
+        finally:
+            del self._answering[ident]
+
     def start_one(self) -> None:
         """Start the first worker; at the interpreter's end 3.12 starts no thread any more, and this one serves."""
         if not self._staff:
-            self._start()
+            self._start(self._serve, self._staff.add, self._staff.discard)
 
     # --- waiting workers ------------------------------------------------------------------------------------------
 
@@ -124,22 +158,81 @@ class Workers(ThreadPoolExecutor):
         """Tell whether the calling thread is one of this pool's."""
         return _pools.get(threading.get_ident()) is self
 
-    def _begin_wait(self) -> bool:
-        ident = threading.get_ident()
-        self._blocked.add(ident)
+    def _begin_wait(self, task: Task[Any] | None) -> bool:
+        self._blocked[threading.get_ident()] = task
+        me = threading.current_thread()
+        if self._kept is me and self._has_room():
+            # One of those that wait, like any other: the next one may be kept.
+            self._staff.add(me)
+            self._kept = None
         try:
-            if len(self._staff) <= len(self._blocked):
-                self._start()
-            elif not self._jobs.empty():
+            if len(self._staff) <= len(self._blocked) or not self._jobs.empty():
                 self._grow()
         except RuntimeError:
             # "can't start new thread": the interpreter ends, or the limit of the system is reached.
-            self._blocked.discard(ident)
-            return False
+            return self._jobs.empty()
         return True
 
     def _end_wait(self) -> None:
-        self._blocked.discard(threading.get_ident())
+        self._blocked.pop(threading.get_ident(), None)
+
+    def _stands(self) -> bool:
+        """Tell whether all workers wait, and what is in the queue stands until a wait ends; no other worker can be started."""
+        if self._jobs.empty() or len(self._blocked) < len(self._staff) + (self._kept is not None):
+            return False
+        # Should a start have failed for the moment.
+        with suppress(RuntimeError):
+            self._grow()
+        return len(self._blocked) >= len(self._staff) + (self._kept is not None)
+
+    def _may_end(self, waited_for: Task[Any]) -> bool:
+        """Tell whether anything is left that could end *waited_for*, where this pool stands."""
+        standing = self._futures_of_asked()
+        seen: set[int] = set()
+        found: list[Any] = [waited_for]
+        while found:
+            it = found.pop()
+            if id(it) in seen:
+                continue
+            seen.add(id(it))
+            if isinstance(it, Task):
+                work = it._work
+                if isinstance(work, asyncio.Task):
+                    found.append(work)
+                elif (
+                    not hasattr(work, "claim") or it._kind is DAEMON or getattr(it._owner, "_workers", None) is not self
+                ):
+                    # It is done, or not started, or on the loop, or in a thread of its own. Else it stands in this queue; or in a
+                    # worker, which waits for something else, and is looked at itself.
+                    return True
+                continue
+            # asyncio's own names, the same from 3.11 to 3.15; without them the wait goes on.
+            future = getattr(it, "_fut_waiter", None)
+            if future is None:
+                # It runs, or is about to.
+                return True
+            if id(future) in standing:
+                continue
+            next_ones = (
+                [future]
+                if isinstance(future, asyncio.Task)
+                # `gather`, and the bridge to a task of a runtime.
+                else getattr(future, "_children", None) or [getattr(future, "_task", None)]
+            )
+            if not all(isinstance(each, (asyncio.Task, Task)) for each in next_ones):
+                return True
+            found += [each for each in next_ones if not each.done()]
+        return False
+
+    def _futures_of_asked(self) -> set[int]:
+        """The asyncio futures, by id, of what the loop has asked: `asyncio.wrap_future` has told the pool's which is whose."""
+        found: set[int] = set()
+        for future in [*list(self._answering.values()), *(asked for asked, _ in list(self._asked))]:
+            for callback in future._done_callbacks:  # type: ignore[attr-defined]
+                for cell in getattr(callback, "__closure__", None) or ():
+                    if isinstance(cell.cell_contents, asyncio.Future):
+                        found.add(id(cell.cell_contents))
+        return found
 
     # --- ending ---------------------------------------------------------------------------------------------------
 
@@ -171,7 +264,7 @@ class Workers(ThreadPoolExecutor):
     def counts(self) -> dict[str, int]:
         """How many workers there are, may be, have nothing to do, and wait for the runtime; and the jobs that wait. For a look."""
         return {
-            "workers": len(self._staff),
+            "workers": len(self._all()),
             "most": self._size,
             "idle": len(self._idle),
             "waiting_for_the_runtime": len(self._blocked),
@@ -180,7 +273,11 @@ class Workers(ThreadPoolExecutor):
 
     def idents(self) -> list[int | None]:
         """The system's ids of the living workers."""
-        return [thread.native_id for thread in list(self._staff)]
+        return [thread.native_id for thread in self._all()]
+
+    def _all(self) -> list[threading.Thread]:
+        kept = self._kept
+        return [*list(self._staff), *((kept,) if kept is not None else ())]
 
     def _stop_all(self, timeout: float) -> list[threading.Thread]:
         self._stopping = True
@@ -190,7 +287,7 @@ class Workers(ThreadPoolExecutor):
     def _join(self, timeout: float) -> list[threading.Thread]:
         deadline = time.monotonic() + timeout
         left = []
-        for thread in list(self._staff):
+        for thread in self._all():
             if thread is threading.current_thread():
                 continue
             try:
@@ -215,8 +312,10 @@ class Workers(ThreadPoolExecutor):
                 if self._starting.setdefault("by", me) is not me:
                     return
                 self._wanted.pop()
-                if len(self._staff) - len(self._blocked) < self._size:
-                    self._start()
+                if self._has_room():
+                    self._start(self._serve, self._staff.add, self._staff.discard)
+                elif self._asked and self._kept is None and self._most_waiting is not None:
+                    self._start(self._serve_asked, self._keep, self._keep_no_more)
             except IndexError:
                 # Another thread was served in between.
                 pass
@@ -229,16 +328,56 @@ class Workers(ThreadPoolExecutor):
                 if self._starting == {"by": me}:
                     del self._starting["by"]
 
-    def _start(self) -> None:
+    def _has_room(self) -> bool:
+        blocked = len(self._blocked)
+        return len(self._staff) < self._size + (
+            blocked if self._most_waiting is None else min(blocked, self._most_waiting)
+        )
+
+    def _start(
+        self,
+        serve: Callable[[], None],
+        note: Callable[[threading.Thread], None],
+        forget: Callable[[threading.Thread], None],
+    ) -> None:
         self._count += 1
-        thread = new_thread(self._serve, f"{self._name}-worker-{self._count}")
+        thread = new_thread(serve, f"{self._name}-worker-{self._count}")
         try:
-            self._staff.add(thread)
+            note(thread)
             thread.start()
         except BaseException:
             if thread.ident is None:
-                self._staff.discard(thread)
+                forget(thread)
             raise
+
+    def _keep(self, thread: threading.Thread) -> None:
+        self._kept = thread
+
+    def _keep_no_more(self, thread: threading.Thread) -> None:
+        if self._kept is thread:
+            self._kept = None
+
+    def _serve_asked(self) -> None:
+        """Do what the loop asks, and nothing else, until nothing is asked."""
+        me, pid = threading.current_thread(), os.getpid()
+        _pools[threading.get_ident()] = self
+        try:
+            # Not any more, if a wait made it one of the others.
+            while self._kept is me and self._asked:
+                over = self._take_asked()
+                if os.getpid() != pid:
+                    self._on_orphaned()
+                if over is not None:
+                    over()
+                    del over
+        finally:
+            del _pools[threading.get_ident()]
+            self._staff.discard(me)
+            self._keep_no_more(me)
+            # Who asked just before this counted on it.
+            if self._asked and not self._stopping:
+                with suppress(RuntimeError):
+                    self._grow()
 
     def _serve(self) -> None:
         jobs = self._jobs
@@ -281,14 +420,14 @@ class Workers(ThreadPoolExecutor):
 _pools: dict[int, Workers] = {}
 
 
-def begin_wait() -> bool:
+def begin_wait(task: Task[Any] | None) -> bool:
     """
-    Called by a thread that is about to wait for a runtime: if it is a worker, another may take its place.
+    Called by a thread that is about to wait for *task*, or for whom knows what: if it is a worker, another may take its place.
 
-    Returns False where none can start and none is left: what the wait waits for could never run.
+    Returns False where something stands in the queue, no worker is left for it, and no thread can be started.
     """
     pool = _pools.get(threading.get_ident())
-    return pool is None or pool._begin_wait()
+    return pool is None or pool._begin_wait(task)
 
 
 def end_wait() -> None:
@@ -296,6 +435,35 @@ def end_wait() -> None:
     pool = _pools.get(threading.get_ident())
     if pool is not None:
         pool._end_wait()
+
+
+def is_waiting_worker() -> bool:
+    """Tell whether the calling thread is a worker, of any pool."""
+    return threading.get_ident() in _pools
+
+
+def why_endless(ident: int | None, task: Task[Any]) -> str | None:
+    """
+    Whether the wait of this worker for *task* could never end: all of its pool's workers wait for what needs one of them.
+
+    Said to the one that began to wait last, and to the next if that does not help: an error for each would be more than it takes.
+    """
+    pool = _pools.get(threading.get_ident())
+    if pool is None or not pool._stands():
+        return None
+    try:
+        blocked = list(pool._blocked.items())
+        if not blocked or blocked[-1][0] != threading.get_ident():
+            return None
+        if any(waited_for is None or pool._may_end(waited_for) for _, waited_for in blocked):
+            return None
+    except RuntimeError:
+        # "deque mutated during iteration": something moves.
+        return None
+    return (
+        f"would never end: all {len(blocked)} worker threads of {pool._name!r} wait, for work that waits for a worker thread, and no other "
+        "is started. Raise max_workers or max_waiting_workers, by configure(); or await such work instead of waiting for it in a worker."
+    )
 
 
 # In a forked child only the forking thread is left, and it is nobody's worker.
