@@ -19,31 +19,49 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from inspect import Parameter
-from typing import Any, Final
+import typing
+import warnings
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from inspect import BoundArguments, Parameter, Signature
+from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
-from taskiq import AsyncBroker, AsyncTaskiqTask, Context, InMemoryBroker, TaskiqDepends
+from taskiq import AsyncBroker, AsyncTaskiqTask, BrokerMessage, Context, InMemoryBroker, TaskiqDepends, TaskiqMiddleware
 from taskiq.compat import parse_obj_as
 from taskiq.exceptions import ResultGetError, ResultIsReadyError, SendTaskError
 from taskiq.result_backends.dummy import DummyResultBackend
+from taskiq_dependencies import DependencyGraph
 
 from omniloop._bridges.resource import resource
-from omniloop._brokers.handover import Delivery, Engine, Function
-from omniloop._errors import NoResultError, WaitTimeoutError
+from omniloop._brokers.handover import Delivery, Engine, Function, signature_of
+from omniloop._brokers.together import Together
+from omniloop._errors import NoResultError, RefusedError, WaitTimeoutError
 from omniloop._report import say
 from omniloop._shared import go
 
 # How soon to ask the result back end again, in seconds: from the first to the longest pause.
 _FIRST_LOOK: Final = 0.01
 _LONGEST_LOOK: Final = 0.2
+_LOOK_AFTER_ERROR: Final = 1.0
 
 # Seconds after which a broker that does not answer is given up, and the call sent on another connection; and for closing the old one.
 _SEND_TIMEOUT: Final = 10.0
 _SHUT_TIMEOUT: Final = 2.0
+
+# So many errors of calls in a row, and no success, give a connection up as well: a client may have no name for what it lost.
+_ERRORS_IN_A_ROW: Final = 5
+
+# So long a server that has refused to let us in is not asked again: the calls that wait are refused as well, and not one every 10 s.
+_REFUSED_FOR: Final = 5.0
+
+# Seconds that a worker's request to JetStream waits for calls, if the broker says nothing. Without an end a request that a restarted
+# server has forgotten waits for ever, and the worker takes nothing more.
+_PULL_TIMEOUT: Final = 5.0
 
 # JetStream's own.
 _ACK_WAIT: Final = 30.0
@@ -125,8 +143,10 @@ class Taskiq(Engine):
         """
         Register the function with the broker.
 
+        Parameters that `TaskiqDepends` fills in are resolved by taskiq, in the worker.
+
         Raises:
-            ValueError: if a worker could not find it by its name, or the name is taken.
+            ValueError: if a worker could not find it by its name, the name is taken, or a dependency can't be resolved.
         """
         self._shared.bind(function, self._labels)
 
@@ -137,37 +157,54 @@ class Taskiq(Engine):
         Raises:
             TypeError: if the broker's serialiser can't carry an argument, or changes it and no annotation brings it back.
         """
-        broker = self.broker
-        kicker = _kicker(broker, function, call_id)
         try:
-            wire = broker.formatter.dumps(kicker._prepare_message(*args, **kwargs))
+            message, plain = _packed(self.broker, function, call_id, args, kwargs)
         except Exception as error:
             # Of the serialiser's own kind: pydantic's is a ValueError.
             raise TypeError(
                 f"{function.name}{_call(args, kwargs)}: {error}. Pass what JSON knows, such as an id."
             ) from error
-        plain = broker.formatter.loads(wire.message)
         function.check(
             args,
             kwargs,
             *_received(function, plain.args, plain.kwargs),
             "Annotate the parameter ({name}: {type}), so that it is brought back, or pass something that JSON knows.",
         )
-        return call_id, plain.args, plain.kwargs
+        parcel = _Parcel((call_id, plain.args, plain.kwargs))
+        parcel.message = message
+        return parcel
 
     async def send(self, function: Function, parcel: Any) -> None:
-        """Send with taskiq's own `kiq`, so that its middlewares run, in the context of the caller."""
-        call_id, args, kwargs = parcel
+        """
+        Send it, in the context of the caller; where the broker has middlewares, with taskiq's own `kiq`.
+
+        Raises:
+            RefusedError: if the server will never take the call: it is too large, its queue does not exist, access is denied.
+        """
         line = await self._shared.line
-        broker = await line.broker()
         try:
-            async with asyncio.timeout(_SEND_TIMEOUT):
-                await _kicker(broker, function, call_id).kiq(*args, **kwargs)
-        except Exception as error:
-            line.give_up(broker)
-            if isinstance(error, SendTaskError) and error.__cause__ is not None:
-                raise error.__cause__ from None
-            raise
+            call_id, args, kwargs = parcel
+            message = (
+                parcel.message
+                if isinstance(parcel, _Parcel)
+                else _packed(self.broker, function, call_id, args, kwargs)[0]
+            )
+        except (TypeError, ValueError, AttributeError):
+            raise RefusedError(
+                f"{function.name}: what is to be sent was packed for another engine than {self.label}: {parcel!r:.100}. Hand it over "
+                "with that engine, or drop it."
+            ) from None
+
+        async def kick(connection: _Connection) -> None:
+            if connection.hooked:
+                await _kicker(connection.broker, function, call_id).kiq(*args, **kwargs)
+            else:
+                await connection.kick(message)
+
+        try:
+            broker = await line.send(kick)
+        except RefusedError as error:
+            raise RefusedError(f"{self.label} refuses the call of {function.name}: {error}") from error.__cause__
         if isinstance(broker, InMemoryBroker):
             self._shared.hold(broker)
 
@@ -183,7 +220,8 @@ class Taskiq(Engine):
         deadline = None if timeout is None else time.monotonic() + timeout
         pause, said = _FIRST_LOOK, False
         while True:
-            broker = await line.broker()
+            connection = await line.open()
+            broker = connection.broker
             if isinstance(broker.result_backend, DummyResultBackend):
                 # taskiq itself would say None.
                 raise NoResultError(
@@ -198,7 +236,8 @@ class Taskiq(Engine):
                     break
             except (ResultIsReadyError, ResultGetError) as error:
                 # The way there, as in `send`.
-                line.give_up(broker)
+                line.give_up(connection)
+                pause = _LOOK_AFTER_ERROR
                 if not said:
                     say(
                         "The result of %s can't be had now, and is asked for again: %r",
@@ -209,7 +248,7 @@ class Taskiq(Engine):
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeoutError(f"no result of {call_id} after {timeout} s")
             await asyncio.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
-            pause = min(_LONGEST_LOOK, pause * 1.5)
+            pause = min(max(_LONGEST_LOOK, pause), pause * 1.5)
         return result.raise_for_error().return_value
 
 
@@ -252,6 +291,10 @@ class _Shared:
                 f"{function.original!r}: a worker imports the module under another name, and taskiq drops what it does not know. "
                 f'Give it a name=, such as @background(broker=…, name="{function.original.__name__}"), or define it in a module that both import.'
             )
+        injected = _injected(function)
+        if injected:
+            # The caller may give them, by name, and need not.
+            function.signature = _without(function.signature, injected)
         self._functions[function.name] = function, labels
         for broker in list(self._made):
             _register(broker, function, labels)
@@ -266,6 +309,9 @@ class _Shared:
                 raise TypeError(f"{self._make!r} returned {broker!r}, which is no broker of taskiq.")
             if not self._lossy:
                 _refuse_lossy(broker)
+            if getattr(broker, "pull_consume_timeout", 0) is None:
+                # Nobody can want it: see there.
+                vars(broker)["pull_consume_timeout"] = _PULL_TIMEOUT
         self._made.add(broker)
         for function, labels in list(self._functions.values()):
             _register(broker, function, labels)
@@ -312,56 +358,279 @@ class _Shared:
             self._waits = False
 
 
+class _Parcel(tuple[str, list[Any], dict[str, Any]]):  # noqa: SLOT001 - a tuple can't have any
+    """A call as an outbox writes it down; *message* is what was serialised of it in this process."""
+
+    message: BrokerMessage
+
+
+class _Connection:
+    """A broker that has started up. It is shut when it was given up and nobody sends on it any more."""
+
+    def __init__(self, broker: AsyncBroker) -> None:
+        self.broker = broker
+        self.senders = 0
+        self.given_up = False
+        self.errors_in_a_row = 0
+        # Somebody wants to see, or to change, what is sent.
+        self.hooked = any(
+            type(it).pre_send is not TaskiqMiddleware.pre_send or type(it).post_send is not TaskiqMiddleware.post_send
+            for it in broker.middlewares
+        )
+        self.kick = _kick_of(broker)
+
+
 class _Line:
     """
     The one connection of a process: a broker that has started up, and another once that has failed.
 
     The clients reconnect by themselves, but not always, and where a server leaves a call without an answer, as a quorum queue of
-    RabbitMQ 3.10 did after it was killed in a burst, they wait for ever. All of this is on the loop's thread.
+    RabbitMQ 3.10 did after it was killed in a burst, they wait for ever. It is changed for errors of the connection, and those who
+    still send on the old one end in peace. All of this is on the loop's thread.
     """
 
     def __init__(self, make: Callable[[], AsyncBroker]) -> None:
         self._make = make
-        self._broker: AsyncBroker | None = None
-        self._lock = asyncio.Lock()
-        self._old: list[AsyncBroker] = []
+        self._current: _Connection | None = None
+        self._opening = asyncio.Lock()
+        self._opened = 0
+        self._failure: ConnectionError | RefusedError | None = None
+        self._failed_at = -_REFUSED_FOR
+        # Whom an error leaves in doubt sends alone: else it would not be known whose error it is.
+        self._alone = asyncio.Lock()
+        self._sending = 0
+        self._idle = asyncio.Event()
 
-    async def broker(self) -> AsyncBroker:
-        # One opens for all.
-        async with self._lock:
-            await self._shut_old()
-            if self._broker is None:
-                broker = self._make()
-                try:
-                    async with asyncio.timeout(_SEND_TIMEOUT):
-                        await broker.startup()
-                except BaseException:
-                    self._old.append(broker)
+    async def send(self, kick: Callable[[_Connection], Awaitable[Any]]) -> AsyncBroker:
+        """
+        Kick, on the connection or on another one; returns the broker that took it.
+
+        Raises:
+            RefusedError: if it never will be taken.
+            ConnectionError: if the server can't be reached.
+        """
+        # Behind who sends alone.
+        if self._alone.locked():
+            async with self._alone:
+                pass
+        verdict = await self._try(kick, last=False)
+        if not isinstance(verdict, AsyncBroker):
+            async with self._alone:
+                while self._sending:
+                    self._idle.clear()
+                    await self._idle.wait()
+                verdict = await self._try(kick, last=True)
+        assert isinstance(verdict, AsyncBroker)
+        return verdict
+
+    async def _try(self, kick: Callable[[_Connection], Awaitable[Any]], *, last: bool) -> AsyncBroker | None:
+        """None if whose error it was is in doubt, or if what is missing may be there on another connection."""
+        connection = await self.open()
+        connection.senders += 1
+        self._sending += 1
+        try:
+            async with asyncio.timeout(_SEND_TIMEOUT):
+                await kick(connection)
+        except Exception as error:
+            cause = error.__cause__ if isinstance(error, SendTaskError) and error.__cause__ is not None else error
+            verdict, cause = await _verdict(cause, connection.broker)
+            connection.errors_in_a_row += 1
+            if verdict in ("unreachable", "missing") or connection.errors_in_a_row >= _ERRORS_IN_A_ROW:
+                self.give_up(connection)
+            if verdict == "unreachable":
+                raise ConnectionError(f"{type(cause).__name__}: {cause}") from cause
+            if verdict == "refused" or (verdict is not None and last):
+                raise RefusedError(f"{type(cause).__name__}: {cause}") from cause
+            if verdict is None:
+                raise cause from None
+            return None
+        finally:
+            connection.senders -= 1
+            self._sending -= 1
+            if not self._sending:
+                self._idle.set()
+            self._shut_if_done(connection)
+        connection.errors_in_a_row = 0
+        return connection.broker
+
+    async def open(self) -> _Connection:
+        """The connection; one opens it for all, and all have the error if that fails."""
+        if self._current is not None:
+            return self._current
+        opened = self._opened
+        async with self._opening:
+            if self._current is not None:
+                return self._current
+            now = time.monotonic()
+            if self._failure is not None and (
+                self._opened != opened
+                or (isinstance(self._failure, RefusedError) and now - self._failed_at < _REFUSED_FOR)
+            ):
+                raise type(self._failure)(*self._failure.args) from self._failure.__cause__
+            self._opened += 1
+            broker = self._make()
+            try:
+                async with asyncio.timeout(_SEND_TIMEOUT):
+                    await _start_up(broker)
+            except BaseException as error:
+                await _shut(broker)
+                if not isinstance(error, Exception):
                     raise
-                self._broker = broker
-            return self._broker
+                verdict, cause = await _verdict(error, broker)
+                kind = ConnectionError if verdict in ("unreachable", None) else RefusedError
+                self._failure = kind(f"{type(cause).__name__}: {cause}")
+                self._failed_at = now
+                raise self._failure from cause
+            self._failure = None
+            self._current = _Connection(broker)
+            return self._current
 
-    def give_up(self, broker: AsyncBroker) -> None:
-        """The next one to ask gets another, unless it is not *broker* any more that they get."""
-        if self._broker is broker and not isinstance(broker, InMemoryBroker):
-            self._broker = None
-            self._old.append(broker)
+    def give_up(self, connection: _Connection) -> None:
+        """The next to send gets another connection."""
+        if self._current is connection and not isinstance(connection.broker, InMemoryBroker):
+            self._current = None
+            connection.given_up = True
+            self._shut_if_done(connection)
+
+    def _shut_if_done(self, connection: _Connection) -> None:
+        if connection.given_up and not connection.senders:
+            connection.given_up = False
+            go(_shut(connection.broker), name="close a connection that has failed")
 
     async def close(self) -> None:
-        async with self._lock:
-            if self._broker is not None:
-                self._old.append(self._broker)
-                self._broker = None
-            await self._shut_old()
+        connection, self._current = self._current, None
+        if connection is not None:
+            await _shut(connection.broker)
 
-    async def _shut_old(self) -> None:
-        while self._old:
-            try:
-                async with asyncio.timeout(_SHUT_TIMEOUT):
-                    await self._old.pop().shutdown()
-            except Exception:
-                # What could not be opened, or broke, need not be closed in order.
-                pass
+
+async def _start_up(broker: AsyncBroker) -> None:
+    await broker.startup()
+    channel = getattr(broker, "write_conn", None)
+    if channel is not None and hasattr(broker, "write_channel"):
+        # RabbitMQ gives back what no queue takes; the broker's own channel would take that for a success.
+        broker.write_channel = await channel.channel(on_return_raises=True)
+
+
+async def _shut(broker: AsyncBroker) -> None:
+    try:
+        async with asyncio.timeout(_SHUT_TIMEOUT):
+            await broker.shutdown()
+    except Exception:
+        # What could not be opened, or broke, need not be closed in order.
+        pass
+
+
+def _kick_of(broker: AsyncBroker) -> Callable[[BrokerMessage], Awaitable[None]]:
+    """How a message is sent on *broker*; to a list of Redis many at a time, on one client and not on one for each."""
+    if type(broker).__module__.partition(".")[0] != "taskiq_redis":
+        return broker.kick
+    from redis.asyncio import Redis
+    from taskiq_redis import ListQueueBroker
+
+    if not isinstance(broker, ListQueueBroker) or type(broker).kick is not ListQueueBroker.kick:
+        return broker.kick
+    client = Redis(connection_pool=broker.connection_pool)
+    queues: dict[str, Together[bytes]] = {}
+
+    async def push(queue: str, messages: list[bytes]) -> None:
+        await client.lpush(queue, *messages)
+
+    def kick(message: BrokerMessage) -> Awaitable[None]:
+        name = message.labels.get("queue_name") or broker.queue_name
+        queue = queues.get(name) or queues.setdefault(name, Together(partial(push, name), _is_unreachable))
+        return queue.send(message.message)
+
+    return kick
+
+
+# --- what went wrong ----------------------------------------------------------------------------------------------------
+
+# refused: the call will never be taken. closed: a channel was closed under all that are on it, by one of them. missing: a queue or a
+# stream is not there, which a broker makes when it starts up. unreachable: the connection. None: trouble of the call, for now.
+_Verdict = Literal["refused", "closed", "missing", "unreachable"] | None
+
+# By the package that an error comes from, and by the names of its class and those above it, the nearest first.
+_VERDICTS: Final[Mapping[str, Mapping[str, _Verdict]]] = {
+    "taskiq_aio_pika": {
+        "IncorrectRoutingKeyError": "refused",
+        "QueueNotDeclaredError": "refused",
+        "ExchangeNotDeclaredError": "refused",
+    },
+    "aiormq": {
+        "ProbableAuthenticationError": "refused",
+        "AuthenticationError": "refused",
+        "ChannelPreconditionFailed": "closed",
+        "ChannelAccessRefused": "closed",
+        "ChannelNotFoundEntity": "missing",
+        "PublishError": "missing",
+        # A queue that is full.
+        "DeliveryError": None,
+        "ChannelInvalidStateError": "unreachable",
+        "AMQPError": "unreachable",
+    },
+    "nats": {
+        "MaxPayloadError": "refused",
+        "BadSubjectError": "refused",
+        "BadHeaderError": "refused",
+        "AuthorizationError": "refused",
+        "InvalidUserCredentialsError": "refused",
+        # Larger than the stream takes, say.
+        "BadRequestError": "refused",
+        "NoStreamResponseError": "missing",
+        "ConnectionClosedError": "unreachable",
+        "ConnectionReconnectingError": "unreachable",
+        "ConnectionDrainingError": "unreachable",
+        "StaleConnectionError": "unreachable",
+        "NoServersError": "unreachable",
+    },
+    "redis": {
+        "AuthenticationError": "refused",
+        "NoPermissionError": "refused",
+        # Of a server that was the first, and is not any more.
+        "ReadOnlyError": "unreachable",
+        "ConnectionError": "unreachable",
+        "TimeoutError": "unreachable",
+    },
+}
+
+# Redis has no class of error for a key of another kind, nor for a message larger than `proto-max-bulk-len`.
+_REFUSALS_OF_REDIS: Final = ("WRONGTYPE", "Protocol error: invalid bulk length")
+
+# What nats-py only notes, and waits on.
+_REFUSALS_OF_NATS: Final = ("authorization violation", "permissions violation for publish")
+
+
+def _named_verdict(error: BaseException) -> _Verdict:
+    for cls in type(error).__mro__:
+        names = _VERDICTS.get(cls.__module__.partition(".")[0], {})
+        if cls.__name__ in names:
+            # RabbitMQ's word for a queue whose node is down: it comes back.
+            return "unreachable" if "down or inaccessible" in str(error) else names[cls.__name__]
+    if str(error).startswith(_REFUSALS_OF_REDIS) and type(error).__module__.startswith("redis."):
+        return "refused"
+    return "unreachable" if isinstance(error, (OSError, EOFError)) else None
+
+
+def _is_unreachable(error: Exception) -> bool:
+    return _named_verdict(error) == "unreachable"
+
+
+async def _verdict(error: BaseException, broker: AsyncBroker) -> tuple[_Verdict, BaseException]:
+    """Also returns the error that tells the reason."""
+    verdict = _named_verdict(error)
+    if isinstance(error, TimeoutError):
+        noted = getattr(getattr(broker, "client", None), "last_error", None)
+        if noted is not None and any(word in str(noted).lower() for word in _REFUSALS_OF_NATS):
+            return "refused", noted
+    if type(error).__name__ == "NoStreamResponseError":
+        # Is there none, or does it have no leader now?
+        try:
+            await broker.js.find_stream_name_by_subject(broker.subject)  # type: ignore[attr-defined]
+        except Exception as answer:
+            verdict = "missing" if type(answer).__name__ == "NotFoundError" else None
+        else:
+            verdict = None
+    return verdict, error
 
 
 # By result back end, the process that used it first. Only those that can be referred to weakly, which all of taskiq's are.
@@ -374,6 +643,14 @@ def _kicker(broker: AsyncBroker, function: Function, call_id: str) -> Any:
     return task.kicker().with_task_id(call_id)
 
 
+def _packed(
+    broker: AsyncBroker, function: Function, call_id: str, args: Iterable[Any], kwargs: Mapping[str, Any]
+) -> tuple[BrokerMessage, Any]:
+    """A call as it is sent, and as it comes out of the serialiser."""
+    message = broker.formatter.dumps(_kicker(broker, function, call_id)._prepare_message(*args, **kwargs))
+    return message, broker.formatter.loads(message.message)
+
+
 def _place(function: Function) -> tuple[str, str]:
     return function.original.__module__, function.original.__qualname__
 
@@ -381,21 +658,80 @@ def _place(function: Function) -> tuple[str, str]:
 _INJECTED: Final[Any] = TaskiqDepends()
 
 
+def _injected(function: Function) -> dict[str, Parameter]:
+    """Its parameters that taskiq fills in: by default, or by `Annotated`; as taskiq finds them."""
+    original = function.original
+    with warnings.catch_warnings():
+        # It warns, and goes on without, where an annotation can't be resolved.
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            graph = DependencyGraph(original)
+        except Exception as error:
+            if not isinstance(error, (RuntimeWarning, NameError)) or _may_depend(function):
+                raise ValueError(
+                    f"{original!r}: what taskiq is to inject can't be resolved where the function is decorated: {error}. Import what its "
+                    "annotations name, not for type checkers alone."
+                ) from error
+            return {}
+    names = {it.param_name for parent, its in graph.dependencies.items() if parent.dependency is original for it in its}
+    hints = typing.get_type_hints(original, include_extras=True) if names else {}
+    return {
+        name: parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints.get(name, Parameter.empty))
+        for name, parameter in signature_of(original).parameters.items()
+        if name in names
+    }
+
+
+def _may_depend(function: Function) -> bool:
+    return any(
+        type(it.default).__name__ in ("Dependency", "Depends") or "Depends" in str(it.annotation)
+        for it in function.signature.parameters.values()
+    )
+
+
+def _without(signature: Signature, injected: Mapping[str, Parameter]) -> Signature:
+    """*signature* with those that taskiq fills in at its end, and left away as a rule."""
+    kept = [it for name, it in signature.parameters.items() if name not in injected]
+    rest = [kept.pop()] if kept and kept[-1].kind is Parameter.VAR_KEYWORD else []
+    return signature.replace(parameters=[*kept, *(it.replace(default=None) for it in injected.values()), *rest])
+
+
 def _register(broker: AsyncBroker, function: Function, labels: dict[str, Any]) -> None:
+    injected = _injected(function)
+
     async def body(*args: Any, _delivered: Context = _INJECTED, **kwargs: Any) -> Any:
         message = _message_of(_delivered)
+        filled = {name: kwargs.pop(name) for name in injected if name in kwargs}
         received = _received(function, args, kwargs)
-        delivery = Delivery(
-            _delivered.message.task_id, 1 if isinstance(_delivered.broker, InMemoryBroker) else _attempt(message)
-        )
+        if filled:
+            received = _all_of(function, received, filled)
+        labels = _delivered.message.labels
+        # Taskiq's middlewares, and its `requeue`, send a call that failed as a new message.
+        before = int(labels.get("_retries", 0)) + int(labels.get("X-Taskiq-requeue", 0))
+        attempt = 1 if isinstance(_delivered.broker, InMemoryBroker) else _attempt(message)
+        delivery = Delivery(_delivered.message.task_id, None if attempt is None else attempt + before)
         async with _extended(message, _delivered.broker):
             return await function.run(delivery, *received)
 
     # Registering names what it is given after the function, and reads its annotations, which are for later.
     body.__name__ = body.__qualname__ = function.original.__name__
     body.__module__ = function.original.__module__
-    body.__annotations__ = {"_delivered": Context}
+    body.__annotations__ = {"_delivered": Context, **{name: it.annotation for name, it in injected.items()}}
+    if injected:
+        signature = inspect.signature(body)
+        *first, last = signature.parameters.values()
+        vars(body)["__signature__"] = signature.replace(parameters=[*first, *injected.values(), last])
     broker.register_task(body, task_name=function.name, **labels)
+
+
+def _all_of(
+    function: Function, received: tuple[tuple[Any, ...], dict[str, Any]], filled: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """With what taskiq has filled in, each where the function itself has it."""
+    bound = function.signature.bind(*received[0], **received[1])
+    order = signature_of(function.original)
+    whole = BoundArguments(order, OrderedDict({**bound.arguments, **filled}))
+    return whole.args, whole.kwargs
 
 
 def _received(
@@ -405,7 +741,7 @@ def _received(
     bound = function.signature.bind(*args, **kwargs)
     for name, value in bound.arguments.items():
         hint = function.hints.get(name)
-        if hint is None:
+        if hint is None or hint is type(value):
             continue
         kind = function.signature.parameters[name].kind
         if kind is Parameter.VAR_POSITIONAL:
