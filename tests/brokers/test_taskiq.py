@@ -8,6 +8,7 @@ import enum
 import logging
 import threading
 import uuid
+from typing import Annotated
 
 import pytest
 
@@ -17,7 +18,7 @@ from omniloop import background, current_delivery
 
 pytest.importorskip("taskiq")
 
-from taskiq import InMemoryBroker
+from taskiq import Context, InMemoryBroker, TaskiqDepends
 from taskiq.middlewares import SimpleRetryMiddleware
 
 from omniloop.ext.taskiq import Taskiq
@@ -145,6 +146,123 @@ def test_labels_are_what_middlewares_read():
     assert tries == [sent.id] * 3
 
 
+def plain_at_exit():
+    import time
+
+    from omniloop import background
+    from omniloop.ext.taskiq import Taskiq
+
+    done = []
+
+    @background(broker=Taskiq())
+    def work(number: int) -> None:
+        time.sleep(0.01)
+        done.append(number)
+        if len(done) == 200:
+            print("all", flush=True)
+
+    for number in range(200):
+        work(number)
+
+
+def test_plain_functions_in_memory_are_done_before_the_program_ends():
+    result = run_child(plain_at_exit, timeout=20)
+
+    assert (result.stdout, result.stderr, result.code) == ("all\n", "", 0)
+
+
+@pytest.mark.promise(
+    "A `timeout` label ends a call as failed in time, also that of a plain function, whose thread goes on"
+)
+def test_a_timeout_label_ends_a_call_as_failed(jobs):
+    go_on = threading.Event()
+
+    @background(broker=jobs.with_labels(timeout=0.05))
+    def plain() -> bool:
+        return go_on.wait(10)
+
+    @background(broker=jobs.with_labels(timeout=0.05))
+    async def waits() -> None:
+        await asyncio.sleep(10)
+
+    for work in (plain, waits):
+        with pytest.raises(TimeoutError):
+            work().result(timeout=8)
+    assert not go_on.is_set()
+    go_on.set()
+
+
+@pytest.mark.promise("`attempt` counts the retries of taskiq's middlewares")
+def test_attempt_counts_the_retries_of_a_middleware():
+    jobs = Taskiq(lambda: InMemoryBroker().with_middlewares(SimpleRetryMiddleware(default_retry_count=4)))
+    attempts = []
+
+    @background(broker=jobs.with_labels(retry_on_error=True), name="flaky")
+    async def flaky() -> str:
+        attempts.append(current_delivery().attempt)
+        if len(attempts) < 3:
+            raise ConnectionError
+        return "done"
+
+    assert flaky().result(timeout=5) == "done"
+    assert attempts == [1, 2, 3]
+
+
+# --- dependencies -----------------------------------------------------------------------------------------------------
+
+
+def tenant():
+    return "acme"
+
+
+class Settings:
+    def __init__(self, tenant: str = TaskiqDepends(tenant)):
+        self.tenant = tenant
+
+
+@pytest.mark.promise("`TaskiqDepends` is resolved by taskiq, in the worker: as a default and in `Annotated`")
+def test_what_taskiq_depends_fills_in_is_resolved_in_both_styles(jobs):
+    @background(broker=jobs)
+    async def by_default(
+        number: int, *others: int, name: str = TaskiqDepends(tenant), settings: Settings = TaskiqDepends(), **more: int
+    ) -> list:
+        return [number, others, name, settings.tenant, more]
+
+    @background(broker=jobs)
+    def annotated(
+        name: Annotated[str, TaskiqDepends(tenant)], settings: Annotated[Settings, TaskiqDepends()], number: int
+    ) -> list:
+        return [number, name, settings.tenant]
+
+    assert by_default(1, 2, 3, x=4).result(timeout=5) == [1, (2, 3), "acme", "acme", {"x": 4}]
+    # Those that taskiq fills in have no place among the others, in taskiq neither: there by name only.
+    assert annotated(1).result(timeout=5) == [1, "acme", "acme"]
+    assert annotated(number=1).result(timeout=5) == [1, "acme", "acme"]
+    assert annotated(1, name="given").result(timeout=5) == [1, "given", "acme"]
+
+
+def test_the_message_of_taskiq_can_be_asked_for(jobs):
+    @background(broker=jobs)
+    async def work(context: Annotated[Context, TaskiqDepends()]) -> str:
+        return context.message.task_id
+
+    sent = work()
+
+    assert sent.result(timeout=5) == sent.id
+
+
+def test_a_dependency_that_can_not_be_resolved_is_refused_where_the_function_is_decorated(jobs):
+    async def unknown(it=TaskiqDepends()): ...
+
+    names = {"TaskiqDepends": TaskiqDepends}
+    exec("async def later(it: 'Unknown' = TaskiqDepends()): ...", names)
+    for function in (unknown, names["later"]):
+        with pytest.raises(
+            ValueError, match="what taskiq is to inject can't be resolved where the function is decorated"
+        ):
+            background(broker=jobs, name="work")(function)
+
+
 # --- what the serialiser makes of arguments -----------------------------------------------------------------------------
 
 NOT_AS_THEY_ARE = [
@@ -270,6 +388,19 @@ def lossy_brokers():
         "streams": lambda: redis.RedisStreamBroker("redis://127.0.0.1:1"),
         "nats": lambda: nats.NatsBroker("nats://127.0.0.1:1"),
     }
+
+
+@pytest.mark.promise(
+    "A broker of NATS whose requests for calls would wait for ever, past a restart of the server, gets a limit"
+)
+def test_a_pull_without_a_time_limit_gets_one():
+    nats = pytest.importorskip("taskiq_nats")
+
+    def broker(**options):
+        return Taskiq(lambda: nats.PullBasedJetStreamBroker("nats://127.0.0.1:1", **options)).broker
+
+    assert broker().pull_consume_timeout == 5
+    assert broker(pull_consume_timeout=1).pull_consume_timeout == 1
 
 
 @pytest.mark.promise("A broker that was seen to lose the calls of a killed worker is refused, and another named")

@@ -80,9 +80,12 @@ class Service:
 
 
 @contextlib.contextmanager
-def nats(folder: Path) -> Iterator[Service]:
+def nats(folder: Path, config: str = "") -> Iterator[Service]:
     port = free_port()
-    command = [program("nats"), "-a", "127.0.0.1", "-p", port, "-js", "-sd", folder / "jetstream"]
+    command: list[object] = [program("nats"), "-a", "127.0.0.1", "-p", port, "-js", "-sd", folder / "jetstream"]
+    if config:
+        (folder / "nats.conf").write_text(config)
+        command += ["-c", folder / "nats.conf"]
 
     @contextlib.contextmanager
     def start() -> Iterator[Process]:
@@ -125,7 +128,8 @@ def rabbitmq(folder: Path) -> Iterator[Service]:
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
         "RABBITMQ_CONFIG_FILE": str(folder / "none"),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2",
+        # A limit that a test can go over, instead of 128 MB.
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 -rabbit max_message_size 1048576",
         "ERL_EPMD_PORT": str(names),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
     }

@@ -20,7 +20,9 @@ import asyncio
 import contextlib
 import copy
 import inspect
+import math
 import os
+import re
 import time
 import typing
 import warnings
@@ -196,6 +198,8 @@ class Taskiq(Engine):
             ) from None
 
         async def kick(connection: _Connection) -> None:
+            if len(message.message) > line.limit:
+                raise RefusedError(f"{len(message.message)} bytes are more than the {line.limit} that the server takes")
             if connection.hooked:
                 await _kicker(connection.broker, function, call_id).kiq(*args, **kwargs)
             else:
@@ -400,6 +404,8 @@ class _Line:
         self._alone = asyncio.Lock()
         self._sending = 0
         self._idle = asyncio.Event()
+        # Bytes, once a server has told: one that is larger closes the channel, and is not sent a second time.
+        self.limit: float = math.inf
 
     async def send(self, kick: Callable[[_Connection], Awaitable[Any]]) -> AsyncBroker:
         """
@@ -425,18 +431,27 @@ class _Line:
 
     async def _try(self, kick: Callable[[_Connection], Awaitable[Any]], *, last: bool) -> AsyncBroker | None:
         """None if whose error it was is in doubt, or if what is missing may be there on another connection."""
-        connection = await self.open()
-        connection.senders += 1
+        # From here on nobody is alone.
         self._sending += 1
+        connection = None
         try:
+            connection = await self.open()
+            connection.senders += 1
             async with asyncio.timeout(_SEND_TIMEOUT):
                 await kick(connection)
+            connection.errors_in_a_row = 0
+            return connection.broker
         except Exception as error:
+            if connection is None or isinstance(error, RefusedError):
+                raise
             cause = error.__cause__ if isinstance(error, SendTaskError) and error.__cause__ is not None else error
             verdict, cause = await _verdict(cause, connection.broker)
             connection.errors_in_a_row += 1
-            if verdict in ("unreachable", "missing") or connection.errors_in_a_row >= _ERRORS_IN_A_ROW:
+            if verdict not in ("refused", None) or connection.errors_in_a_row >= _ERRORS_IN_A_ROW:
+                # A closed channel too: until it is open again it raises the old error to whoever comes.
                 self.give_up(connection)
+            if match := _SIZE_LIMIT.search(str(cause)):
+                self.limit = int(match[1])
             if verdict == "unreachable":
                 raise ConnectionError(f"{type(cause).__name__}: {cause}") from cause
             if verdict == "refused" or (verdict is not None and last):
@@ -445,13 +460,12 @@ class _Line:
                 raise cause from None
             return None
         finally:
-            connection.senders -= 1
             self._sending -= 1
             if not self._sending:
                 self._idle.set()
-            self._shut_if_done(connection)
-        connection.errors_in_a_row = 0
-        return connection.broker
+            if connection is not None:
+                connection.senders -= 1
+                self._shut_if_done(connection)
 
     async def open(self) -> _Connection:
         """The connection; one opens it for all, and all have the error if that fails."""
@@ -577,6 +591,7 @@ _VERDICTS: Final[Mapping[str, Mapping[str, _Verdict]]] = {
         # Larger than the stream takes, say.
         "BadRequestError": "refused",
         "NoStreamResponseError": "missing",
+        "NotFoundError": "missing",
         "ConnectionClosedError": "unreachable",
         "ConnectionReconnectingError": "unreachable",
         "ConnectionDrainingError": "unreachable",
@@ -592,6 +607,9 @@ _VERDICTS: Final[Mapping[str, Mapping[str, _Verdict]]] = {
         "TimeoutError": "unreachable",
     },
 }
+
+# RabbitMQ's words.
+_SIZE_LIMIT: Final = re.compile(r"larger than configured max size (\d+)")
 
 # Redis has no class of error for a key of another kind, nor for a message larger than `proto-max-bulk-len`.
 _REFUSALS_OF_REDIS: Final = ("WRONGTYPE", "Protocol error: invalid bulk length")
