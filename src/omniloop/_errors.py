@@ -68,4 +68,24 @@ class NoResultError(OmniloopError, LookupError):
 
 
 class ProcessDiedError(OmniloopError, RuntimeError):
-    """The process that ran the work ended before the work was done."""
+    """
+    The process that ran the work ended before the work was done; the message says of what.
+
+    Attributes:
+        exitcode: The process's exit code, negative for the number of the signal that killed it; None if that is not known.
+    """
+
+    exitcode: int | None = None
+
+
+def can_be_thrown(error: BaseException, name: str) -> BaseException:
+    """
+    Return *error*, or a RuntimeError in the place of a StopIteration.
+
+    That can't be thrown into a coroutine: on 3.11 and 3.12 whoever awaited it hung for ever.
+    """
+    if not isinstance(error, StopIteration):
+        return error
+    instead = RuntimeError(f"{name} raised StopIteration")
+    instead.__cause__ = error
+    return instead

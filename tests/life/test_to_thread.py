@@ -263,6 +263,20 @@ def test_the_loops_own_executor_is_the_same_pool(runtime):
     assert runtime.to_thread(lambda: threading.current_thread().name).result(timeout=5).startswith("tested-worker-")
 
 
+@pytest.mark.promise(
+    "`StopIteration` from `asyncio.to_thread` in work is a `RuntimeError`, as from `to_thread`, and hangs nobody"
+)
+def test_stop_iteration_from_asyncios_to_thread_comes_out(runtime):
+    """On 3.11 and 3.12 it can't be set on a future of asyncio's, and the work waited for ever."""
+
+    async def work():
+        await asyncio.to_thread(next, iter([]))
+
+    with pytest.raises(RuntimeError, match="raised StopIteration") as caught:
+        runtime.run(work(), timeout=5)
+    assert isinstance(caught.value.__cause__, StopIteration)
+
+
 def test_a_call_that_found_no_thread_is_not_made_when_there_is_one(monkeypatch):
     """`asyncio.to_thread` raised, and the call was made by the worker that the next one started."""
 

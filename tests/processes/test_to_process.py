@@ -6,6 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -182,11 +184,128 @@ def test_a_function_that_exits_fails_its_own_work(pool):
 @pytest.mark.promise("A crash fails its own work only, and another process takes the place")
 def test_a_crash_fails_its_own_work_only_and_another_process_comes(pool, tmp_path):
     others = pool.to_process(meet, str(tmp_path), 2)
-    with pytest.raises(ProcessDiedError, match="The process that ran crash ended before it was done"):
+    with pytest.raises(
+        ProcessDiedError, match=r"The process that ran crash ended before it was done: .* code 3\."
+    ) as caught:
         pool.to_process(crash, 3).result(timeout=40)
+    assert caught.value.exitcode == 3
     last = pool.to_process(meet, str(tmp_path), 2)
 
     assert (others.result(timeout=40), last.result(timeout=40)) == (2, 2)
+
+
+def kill_myself(number):
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+@pytest.mark.promise("The error says of what the process died: its exit code, or the signal that killed it")
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        ("SIGKILL", r"it was killed by SIGKILL, as the system does it where memory runs out\.$"),
+        ("SIGTERM", r"it was killed by SIGTERM\.$"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals there")
+def test_the_error_says_which_signal_killed_the_process(pool, number, words):
+    with pytest.raises(ProcessDiedError, match=words) as caught:
+        pool.to_process(kill_myself, getattr(signal, number)).result(timeout=40)
+
+    assert caught.value.exitcode == -getattr(signal, number)
+
+
+def sockets():
+    return [int(name) for name in os.listdir("/proc/self/fd") if _is_socket(int(name))]
+
+
+def _is_socket(number):
+    with contextlib.suppress(OSError):
+        return stat.S_ISSOCK(os.fstat(number).st_mode)
+    return False
+
+
+def write_when_told(folder):
+    """From a thread, when the call is over: as a C library's output on a descriptor that it took for its own."""
+
+    def write():
+        while not os.path.exists(os.path.join(folder, "write")):
+            time.sleep(0.005)
+        for number in sockets():
+            os.write(number, b"stray bytes, and a few more")
+
+    threading.Thread(target=write, daemon=True).start()
+    return os.getpid()
+
+
+def write_now(text):
+    for number in sockets():
+        os.write(number, text)
+    time.sleep(60)
+
+
+@pytest.mark.promise(
+    "Bytes that something else writes into a process's connection while it rests end that process, not the next call"
+)
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks for the socket in /proc")
+def test_stray_bytes_at_rest_end_that_process_and_not_the_next_call(tmp_path):
+    with Runtime() as runtime:
+        pool = ProcessPool(1, runtime=runtime)
+        before = pool.to_process(write_when_told, str(tmp_path)).result(timeout=40)
+
+        (tmp_path / "write").touch()
+
+        assert is_gone(before)
+        assert pool.to_process(square, 6).result(timeout=40) == 36
+
+
+@pytest.mark.promise("Nonsense in the place of a reply ends the call, with an error that says so")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks for the socket in /proc")
+@pytest.mark.parametrize("text", [b"x" * 64, b"\xff" * 16, struct.pack("!QQ", 1, 5) + b"too long"])
+def test_nonsense_in_the_place_of_a_reply_ends_the_call(text):
+    """A length of eight times "x" was waited for, without end."""
+    with Runtime() as runtime:
+        pool = ProcessPool(1, runtime=runtime)
+
+        with pytest.raises(ProcessDiedError, match="closed its connection, or something else wrote there"):
+            pool.to_process(write_now, text).result(timeout=40)
+
+        assert pool.to_process(square, 4).result(timeout=40) == 16
+
+
+class WithoutReaders(asyncio.SelectorEventLoop):
+    """As Windows' default loop, the ProactorEventLoop: it has the calls on sockets, and neither readers nor writers."""
+
+    def add_reader(self, *_):
+        raise NotImplementedError
+
+    add_writer = add_reader
+
+
+@pytest.mark.promise("Processes work on every loop: on one without `add_reader`, as Windows' is, too")
+def test_processes_work_on_a_loop_without_readers(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    with Runtime(loop_factory=WithoutReaders) as runtime:
+        pool = ProcessPool(2, runtime=runtime)
+
+        assert [task.result(timeout=40) for task in [pool.to_process(square, n) for n in range(20)]] == [
+            n * n for n in range(20)
+        ]
+        content = os.urandom(3_000_000)
+        assert pool.to_process(length, content).result(timeout=40) == (len(content), content)
+        with pytest.raises(ProcessDiedError, match="code 3"):
+            pool.to_process(crash, 3).result(timeout=40)
+        task = pool.to_process(tell_and_block, str(tmp_path / "pid"))
+        number = pid_in(tmp_path / "pid")
+        assert task.cancel()
+        assert is_gone(number)
+        numbers = {pool.to_process(pid).result(timeout=40) for _ in range(4)}
+        os.kill(next(iter(numbers)), signal.SIGKILL)
+        # What is sent before the death is seen may fail.
+        with contextlib.suppress(ProcessDiedError):
+            pool.to_process(square, 5).result(timeout=40)
+        assert pool.to_process(square, 5).result(timeout=40) == 25
+    assert all(map(is_gone, numbers))
 
 
 def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(pool):
@@ -523,21 +642,56 @@ def test_a_forked_child_starts_processes_of_its_own(tmp_path):
     assert (result.stderr, result.returncode) == ("", 0)
 
 
-@pytest.mark.promise("A script that lacks the main guard is told so")
+@pytest.mark.promise("A script that lacks the main guard is told so, by the error, and by nothing else")
 def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    """The tracebacks of the processes, thirty lines each, hid the one sentence that helps."""
+
     def program():
-        try:
-            print(to_process(slow, 1, 0).result(timeout=5))
-        except omniloop.ProcessDiedError as error:
-            print(type(error).__name__)
+        tasks = [to_process(slow, number, 0) for number in range(4)]
+        for task in tasks:
+            try:
+                task.result(timeout=20)
+            except omniloop.ProcessDiedError as error:
+                print(error, flush=True)
 
     result, _ = run_script(
         tmp_path,
         program,
     )
 
-    assert result.stdout == "ProcessDiedError\n"
-    assert 'Put it below `if __name__ == "__main__":`' in result.stderr
+    words = (
+        "The process that ran slow ended before it was done: it imports the script, which calls to_process() there too. "
+        'Put the call below `if __name__ == "__main__":`.\n'
+    )
+    assert (result.stdout, result.stderr, result.returncode) == (4 * words, "", 0)
+
+
+@pytest.mark.promise(
+    "A process that multiprocessing starts, and that imports a script without a guard, is told so as well"
+)
+def test_a_process_of_multiprocessings_that_imports_an_unguarded_script_is_told_so(tmp_path):
+    def program():
+        def nothing():
+            pass
+
+        if multiprocessing.current_process().name == "MainProcess":
+            process = multiprocessing.get_context("spawn").Process(target=nothing)
+            process.start()
+            process.join()
+            print(process.exitcode)
+        else:
+            try:
+                to_process(slow, 1, 0)
+            except omniloop.CannotStartError as error:
+                print(error, flush=True)
+
+    result, _ = run_script(
+        tmp_path,
+        program,
+    )
+
+    words = 'to_process(slow) was called while a new process imports the script. Put it below `if __name__ == "__main__":`.\n'
+    assert (result.stdout, result.stderr, result.returncode) == (words + "0\n", "", 0)
 
 
 @pytest.mark.promise("A function that can't be imported in another process says so")
@@ -677,8 +831,7 @@ def test_no_descriptors_left_for_a_process_is_an_error_that_says_so_and_the_next
 
 def test_an_executor_of_the_callers_runs_the_call():
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        task = to_process(square, 7, executor=executor)
-        assert task.result(timeout=40) == 49
+        assert ProcessPool(executor=executor).to_process(square, 7).result(timeout=40) == 49
 
         with Runtime() as runtime:
             pool = ProcessPool(executor=executor, runtime=runtime)
@@ -688,9 +841,7 @@ def test_an_executor_of_the_callers_runs_the_call():
                 pool.to_process(crash, 3).result(timeout=40)
 
 
-@pytest.mark.promise(
-    "`to_process` and `ProcessPool` run calls in any executor of the caller's, which stays the caller's to shut down"
-)
+@pytest.mark.promise("`ProcessPool` runs calls in any executor of the caller's, which stays the caller's to shut down")
 def test_any_executor_will_do_and_it_stays_the_callers_to_shut_down():
     """One of threads, which sends nothing: what can't be pickled is no obstacle then."""
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
@@ -718,12 +869,36 @@ def test_cancelling_does_not_stop_a_call_that_runs_in_an_executor_of_the_callers
     assert not ran.is_set()
 
 
-@pytest.mark.parametrize("executor", [None, 5, "threads"])
+@pytest.mark.parametrize("executor", [5, "threads"])
 def test_an_executor_that_is_none_is_refused_with_the_way_out(executor):
-    with pytest.raises(
-        TypeError, match=r"takes a concurrent.futures.Executor here. .* functools.partial\(fn, executor=…\)"
-    ):
-        to_process(square, 7, executor=executor)
+    with pytest.raises(TypeError, match=r"executor=.*: give a concurrent.futures.Executor, or None"):
+        ProcessPool(executor=executor)
+
+
+def keywords(**given):
+    return given
+
+
+@pytest.mark.promise("`to_process` hands every keyword on to the function, and takes none of its own")
+def test_every_keyword_goes_to_the_function(pool):
+    options = {"executor": 1, "name": "n", "context": None, "daemon": True, "timeout": 5, "fn": 6, "self": 7}
+
+    assert pool.to_process(keywords, **options).result(timeout=40) == options
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        elsewhere = ProcessPool(executor=executor)
+        del options["fn"], options["self"]
+        assert elsewhere.to_process(keywords, **options).result(timeout=5) == options
+
+
+@pytest.mark.promise("`StopIteration` in an executor of the caller's is a `RuntimeError` too, and hangs nobody")
+def test_stop_iteration_in_an_executor_of_the_callers_comes_out():
+    """On 3.11 and 3.12 it can't be set on a future of asyncio's, and whoever waited for the handle waited for ever."""
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        task = ProcessPool(executor=executor).to_process(next, iter([]))
+
+        with pytest.raises(RuntimeError, match="raised StopIteration") as caught:
+            task.result(timeout=5)
+    assert isinstance(caught.value.__cause__, StopIteration)
 
 
 def test_a_pool_takes_a_size_or_an_executor():
@@ -738,13 +913,13 @@ def test_work_in_an_executor_is_finished_before_the_program_exits(tmp_path):
     def program():
         async def work(executor):
             await asyncio.sleep(0.3)
-            print(await to_process(slow, 2, 0, executor=executor), flush=True)
+            print(await omniloop.ProcessPool(executor=executor).to_process(slow, 2, 0), flush=True)
 
         if __name__ == "__main__":
             # Our hook is there before theirs.
             omniloop.run(asyncio.sleep(0))
             executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-            to_process(slow, 1, 0, executor=executor)
+            omniloop.ProcessPool(executor=executor).to_process(slow, 1, 0)
             go(work(executor))
 
     result, _ = run_script(
@@ -769,15 +944,21 @@ def test_work_runs_on_a_dask_cluster(tmp_path):
             return "again"
 
         if __name__ == "__main__":
+            import random
+
             from distributed import Client
 
             with Client(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as client:
-                executor = client.get_executor()
-                print(to_process(os.getpid, executor=executor).result(timeout=20) != os.getpid())
+                pool = omniloop.ProcessPool(executor=client.get_executor())
+                print(pool.to_process(os.getpid).result(timeout=20) != os.getpid())
                 # It can be sent, because dask sends more than pickle.
-                print(to_process(lambda: 7, executor=executor).result(timeout=20))
+                print(pool.to_process(lambda: 7).result(timeout=20))
                 # What was running when its worker died is run once more.
-                print(to_process(crash_once, __file__ + ".crashed", executor=executor).result(timeout=30))
+                print(pool.to_process(crash_once, __file__ + ".crashed").result(timeout=30))
+                # Equal calls are two calls: dask takes the result of the first, unless it is told that they are not pure.
+                print(len({pool.to_process(random.random).result(timeout=20) for _ in range(2)}))
+                same = omniloop.ProcessPool(executor=client.get_executor(pure=True))
+                print(len({same.to_process(random.random).result(timeout=20) for _ in range(2)}))
 
     result, _ = run_script(
         tmp_path,
@@ -785,4 +966,4 @@ def test_work_runs_on_a_dask_cluster(tmp_path):
         timeout=55,
     )
 
-    assert (result.stdout, result.returncode) == ("True\n7\nagain\n", 0), result.stderr
+    assert (result.stdout, result.returncode) == ("True\n7\nagain\n2\n1\n", 0), result.stderr

@@ -31,7 +31,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from .._errors import CannotStartError
+from .._errors import CannotStartError, can_be_thrown
 from .._process import hosts
 from .._process.fork import forget_after_fork
 from .._process.hosts import new_thread
@@ -107,7 +107,7 @@ class Workers(ThreadPoolExecutor):
                 result = fn(*args, **kwargs)
             except BaseException as error:
                 if os.getpid() == pid:
-                    future.set_exception(error)
+                    future.set_exception(can_be_thrown(error, "The call"))
             else:
                 # In a child that was forked in there, whoever waits is the parent's, and would be woken there.
                 if os.getpid() == pid:

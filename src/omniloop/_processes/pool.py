@@ -1,10 +1,14 @@
 """
 Runs CPU-bound functions in processes of their own: a crash or a cancellation ends one piece of work, and no other.
 
-A process has one call at a time, sent over a socket pair that the loop itself reads: no thread stands between, and whoever dies or is
-killed takes only its own call along. (An executor of one process each, as `concurrent.futures` has them, did the same with two threads
-and four hand-overs for each call: 556 ms for 200 calls, against 36 for one executor of two processes.) All of it is touched on the
-loop's thread alone, but for `_Worker.start`, which takes milliseconds and runs in a worker thread.
+A process has one call at a time, sent over a socket pair of which the loop itself reads one end, by the calls that every loop of
+asyncio's has (`sock_recv`, `sock_sendall`; Windows' has no `add_reader`): no thread stands between, and whoever dies or is killed takes
+only its own call along. (An executor of one process each, as `concurrent.futures` has them, did the same with two threads and four
+hand-overs for each call: 556 ms for 200 calls, against 36 for one executor of two processes.) All of it is touched on the loop's
+thread alone, but for `_Worker.start`, which takes milliseconds and runs in a worker thread.
+
+Each message begins with the number of its call: what else was written into the socket, while a process was at rest or in the middle of a
+call, ends that process, and is taken for nobody's reply.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import multiprocessing.process
 import multiprocessing.spawn
 import os
 import pickle
+import select
+import signal
 import socket
 import struct
 import sys
@@ -23,12 +29,14 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from types import FrameType
-from typing import Any, Final, ParamSpec, TypeVar, final, overload
+from typing import Any, Final, ParamSpec, TypeVar, final
 
 from .._arguments import check_function
-from .._errors import CannotStartError, NotPicklableError, ProcessDiedError
+from .._errors import CannotStartError, NotPicklableError, ProcessDiedError, can_be_thrown
 from .._life.life import Life
 from .._process import exit, fork, signals
 from .._runtime import Runtime
@@ -39,14 +47,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-# The wider one first: to a type checker the other takes `executor` as one of the function's own arguments.
-@overload
-def to_process(
-    fn: Callable[..., T], /, *args: Any, executor: concurrent.futures.Executor, **kwargs: Any
-) -> Task[T]: ...
-@overload
-def to_process(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
-def to_process(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Task[T]:
+def to_process(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
     """
     Run a CPU-bound function in another process; return its handle at once. `ProcessPool.to_process` on one that all share.
 
@@ -54,17 +55,11 @@ def to_process(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Task[T]:
     script below ``if __name__ == "__main__":``, since each process imports it. Processes start on first use, as many as there are
     CPUs. Waited for at exit like other work. Cancelling it kills its process; so does the end of the time for draining.
 
-    Args:
-        executor: Runs the call instead: any `concurrent.futures.Executor`, one whose processes are on other machines too. What can be
-            sent, and what a crash takes along, is then as the executor has it, and a call that runs can't be cancelled. (A function
-            with a parameter of this name gets it by way of `functools.partial`.)
-
     Raises:
         NotAsyncError: if *fn* is async, or can't be called.
-        TypeError: if *executor* is none.
         NotPicklableError: if *fn* or an argument can't be sent to another process. From the handle, if it can't be received there, or
             if the result can't be sent back.
-        ProcessDiedError: from the handle, if the process ended before the work was done. Other work is not touched.
+        ProcessDiedError: from the handle, if the process ended before the work was done; it says of what. Other work is not touched.
         ClosedError: if the runtime is shut down, or the interpreter ends.
         CannotStartError: if no process can be started here: in one that is just importing the script, for one. From the handle, if
             the system has no room for one.
@@ -75,9 +70,6 @@ def to_process(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Task[T]:
         >>> to_process(math.factorial, 20).result(timeout=60)  # in a script: below `if __name__ == "__main__":`
         2432902008176640000
     """
-    if "executor" in kwargs:
-        elsewhere = _checked_executor(kwargs.pop("executor"), "to_process")
-        return _submit_elsewhere(_shared_pool._runtime, elsewhere, fn, args, kwargs, sys._getframe(1))
     return _shared_pool._submit(fn, args, kwargs, sys._getframe(1))
 
 
@@ -88,7 +80,10 @@ class ProcessPool:
 
     Args:
         max_workers: How many work at once, by default as many as there are CPUs. Further work waits, first in, first out.
-        executor: Runs the calls instead of processes of this pool's own: see `omniloop.to_process`. It stays the caller's to shut down.
+        executor: Runs the calls instead of processes of this pool's own: any `concurrent.futures.Executor`, one whose processes are on
+            other machines too. It stays the caller's to shut down. What can be sent, and what a crash takes along, is then as the
+            executor has it, and a call that runs can't be cancelled. (Each call runs, also where a dask client would take the result of
+            an equal one.)
         runtime: What they belong to; by default the shared one.
 
     Raises:
@@ -119,7 +114,7 @@ class ProcessPool:
                 f"max_workers={max_workers!r} says how many processes the pool starts, and executor={executor!r} that it starts none. "
                 "Give one of them."
             )
-        self._elsewhere = None if executor is None else _checked_executor(executor, "ProcessPool")
+        self._elsewhere = None if executor is None else _checked_executor(executor)
         self._size = max_workers or _cpus()
         self._runtime = chosen(runtime)
         # Touched on the loop's thread alone.
@@ -144,10 +139,15 @@ class ProcessPool:
     def _submit(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Task[T]:
         check_function(fn, "to_process")
         name = _name_of(fn)
-        if getattr(multiprocessing.current_process(), "_inheriting", False):
-            raise CannotStartError(
-                f'to_process({name}) was called while a new process imports the script. Put it below `if __name__ == "__main__":`.'
-            )
+        process = multiprocessing.current_process()
+        if getattr(process, "_inheriting", False):
+            why = f'to_process({name}) was called while a new process imports the script. Put it below `if __name__ == "__main__":`.'
+            if process.name == _PROCESS:
+                # One of ours ends without a word: the call that it was started for says it, once.
+                unguarded = SystemExit(why)
+                unguarded.code = _UNGUARDED
+                raise unguarded
+            raise CannotStartError(why)
         try:
             payload = bytes(ForkingPickler.dumps((fn, args, kwargs)))
         except Exception as error:
@@ -158,10 +158,10 @@ class ProcessPool:
         return self._runtime._go(self._work(payload, name), name, None, Kind.WORK, frame)
 
     async def _work(self, payload: bytes, name: str) -> Any:
-        call = _Call(payload, name)
+        call = _Call(payload, asyncio.get_running_loop())
         # Held by the call alone, and no longer than until it is sent.
         del payload
-        reply = await self._current_staff().run(call)
+        reply = await self._current_staff().call(call, name)
         if len(reply) > _LARGE:
             return await asyncio.to_thread(_unpack, reply, name)
         return _unpack(reply, name)
@@ -178,156 +178,211 @@ class ProcessPool:
 
 # --- the processes ----------------------------------------------------------------------------------------------------
 
-# The length of what follows, before each message.
-_HEADER: Final = struct.Struct("!Q")
+# The number of the call, and the length of what follows, before each message.
+_HEADER: Final = struct.Struct("!QQ")
 
 # Bytes. What is larger is unpickled in a worker thread: 64 KiB of small objects take the loop about a millisecond.
 _LARGE: Final = 64 * 1024
 
-_CHUNK: Final = 64 * 1024
+# How the processes are called, and how one ends that could not import the script.
+_PROCESS: Final = "omniloop-process"
+_UNGUARDED: Final = 86
+
+_CHUNK: Final = 16 * 1024
 _LARGEST_CHUNK: Final = 1024 * 1024
 
-# Seconds between two looks at a process whose pipes are closed already; only where the system has no pidfd.
-_LOOK_AGAIN: Final = 0.005
+# Seconds between the first two looks whether a process is gone; each next pause is twice as long, up to the other.
+_LOOK_AGAIN: Final = 0.001
+_LONGEST_PAUSE: Final = 0.25
 
 
 class _Call:
-    """A call on its way: it waits for a process, then has one, then its future has the reply."""
+    """A call on its way: it waits for a process, then has one, then its reply."""
 
-    __slots__ = ("future", "name", "payload", "worker")
+    __slots__ = ("payload", "reply", "worker")
 
-    def __init__(self, payload: bytes, name: str) -> None:
+    def __init__(self, payload: bytes, loop: asyncio.AbstractEventLoop) -> None:
         self.payload = payload
-        self.name = name
-        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.worker: _Worker | None = None
+        # The whole message of the process, its header included; empty if it sent none. None has the caller go on: see `_Staff.call`.
+        self.reply: asyncio.Future[bytes | bytearray | None] = loop.create_future()
 
 
 class _Staff:
     """The processes of one life, and the calls that wait for one."""
 
     def __init__(self, size: int) -> None:
-        self.loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._size = size
-        self._waiting: deque[_Call] = deque()
+        # How many more processes there may be.
+        self._free = size
         self._idle: list[_Worker] = []
-        # Those that take calls: idle, busy, or just starting.
-        self._workers: set[_Worker] = set()
-        # Those whose process is there.
+        self._waiting: deque[_Call] = deque()
+        self._starting = 0
+        # Those whose process may still be there.
         self.alive: set[_Worker] = set()
-        # What `keep` waits for in the end.
-        self._all_gone: asyncio.Future[None] | None = None
         _staffs.add(self)
 
-    async def run(self, call: _Call) -> bytes:
+    async def call(self, call: _Call, name: str) -> bytes | bytearray:
         """Have a process make the call; its reply."""
         if self._idle:
-            self._idle.pop().begin(call)
+            self._begin(self._idle.pop(), call)
+        elif self._free:
+            self._free -= 1
+            call.reply.set_result(None)
         else:
             self._waiting.append(call)
-            self._hire()
         try:
-            return await call.future
-        except asyncio.CancelledError:
-            # What computes can be stopped in no other way. One that waits is left out when its turn comes.
-            call.payload = b""
-            if call.worker is not None:
-                call.worker.kill()
+            while (message := await call.reply) is None:
+                call.reply = self._loop.create_future()
+                if call.worker is None:
+                    # There is a place for another process.
+                    await self._start(call, name)
+                else:
+                    await call.worker.go_on(call)
+            if message:
+                return message
+            assert call.worker is not None
+            raise await call.worker.death(name)
+        except BaseException:
+            self._give_up(call)
             raise
-
-    def is_free(self, worker: _Worker) -> None:
-        """*worker* has made its call: here is the next, if there is one."""
-        call = self._next()
-        if call is not None:
-            worker.begin(call)
-        else:
-            self._idle.append(worker)
-
-    def is_lost(self, worker: _Worker, undone: _Call | None = None) -> None:
-        """*worker* takes no more calls; *undone* is one that it never got."""
-        self._workers.discard(worker)
-        if worker in self._idle:
-            self._idle.remove(worker)
-        if undone is not None:
-            self._waiting.appendleft(undone)
-        self._hire()
-
-    def is_gone(self, worker: _Worker) -> None:
-        """The process of *worker* has ended."""
-        self.alive.discard(worker)
-        self._look_whether_all_are_gone()
-
-    def could_not_start(self, worker: _Worker, call: _Call, error: BaseException) -> None:
-        self._workers.discard(worker)
-        self._look_whether_all_are_gone()
-        if call.future.done():
-            self._hire()
-        elif self._workers:
-            # These will come to it.
-            self._waiting.appendleft(call)
-        else:
-            call.future.set_exception(_cannot_start(call.name, error))
-            self._hire()
 
     async def keep(self) -> None:
         """Until the end of this life; then end the processes, and wait until they have ended."""
         try:
-            await self.loop.create_future()
+            await self._loop.create_future()
         finally:
             self._size = 0
-            for worker in list(self._workers):
-                worker.end()
-            self._all_gone = self.loop.create_future()
-            self._look_whether_all_are_gone()
-            await self._all_gone
+            for worker in self._idle:
+                # It reads the end of the socket, and ends.
+                worker.close()
+            pause = _LOOK_AGAIN
+            while self.alive or self._starting:
+                for worker in self.alive.difference(self._idle):
+                    # Whoever waits for its reply reads the end of the socket.
+                    worker.kill()
+                await asyncio.sleep(pause)
+                self._look()
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _look_whether_all_are_gone(self) -> None:
-        if self._all_gone is not None and not self.alive and not self._workers and not self._all_gone.done():
-            self._all_gone.set_result(None)
+    # --- which process makes a call -----------------------------------------------------------------------------------
 
-    def _next(self) -> _Call | None:
+    def _begin(self, worker: _Worker, call: _Call) -> None:
+        """Have an idle process make the call."""
+        if worker.is_clean():
+            worker.begin(call)
+        else:
+            # It died while it rested, or something else has written there.
+            self._lose(worker)
+            call.reply.set_result(None)
+
+    async def _start(self, call: _Call, name: str) -> None:
+        """Start a process for the call, in the place that it has; if it can't be, others may come to the call."""
+        worker = _Worker(self._loop, self._give)
+        # In a thread, because starting a process takes milliseconds.
+        starting = self._loop.run_in_executor(None, worker.start)
+        self._starting += 1
+        # In an empty context: as a callback it would keep alive that of whoever made the call.
+        starting.add_done_callback(partial(self._started, worker), context=contextvars.Context())
+        try:
+            await asyncio.wait([starting])
+        except asyncio.CancelledError:
+            starting.add_done_callback(lambda _: self._give(worker if worker in self.alive else None))
+            raise
+        if (error := starting.exception()) is None:
+            worker.begin(call)
+        elif self._free + 1 < self._size:
+            self._free += 1
+            self._waiting.append(call)
+        else:
+            self._give(None)
+            made = CannotStartError(
+                f"No process can be started for {name}: {error}. Submit it again when there is room."
+            )
+            raise made from error
+
+    def _started(self, worker: _Worker, starting: asyncio.Future[None]) -> None:
+        self._starting -= 1
+        if not starting.cancelled() and starting.exception() is None:
+            self.alive.add(worker)
+            worker.watch()
+
+    def _give(self, worker: _Worker | None) -> None:
+        """*worker*, or the place of one, is free for the next call."""
+        if not self._size:
+            if worker is not None:
+                self._lose(worker)
+            return
         while self._waiting:
             call = self._waiting.popleft()
-            if not call.future.done():
-                return call
-        return None
+            if not call.reply.done():
+                if worker is None:
+                    call.reply.set_result(None)
+                else:
+                    # At once: what waits would come to it two turns of the loop later.
+                    worker.begin(call)
+                return
+        if worker is None:
+            self._free += 1
+        else:
+            self._idle.append(worker)
 
-    def _hire(self) -> None:
-        """Start processes for what waits, as long as there is room for another."""
-        while len(self._workers) < self._size and (call := self._next()) is not None:
-            worker = _Worker(self, call)
-            self._workers.add(worker)
-            # In a thread, because starting a process takes milliseconds.
-            starting = self.loop.run_in_executor(None, worker.start)
-            starting.add_done_callback(worker.started)
+    def _give_up(self, call: _Call) -> None:
+        """Nobody waits for *call* any more. What computes can be stopped in no other way than this."""
+        told = call.reply.done() and not call.reply.cancelled()
+        if call.worker is None:
+            if told:
+                # It had a place.
+                self._give(None)
+        elif not (told and call.reply.result()):
+            # Else it is at the next call already.
+            self._lose(call.worker)
+            self._give(None)
+
+    # --- their end ----------------------------------------------------------------------------------------------------
+
+    def _lose(self, worker: _Worker) -> None:
+        """Kill a process: it takes no more calls."""
+        worker.close()
+        worker.kill()
+        self._look(_LOOK_AGAIN)
+
+    def _look(self, pause: float | None = None) -> None:
+        """Forget the processes that have ended; with a *pause* look again, while there are some that were killed."""
+        self.alive -= {worker for worker in self.alive if worker.has_ended()}
+        if pause is not None and pause < _LONGEST_PAUSE and any(worker.killed for worker in self.alive):
+            self._loop.call_later(pause, self._look, 2 * pause, context=contextvars.Context())
 
 
 class _Worker:
     """One process, and our end of the socket pair over which it gets one call at a time."""
 
-    def __init__(self, staff: _Staff, first: _Call) -> None:
-        self._staff = staff
-        self._loop = staff.loop
-        self._call: _Call | None = first
-        first.worker = self
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_free: Callable[[_Worker], None]) -> None:
+        self.killed = False
+        self._loop = loop
+        self._is_free = is_free
         self._process: multiprocessing.process.BaseProcess | None = None
-        # None when it takes no more calls: it was told to end, or is dead.
+        # None when it takes no more calls.
         self._sock: socket.socket | None = None
-        # Readable when the process has ended: a pidfd of ours, or where there is none, the end of a pipe that the process holds.
-        self._sentinel = -1
-        self._pidfd = -1
-        self._told_to_stop = False
-        self._received = bytearray()
+        self._calls = 0
+        # None while it rests.
+        self._call: _Call | None = None
         self._unsent = memoryview(b"")
-
-    # --- starting -----------------------------------------------------------------------------------------------------
+        self._received = bytearray()
+        self._most = _CHUNK
+        # Whether the loop calls `_read`.
+        self._reads = False
+        # Readable when the process has ended, whoever else has its end of the socket; -1 where there is none.
+        self._pidfd = -1
 
     def start(self) -> None:
         """Start the process. In a worker thread."""
         ours, theirs = socket.socketpair()
         try:
             ours.setblocking(False)
-            process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, _main_file))
+            context = multiprocessing.get_context("spawn")
+            process = context.Process(target=_serve, args=(theirs, _main_file), name=_PROCESS)
             process.start()
         except BaseException:
             ours.close()
@@ -339,168 +394,188 @@ class _Worker:
         getattr(multiprocessing.process, "_children", set()).discard(process)
         self._process, self._sock = process, ours
 
-    def started(self, starting: asyncio.Future[None]) -> None:
-        call = self._call
-        assert call is not None
-        error = starting.exception()
-        if error is not None:
-            self._call = call.worker = None
-            self._staff.could_not_start(self, call, error)
-            return
+    def watch(self) -> None:
+        """Have the loop tell of replies, and of the process's end: where it can, and else `sock_recv` waits for each."""
         assert self._process is not None and self._process.pid is not None and self._sock is not None
-        self._staff.alive.add(self)
-        try:
-            self._sentinel = self._pidfd = os.pidfd_open(self._process.pid)
-        except (AttributeError, OSError):
-            # Not Linux, or before 5.3, or no descriptor left. A process that forked is then seen to be dead when its last fork is.
-            self._sentinel = self._process.sentinel
-        # In an empty context: theirs would keep alive that of whoever made the first call.
-        empty = contextvars.Context()
-        empty.run(self._loop.add_reader, self._sentinel, self._has_ended)
-        empty.run(self._loop.add_reader, self._sock.fileno(), self._read)
-        if self._told_to_stop or call.future.done():
-            self.kill()
-        else:
-            self.begin(call)
+        loop = self._loop
+        with suppress(AttributeError, NotImplementedError, OSError):
+            # One for the life of the process: to add and remove one for each reply took half as long again as a call (uvloop).
+            loop.add_reader(self._sock.fileno(), self._read)
+            self._reads = True
+            # The socket's end comes only when the last fork of the process has ended, too.
+            self._pidfd = os.pidfd_open(self._process.pid)
+            loop.add_reader(self._pidfd, self._has_ended)
 
-    # --- one call -----------------------------------------------------------------------------------------------------
+    def _has_ended(self) -> None:
+        if self._sock is not None:
+            # Whoever reads it gets what the process wrote before, and then the end.
+            _shut(self._sock)
+        self.has_ended()
+
+    def is_clean(self) -> bool:
+        """Tell whether there is nothing to read: neither the end, nor what something else has written."""
+        return self._sock is not None and not _is_readable(self._sock)
 
     def begin(self, call: _Call) -> None:
-        """Send a call; its future gets the reply."""
+        """Send a call; its future gets what comes back."""
         assert self._sock is not None
+        self._calls += 1
         self._call, call.worker = call, self
-        message = memoryview(_HEADER.pack(len(call.payload)) + call.payload)
+        self._received, self._most = bytearray(), _CHUNK
+        message = _HEADER.pack(self._calls, len(call.payload)) + call.payload
         call.payload = b""
         try:
             sent = self._sock.send(message)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
-            # It died while it had nothing to do.
-            self._call = call.worker = None
-            call.payload = bytes(message[_HEADER.size :])
-            self._lose(call)
+            # Nobody reads any more.
+            self._end_call(b"")
             return
-        if sent < len(message):
-            self._unsent = message[sent:]
-            contextvars.Context().run(self._loop.add_writer, self._sock.fileno(), self._write)
+        self._unsent = memoryview(message)[sent:]
+        if self._unsent or not self._reads:
+            call.reply.set_result(None)
 
-    def _write(self) -> None:
-        assert self._sock is not None
+    async def go_on(self, call: _Call) -> None:
+        """Do what the loop does not by itself: send the rest, and read where it calls no `_read`."""
         try:
-            self._unsent = self._unsent[self._sock.send(self._unsent) :]
-        except (BlockingIOError, InterruptedError):
-            return
+            if self._unsent and self._sock is not None:
+                unsent, self._unsent = self._unsent, memoryview(b"")
+                await self._loop.sock_sendall(self._sock, unsent)
+            while not self._reads and self._sock is not None and not call.reply.done():
+                self._take_in(await self._loop.sock_recv(self._sock, self._most))
         except OSError:
-            # Nobody reads any more; what the process has to say about that is about to be read.
-            self._unsent = memoryview(b"")
-        if not self._unsent:
-            self._loop.remove_writer(self._sock.fileno())
+            self.close()
+        if self._sock is None and not call.reply.done():
+            # It ended while nobody waited.
+            call.reply.set_result(b"")
 
     def _read(self) -> None:
-        if self._sock is None:
-            return
-        received = self._received
-        missing = _HEADER.unpack_from(received)[0] - len(received) if len(received) >= _HEADER.size else 0
+        assert self._sock is not None
         try:
-            chunk = self._sock.recv(min(max(_CHUNK, missing), _LARGEST_CHUNK))
+            chunk = self._sock.recv(self._most)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             chunk = b""
-        if not chunk:
-            # It has ended, or closed what is not its own: no call can reach it any more.
-            self.kill()
-            return
-        received += chunk
-        if len(received) >= _HEADER.size and len(received) - _HEADER.size >= _HEADER.unpack_from(received)[0]:
-            self._received = bytearray()
-            self._reply(bytes(memoryview(received)[_HEADER.size :]))
+        self._take_in(chunk)
 
-    def _reply(self, reply: bytes) -> None:
+    def _take_in(self, chunk: bytes) -> None:
+        if self._call is None or not chunk:
+            # At rest, it has died, or something else has written there.
+            self._end_call(b"")
+            return
+        received: bytes | bytearray = chunk
+        if self._received:
+            self._received += chunk
+            received = self._received
+        missing = _HEADER.size
+        if len(received) >= missing:
+            number, length = _HEADER.unpack_from(received)
+            missing = _HEADER.size + length - len(received)
+            if number != self._calls or missing <= 0:
+                # Of another number is what something else has written.
+                self._end_call(received if number == self._calls and not missing else b"")
+                return
+        self._most = min(max(_CHUNK, missing), _LARGEST_CHUNK)
+        if not self._received:
+            self._received += chunk
+
+    def _end_call(self, message: bytes | bytearray) -> None:
         call, self._call = self._call, None
-        if call is None:
-            # Something else wrote into the socket: what comes next would be the reply to another call.
-            self.kill()
-            return
-        call.worker = None
-        if not call.future.done():
-            call.future.set_result(reply)
-        self._staff.is_free(self)
+        self._received = bytearray()
+        if call is not None and not call.reply.done():
+            call.reply.set_result(message)
+            if message:
+                self._is_free(self)
+                return
+        self.close()
 
-    # --- ending -------------------------------------------------------------------------------------------------------
+    async def death(self, name: str) -> ProcessDiedError:
+        """The error that says of what the process died, or that it is to be killed."""
+        assert self._process is not None
+        pause = _LOOK_AGAIN
+        # The socket is closed a moment before the process is gone.
+        while (code := self._process.exitcode) is None and pause < _LONGEST_PAUSE:
+            await asyncio.sleep(pause)
+            pause *= 2
+        error = ProcessDiedError(f"The process that ran {name} ended before it was done: {_reason(code)}")
+        error.exitcode = code
+        return error
 
-    def end(self) -> None:
-        """Tell an idle process to end; kill one that is at work, or is just starting."""
-        if self._call is not None:
-            self.kill()
-        else:
-            self._lose()
-
-    def kill(self) -> None:
-        """Kill the process; its call, if somebody still waits for that, fails when it is dead."""
-        self._told_to_stop = True
-        if self._process is not None and self._sentinel >= 0:
-            self._process.kill()
-            self._lose()
-
-    def _lose(self, undone: _Call | None = None) -> None:
+    def close(self) -> None:
         """Take no more calls. A process that reads the end of the socket ends by itself."""
         sock, self._sock = self._sock, None
-        if sock is None:
-            return
-        self._loop.remove_reader(sock.fileno())
-        self._loop.remove_writer(sock.fileno())
-        # For a forked child, which has the same socket, too.
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            # It is dead already.
-            pass
-        sock.close()
-        self._staff.is_lost(self, undone)
+        if sock is not None:
+            if self._reads:
+                self._loop.remove_reader(sock.fileno())
+            # For a forked child, which has the same socket, too.
+            _shut(sock)
+            sock.close()
 
-    def _has_ended(self) -> None:
-        assert self._process is not None
-        # What it wrote before, if it came to that; a whole reply makes it an idle one.
-        while self._sock is not None and self._call is not None:
-            before = len(self._received)
-            self._read()
-            if len(self._received) <= before:
-                break
-        self._loop.remove_reader(self._sentinel)
-        if self._process.is_alive():
-            # The pipe is closed a moment before the process is gone.
-            self._loop.call_later(_LOOK_AGAIN, self._has_ended)
-            return
-        self._close_pidfd()
-        call, self._call = self._call, None
-        if call is not None:
-            call.worker = None
-            if not call.future.done():
-                call.future.set_exception(ProcessDiedError(_DIED.format(call.name)))
-        self._lose()
-        self._staff.is_gone(self)
+    def kill(self) -> None:
+        self.killed = True
+        if self._process is not None:
+            self._process.kill()
+
+    def has_ended(self) -> bool:
+        """Tell whether the process is gone, and have the system forget it then."""
+        if self._process is not None and self._process.exitcode is None:
+            return False
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+        return True
 
     def close_inherited(self) -> None:
         """In a forked child: let go of what is the parent's."""
-        self._close_pidfd()
-        if self._sock is not None:
-            self._sock.close()
-
-    def _close_pidfd(self) -> None:
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
+        if self._sock is not None:
+            self._sock.close()
 
 
-_DIED: Final = "The process that ran {} ended before it was done: it crashed, was killed, or ran out of memory."
+def _send(sock: socket.socket, message: bytes) -> int:
+    try:
+        return sock.send(message)
+    except (BlockingIOError, InterruptedError):
+        return 0
 
 
-def _cannot_start(name: str, error: BaseException) -> CannotStartError:
-    made = CannotStartError(f"No process can be started for {name}: {error}. Submit it again when there is room.")
-    made.__cause__ = error
-    return made
+def _is_readable(sock: socket.socket) -> bool:
+    if not hasattr(select, "poll"):
+        # Windows.
+        return bool(select.select([sock], (), (), 0)[0])
+    # A third of what a `recv` costs that finds nothing and raises.
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):
+        # The other end is gone already.
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _reason(code: int | None) -> str:
+    if code is None:
+        return "it closed its connection, or something else wrote there, and it was killed."
+    if code == _UNGUARDED:
+        return (
+            "it imports the script, which calls to_process() there too. Put the call below "
+            '`if __name__ == "__main__":`.'
+        )
+    if code >= 0:
+        return f"it ended with exit code {code}."
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    memory = ", as the system does it where memory runs out" if name == "SIGKILL" else ""
+    return f"it was killed by {name}{memory}."
 
 
 _staffs: weakref.WeakSet[_Staff] = weakref.WeakSet()
@@ -533,15 +608,15 @@ class _RemoteTraceback(Exception):
         return f'\n"""\n{self.args[0]}"""'
 
 
-def _unpack(reply: bytes, name: str) -> Any:
-    """What the other process made of the call: returned, or raised."""
+def _unpack(reply: bytes | bytearray, name: str) -> Any:
+    """What the other process made of the call, by its message: returned, or raised."""
     try:
-        content = pickle.loads(memoryview(reply)[1:])
+        content = pickle.loads(memoryview(reply)[_HEADER.size + 1 :])
     except Exception as error:
         raise NotPicklableError(
             f"The result of {name} can't be received from another process: {type(error).__qualname__}: {error}."
         ) from error
-    if reply[:1] == _VALUE:
+    if reply[_HEADER.size] == _VALUE[0]:
         return content
     try:
         raise content[0] from _RemoteTraceback(content[1])
@@ -553,13 +628,18 @@ def _unpack(reply: bytes, name: str) -> Any:
 # --- executors of the caller's ----------------------------------------------------------------------------------------
 
 
-def _checked_executor(executor: object, call: str) -> concurrent.futures.Executor:
+def _checked_executor(executor: object) -> concurrent.futures.Executor:
     if isinstance(executor, concurrent.futures.Executor):
         return executor
     raise TypeError(
-        f"executor={executor!r}: {call}() takes a concurrent.futures.Executor here. A function's own parameter of that name is given "
-        "by functools.partial(fn, executor=…)."
+        f"executor={executor!r}: give a concurrent.futures.Executor, or None for processes of the pool's own."
     )
+
+
+def _own_options(executor: concurrent.futures.Executor) -> dict[str, Any]:
+    """What has *executor* run each call: that of a dask client takes the result of an equal one, unless it is told not to."""
+    allowed, chosen_ = getattr(executor, "_allowed_kwargs", ()), getattr(executor, "_kwargs", {})
+    return {"pure": False} if "pure" in allowed and "pure" not in chosen_ else {}
 
 
 def _submit_elsewhere(
@@ -581,7 +661,7 @@ def _submit_elsewhere(
     task = runtime._go(_wait_elsewhere(submitted, name), name, None, Kind.WORK, frame)
     try:
         # Here and not on the loop: it may start processes, or threads, which on 3.12.0 to 3.12.2 no longer start in the drain.
-        future = executor.submit(fn, *args, **kwargs)
+        future = executor.submit(fn, *args, **kwargs, **_own_options(executor))
         submitted.set_result(future)
         if task.cancelled():
             # Meanwhile, and so nobody else takes it back.
@@ -595,8 +675,22 @@ def _submit_elsewhere(
 
 
 async def _wait_elsewhere(submitted: concurrent.futures.Future[Any], name: str) -> Any:
+    future = await asyncio.wrap_future(submitted)
+    # Not by `wrap_future`: on 3.11 and 3.12 it hangs where the call raised StopIteration.
+    ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+    ended.set_running_or_notify_cancel()
+    future.add_done_callback(lambda _: ended.set_result(None))
     try:
-        return await asyncio.wrap_future(await asyncio.wrap_future(submitted))
+        await asyncio.wrap_future(ended)
+    except asyncio.CancelledError:
+        future.cancel()
+        raise
+    try:
+        return future.result()
+    except StopIteration as error:
+        raise can_be_thrown(error, name) from error
+    except concurrent.futures.CancelledError as error:
+        raise asyncio.CancelledError(*error.args) from None
     except concurrent.futures.BrokenExecutor as error:
         raise ProcessDiedError(f"The executor that ran {name} broke before it was done: {error}") from error
 
@@ -615,12 +709,13 @@ def _serve(sock: socket.socket, main_file: str | None) -> None:
         multiprocessing.spawn.import_main_path(main_file)
     try:
         while (header := _receive(sock, _HEADER.size)) is not None:
-            payload = _receive(sock, _HEADER.unpack(header)[0])
+            number, length = _HEADER.unpack(header)
+            payload = _receive(sock, length)
             if payload is None:
                 return
             reply = _run(payload)
             del payload
-            sock.sendall(_HEADER.pack(len(reply)) + reply)
+            sock.sendall(_HEADER.pack(number, len(reply)) + reply)
             del reply
     except OSError:
         # The parent was killed in the middle of a message.

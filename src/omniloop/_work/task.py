@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeV
 from weakref import ref
 
 from .._arguments import check_timeout, close_unstarted
-from .._errors import WaitTimeoutError, WouldDeadlockError, WrongLoopError
+from .._errors import WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
 from .._report import Failure, Site, innermost, shown
 from .failures import Failures, Unclaimed
 from .tally import Entry, Tally
@@ -434,12 +434,8 @@ class Task(concurrent.futures.Future[T]):
 
     def _fail(self, error: BaseException) -> bool:
         """Settle with an error, which is reported unless somebody asks for it."""
-        if isinstance(error, StopIteration):
-            # It can't be thrown into a coroutine: an awaiter hung for ever on 3.11 and 3.12.
-            instead = RuntimeError(f"{shown(self.get_name())} raised StopIteration")
-            instead.__cause__ = error
-            return self._fail(instead)
         name = self.get_name()
+        error = can_be_thrown(error, shown(name))
         failure = Failure(f"Task '{shown(name)}' failed, and nobody asked for its outcome", error, name, self._site())
         unclaimed = Unclaimed(failure, self._owner.failures)
         if self._settle(FAILED, unclaimed):
