@@ -126,14 +126,6 @@ def check_timeout(timeout: object) -> None:
     raise ValueError(f"timeout={timeout!r}: give seconds as a number, or None to wait without end.")
 
 
-def copied(context: object, work: object) -> Context:
-    """A copy, because the caller may be inside of *context*, and none can be entered twice. Closes *work* if it refuses."""
-    if isinstance(context, Context):
-        return context.copy()
-    close_unstarted(work)
-    raise TypeError(f"context={context!r}: give a contextvars.Context, such as copy_context() returns, or None.")
-
-
 # Tell whether a value in a context belongs to the thread that has set it. Whoever knows of such values adds a function.
 THREAD_BOUND: Final[list[Callable[[object], bool]]] = []
 

@@ -23,7 +23,6 @@ from ._arguments import (
     check_timeout,
     checked_name,
     close_unstarted,
-    copied,
     misplaced_arguments,
     one_argument,
 )
@@ -36,6 +35,7 @@ from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, chan
 from ._work.deadline import within
 from ._work.failures import Failures
 from ._work.ledger import Later
+from ._work.leftovers import OF_DAEMONS, belongs_to, copied
 from ._work.periodic import Turns
 from ._work.tally import Tally
 from ._work.task import DAEMON, KEEPER, WORK, Kind, Task
@@ -192,6 +192,8 @@ class Runtime:
             if misplaced or timeout is None:
                 raise misplaced_arguments("go", coro, misplaced)
             return self._go_within(timeout, coro, name, context, DAEMON if daemon else WORK, frame)
+        if daemon:
+            return self._go(coro, name, context, DAEMON, frame)
         if type(coro) is not CoroutineType or coro.cr_suspended or coro.cr_running:
             coro = as_coroutine(coro, self._life.loop)
         if name is not None:
@@ -205,7 +207,7 @@ class Runtime:
             None,
             copy_context() if context is None else copied(context, coro),
             name,
-            DAEMON if daemon else WORK,
+            WORK,
             frame.f_code,
             frame.f_lasti,
         )
@@ -424,18 +426,21 @@ class Runtime:
             # This frame is in it: a cycle, which would keep both alive.
             del task, error
 
-    def flush(self, timeout: float | None = None, *, progress: bool = False) -> None:
+    def flush(self, timeout: float | None = None, *, progress: bool = False, leftovers: bool = False) -> None:
         """
         Wait until all that was accepted before this call is done, whatever came of it.
 
         Failures whose handle was dropped are reported by then. One whose handle somebody holds is left to the holder: it is reported
         when the handle is dropped unasked, by `shutdown`, or at exit.
 
+        Async generators that the work has left before their end are closed by then, if that takes no longer than `cancel_timeout`.
         Does not wait for daemons, periodic calls, and calls that are not due. Blocks; not for the loop's own thread.
 
         Args:
             timeout: Seconds to wait. None waits without end, 0 asks without waiting.
             progress: Show on stderr, if it is a terminal and the wait takes longer than half a second, how much is left.
+            leftovers: Wait, too, for the tasks that work has left on the loop by `asyncio.create_task` and its kin: as the end of the
+                program does, for `leftover_timeout` at the most.
 
         Raises:
             WaitTimeoutError: if *timeout* passed. The work goes on.
@@ -457,7 +462,13 @@ class Runtime:
         life = self._current()
         check_timeout(timeout)
         with waits.waiting_for_all(life, "flush()"):
-            done = drain.flush(life, _deadline(timeout), progress)
+            done = drain.flush(
+                life,
+                _deadline(timeout),
+                progress,
+                self._settings.cancel_timeout,
+                self._leftover_time(time.monotonic(), 0.0, None) if leftovers else None,
+            )
         # Also where no loop's thread is left to do it, because it died.
         self._failures.tell_dropped()
         self._failures.tell_kept(at_once=True)
@@ -497,7 +508,7 @@ class Runtime:
         with waits.waiting_for_all(life, "shutdown()"), self._closing:
             if not self._reopens:
                 self._shut_down = self._ended = True
-            self._close(deadline)
+            self._close(deadline, self._leftover_time(time.monotonic(), 0.0, deadline))
 
     # --- settings and looks -------------------------------------------------------------------------------------------
 
@@ -629,6 +640,9 @@ class Runtime:
         )
         if life.noted:
             self._note(life, task, frame)
+        if kind is DAEMON:
+            # What it submits and makes is a daemon's: its context says so. (One that is not done has a context.)
+            task._context.run(belongs_to.set, OF_DAEMONS)  # type: ignore[union-attr]
         if self._bounded and when_full != "accept":
             return self._put_bounded(task, self._put, when_full)
         return self._put(task)
@@ -966,18 +980,26 @@ class Runtime:
 
     def _drain_early(self, clock: fork.Clock) -> bool:
         """Wait only: the program may go on for minutes, in threads that are not daemons. False if the deadline passed."""
-        return drain.drain(self._life, clock.deadline(self._settings.exit_timeout))
+        deadline = clock.deadline(self._settings.exit_timeout)
+        leftovers = self._leftover_time(clock.began, clock.spent, deadline) if clock.ends else None
+        return drain.drain(self._life, deadline, self._settings.cancel_timeout, leftovers)
+
+    def _leftover_time(self, began: float, spent: float, deadline: float | None) -> drain.LeftoverTime:
+        """How long the end, which *began* then, waits for leftovers, and for which."""
+        seconds = self._settings.leftover_timeout
+        until = time.monotonic() + max(0.0, seconds - spent)
+        return drain.LeftoverTime(began - seconds, until if deadline is None else min(until, deadline))
 
     def _drained(self, seconds: float) -> None:
         self._drain_time = seconds
 
     def _started(self) -> int:
-        """How much was ever started, or waits to be."""
-        return self._tally.begun() + len(self._life.inbox)
+        """How much was ever started, or waits to be, and is nothing that a daemon has submitted."""
+        return self._life.started()
 
     def _remaining(self) -> int:
         """How much there is to wait for."""
-        return self._life.remaining()
+        return self._life.remaining() + self._life.left(time.monotonic() - self._settings.leftover_timeout)
 
     def _tell_failures(self) -> None:
         self._failures.tell_all()
@@ -995,17 +1017,18 @@ class Runtime:
         except KeyboardInterrupt:
             clock.interruptions += 1
         try:
-            clock.interruptions = self._close(deadline, clock.interruptions)
+            leftovers = self._leftover_time(clock.began, clock.spent, deadline)
+            clock.interruptions = self._close(deadline, leftovers, clock.interruptions)
         finally:
             if alone:
                 self._closing.release()
 
-    def _close(self, deadline: float | None, interruptions: int = 0) -> int:
+    def _close(self, deadline: float | None, leftovers: drain.LeftoverTime, interruptions: int = 0) -> int:
         life = self._life
         if not life.closed:
             start = time.monotonic()
             try:
-                interruptions = drain.close(life, deadline, self._settings.cancel_timeout, interruptions)
+                interruptions = drain.close(life, deadline, self._settings.cancel_timeout, leftovers, interruptions)
             finally:
                 self._drain_time = exit.drained_for() if exit.draining() else time.monotonic() - start
                 self._admission.report(life)

@@ -25,6 +25,8 @@ class Settings(NamedTuple):
     # deadline that passes first can name what is lost.
     exit_timeout: float | None = 25.0
     cancel_timeout: float = 2.0
+    # Long enough for a request that was just sent off; a client left open costs a tenth of it (a guess).
+    leftover_timeout: float = 5.0
     on_error: Hook | None = None
     # Four busy threads delay a healthy loop by 0.23 s (the interpreter's switch interval): well above that.
     slow_callback: float | None = 1.0
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
         exit_timeout: float | None
         cancel_timeout: float
+        leftover_timeout: float
         on_error: Hook | None
         slow_callback: float | None
         loop_factory: LoopFactory | None
@@ -98,7 +101,7 @@ def _problem(name: str, value: object) -> str | None:
             return None if value is None or (_is_seconds(value) and value) else "give seconds above 0, or None"
         case "exit_timeout":
             return None if value is None or _is_seconds(value) else "give seconds as a number of 0 or more, or None"
-        case "cancel_timeout":
+        case "cancel_timeout" | "leftover_timeout":
             return None if _is_seconds(value) else "give seconds as a number of 0 or more"
         case "max_workers" | "max_waiting_workers":
             return None if _is_whole(value) else "give a whole number of 1 or more"
@@ -180,6 +183,7 @@ def _new_uvloop() -> asyncio.AbstractEventLoop:
 _READERS: dict[str, Callable[[str], object]] = {
     "exit_timeout": _seconds_or_none,
     "cancel_timeout": _seconds,
+    "leftover_timeout": _seconds,
     "slow_callback": _seconds_or_none,
     "max_workers": int,
     "max_waiting_workers": int,

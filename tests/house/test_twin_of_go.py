@@ -7,7 +7,7 @@ from omniloop import Runtime
 
 def how_a_task_is_made(method):
     """The lines of *method* from the look at the coroutine to what is noted of the task."""
-    source = inspect.getsource(method).replace("DAEMON if daemon else WORK,", "kind,")
+    source = inspect.getsource(method).replace("WORK,", "kind,")
     first, last = "if type(coro) is not CoroutineType", "self._note(life, task, frame)\n"
     assert first in source and last in source
     return first + source.partition(first)[2].partition(last)[0] + last

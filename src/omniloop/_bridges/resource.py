@@ -12,7 +12,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Generic, Self, TypeVar, final, overload
-from weakref import ref
 
 from .._arguments import check_timeout, close_unstarted
 from .._errors import CannotStartError, ClosedError, NotAsyncError, WaitTimeoutError, WouldDeadlockError, WrongLoopError
@@ -20,7 +19,6 @@ from .._life.life import Life
 from .._process.fork import same_process
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.ledger import opened_by
 from .._work.task import KEEPER, Kind, Task
 from .._work.trio import is_trio
 
@@ -374,7 +372,7 @@ class _Kept(Generic[T]):
         runner = self.opener = asyncio.current_task()
         assert runner is not None
         # The client's own tasks are made in this context, and end after it.
-        opened_by.set(ref(runner))
+        self._life.ledger.leftovers.keep(runner)
         try:
             async with AsyncExitStack() as stack:
                 try:

@@ -6,131 +6,160 @@ deadlines: the one for the work, and the one for the clean-up of what is cancell
 cancel once, and has one turn of the loop after that, also where the deadline is past (without it the clean-up would not even begin, and
 each would complain of an ignored GeneratorExit). Nothing else is done for each: sentences are made for the twenty that are shown.
 
-The order. Work is waited for, in rounds, because work may submit work; then the turns of `every` that are under way, once, for they are
-work from then on and no other begins. (As work from the start, two that overlap went on until the deadline.) Then, on the loop: daemons;
-resources (`Kind.KEEPER`), the youngest first, each followed by the bare tasks that were made in its opening (a client's own reader and
-heartbeat, which its `close()` needs), and before the first of them those that are left of resources that were closed earlier; then all
-other bare tasks. A stage is waited for before the next one is asked; if it takes too long it goes on beside the others, to the deadline.
+What is waited for (`_Drain`), again and again until there is none of it:
 
-Who may touch what. Each function says whose it is. The thread that closes waits; the tables of the ledger are the loop's, and so all that
-is asked, refused or counted there is called on the loop, one step each: nothing can be submitted, or end, in the middle of it.
-Closing the inbox and looking whether anything is left is one such step (`_End.refuse`). A callback that blocks the loop may come back when
-the closing thread has given up: what was asked of the loop is not done any more then (`_on_loop`).
+1. Work that nobody else's context marks as theirs (`rank_of`), because work may submit work.
+2. The closing of async generators, which is clean-up: for `cancel_timeout`.
+3. What work has left on the loop by asyncio's own means, if it is young: as long as what one of them waits for is known to come within their
+   time, or anything has moved in the last half second.
+4. Once in the whole end, what daemons had submitted by then. (What daemons submit without end would be waited for without end.)
 
-A loop that is busy with 100,000 clean-ups and one that is blocked look alike from outside. So the loop shows its progress (`_Beat`):
-the closing thread waits longer, past the deadline too, as long as there is some.
+Then what is left is ended, on the loop, in three stages (`_End`):
+
+1. Turns of `every` that are under way are work from now on, and no other begins. Daemons are cancelled; what they have submitted is work now.
+2. What is kept open (`Kind.KEEPER`), the youngest first, each followed by what was made in its opening: a client's own reader and
+   heartbeat, which its `close()` needs. Before the first of them, what is left of those that were closed earlier.
+3. All other tasks on the loop, and what they submitted when they were past their time.
+
+After each the closing of async generators is waited for. If a stage takes too long it goes on beside the others, to the deadline. Whenever
+there is work again it is waited for, and the end goes on afterwards.
+
+Who may touch what. A thread asks the loop for something (`_Asked`), and waits; the tables are the loop's, and so all that is asked, refused or
+counted there is done there, in one step: nothing can be submitted, or end, in the middle of it. Closing the inbox and looking whether
+anything is left is one such step. A callback that blocks the loop may come back when the thread has given up: what was asked is not
+begun any more then.
+
+A loop that is busy with 100,000 clean-ups and one that is blocked look alike from outside. So the loop's heart beats (`_End.beat`)
+on its way: the thread waits longer, past the deadline too, as long as it does.
 
 What was tried and does not work. Cancelling bare tasks together with the daemons: a client whose reader was gone could not close. Asking in
 any other order than that of the start: a queue in which many wait (an `asyncio.Event`'s) searches for each that leaves it from its head,
 and 100,000 took ten times as long. A callback for each piece of work that is waited for: it costs as much as its end. Waiting for work
-that is submitted while the end closes resources, without limit: a bare task that reconnects by itself opened one 364 times.
+that is submitted while the end closes resources, without limit: a bare task that reconnects by itself opened one 364 times. Waiting for
+leftovers by their age alone: each client that was left open cost five seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from itertools import chain, islice
 from threading import Lock
-from typing import Any, Final
-from weakref import ref
+from typing import Any, Final, NamedTuple
 
 from .._errors import CannotStartError, ClosedError
 from .._process import exit
-from .._report import called_frame, hurried, innermost, say, shown, thread_stack
-from .._work.ledger import is_asked, opened_by, task_in
+from .._report import hurried, innermost, say, shown, thread_stack
+from .._work.ledger import is_asked, task_in
+from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of
 from .._work.task import Kind, Task
-from .life import Life
+from .life import Life, ThreadWork, resolve
 from .progress import Progress
 from .thread import LoopThread
 
-# How soon to look again for a worker that has done its call, and is about to let go of it.
-_LETTING_GO: Final = 0.0005
+# How soon to look again whether another thread has started the loop's.
+_STARTING: Final = 0.0005
 
 # Beyond the deadlines: for a thread that was told to end to be gone.
 _JOIN_TIMEOUT: Final = 0.5
 
-# A loop that shows no progress for so long is blocked: beyond the deadlines too. (A guess; well above what a busy machine adds.)
-_PATIENCE: Final = 0.3
-
-# A thread that is only late, because the machine is busy, is waited for so much longer.
-_LATE: Final = 4 * _JOIN_TIMEOUT
+# A loop whose heart does not beat for so long is blocked: beyond the deadlines too. (A guess; well above what a busy machine adds.)
+_PATIENCE: Final = 1.5
 
 # So many are named in the log, then only counted.
 _NAMED: Final = 20
+
+# So many are asked, and have their turn, between two beats: each may take some milliseconds.
+_BATCH: Final = 16
+
+# Leftovers of which nobody knows what they wait for are given up when nothing has moved for so long; and how often that is looked at.
+_STILL: Final = 0.5
+_LOOK: Final = 0.05
 
 # The stages of the end, in their order.
 _WORK: Final = 0
 _DAEMONS: Final = 1
 _KEEPERS: Final = 2
-_BARE: Final = 3
-
-# So many are asked, and have their turn, between two signs of progress: each may take some milliseconds.
-_BATCH: Final = 16
+_REST: Final = 3
 
 
-def flush(life: Life, deadline: float | None, progress: bool) -> bool:
+class LeftoverTime(NamedTuple):
+    """Which leftovers are young, and until when they are waited for; both by `time.monotonic`."""
+
+    since: float
+    until: float
+
+
+def flush(
+    life: Life, deadline: float | None, progress: bool, cancel_timeout: float, leftovers: LeftoverTime | None
+) -> bool:
     """Wait until all that was accepted before this call is done; False at the *deadline*, by `time.monotonic`."""
+
+    def begin() -> Coroutine[Any, Any, bool]:
+        # On the loop's thread, after all that came before was started.
+        return waiting.flush(life.ledger.left(OF_OTHERS))
+
+    waiting = _Drain(life, OF_OTHERS, cancel_timeout, leftovers)
     with Progress(life, shown=progress) as shown:
-        quiet = _round(life, deadline, shown)
-    return quiet is not None
+        return _wait_on_loop(life, begin, deadline, shown)
 
 
-def drain(life: Life, deadline: float | None) -> bool:
-    """Wait, in rounds, until nothing is left to wait for; what draining work submits is waited for too."""
+def drain(
+    life: Life,
+    deadline: float | None,
+    cancel_timeout: float,
+    leftovers: LeftoverTime | None = None,
+    rank: int = UNMARKED,
+) -> bool:
+    """Wait until nothing is left to wait for; what draining work submits is waited for too. False at the *deadline*."""
     with Progress(life, shown=exit.draining(), told=True) as progress:
         try:
-            while (quiet := _round(life, deadline, progress)) is False:
-                pass
+            return _wait_on_loop(life, _Drain(life, rank, cancel_timeout, leftovers).run, deadline, progress)
         except CannotStartError:
             # What is left has nothing to run on, and whoever submitted it was told.
             return False
-    return bool(quiet)
 
 
 @hurried()
-def close(life: Life, deadline: float | None, cancel_timeout: float, interruptions: int) -> int:
+def close(
+    life: Life, deadline: float | None, cancel_timeout: float, leftovers: LeftoverTime, interruptions: int
+) -> int:
     """
     Drain until the *deadline*; cancel what is left, and the daemons; then end the thread. Delivered or refused: nothing between.
 
     The first Ctrl-C ends the waiting, a second one the waiting for the clean-up as well. Takes how many there were, and returns it.
     """
-    dropped = _Named()
-    why = "the time for draining was over"
-    undelivered: list[Any] = []
-    slow: list[Task[Any]] = []
-    last = time.monotonic()
     end = _End(life)
+    last = time.monotonic()
+    left = cancel_timeout
     try:
         try:
-            while not interruptions and drain(life, deadline):
-                # Daemons, resources and bare tasks, when the work is done: it may need them.
-                last = time.monotonic() + cancel_timeout
-                if end.end_turns(last):
-                    continue
-                if not end.cancel(last, patient=True):
-                    slow = life.ledger.ending()
-                    break
-                if end.refuse(last):
+            while not interruptions and drain(life, deadline, cancel_timeout, leftovers, end.rank):
+                # Daemons and resources, when the work is done: it may need them.
+                begun = time.monotonic()
+                last = begun + left
+                ended = end.finish(last)
+                if ended:
                     return interruptions
+                # Together they take no longer than once.
+                left = max(0.0, left - (time.monotonic() - begun))
+                if ended is None:
+                    break
+            else:
+                left = cancel_timeout
         except KeyboardInterrupt:
             interruptions += 1
-        # Daemons and what is not due yet are not dropped but ended, as they were meant to; unless their clean-up took too long.
-        dropped.add(describe, _unfinished(life, slow))
-        why = "Ctrl-C ended the draining" if interruptions else why
-        last = time.monotonic() + (cancel_timeout if interruptions < 2 else 0)
-        answered = end.cancel(last) is not None
-        if answered and not end.refuse(last):
-            # There is always more. From here on it is refused; what was started meanwhile is cancelled too.
-            undelivered = life.inbox.close()
-            end.cancel(last)
+            left = cancel_timeout
+        end.why = "Ctrl-C ended the draining" if interruptions else end.why
+        last = time.monotonic() + (left if interruptions < 2 else 0)
+        end.cut(last, leftovers)
     except KeyboardInterrupt:
         interruptions += 1
         last = time.monotonic()
@@ -138,21 +167,74 @@ def close(life: Life, deadline: float | None, cancel_timeout: float, interruptio
         # Of two threads that close at once, one does this, and the other waits for it: it takes no longer than the deadline.
         with life.closing:
             if not life.closed:
-                _end(life, last, dropped, why, undelivered)
+                _end(life, last, end)
             else:
-                life.fail_all(undelivered, _closed_error, told=True)
+                life.fail_all(end.undelivered, _closed_error, told=True)
     return interruptions
 
 
-# --- waiting for the work ---------------------------------------------------------------------------------------------
+# --- from a thread to the loop ----------------------------------------------------------------------------------------
 
 
-def _round(life: Life, deadline: float | None, progress: Progress) -> bool | None:
-    """
-    Wait until what was accepted by now is done. True if then nothing was left, False if something came meanwhile.
+class _Asked:
+    """What a thread has asked of the loop and waits for: a coroutine that runs there, and what it returns."""
 
-    None at the deadline.
-    """
+    def __init__(self, life: Life, begin: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        self.gate = Lock()
+        self.gate.acquire()
+        self.value: Any = None
+        self._life = life
+        self._begin = begin
+        # Held while it is begun: after it was given up it is not.
+        self._turn = Lock()
+        self._runner: asyncio.Task[Any] | None = None
+        life.asked.add(self)
+
+    def __call__(self) -> None:
+        """Begin it; on the loop's thread. Elsewhere the loop is gone, and the end of the life answers."""
+        life = self._life
+        if life.thread is None or not life.thread.is_current():
+            return
+        with self._turn:
+            if self in life.asked:
+                # A task of asyncio's own, whatever factory the user has set.
+                self._runner = asyncio.Task(self._begin(), loop=life.thread.loop, context=Context())
+                life.ledger.leftovers.helpers.add(self._runner)
+                self._runner.add_done_callback(self._done, context=life.thread.context)
+
+    def _done(self, runner: asyncio.Task[Any]) -> None:
+        self._life.ledger.leftovers.helpers.discard(runner)
+        if runner.cancelled():
+            self.answer(None)
+            return
+        self.answer(None if runner.exception() is not None else runner.result())
+        # An error is a fault of this package: to the loop's handler.
+        runner.result()
+
+    def answer(self, value: Any) -> None:
+        """Answer, if nobody did; from any thread."""
+        try:
+            # Atomic, and so there is one answer.
+            self._life.asked.remove(self)
+        except KeyError:
+            return
+        self.value = value
+        self.gate.release()
+
+    def give_up(self) -> None:
+        """Wait no longer; for the thread that asked."""
+        with self._turn:
+            self._life.asked.discard(self)
+        if self._runner is not None and self._life.thread is not None:
+            with suppress(RuntimeError):
+                # The loop is closed.
+                self._life.thread.post(self._runner.cancel)
+
+
+def _wait_on_loop(
+    life: Life, begin: Callable[[], Coroutine[Any, Any, bool]], deadline: float | None, progress: Progress
+) -> bool:
+    """Have the loop begin a wait, after all that was submitted before, and wait for its end. False at the deadline."""
     thread = life.thread
     if thread is None and not life.inbox:
         return True
@@ -161,217 +243,320 @@ def _round(life: Life, deadline: float | None, progress: Progress) -> bool | Non
         return True
     if life.inbox.closed:
         return True
-    gate = Lock()
-    gate.acquire()
-    quiet = given_up = False
-    # What is waited for. Weakly, because a reference would keep a failure from being reported.
-    left: list[ref[Task[Any]]] = []
-    # The calls in worker threads, by identity, for the same reason.
-    calls: set[int] = set()
-
-    def mark() -> None:
-        # On the loop's thread, after all that came before was started.
-        left.extend(map(ref, life.ledger.waited_for()))
-        calls.update(map(id, list(life.ledger.in_threads)))
-        go_on()
-
-    def go_on() -> None:
-        # One at a time, and the youngest first, which is mostly the last to end: a callback for each would cost as much as its end.
-        while left and not given_up:
-            task = left[-1]()
-            if task is not None and not task.done():
-                task._when_done(come_back)
-                return
-            left.pop()
-        if not given_up:
-            finish()
-
-    def come_back() -> None:
-        # By way of the inbox: reports are made before the next item, so that a flush leaves nothing unsaid.
-        if not life.inbox.put(go_on):
-            go_on()
-
-    def finish() -> None:
-        nonlocal quiet
-        if not calls.isdisjoint(map(id, list(life.ledger.in_threads))) and not life.inbox.closed:
-            # A worker is about to let go of what it did.
-            life.ledger.loop.call_later(_LETTING_GO, finish)
-            return
-        life.failures.tell_dropped()
-        quiet = life.inbox.closed or life.ledger.is_quiet()
-        gate.release()
-
+    asked = _Asked(life, begin)
     try:
-        if not life.inbox.put(mark):
+        if not life.inbox.put(asked):
             return True
         # This may be the handler of a SIGTERM, which interrupts a submission that has taken the token and not yet woken the loop.
         life.inbox.wake_reader()
         while not life.serving:
-            # Another thread is starting it. Should that fail, as it does on 3.12 when main has ended, nobody would come to the mark.
+            # Another thread is starting it. Should that fail, as it does on 3.12 when main has ended, nobody would come to it.
             life.wait_for_start()
             life.inbox.wake_reader()
-            if gate.acquire(timeout=_LETTING_GO):
-                return quiet
+            if asked.gate.acquire(timeout=_STARTING):
+                return bool(asked.value)
             if deadline is not None and time.monotonic() >= deadline:
-                return None
-        return quiet if progress.acquire(gate, deadline) else None
+                return False
+        return progress.acquire(asked.gate, deadline) and bool(asked.value)
     except BaseException:
-        life.inbox.take_back(mark)
+        life.inbox.take_back(asked)
         raise
     finally:
-        given_up = True
+        asked.give_up()
 
 
-# --- on the loop ------------------------------------------------------------------------------------------------------
+# --- waiting, on the loop ---------------------------------------------------------------------------------------------
 
 
-class _Beat:
-    """Tells a loop that is on its way through what it was asked for from one that is blocked; only the loop's thread counts."""
+class _Drain:
+    """Waits for what is left; on the loop's thread."""
 
-    __slots__ = ("_life", "count")
-
-    def __init__(self, life: Life) -> None:
+    def __init__(self, life: Life, rank: int, cancel_timeout: float, leftovers: LeftoverTime | None) -> None:
         self._life = life
-        self.count = 0
+        self._rank = rank
+        self._cancel_timeout = cancel_timeout
+        self._time = leftovers
+        # Clean-ups that have had their time.
+        self._slow: set[asyncio.Future[Any]] = set()
+        # What those leftovers wait for of which nothing is known, and when any of it was last seen to be another.
+        self._waiters: dict[asyncio.Future[Any], object] = {}
+        self._moved = 0.0
 
-    def __call__(self) -> None:
-        self.count += 1
-        self._life.goes_on()
-
-    def twice(self) -> None:
-        """Count now, and again in the turn after this one, where what was asked in this one is settled."""
-        self()
-        self._life.ledger.loop.call_soon(self)
-
-
-class _Call:
-    """Tells, from outside, whether the loop is still in the call that it was in when this was last asked: then that blocks it."""
-
-    def __init__(self, thread: LoopThread) -> None:
-        self._thread = thread
-        self._frame = called_frame(thread.ident)
-
-    def __call__(self) -> bool:
-        former, self._frame = self._frame, called_frame(self._thread.ident)
-        return former is not None and former is self._frame
-
-
-def _on_loop(
-    thread: LoopThread, call: Callable[[Callable[[bool], None]], None], deadline: float, beat: _Beat
-) -> bool | None:
-    """
-    Have the loop make *call*, and wait for its answer; None if it is blocked, at the *deadline* at the earliest.
-
-    From then on it is not made any more: a callback that blocked the loop may come back when all is over.
-    """
-    gate = Lock()
-    gate.acquire()
-    turn = Lock()
-    answered: bool | None = None
-    given_up = False
-
-    def answer(value: bool) -> None:
-        nonlocal answered
-        answered = value
-        gate.release()
-
-    def make() -> None:
-        beat()
-        with turn:
-            if not given_up:
-                call(answer)
-
-    try:
-        thread.post(make)
-    except RuntimeError:
-        # The loop was closed by somebody else.
+    async def flush(self, left: list[Any]) -> bool:
+        life = self._life
+        await _ended(life, left)
+        # What was dropped, and is told of, may have been the last that referred to a generator.
+        life.failures.tell_dropped()
+        await self._clean_ups()
+        if self._time is not None:
+            while await self._leftovers(self._time):
+                pass
+        life.failures.tell_dropped()
         return True
-    call_goes_on = _Call(thread)
-    # No sign since: given up `_LATE` seconds after the first such look. Every sign begins that anew.
-    late = math.inf
-    while True:
-        seen = beat.count
-        until = max(deadline, time.monotonic()) + _PATIENCE
-        if gate.acquire(timeout=min(until - time.monotonic(), threading.TIMEOUT_MAX)):
-            return answered
-        late = time.monotonic() + _LATE if beat.count != seen else min(late, time.monotonic() + _LATE)
-        if beat.count == seen and (call_goes_on() or time.monotonic() >= late):
-            break
-    with turn:
-        given_up = True
-    return answered
+
+    async def run(self) -> bool:
+        ledger, time_over = self._life.ledger, None
+        ledger.heeds_marks = True
+        if self._time is not None:
+            # What old ones submit without end is not to be waited for.
+            ledger.leftovers.give_up(ledger.leftovers.old(self._time.since))
+            left = self._time.until - time.monotonic()
+            if left > 0:
+                time_over = ledger.loop.call_later(left, ledger.leftovers.give_up_all)
+            else:
+                ledger.leftovers.give_up_all()
+        try:
+            while await self._wait():
+                pass
+        finally:
+            if time_over is not None:
+                time_over.cancel()
+            ledger.heeds_marks = False
+        return True
+
+    async def _wait(self) -> bool:
+        """Wait for the first thing that there is to wait for; False if there is none."""
+        life, ledger = self._life, self._life.ledger
+        if not ledger.is_done(self._rank):
+            if left := ledger.left(self._rank):
+                await _ended(life, left)
+            else:
+                # In the inbox.
+                life.inbox.wake_resting_reader()
+                await asyncio.sleep(0)
+            return True
+        life.failures.tell_dropped()
+        if await self._clean_ups():
+            return True
+        if self._time is not None:
+            if await self._leftovers(self._time):
+                return True
+            ledger.leftovers.give_up(ledger.leftovers.young(self._time.since), in_vain=True)
+        if self._rank == UNMARKED and not life.waited_for_daemons:
+            # While the program goes on (it has no time for leftovers) each drain does.
+            life.waited_for_daemons = self._time is not None
+            reached = ledger.loop.create_future()
+            if life.inbox.put(partial(resolve, reached)):
+                # All that came by now was started.
+                await reached
+            await _ended(life, ledger.left(OF_WHAT_ENDED))
+            return life.waited_for_daemons or not ledger.is_done(self._rank)
+        return not ledger.is_done(self._rank)
+
+    async def _clean_ups(self) -> bool:
+        """Wait for the clean-ups that there are, within their time; False if there are none."""
+        # asyncio makes them one turn of the loop after it was seen that they are needed.
+        await asyncio.sleep(0)
+        leftovers = self._life.ledger.leftovers
+        leftovers.look()
+        found = [task for task in leftovers.clean_ups if task not in self._slow]
+        if found and not await _ended(self._life, found, time.monotonic() + self._cancel_timeout):
+            self._slow.update(found)
+        return bool(found)
+
+    async def _leftovers(self, when: LeftoverTime) -> bool:
+        """Wait for young leftovers for a moment; False if there are none, or none that is worth it."""
+        ledger, now = self._life.ledger, time.monotonic()
+        young = ledger.leftovers.young(when.since)
+        left = when.until - now
+        if not young or left <= 0:
+            return False
+        until = ledger.loop.time() + left
+        known = next((task for task in young if ledger.leftovers.comes(task, until, ledger.running)), None)
+        if known is not None:
+            self._moved, pause = now, min(left, _STILL)
+        else:
+            waiters = {task: getattr(task, "_fut_waiter", None) for task in young}
+            if waiters.keys() != self._waiters.keys() or any(
+                waiter is not self._waiters[task] for task, waiter in waiters.items()
+            ):
+                self._waiters, self._moved = waiters, now
+            if now - self._moved >= _STILL:
+                return False
+            # Looking at many takes its time as well.
+            pause = min(left, max(_LOOK, 5 * (time.monotonic() - now)))
+        await asyncio.wait([known or young[0]], timeout=pause)
+        return True
+
+
+async def _ended(life: Life, runners: Iterable[Any], until: float = math.inf) -> bool:
+    """Wait until all of *runners*, asyncio's tasks or calls in worker threads, have ended and are settled; False at *until*."""
+    left = list(runners)
+    while left:
+        # One at a time, and the youngest first, which is mostly the last to end: a callback for each would cost as much as its end.
+        runner = left[-1]
+        if isinstance(runner, ThreadWork):
+            runner = _over(life, runner)
+        if runner is None or runner.done():
+            left.pop()
+            continue
+        remaining = until - time.monotonic()
+        if remaining <= 0:
+            return False
+        await asyncio.wait([runner], timeout=None if until == math.inf else remaining)
+    # The callbacks of what has just ended, which settle it, come before this goes on.
+    await asyncio.sleep(0)
+    return True
+
+
+def _over(life: Life, call: ThreadWork) -> asyncio.Future[None] | None:
+    """A future that is done when the worker has let go of *call*; None if it has."""
+    if call.over is None:
+        call.over = life.ledger.loop.create_future()
+    # After that: either the worker sees the future, or this sees that it has let go.
+    return call.over if call in life.ledger.in_threads else None
+
+
+# --- the end, on the loop ---------------------------------------------------------------------------------------------
 
 
 class _End:
-    """What the end asks of the loop. The public methods are for the thread that closes, the others for the loop's."""
+    """Ends what is left on the loop. The public methods are for the thread that closes, the others for the loop's."""
 
     def __init__(self, life: Life) -> None:
         self._life = life
-        self._beat = _Beat(life)
+        # Whose work is waited for: from when daemons have ended, theirs too.
+        self.rank = UNMARKED
+        self.why = "the time for draining was over"
+        # What was dropped, for the log; with sentences on the first, made before they were cancelled.
+        self.dropped: dict[Task[Any], str | None] = {}
+        # Leftovers that were waited for in vain.
+        self.in_vain = _Named()
+        self.undelivered: list[Any] = []
+        # Whether the loop answered when it was last asked.
+        self.answered = True
+        # Counts up while the loop makes its way.
+        self.beats = 0
         # Each is asked once: a second time would interrupt its clean-up.
         self._asked: set[asyncio.Future[Any]] = set()
-        # The keepers that were asked, in this order.
-        self._closed: list[asyncio.Future[Any]] = []
-        # Who was told of what goes wrong on the loop, before the closing.
-        self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
+        # Asked, and not waited for until all others have ended too.
+        self._slow: set[asyncio.Future[Any]] = set()
+        # The work that this has cancelled.
+        self._cut: set[Task[Any]] = set()
 
-    def end_turns(self, deadline: float) -> bool:
-        """Have no turn of `every` begin any more; True if any is under way: that is work, to be waited for once."""
-        life, thread = self._life, self._life.thread
-        if thread is None or not self._life.serving:
-            return False
-        return bool(_on_loop(thread, lambda answer: answer(life.ledger.end_turns()), deadline, self._beat))
-
-    def cancel(self, deadline: float, patient: bool = False) -> bool | None:
+    def finish(self, deadline: float) -> bool | None:
         """
-        Cancel all that is left on the loop and await its clean-up; False if that was not over at the *deadline*, None if it is blocked.
+        End daemons, what is kept open and all other tasks, and refuse work from then on. Nothing that the program itself asked to end.
 
-        *patient*: not if there is work to drain, which came meanwhile; and not what the program itself has asked to end.
+        False if there is work to be waited for; None if something did not end by the *deadline*.
         """
-        thread = self._life.thread
-        if thread is None or not self._life.serving:
-            return True
-
-        def begin(answer: Callable[[bool], None]) -> None:
-            # A task of asyncio's own, whatever factory the user has set.
-            runner = asyncio.Task(self._cancel_all(deadline, patient), loop=thread.loop)
-            runner.add_done_callback(lambda ended: answer(not ended.cancelled() and ended.result()))
-
-        return _on_loop(thread, begin, deadline, self._beat)
-
-    def refuse(self, deadline: float) -> bool:
-        """Refuse from now on, if nothing came meanwhile; False if something did."""
         life = self._life
-        thread = life.thread
-        if thread is None or not life.serving:
+        if life.thread is None or not life.serving:
             undelivered = life.inbox.close()
             if undelivered and not life.dead:
                 with suppress(CannotStartError):
                     life.inbox.reopen(undelivered)
                 return False
             return True
+        answer: bool | None = self._ask_loop(lambda: self._finish(deadline), deadline)
+        return answer
 
-        def close(answer: Callable[[bool], None]) -> None:
-            undelivered = life.inbox.close()
-            ledger = life.ledger
-            quiet = not undelivered and ledger.is_quiet() and not ledger.keepers and not ledger.has_open_generators()
-            if not quiet:
-                life.inbox.reopen(undelivered)
-            answer(quiet)
+    def cut(self, deadline: float, leftovers: LeftoverTime) -> None:
+        """Cancel all that is left, work too, and refuse what comes from then on."""
+        life = self._life
+        for task in _unfinished(life):
+            self._drop(task)
+        if life.thread is not None and life.serving:
+            self._ask_loop(lambda: self._cut_all(deadline, leftovers), deadline)
 
-        return _on_loop(thread, close, deadline, self._beat) is True
+    def lines(self) -> _Named:
+        """Name what was dropped. What has ended by itself before it was asked to was not."""
+        named = _Named()
+        dropped = [
+            (task, line)
+            for task, line in self.dropped.items()
+            if task in self._cut or not task.done() or not self.answered
+        ]
+        named.add(lambda line: line, (line for _, line in dropped if line is not None))
+        named.count = len(dropped)
+        return named
+
+    def _ask_loop(self, begin: Callable[[], Coroutine[Any, Any, Any]], deadline: float) -> Any:
+        """Have the loop run a coroutine, and wait for its end; None if the loop is blocked, at the *deadline* at the earliest."""
+        assert self._life.thread is not None
+        asked = _Asked(self._life, begin)
+        try:
+            self._life.thread.post(asked)
+        except RuntimeError:
+            # The loop was closed by somebody else.
+            asked.give_up()
+            return True
+        self.answered = False
+        try:
+            while not self.answered:
+                beats = self.beats
+                until = max(deadline, time.monotonic()) + _PATIENCE
+                self.answered = asked.gate.acquire(timeout=min(until - time.monotonic(), threading.TIMEOUT_MAX))
+                if beats == self.beats and time.monotonic() >= until:
+                    break
+        finally:
+            asked.give_up()
+        return asked.value
 
     # --- on the loop's thread -----------------------------------------------------------------------------------------
 
-    async def _cancel_all(self, deadline: float, patient: bool) -> bool:
-        loop = self._life.ledger.loop
+    def _beat(self) -> None:
+        self.beats += 1
+        self._life.goes_on()
+
+    def _beat_twice(self) -> None:
+        # In the turn after this one what was asked in this one is settled.
+        self._beat()
+        self._life.ledger.loop.call_soon(self._beat)
+
+    def _drop(self, task: Task[Any]) -> None:
+        if task not in self.dropped:
+            self.dropped[task] = describe(task) if len(self.dropped) < _NAMED else None
+
+    async def _finish(self, deadline: float) -> bool | None:
+        ledger = self._life.ledger
+        if ledger.end_turns():
+            return False
         try:
-            ended = await self._cancel_in_order(deadline, patient)
+            ended = await self._cancel_in_order(deadline, patient=True)
         finally:
-            self._allow_opening()
+            self._hush(False)
         if ended is not True:
-            # None: work came meanwhile. True as well: `refuse` finds that work, and the draining goes on.
-            return ended is None
+            return ended
+        if not await self._close_generators(deadline) or not ledger.is_done(self.rank):
+            return None if ledger.is_done(self.rank) else False
+        return self._refuse()
+
+    async def _cut_all(self, deadline: float, leftovers: LeftoverTime) -> bool:
+        ledger = self._life.ledger
+        ledger.leftovers.in_vain.update(ledger.leftovers.young(leftovers.since))
+        self._end_untaken()
+        try:
+            await self._cancel_in_order(deadline, patient=False)
+            await self._close_generators(deadline)
+            if not self._refuse():
+                # There is always more. From here on it is refused; what was started meanwhile is cancelled too.
+                self.undelivered = self._life.inbox.close()
+                await self._cancel_in_order(0.0, patient=False)
+        finally:
+            self._hush(False)
+        return True
+
+    def _refuse(self) -> bool:
+        """Refuse from now on, if nothing is left; False if something is."""
+        life, ledger = self._life, self._life.ledger
+        undelivered = life.inbox.close()
+        if (
+            undelivered
+            or not ledger.is_quiet()
+            or ledger.keepers
+            or ledger.has_open_generators()
+            or self._others_left()
+        ):
+            life.inbox.reopen(undelivered)
+            return False
+        return True
+
+    def _others_left(self) -> bool:
+        return bool(self._rest() or self._life.ledger.leftovers.clean_ups)
+
+    async def _close_generators(self, deadline: float) -> bool:
+        loop = self._life.ledger.loop
         if (generators := getattr(loop, "_asyncgens", None)) is not None:
             # Nothing is refused yet, and asyncio's own hook complains of those that are opened from now on.
             sys.set_asyncgen_hooks(firstiter=generators.add)
@@ -385,115 +570,108 @@ class _End:
         return True
 
     async def _cancel_in_order(self, deadline: float, patient: bool) -> bool | None:
-        """True if all has ended, False if that was not so at the *deadline*; None if there is work to drain again."""
-        ledger = self._life.ledger
-        # Asked, and not waited for until all others have ended too.
-        slow: set[asyncio.Future[Any]] = set()
-        rank = 0
-        if not patient:
-            self._end_untaken()
+        """True if all has ended, None if that was not so at the *deadline*; False if there is work to wait for."""
+        ledger, leftovers = self._life.ledger, self._life.ledger.leftovers
+        stage = _WORK
         while True:
-            if patient and not ledger.is_quiet():
-                # What was accepted since the draining is to be done, and not cancelled; the bare tasks may be its own.
-                return None
+            leftovers.look()
+            if patient and not ledger.is_done(self.rank):
+                # What was accepted since the draining is to be done, and not cancelled; other tasks may be its own.
+                return False
             ledger.cancel_timers()
             # Not patient, each stage has its turn once: what its clean-up submits may be without end.
             stages = [
                 (kind, now)
-                for kind, runners in self._stages()
-                if (patient or kind >= rank) and (now := [runner for runner in runners if runner not in slow])
+                for kind, runners in self._stages(patient)
+                if (patient or kind >= stage) and (now := [runner for runner in runners if runner not in self._slow])
             ]
+            if self.rank == UNMARKED and (not stages or stages[0][0] > _DAEMONS):
+                self.rank = OF_WHAT_ENDED
+                continue
             if time.monotonic() >= deadline:
                 for _, runners in stages:
                     self._ask(runners, patient)
+                self._ask(list(leftovers.clean_ups), patient)
                 # One turn of the loop for each that was asked just now, and one in which it is settled.
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-                return not any(runners for _, runners in self._stages())
+                return True if not any(runners for _, runners in self._stages(patient)) else None
             if not stages:
                 break
-            rank, now = stages[0]
-            if rank == _KEEPERS:
-                self._forbid_opening()
-                self._closed += [runner for runner in now if runner in ledger.keepers]
+            stage, now = stages[0]
+            if stage >= _KEEPERS:
+                self._hush(True)
+            if stage == _REST:
+                leftovers.late.over = True
             self._ask(now, patient)
-            # For closing what is open, and for the bare tasks, a part of the time is kept.
-            shares = 1 if len(stages) == 1 else 2 if rank < _KEEPERS else len(stages)
+            # For closing what is open, and for the rest, a part of the time is kept.
+            shares = 1 if len(stages) == 1 else 2 if stage < _KEEPERS else len(stages)
             begun = time.monotonic()
-            if not await self._ended(now, begun + (deadline - begun) / shares):
-                slow.update(now)
-            if rank != _KEEPERS:
-                # It had its turn. The keepers are a stage each, of one rank: that stays until none is left.
-                rank += 1
-        return await self._ended(slow, deadline)
+            until = begun + (deadline - begun) / shares
+            if not await _ended(self._life, now, until):
+                self._slow.update(now)
+            await self._clean_ups(until)
+            if stage != _KEEPERS:
+                # It had its turn. The keepers are a stage each, of one number: that stays until none is left.
+                stage += 1
+        if not await _ended(self._life, self._slow, deadline) or not await self._clean_ups(deadline):
+            return None
+        return True
 
-    def _stages(self) -> Iterator[tuple[int, list[asyncio.Future[Any]]]]:
+    async def _clean_ups(self, until: float) -> bool:
+        # asyncio makes them one turn of the loop after it was seen that they are needed.
+        await asyncio.sleep(0)
+        leftovers = self._life.ledger.leftovers
+        leftovers.look()
+        return await _ended(self._life, leftovers.clean_ups, until)
+
+    def _stages(self, patient: bool) -> Iterator[tuple[int, list[Any]]]:
         """What is left, in the order in which it is to end."""
         ledger = self._life.ledger
-        yield _WORK, list(ledger.running)
+        if not patient:
+            yield _WORK, list(ledger.running)
         yield _DAEMONS, list(ledger.daemons)
-        bare = self._bare()
         # Also of those that were closed before the end began.
-        yield _KEEPERS, [runner for runner in bare if self._is_closed(_opener(runner))]
+        for keeper, owner in ledger.leftovers.belongings.items():
+            if (keeper.done() or keeper in self._asked) and owner.tasks:
+                owner.over = True
+                yield _KEEPERS, list(owner.tasks)
         for keeper in reversed(ledger.keepers):
             yield _KEEPERS, [keeper]
-        yield _BARE, bare
+        yield _REST, self._rest()
 
-    def _is_closed(self, opener: ref[asyncio.Future[Any]] | None) -> bool:
-        """Tell whether a bare task's opener is a keeper that has closed what it kept, or was asked to and has had its time."""
-        if opener is None:
-            return False
-        keeper = opener()
-        return keeper is None or keeper.done() or keeper in self._closed
+    def _rest(self) -> list[asyncio.Future[Any]]:
+        """All other tasks, and the work of those that are past their time."""
+        ledger, leftovers = self._life.ledger, self._life.ledger.leftovers
+        theirs = [runner for runner, task in ledger.running.items() if rank_of(task) == OF_OTHERS]
+        bare = asyncio.all_tasks(ledger.loop) - leftovers.helpers - leftovers.clean_ups.keys()
+        # In the order of their making, as far as that is known: see the story above.
+        known = dict.fromkeys(task for task in leftovers.all() if task in bare)
+        return theirs + [task for task in [*known, *(bare - known.keys())] if ledger.is_bare(task) and not task.done()]
 
-    def _bare(self) -> list[asyncio.Future[Any]]:
-        """The tasks that were made without the runtime."""
-        ledger = self._life.ledger
-        return [
-            runner
-            for runner in asyncio.all_tasks(ledger.loop)
-            if ledger.is_bare(runner) and not _cancels_all(runner) and not runner.done()
-        ]
+    def _hush(self, on: bool) -> None:
+        """While it is on tasks made without the runtime may open no resource, and what they raise is not reported."""
+        leftovers = self._life.ledger.leftovers
+        leftovers.look()
+        leftovers.hushed = on
 
-    def _forbid_opening(self) -> None:
-        """From now on bare tasks may open no resource; the errors that they get for trying are not logged."""
-        ledger = self._life.ledger
-        if ledger.bereft is None:
-            ledger.bereft = set()
-        ledger.bereft.update(self._bare())
-        if self._handler is not None:
-            return
-        former = self._handler = ledger.loop.get_exception_handler() or type(ledger.loop).default_exception_handler
-
-        def hush(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            # asyncio's own words; of a task that was made only now and is gone already.
-            if not str(context.get("message")).endswith("exception was never retrieved"):
-                former(loop, context)
-
-        ledger.loop.set_exception_handler(hush)
-
-    def _allow_opening(self) -> None:
-        ledger = self._life.ledger
-        bereft, ledger.bereft = ledger.bereft or set(), None
-        for runner in bereft:
-            if runner.done() and not runner.cancelled():
-                # Retrieved: nobody will hear of it.
-                runner.exception()
-        if self._handler is not None:
-            ledger.loop.set_exception_handler(self._handler)
-            self._handler = None
-
-    def _ask(self, runners: list[asyncio.Future[Any]], patient: bool) -> None:
-        asked, loop = self._asked, self._life.ledger.loop
+    def _ask(self, runners: list[Any], patient: bool) -> None:
+        ledger, asked = self._life.ledger, self._asked
         # In the order in which they were started: see the story above.
         for number, runner in enumerate(runners):
             if runner not in asked and not (patient and is_asked(runner)):
                 asked.add(runner)
+                task = ledger.running.get(runner)
+                if task is not None:
+                    self._drop(task)
+                    self._cut.add(task)
+                elif runner in ledger.leftovers.in_vain:
+                    self.in_vain.add(_describe_bare, [runner])
                 runner.cancel()
             if not number % _BATCH:
                 self._beat()
                 # Between their turns, and so a sign that they are had.
-                loop.call_soon(self._beat.twice)
+                ledger.loop.call_soon(self._beat_twice)
 
     def _end_untaken(self) -> None:
         """End what waits in the inbox now, as cancelled."""
@@ -504,64 +682,34 @@ class _End:
             except IndexError:
                 return
             if (task := task_in(item)) is not None:
+                self._drop(task)
+                self._cut.add(task)
                 ledger.end_untaken(task)
             else:
                 item()
             if not number % _BATCH:
                 self._beat()
 
-    async def _ended(self, runners: Iterable[asyncio.Future[Any]], until: float) -> bool:
-        """Wait until all of *runners* have ended and are settled; False at *until*."""
-        left = list(runners)
-        while left:
-            # One at a time, as in `_round`.
-            if left[-1].done():
-                left.pop()
-                continue
-            remaining = until - time.monotonic()
-            if remaining <= 0:
-                return False
-            await asyncio.wait(left[-1:], timeout=remaining)
-        # The callbacks of what has just ended, which settle it, come before this goes on.
-        await asyncio.sleep(0)
-        return True
 
-
-def _cancels_all(runner: asyncio.Future[Any]) -> bool:
-    """Tell whether *runner* is the one that cancels the others, here or for another thread that closes the same life."""
-    return isinstance(runner, asyncio.Task) and getattr(runner.get_coro(), "cr_code", None) is _End._cancel_all.__code__
-
-
-def _opener(runner: asyncio.Future[Any]) -> ref[asyncio.Future[Any]] | None:
-    """The keeper in whose opening the bare task *runner* was made, if it was made in one."""
-    context = _context_of(runner)
-    return None if context is None else context.get(opened_by)
-
-
-def _context_of(runner: asyncio.Future[Any]) -> Context | None:
-    if sys.version_info >= (3, 12):
-        return runner.get_context() if isinstance(runner, asyncio.Task) else None
-    # 3.11 does not show it. The task's own comes before those of its callbacks.
-    return next((thing for thing in gc.get_referents(runner) if type(thing) is Context), None)
-
-
-# --- the end ----------------------------------------------------------------------------------------------------------
+# --- the end, in the thread that closes ------------------------------------------------------------------------------
 
 
 def _closed_error() -> ClosedError:
     return ClosedError("The runtime was shut down before this was done.")
 
 
-def _end(life: Life, deadline: float, dropped: _Named, why: str, undelivered: list[Any]) -> None:
+def _end(life: Life, deadline: float, end: _End) -> None:
     """Stop the threads, tell what was dropped, and let nobody wait for what will not come. For the thread that closes."""
-    undelivered += life.inbox.close()
+    undelivered = end.undelivered + life.inbox.close()
     # Whoever starts the thread now did not see that it is closed; who comes later does.
     life.wait_for_start()
     thread = life.thread
     blocked = None
     if thread is not None:
         life.stop_watching(_JOIN_TIMEOUT)
-        blocked = _stop(thread, life.serving, deadline)
+        blocked = _stop(thread, life.serving, deadline, end.answered)
+    dropped = end.lines()
+    if thread is not None:
         # Where something was dropped, the time for the work is over, and the calls in threads were named with it.
         busy = life.workers.stop(_JOIN_TIMEOUT + (0 if dropped.count else max(0.0, deadline - time.monotonic())))
         if blocked is not None:
@@ -572,7 +720,14 @@ def _end(life: Life, deadline: float, dropped: _Named, why: str, undelivered: li
                 exit.leave_behind(worker.ident)
                 say("%s: worker thread %r did not end; it runs here:\n%s", life.name, worker.name, stack)
     if dropped.count:
-        say("%s: %d unfinished when %s, and cancelled:%s", life.name, dropped.count, why, dropped)
+        say("%s: %d unfinished when %s, and cancelled:%s", life.name, dropped.count, end.why, dropped)
+    if end.in_vain.count:
+        say(
+            "%s: %d tasks that were left on the loop were not done in time, and cancelled:%s",
+            life.name,
+            end.in_vain.count,
+            end.in_vain,
+        )
     if thread is not None and not life.dead:
         deaf = _deaf(life, thread.loop)
         if deaf.count and blocked is None:
@@ -588,40 +743,22 @@ def _end(life: Life, deadline: float, dropped: _Named, why: str, undelivered: li
         thread.close()
 
 
-def _stop(thread: LoopThread, serving: bool, deadline: float) -> str | None:
+def _stop(thread: LoopThread, serving: bool, deadline: float, answered: bool) -> str | None:
     """Stop and join the loop's thread. None, or where it is if a callback blocks it: it is left alone then."""
-    call_goes_on = _Call(thread)
+    # A thread that is only late, because the machine is busy, is waited for longer than one that gave no answer.
+    patience = _JOIN_TIMEOUT + (_PATIENCE if answered else 0.0)
     try:
         # It may leave for a fork, or have left.
-        joined = (
-            thread.stop(max(0.0, deadline - time.monotonic()) + _JOIN_TIMEOUT)
-            if serving
-            else thread.join(_JOIN_TIMEOUT)
-        )
+        joined = thread.stop(max(0.0, deadline - time.monotonic()) + patience) if serving else thread.join(patience)
     except RuntimeError:
         # The loop was closed by somebody else; its thread ends by itself.
-        joined = thread.join(_JOIN_TIMEOUT)
-    late = time.monotonic() + _LATE
-    while not joined:
-        # Else the machine is busy: the thread is on its way out, or in another call than before.
-        if call_goes_on() or time.monotonic() > late:
-            return thread_stack(thread.ident)
-        joined = thread.join(_JOIN_TIMEOUT)
-    return None
+        joined = thread.join(patience)
+    return None if joined else thread_stack(thread.ident)
 
 
 def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
     """Name the tasks that outlasted their cancellation, those that were made without the runtime included."""
     known = {**life.ledger.running, **life.ledger.daemons, **life.ledger.keepers}
-    deaf = _Named()
-
-    def name(runner: asyncio.Future[Any]) -> str:
-        task = known.get(runner)
-        if task is not None:
-            return describe(task)
-        assert isinstance(runner, asyncio.Task)
-        return f"  {shown(runner.get_name())}, waits at {innermost(runner.get_coro())}"
-
     left: list[asyncio.Future[Any]] = []
     # A loop that is blocked may come back in the middle, and change it.
     with suppress(RuntimeError):
@@ -629,7 +766,12 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
     for runner in left:
         # asyncio's own name for it: without this it says the same again, and less, when the task is destroyed.
         runner._log_destroy_pending = False  # type: ignore[attr-defined]
-    deaf.add(name, (runner for runner in left if not _cancels_all(runner)))
+    deaf = _Named()
+    helpers = life.ledger.leftovers.helpers
+    deaf.add(
+        lambda runner: describe(known[runner]) if runner in known else _describe_bare(runner),
+        (runner for runner in left if runner not in helpers),
+    )
     return deaf
 
 
@@ -655,12 +797,11 @@ class _Named:
         return "".join(f"\n{line}" for line in [*self._lines, *([f"  … and {more} more"] if more else [])])
 
 
-def _unfinished(life: Life, slow: list[Task[Any]]) -> Iterator[Task[Any]]:
+def _unfinished(life: Life) -> Iterator[Task[Any]]:
     """What will be dropped."""
     if life.thread is not None:
         yield from life.ledger.waited_for()
         yield from (item for item in life.inbox.waiting() if type(item) is Task)
-        yield from (task for task in slow if not task.done())
 
 
 def describe(task: Task[Any]) -> str:
@@ -669,3 +810,9 @@ def describe(task: Task[Any]) -> str:
     since = "" if age is None else f", for {age:.1f} s"
     kind = " (daemon)" if task._kind is Kind.DAEMON else ""
     return f"  {shown(task.get_name())}{kind}{since}, submitted at {task._site().short()}, {task._place()}"
+
+
+def _describe_bare(runner: asyncio.Future[Any]) -> str:
+    """One line on a task that was made without the runtime."""
+    assert isinstance(runner, asyncio.Task)
+    return f"  {shown(runner.get_name())}, waits at {innermost(runner.get_coro())}"

@@ -47,6 +47,7 @@ from .._settings import Settings
 from .._work.failures import LATE_FINALISERS, Failures, Unclaimed
 from .._work.inbox import Inbox
 from .._work.ledger import Later, Ledger, task_in
+from .._work.leftovers import rank_of
 from .._work.tally import Tally
 from .._work.task import KEEPER, SUCCEEDED, Task, traceback_without
 from . import asgiref, monitoring, waits, workers
@@ -77,9 +78,11 @@ _PAUSE_TIMEOUT: Final = 1.0
 class ThreadWork:
     """A call that a worker is to make: whoever takes the ticket first, the worker or the canceller, has it."""
 
-    __slots__ = ("__name__", "__qualname__", "_ticket", "call")
+    __slots__ = ("__name__", "__qualname__", "_ticket", "call", "over")
 
     def __init__(self, fn: object, call: Callable[[], Any]) -> None:
+        # Resolved when the worker has let go of it; made by the loop, which then looks whether it has.
+        self.over: asyncio.Future[None] | None = None
         self.__name__ = self.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__name__
         self.call = call
         # list.pop is atomic.
@@ -91,6 +94,12 @@ class ThreadWork:
         except IndexError:
             return False
         return True
+
+
+def resolve(waiter: asyncio.Future[None]) -> None:
+    """Resolve the waiter if it is still pending. For its loop."""
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Stage(enum.Enum):
@@ -151,6 +160,10 @@ class Life:
         self._workers: Workers | None = None
         self._watchdog: Watchdog | None = None
         self._warned_of_crowd = False
+        # What other threads wait for; answered where it ends.
+        self.asked: set[Any] = set()
+        # Whether the end has waited, once, for what daemons had submitted by then.
+        self.waited_for_daemons = False
         # By whom it is being started: a lock that is held until then.
         self._starting: dict[str, Lock] = {}
         # A failure that is told of already, and may leave through the loop.
@@ -435,7 +448,7 @@ class Life:
         if isinstance(work, ThreadWork):
             if not work.claim():
                 return False
-            self.ledger.in_threads.discard(task)
+            self._let_go(work)
             task._end_cancelled(() if msg is None else (msg,))
             return True
         args: tuple[object, ...] = () if msg is None else (msg,)
@@ -499,29 +512,29 @@ class Life:
         workers = self.workers
         in_threads = self.ledger.in_threads
         try:
-            in_threads.add(task)
+            in_threads[work] = task
             # After the adding: closing sets the mark first, and then looks whether anything is here. If it has looked already, it
             # fails what it found: who has the ticket decides.
             if self.inbox.closed:
-                in_threads.discard(task)
+                in_threads.pop(work, None)
                 # Without the ticket it is the closing thread's to fail, and counts as accepted; with it, the next life gets the task.
                 return not work.claim()
             workers.put(partial(self._work, [task], work))
         except BaseException as error:
             if work.claim():
-                in_threads.discard(task)
+                self._let_go(work)
             if isinstance(error, RuntimeError):
                 raise CannotStartError(
                     f"omniloop can't start a worker thread here: {hosts.why_no_thread(error)}"
                 ) from error
             raise
-        self.tally.count("aside")
+        self.tally.count(*(("aside", "marked") if rank_of(task) else ("aside",)))
         return True
 
     def _work(self, held: list[Task[Any]], work: ThreadWork) -> Callable[[], None]:
         """Make the call; what is returned is to be called when no frame refers to the task any more."""
         task = held[0]
-        over = partial(self._over, held)
+        over = partial(self._over, held, work)
         if not work.claim() or task._outcome() is not None:
             return over
         task._since = time.monotonic()
@@ -541,10 +554,19 @@ class Life:
             del task, work, held
         return over
 
-    def _over(self, held: list[Task[Any]]) -> None:
-        # The last reference, if nobody holds the handle: a failure is put aside for the report before a flush sees that the
+    def _over(self, held: list[Task[Any]], work: ThreadWork) -> None:
+        # The last references, if nobody holds the handle: a failure is put aside for the report before a flush hears that the
         # call is over.
-        self.ledger.in_threads.discard(held.pop())
+        held.clear()
+        self._let_go(work)
+
+    def _let_go(self, work: ThreadWork) -> None:
+        self.ledger.in_threads.pop(work, None)
+        # After that: see there.
+        if work.over is not None and self.thread is not None:
+            with suppress(RuntimeError):
+                # The loop is closed: nobody waits there.
+                self.thread.post(resolve, work.over)
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
@@ -605,7 +627,7 @@ class Life:
                     # Settles when it comes back: the loop's thread still has it in hand.
                     continue
                 work = task._work
-                if isinstance(work, ThreadWork) and not work.claim() and task not in self._ledger.in_threads:
+                if isinstance(work, ThreadWork) and not work.claim() and work not in self._ledger.in_threads:
                     # Taken back by `to_thread`, for the next life.
                     continue
                 if not self.dead and task in self._ledger.timers:
@@ -618,6 +640,8 @@ class Life:
                 # A flush that waits finds nothing left to wait for; a cancellation comes too late.
                 with suppress(RuntimeError):
                     item()
+        for asked in list(self.asked):
+            asked.answer(True)
         self.failures.tell_dropped()
 
     def unfinished(self) -> list[Task[Any]]:
@@ -634,11 +658,20 @@ class Life:
         yield from (item for item in self.inbox.waiting() if type(item) is Task)
 
     def remaining(self) -> int:
-        """How much the drain has to wait for, for a look."""
+        """How much work the drain has to wait for, for a look."""
         ledger = self._ledger
         if ledger is None:
             return len(self.inbox)
         return len(self.inbox) + (ledger.beginning is not None) + len(ledger.running) + len(ledger.in_threads)
+
+    def left(self, since: float) -> int:
+        """How many tasks were left on the loop after *since*, by `time.monotonic`, for a look; async generators' clean-up included."""
+        return 0 if self._ledger is None else self._ledger.leftovers.count(since)
+
+    def started(self) -> int:
+        """How much was ever started, or waits to be, and is nothing that a daemon has submitted."""
+        waiting = map(task_in, self.inbox.waiting())
+        return self.tally.begun() + sum(task is not None and not rank_of(task) for task in waiting)
 
     def stats(self, drain_time: float) -> Stats:
         """Count what there is, for a look."""
@@ -649,7 +682,7 @@ class Life:
         # What a closed or dead life left behind is settled.
         if ledger is not None and self.stage in (Stage.SERVING, Stage.PARKED):
             first = ledger.beginning
-            in_threads = [task for task in list(ledger.in_threads) if not task.done()]
+            in_threads = [task for task in list(ledger.in_threads.values()) if not task.done()]
             waiting = sum(not task._is_started() for task in in_threads)
             running = len(ledger.running) + len(ledger.daemons) + len(in_threads) - waiting
             running += first is not None and first._kind is not KEEPER
@@ -690,6 +723,8 @@ class Life:
         """On the loop's thread, before a fork: leave the loop if there is nothing for it to do; False if there is."""
         if not self.ledger.is_idle():
             return False
+        # No timer is left that would have the loop start again after the fork.
+        self.ledger.leftovers.look()
         self.stage = Stage.PARKED
         return True
 

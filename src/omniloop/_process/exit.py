@@ -79,7 +79,9 @@ _hooked_pid: int | None = None
 class Clock:
     """The time that a drain has taken, in all its parts, and how often Ctrl-C came in it. From any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends: bool = True) -> None:
+        # Whether the process, or the life, ends: then what work has left on the loop is waited for too.
+        self.ends = ends
         # When the part that goes on began.
         self._since: float | None = None
         self._spent = 0.0
@@ -92,6 +94,12 @@ class Clock:
     def running(self) -> bool:
         """Tell whether a part of the drain goes on."""
         return self._since is not None
+
+    @property
+    def began(self) -> float:
+        """When the part that goes on began, by `time.monotonic()`."""
+        since = self._since
+        return time.monotonic() if since is None else since
 
     @property
     def spent(self) -> float:
@@ -264,7 +272,7 @@ def wait_for_all() -> None:
 def wait_in_the_middle() -> None:
     """As `wait_for_all`, while the program goes on: the time that this takes is not taken off that of the exit."""
     notice_fork()
-    clock = Clock()
+    clock = Clock(ends=False)
     clock.start()
     _wait(clock)
 

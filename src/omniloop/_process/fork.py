@@ -41,8 +41,13 @@ if TYPE_CHECKING:
     class Clock(Protocol):
         """That of a drain."""
 
+        ends: bool
         interruptions: int
 
+        @property
+        def began(self) -> float: ...
+        @property
+        def spent(self) -> float: ...
         def deadline(self, timeout: float | None) -> float | None: ...
 
     class Held(Protocol):

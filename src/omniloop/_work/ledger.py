@@ -25,10 +25,9 @@ import inspect
 import sys
 import time
 from collections.abc import Callable
-from contextvars import Context, ContextVar
+from contextvars import Context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from weakref import ref
 
 from .._arguments import as_coroutine, not_plain
 from .._errors import NotAsyncError
@@ -36,6 +35,7 @@ from .._report import shown
 from .failures import LATE_FINALISERS, Failures
 from .first_steps import FirstSteps
 from .inbox import Inbox
+from .leftovers import Leftovers, rank_of
 from .periodic import turns_of
 from .tally import Tally
 from .task import HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
@@ -53,10 +53,6 @@ _monotonic: Final = time.monotonic
 
 # uvloop counts in whole milliseconds, from the one that has begun, and calls early by up to this.
 _EARLY: Final = 0.002
-
-
-# In the context of a keeper, and of all that is made in it: a client's own tasks, which are to end after it.
-opened_by: Final[ContextVar[ref[asyncio.Future[Any]]]] = ContextVar("omniloop_opened_by")
 
 
 class Later:
@@ -121,11 +117,13 @@ class Ledger:
         # before that is known, so that whoever waits for it finds it nowhere; what is cancelled or dropped leaves just after, because
         # until it is counted as such a look would take it for finished.
         self.beginning: Task[Any] | None = None
-        # The bare tasks that may open no resource any more, because the end is closing them all. None until it does.
-        self.bereft: set[asyncio.Future[Any]] | None = None
         self.timers: dict[Task[Any], asyncio.TimerHandle] = {}
-        # Work in worker threads; these add and remove themselves, from any thread.
-        self.in_threads: set[Task[Any]] = set()
+        # Work in worker threads, by its call; these add and remove themselves, from any thread.
+        self.in_threads: dict[Any, Task[Any]] = {}
+        # What is made on the loop without the runtime.
+        self.leftovers = Leftovers(loop, context)
+        # Whether it is counted who has submitted what begins: in a drain.
+        self.heeds_marks = False
         # Asked to end before they were started, from any thread; and the arguments of the cancellation.
         self.cancelled_early: dict[Task[Any], tuple[object, ...]] = {}
         self.failures = failures
@@ -150,7 +148,17 @@ class Ledger:
         first = self.begun()
         begun = [first] if first is not None and first._kind is WORK and first not in self.timers else []
         # No task twice: one that was in its first step may be held by now.
-        return list(dict.fromkeys([*begun, *list(self.running.values()), *list(self.in_threads)]))
+        return list(dict.fromkeys([*begun, *list(self.running.values()), *list(self.in_threads.values())]))
+
+    def left(self, rank: int) -> list[Any]:
+        """What runs the work up to *rank* that is begun and not done: asyncio's tasks, and calls in worker threads."""
+        held = [*self.running.items(), *list(self.in_threads.items())]
+        return [key for key, task in held if rank_of(task) <= rank]
+
+    def is_done(self, rank: int) -> bool:
+        """Tell whether there is no work up to *rank*, started or not."""
+        waiting = map(task_in, self.inbox.waiting())
+        return not self.left(rank) and not any(task is not None and rank_of(task) <= rank for task in waiting)
 
     def begun(self) -> Task[Any] | None:
         """What is in its first step, if anything. From any thread, for a look."""
@@ -171,7 +179,7 @@ class Ledger:
             and not self.daemons
             and not self.timers
             and not self.has_open_generators()
-            and not asyncio.all_tasks(self.loop)
+            and asyncio.all_tasks(self.loop) <= self.leftovers.helpers
         )
 
     def has_open_generators(self) -> bool:
@@ -182,7 +190,8 @@ class Ledger:
     def unfinished(self) -> list[Task[Any]]:
         """All started work that is not done. From any thread, for a look."""
         first = self.begun()
-        held = [*list(self.running.values()), *list(self.daemons.values()), *list(self.timers), *list(self.in_threads)]
+        held = [*list(self.running.values()), *list(self.daemons.values()), *list(self.timers)]
+        held += list(self.in_threads.values())
         return held if first is None or first._kind is KEEPER else list(dict.fromkeys([first, *held]))
 
     def ending(self) -> list[Task[Any]]:
@@ -201,12 +210,9 @@ class Ledger:
         return runner not in self.running and runner not in self.daemons and runner not in self.keepers
 
     def is_bereft(self) -> bool:
-        """Tell whether the current task is one that may not open what the end closes; what it then raises is not reported."""
+        """Tell whether the current task is one that may not open what the end closes."""
         runner = asyncio.current_task(self.loop)
-        if self.bereft is None or runner is None or self.beginning is not None or not self.is_bare(runner):
-            return False
-        self.bereft.add(runner)
-        return True
+        return self.leftovers.hushed and runner is not None and self.beginning is None and self.is_bare(runner)
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -242,6 +248,7 @@ class Ledger:
             self._first_steps.begin()
         now = self._now = time.monotonic()
         self._until = now + _BATCH
+        heeds_marks = self.heeds_marks
         item: Any = None
         try:
             while True:
@@ -262,6 +269,8 @@ class Ledger:
                     # In this order: to `stats()`, what was taken and is in none of the tables is finished.
                     self.beginning = item
                     tally.taken += 1
+                    if heeds_marks and rank_of(item):
+                        tally.count("marked")
                     if self.cancelled_early and item in self.cancelled_early:
                         self.end_unstarted(item)
                     elif item._args is None:
@@ -333,7 +342,7 @@ class Ledger:
     def _start_by_factory(self, task: Task[Any]) -> None:
         name = task._name = task.get_name()
         try:
-            runner: asyncio.Future[Any] = self.loop.create_task(task._work, name=name, context=task._context)
+            runner: asyncio.Future[Any] = self.leftovers.make_task(task._work, name=name, context=task._context)
             if not asyncio.isfuture(runner):
                 raise TypeError(f"The task factory of the loop returned {runner!r}, which is not a task.")
         except BaseException as error:
@@ -404,6 +413,9 @@ class Ledger:
     def _call_now(self, turn: asyncio.Future[Any]) -> None:
         task = self.beginning = self.running[turn]
         del self.running[turn]
+        if not turn.done():
+            # After this callback, whoever waits for it goes on.
+            turn.set_result(None)
         if task._outcome() is not None:
             self.beginning = None
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import RLock
 from typing import Literal, NamedTuple
 
-Entry = Literal["aside", "failed", "cancelled", "dropped", "sent", "arrived", "handed_over", "refused"]
+Entry = Literal["aside", "failed", "cancelled", "dropped", "sent", "arrived", "handed_over", "refused", "marked"]
 
 
 class Sums(NamedTuple):
@@ -40,6 +40,7 @@ class Tally:
         "_finished",
         "_handed_over",
         "_lock",
+        "_marked",
         "_refused",
         "_sent",
         "keeping",
@@ -53,6 +54,8 @@ class Tally:
         self.keeping = 0
         # Accepted, and not for the loop to take: calls in worker threads, and what was ended before its turn came.
         self._aside = 0
+        # Of what a daemon has submitted, as far as it was counted: in a drain.
+        self._marked = 0
         # Of what is finished; and of what is not, because the bounds had no room for it.
         self._failed = 0
         self._cancelled = 0
@@ -84,8 +87,8 @@ class Tally:
             }
 
     def begun(self) -> int:
-        """How much was ever taken, or put aside."""
-        return self.taken + self._aside
+        """How much was ever taken, or put aside, and is nothing that a daemon has submitted."""
+        return self.taken + self._aside - self._marked
 
     def look(self) -> Look:
         """Begin a look; what is there is to be counted after this."""

@@ -1,0 +1,304 @@
+"""
+The tasks that work leaves on the loop with asyncio's own means (`create_task`, `ensure_future`, a `TaskGroup`), held until they are done.
+
+What is guaranteed. Each is referred to from its making until it is done; asyncio alone refers to its tasks weakly. It stands in one of these
+tables, in the order of making:
+
+    left        what work has left: the end waits for those that are young
+    clean_ups   the closing of async generators, which asyncio starts when one is dropped before its end
+    late.tasks  what the end does not wait for (any more)
+    others      what a daemon has made
+    and in the `Belongings` of a resource: what was made in its opening, its client's own reader and heartbeat
+
+Whose a task is, its context says (`belongs_to`), and it says the same of all that is submitted or made in it. `go` pays nothing for that: it
+copies its caller's context anyway, and the end of the life reads what the copy says.
+
+How. `create_task` is replaced on the loop's instance. (By a task factory was tried: whoever starts eagerly asks for one, users see it, and
+theirs replaces it.) A callback for each task would cost 1.2 µs, and most are done in a moment: so they go to a list that is looked at some 20 ms
+later, and only what is left then gets its callback. What is made by calling `asyncio.Task` is not seen here.
+
+All of it is for the loop's thread. Others look at copies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import time
+from collections.abc import Container, Iterable
+from contextlib import suppress
+from contextvars import Context, ContextVar
+from functools import partial
+from typing import Any, Final
+
+from .._arguments import close_unstarted
+from .task import HANDOVER, WORK, Task
+
+# How long new tasks are left alone, in seconds.
+_NEW: Final = 0.02
+
+
+class Belongings:
+    """Whose a task is: a daemon's, a resource's, or of those that are past their time."""
+
+    __slots__ = ("over", "tasks")
+
+    def __init__(self, over: bool = False) -> None:
+        self.tasks: dict[asyncio.Future[Any], float] = {}
+        # Whether they were asked to end; what they have submitted is then waited for as that of daemons is.
+        self.over = over
+
+
+# What daemons submit, and the turns of `every`.
+OF_DAEMONS: Final = Belongings(over=True)
+
+# In the context of what belongs to somebody, and of all that is made in it.
+belongs_to: Final[ContextVar[Belongings]] = ContextVar("omniloop_belongs_to")
+
+# What the end waits for: work; then what daemons have submitted; then nothing else.
+UNMARKED: Final = 0
+OF_WHAT_ENDED: Final = 1
+OF_OTHERS: Final = 2
+
+
+def rank_of(task: Task[Any]) -> int:
+    """When the end waits for a piece of work, by who submitted it. From any thread."""
+    context = task._context
+    owner = None if context is None else context.get(belongs_to)
+    return UNMARKED if owner is None else OF_WHAT_ENDED if owner.over else OF_OTHERS
+
+
+def is_clean_up(runner: asyncio.Future[Any]) -> bool:
+    """Tell whether a task closes an async generator."""
+    # What `aclose()` returns has no public name.
+    return isinstance(runner, asyncio.Task) and type(runner.get_coro()).__name__ == "async_generator_athrow"
+
+
+def copied(context: object, work: object) -> Context:
+    """A copy, because the caller may be inside of *context*, and none can be entered twice. Closes *work* if it refuses."""
+    if not isinstance(context, Context):
+        close_unstarted(work)
+        raise TypeError(f"context={context!r}: give a contextvars.Context, such as copy_context() returns, or None.")
+    copy = context.copy()
+    if (owner := belongs_to.get(None)) is not None:
+        # Whose the caller is, its own context says.
+        copy.run(belongs_to.set, owner)
+    return copy
+
+
+class Leftovers:
+    """What is on a loop besides the work of its life. For the loop's thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        self.left: dict[asyncio.Future[Any], float] = {}
+        self.clean_ups: dict[asyncio.Future[Any], float] = {}
+        self.others: dict[asyncio.Future[Any], float] = {}
+        self.late = Belongings()
+        # Of the late ones those that were waited for.
+        self.in_vain: set[asyncio.Future[Any]] = set()
+        # Those of resources, by what keeps them open.
+        self.belongings: dict[asyncio.Future[Any], Belongings] = {}
+        # Tasks of the runtime's own, which wait for the others.
+        self.helpers: set[asyncio.Future[Any]] = set()
+        # While resources are closed: what the tasks here raise then is not reported.
+        self.hushed = False
+        self._loop = loop
+        self._context = context
+        self._new: list[Any] = []
+        self._new_of_others: list[tuple[Any, Belongings]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self.make_task = loop.create_task
+        with suppress(AttributeError):
+            # A loop with slots: what is left on it is not seen here.
+            loop.create_task = self._hooked()  # type: ignore[method-assign]
+
+    def _hooked(self) -> Any:
+        make, new, append, owner_of = self.make_task, self._new, self._new.append, belongs_to.get
+
+        def create_task(coro: Any, **options: Any) -> Any:
+            task = make(coro, **options) if options else make(coro)
+            if (owner := owner_of(None)) is not None:
+                self._new_of_others.append((task, owner))
+                self._look_soon()
+                return task
+            if not new:
+                self._look_soon()
+            append(task)
+            return task
+
+        return create_task
+
+    def _look_soon(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(_NEW, self.look, context=self._context)
+
+    def look(self) -> None:
+        """Hold what was made since the last look and is not done."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        made = time.monotonic() - _NEW
+        new = self._new[:]
+        self._new.clear()
+        for task in new:
+            self._hold(task, self.left, made)
+        others, self._new_of_others = self._new_of_others, []
+        for task, owner in others:
+            self._hold(task, self.others if owner is OF_DAEMONS else owner.tasks, made)
+
+    def _hold(self, task: asyncio.Future[Any], table: dict[asyncio.Future[Any], float], made: float) -> None:
+        if not asyncio.isfuture(task):
+            # Of a task factory of the user's.
+            return
+        if not task.done():
+            if is_clean_up(task):
+                table = self.clean_ups
+            table[task] = made
+            task.add_done_callback(partial(self._gone, table), context=self._context)
+        else:
+            self._hush(task)
+
+    def _gone(self, table: dict[asyncio.Future[Any], float], task: asyncio.Future[Any]) -> None:
+        # It may have become late meanwhile.
+        if table.pop(task, None) is None:
+            self.late.tasks.pop(task, None)
+            self.in_vain.discard(task)
+        self._hush(task)
+
+    def _hush(self, task: asyncio.Future[Any]) -> None:
+        if self.hushed and not task.cancelled():
+            # Retrieved: nobody will hear of it.
+            task.exception()
+
+    def keep(self, keeper: asyncio.Future[Any]) -> None:
+        """From now on what is made in the current context belongs to *keeper*, which keeps a resource open."""
+        for former, owner in list(self.belongings.items()):
+            if former.done() and not owner.tasks:
+                del self.belongings[former]
+        owner = self.belongings[keeper] = Belongings()
+        belongs_to.set(owner)
+
+    def all(self) -> list[asyncio.Future[Any]]:
+        """All that is held here. From any thread, for a look."""
+        belongings = [owner.tasks for owner in list(self.belongings.values())]
+        tables = [self.left, self.others, self.late.tasks, self.clean_ups, *belongings]
+        return [task for table in tables for task in list(table)]
+
+    def count(self, since: float) -> int:
+        """How many the end would have to wait for now, if what was left after *since* is young. From any thread, for a look."""
+        young = sum(made >= since for made in list(self.left.values()))
+        new = sum(asyncio.isfuture(task) and not task.done() for task in list(self._new))
+        return young + new + len(self.clean_ups)
+
+    # --- at the end ---------------------------------------------------------------------------------------------------
+
+    def young(self, since: float) -> list[asyncio.Future[Any]]:
+        """What was left after *since*, by `time.monotonic`, and is not late."""
+        self.look()
+        return [task for task, made in self.left.items() if made >= since]
+
+    def old(self, since: float) -> list[asyncio.Future[Any]]:
+        """What was left before *since*."""
+        self.look()
+        return [task for task, made in self.left.items() if made < since]
+
+    def give_up(self, tasks: Iterable[asyncio.Future[Any]], in_vain: bool = False) -> None:
+        """Wait no longer for *tasks*, nor for what they submit from now on."""
+        for task in tasks:
+            self.late.tasks[task] = self.left.pop(task, 0.0)
+            if in_vain:
+                self.in_vain.add(task)
+            context = context_of(task)
+            if context is not None:
+                with suppress(RuntimeError):
+                    # Another task that shares it is in it.
+                    context.run(belongs_to.set, self.late)
+
+    def give_up_all(self) -> None:
+        """Wait for none of them any more, also not for those that are made from now on."""
+        self.look()
+        self.give_up(list(self.left), in_vain=True)
+        make = self.make_task
+
+        def create_task(coro: Any, **options: Any) -> Any:
+            task = make(coro, **options)
+            owner = belongs_to.get(None)
+            self._hold(task, self.left if owner is None else owner.tasks, time.monotonic())
+            if task in self.left:
+                self.give_up([task])
+            return task
+
+        with suppress(AttributeError):
+            self._loop.create_task = create_task  # type: ignore[method-assign]
+
+    def comes(self, task: asyncio.Future[Any], until: float, work: Container[Any]) -> bool:
+        """Tell whether what *task* waits for is known to come by *until*, by the loop's clock; *work* is waited for anyway."""
+        return _comes(task, until, work, set())
+
+
+# --- what a task waits for --------------------------------------------------------------------------------------------
+
+
+def _comes(future: Any, until: float, work: Container[Any], seen: set[int]) -> bool:
+    """Tell whether *future* is known to be done by *until*."""
+    if future.done() or future in work:
+        return True
+    if id(future) in seen:
+        # A circle.
+        return False
+    seen.add(id(future))
+    if isinstance(future, asyncio.Task):
+        # asyncio's own names, here and below; the same from 3.11 to 3.15. Without them it is not known.
+        waiter = getattr(future, "_fut_waiter", None)
+        # Without one it is about to run.
+        return waiter is None or _comes(waiter, until, work, seen) or _coroutine_comes(future, until, work, seen)
+    if isinstance(handle := getattr(future, "_task", None), Task):
+        return handle._kind is WORK or handle._kind is HANDOVER
+    if children := getattr(future, "_children", None):
+        # Of `gather`.
+        return all(_comes(child, until, work, seen) for child in children)
+    for callback, _ in getattr(future, "_callbacks", None) or ():
+        name = getattr(callback, "__qualname__", "")
+        if name.startswith("_chain_future."):
+            # A worker thread, or another loop.
+            return True
+        if name.startswith("shield."):
+            inner = [cell.cell_contents for cell in callback.__closure__ or () if asyncio.isfuture(cell.cell_contents)]
+            return bool(inner) and all(_comes(one, until, work, seen) for one in inner)
+    return False
+
+
+def _coroutine_comes(task: asyncio.Task[Any], until: float, work: Container[Any], seen: set[int]) -> bool:
+    """The same by the function that has made the future that *task* waits for."""
+    coro: Any = task.get_coro()
+    frame: Any = None
+    while coro is not None:
+        frame = (
+            getattr(coro, "cr_frame", None)
+            or getattr(coro, "gi_frame", None)
+            or getattr(coro, "ag_frame", None)
+            or frame
+        )
+        if frame is not None and frame.f_globals.get("__name__") == "asyncio.subprocess":
+            return True
+        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
+    if frame is None:
+        return False
+    found = frame.f_locals
+    if frame.f_code is asyncio.sleep.__code__:
+        timer = found.get("h")
+        return timer is not None and timer.when() <= until
+    # Of `asyncio.wait`, and of task groups.
+    others = found.get("fs") or getattr(found.get("self"), "_tasks", None)
+    if isinstance(others, (set, list)) and others:
+        return all(asyncio.isfuture(other) and _comes(other, until, work, seen) for other in others)
+    return False
+
+
+def context_of(runner: asyncio.Future[Any]) -> Context | None:
+    """The context that a task runs in."""
+    if sys.version_info >= (3, 12):
+        return runner.get_context() if isinstance(runner, asyncio.Task) else None
+    # 3.11 does not show it. The task's own comes before those of its callbacks.
+    return next((thing for thing in gc.get_referents(runner) if type(thing) is Context), None)
