@@ -328,7 +328,7 @@ def test_a_client_is_closed_before_its_own_tasks_are_cancelled_though_work_is_dr
     "Tasks that were made without the runtime end after all resources, and what they raise without those is not reported"
 )
 def test_bare_tasks_end_after_the_resources_and_what_they_then_raise_is_not_reported(caplog):
-    log, runtime = [], Runtime(cancel_timeout=5)
+    log, runtime = [], Runtime(cancel_timeout=5, leftover_timeout=0)
     client = resource(lambda: Connection(log), runtime=runtime)
 
     async def beat():
@@ -361,7 +361,7 @@ def test_bare_tasks_end_after_the_resources_and_what_they_then_raise_is_not_repo
 @pytest.mark.parametrize("again", ["await client", "client.go"])
 def test_while_resources_are_closed_a_bare_task_does_not_open_them_again(caplog, again):
     """A client that reconnects by itself opened one 364 times, until the deadline."""
-    log, errors, runtime = [], [], Runtime(cancel_timeout=5)
+    log, errors, runtime = [], [], Runtime(cancel_timeout=5, leftover_timeout=0)
     opened = []
 
     async def make():

@@ -147,10 +147,10 @@ def test_a_deadline_that_is_past_holds_for_any_number(kind, caplog, monkeypatch)
         assert (described, said) == ([], [])
     else:
         (message,) = said
-        # With what the loop is in.
-        count = 100_001 if kind == "unstarted" else 100_000
-        assert message.split()[1] == f"{count}"
-        assert message.splitlines()[1:] == ["  one"] * 20 + [f"  … and {count - 20} more"]
+        # Without what the loop was in, and has ended.
+        shown = 19 if kind == "unstarted" else 20
+        assert message.split()[1] == "100000"
+        assert message.splitlines()[1:] == ["  one"] * shown + [f"  … and {100_000 - shown} more"]
 
 
 @pytest.mark.promise("What a drain drops is named twenty times at most, and counted")

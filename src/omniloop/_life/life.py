@@ -668,6 +668,10 @@ class Life:
         """How many tasks were left on the loop after *since*, by `time.monotonic`, for a look; async generators' clean-up included."""
         return 0 if self._ledger is None else self._ledger.leftovers.count(since)
 
+    def left_over(self) -> list[Any]:
+        """The tasks on the loop that the drain waits for when the work is done, for a look."""
+        return [] if self._ledger is None else [*self._ledger.leftovers.left, *self._ledger.leftovers.clean_ups]
+
     def started(self) -> int:
         """How much was ever started, or waits to be, and is nothing that a daemon has submitted."""
         waiting = map(task_in, self.inbox.waiting())

@@ -10,10 +10,11 @@ import time
 from itertools import islice
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TextIO
+from typing import TYPE_CHECKING, Any, Final, Self, TextIO
 from weakref import WeakSet
 
 from .._report import say, shown
+from .._work.leftovers import UNMARKED, rank_of
 
 if TYPE_CHECKING:
     from .life import Life
@@ -106,15 +107,22 @@ class Progress:
         _told_of.add(self._life)
         self._erase()
         count = self._life.remaining()
-        names = dict.fromkeys(shown(task.get_name()) for task in islice(self._life.waited_for(), _NAMED))
-        more = ", …" if count > _NAMED else ""
+        tasks: list[Any] = list(islice(self._life.waited_for(), _NAMED))
+        # What a daemon has submitted is waited for though it is one.
+        advice = any(rank_of(task) == UNMARKED for task in tasks)
+        if not tasks:
+            # When the work is done.
+            left_over = self._life.left_over()
+            count, tasks = len(left_over), left_over[:_NAMED]
+        names = dict.fromkeys(shown(task.get_name()) for task in tasks)
         say(
-            "%s: waits for %d unfinished %s: %s%s. What never ends is started with daemon=True, and cancelled instead of waited for.",
+            "%s: waits for %d unfinished %s: %s%s.%s",
             self._life.name,
             count,
             "without a limit" if left == math.inf else f"for {math.ceil(left)} s more at the most",
             ", ".join(names),
-            more,
+            ", …" if count > _NAMED else "",
+            " What never ends is started with daemon=True, and cancelled instead of waited for." if advice else "",
         )
 
     def _write(self, text: str) -> None:
