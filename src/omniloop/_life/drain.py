@@ -662,7 +662,10 @@ class _End:
             if runner not in asked and not (patient and is_asked(runner)):
                 asked.add(runner)
                 task = ledger.running.get(runner)
-                if task is not None:
+                if task is not None and patient:
+                    # Submitted by what is past its time.
+                    self.in_vain.add(describe, [task])
+                elif task is not None:
                     self._drop(task)
                     self._cut.add(task)
                 elif runner in ledger.leftovers.in_vain:
@@ -723,7 +726,7 @@ def _end(life: Life, deadline: float, end: _End) -> None:
         say("%s: %d unfinished when %s, and cancelled:%s", life.name, dropped.count, end.why, dropped)
     if end.in_vain.count:
         say(
-            "%s: %d tasks that were left on the loop were not done in time, and cancelled:%s",
+            "%s: %d left on the loop when their time was over, and cancelled:%s",
             life.name,
             end.in_vain.count,
             end.in_vain,

@@ -225,8 +225,11 @@ class Leftovers:
             task = make(coro, **options)
             owner = belongs_to.get(None)
             self._hold(task, self.left if owner is None else owner.tasks, time.monotonic())
-            if task in self.left:
-                self.give_up([task])
+            if owner is None:
+                self.give_up(self.left.keys() & {task})
+            if task in self.late.tasks:
+                # One that goes on in another is waited for in vain as well.
+                self.in_vain.add(task)
             return task
 
         with suppress(AttributeError):

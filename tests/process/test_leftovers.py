@@ -1,0 +1,313 @@
+"""What work leaves on the loop by asyncio's own means is held, and the end waits for it: in child interpreters, as the programs of newcomers are."""
+
+import asyncio
+import gc
+import os
+import re
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+
+import omniloop
+from children import run_child
+from omniloop import go, run
+
+UVLOOP = os.environ.get("OMNILOOP_LOOP") == "uvloop"
+
+
+@pytest.mark.promise("A task that work leaves on the loop is done when the program has ended")
+@pytest.mark.parametrize("make", ["create_task", "ensure_future", "TaskGroup", "one that starts another"])
+@pytest.mark.parametrize("factory", ["no factory", "the user's factory"])
+def test_a_task_that_work_leaves_on_the_loop_is_done_when_the_program_has_ended(make, factory):
+    """It was cancelled without a word: the first program of whoever puts `omniloop.run` in the place of `asyncio.run`."""
+
+    def program():
+        async def child(name):
+            await asyncio.sleep(0.3)
+            print(name, "done")
+
+        async def starts_another():
+            await asyncio.sleep(0.05)
+            asyncio.create_task(child("the other"))
+
+        async def group():
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(child("one of a group"))
+
+        async def main():
+            if factory != "no factory":
+                loop = asyncio.get_running_loop()
+                loop.set_task_factory(lambda loop, coro, **options: asyncio.Task(coro, loop=loop, **options))
+            match make:
+                case "create_task":
+                    asyncio.create_task(child("task"))
+                case "ensure_future":
+                    asyncio.ensure_future(child("future"))
+                case "TaskGroup":
+                    asyncio.create_task(group())
+                case _:
+                    asyncio.create_task(starts_another())
+            print("main done")
+
+        run(main())
+
+    result = run_child(program)
+
+    assert (result.stderr, result.code) == ("", 0)
+    first, second = result.stdout.splitlines()
+    assert first == "main done" and second.endswith(" done")
+
+
+@pytest.mark.promise("Also one of three seconds, and a garbage collection at any moment loses none")
+def test_a_task_of_three_seconds_is_done_and_held():
+    def program():
+        async def child():
+            future = asyncio.get_running_loop().create_future()
+            reference = weakref.ref(asyncio.current_task())
+            asyncio.create_task(wakes(weakref.ref(future), reference))
+            # This task and the future refer to each other, and nobody else to them, but the loop.
+            await future
+            print("woken")
+
+        async def wakes(future, task):
+            await asyncio.sleep(0.1)
+            gc.collect()
+            print("alive", task() is not None)
+            await asyncio.sleep(2.9)
+            future().set_result(None)
+
+        async def main():
+            asyncio.create_task(child())
+
+        run(main())
+
+    result = run_child(program)
+
+    assert result[:3] == ("alive True\nwoken\n", "", 0)
+    assert result.seconds > 3
+
+
+@pytest.mark.promise(
+    "The logging worker of a library finishes its queue, and a reader that never ends costs half a second"
+)
+def test_a_worker_finishes_its_queue_and_a_reader_that_never_ends_costs_half_a_second():
+    def program():
+        async def main():
+            queue = asyncio.Queue()
+
+            async def worker():
+                while True:
+                    record = await queue.get()
+                    # What it waits for is known to nobody.
+                    sent = asyncio.Event()
+                    asyncio.get_running_loop().call_later(0.1, sent.set)
+                    await sent.wait()
+                    print("sent", record)
+
+            asyncio.create_task(worker())
+            asyncio.create_task(asyncio.Event().wait())
+            for number in range(4):
+                queue.put_nowait(number)
+
+        run(main())
+
+    result = run_child(program, remarks=True)
+
+    assert (result.stdout, result.code) == ("sent 0\nsent 1\nsent 2\nsent 3\n", 0)
+    # Both were waited for in vain.
+    assert "2 left on the loop when their time was over, and cancelled:" in result.stderr
+    assert result.seconds < 3
+
+
+@pytest.mark.promise("A task that is older than `leftover_timeout` is not waited for, and not named")
+def test_an_old_one_is_not_waited_for():
+    def program():
+        omniloop.configure(leftover_timeout=0.2)
+
+        async def main():
+            asyncio.create_task(asyncio.sleep(60))
+            asyncio.create_task(asyncio.Event().wait())
+            await asyncio.sleep(0.4)
+
+        run(main())
+        print("end")
+
+    result = run_child(program)
+
+    assert result[:3] == ("end\n", "", 0)
+
+
+@pytest.mark.promise("What does not end within `leftover_timeout` is cancelled and named, once")
+@pytest.mark.parametrize("chain", ["create_task", "go", "to_thread", "awaits go"])
+def test_a_chain_without_end_ends_with_its_time(chain):
+    def program():
+        omniloop.configure(leftover_timeout=0.5)
+
+        def blocking():
+            time.sleep(0.02)
+
+        async def link():
+            while True:
+                await asyncio.sleep(0.02)
+                match chain:
+                    case "create_task":
+                        asyncio.create_task(link())
+                        return
+                    case "go":
+                        go(asyncio.sleep(0.02))
+                    case "to_thread":
+                        await omniloop.to_thread(blocking)
+                    case _:
+                        await go(asyncio.sleep(0.02))
+
+        async def main():
+            asyncio.create_task(link())
+
+        run(main())
+        print("end")
+
+    result = run_child(program)
+
+    assert (result.stdout, result.code) == ("end\n", 0)
+    assert re.search("[12] left on the loop when their time was over, and cancelled:", result.stderr)
+    assert result.stderr.count("cancelled:") == 1
+    assert "the time for draining was over" not in result.stderr
+    assert result.seconds < 5
+
+
+@pytest.mark.promise("A chain of them that ends is done to its last")
+@pytest.mark.parametrize("chain", ["create_task", "go", "to_thread"])
+def test_a_chain_that_ends_is_done(chain):
+    def program():
+        async def link(number):
+            await asyncio.sleep(0.03)
+            if number == 10:
+                print("the last")
+                return
+            match chain:
+                case "create_task":
+                    asyncio.create_task(link(number + 1))
+                case "go":
+                    go(work(number))
+                case _:
+                    await omniloop.to_thread(time.sleep, 0.01)
+                    asyncio.create_task(link(number + 1))
+
+        async def work(number):
+            asyncio.create_task(link(number + 1))
+
+        async def main():
+            asyncio.create_task(link(0))
+
+        run(main())
+
+    result = run_child(program)
+
+    assert result[:3] == ("the last\n", "", 0)
+
+
+@pytest.mark.promise("What a daemon, a turn of `every` or a resource's opening makes is no leftover")
+@pytest.mark.parametrize("maker", ["daemon", "every", "resource"])
+def test_what_daemons_and_resources_make_is_no_leftover(maker):
+    def program():
+        made = threading.Event()
+
+        async def makes():
+            asyncio.create_task(asyncio.sleep(3))
+            made.set()
+            return Client()
+
+        class Client:
+            async def aclose(self):
+                pass
+
+        async def forever():
+            await makes()
+            await asyncio.Event().wait()
+
+        match maker:
+            case "daemon":
+                go(forever(), daemon=True)
+            case "every":
+                ticking = omniloop.every(0.01, makes)
+            case _:
+                client = omniloop.resource(makes)
+                client.run(lambda client: asyncio.sleep(0))
+        made.wait(5)
+        print("end")
+
+    result = run_child(program)
+
+    assert result[:3] == ("end\n", "", 0)
+    assert result.seconds < 3
+
+
+@pytest.mark.promise("An `exit_timeout` below it is kept")
+def test_an_exit_timeout_below_it_is_kept():
+    def program():
+        omniloop.configure(exit_timeout=0.3, cancel_timeout=0.2)
+
+        async def main():
+            asyncio.create_task(asyncio.sleep(3))
+
+        run(main())
+
+    result = run_child(program)
+
+    assert (result.stdout, result.code) == ("", 0)
+    assert "1 left on the loop when their time was over, and cancelled:" in result.stderr
+    assert result.seconds < 2.5
+
+
+@pytest.mark.promise("A hundred thousand of them are waited for as one is")
+def test_a_hundred_thousand_are_waited_for():
+    def program():
+        done = 0
+
+        async def child():
+            nonlocal done
+            await asyncio.sleep(1)
+            done += 1
+
+        async def main():
+            for _ in range(100_000):
+                asyncio.create_task(child())
+
+        class End:
+            def __del__(self):
+                os.write(1, f"{done}\n".encode())
+
+        sys.modules["at the end"] = End()
+        omniloop.configure(slow_callback=None)
+        run(main())
+
+    result = run_child(program, timeout=60)
+
+    assert result[:3] == ("100000\n", "", 0)
+
+
+@pytest.mark.promise("A client that was opened a moment before the end costs it half a second")
+def test_a_stream_left_open_costs_half_a_second():
+    def program():
+        async def main():
+            async def serve(reader, writer):
+                await reader.read()
+                writer.close()
+
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            kept.append((server, writer, asyncio.create_task(reader.read())))
+
+        kept = []
+        run(main())
+        start = time.monotonic()
+        omniloop.shutdown()
+        print(time.monotonic() - start)
+
+    result = run_child(program, remarks=True)
+
+    assert result.code == 0
+    assert 0.5 <= float(result.stdout) < 1.2
