@@ -18,7 +18,7 @@ from omniloop import go, run
 UVLOOP = os.environ.get("OMNILOOP_LOOP") == "uvloop"
 
 
-@pytest.mark.promise("A task that work leaves on the loop is done when the program has ended")
+@pytest.mark.promise("A task that work leaves on the loop is done when the program has ended", section="At exit")
 @pytest.mark.parametrize("make", ["create_task", "ensure_future", "TaskGroup", "one that starts another"])
 @pytest.mark.parametrize("factory", ["no factory", "the user's factory"])
 def test_a_task_that_work_leaves_on_the_loop_is_done_when_the_program_has_ended(make, factory):

@@ -145,7 +145,10 @@ class Leftovers:
             self._hold(task, self.left, made)
         others, self._new_of_others = self._new_of_others, []
         for task, owner in others:
-            self._hold(task, self.others if owner is OF_DAEMONS else owner.tasks, made)
+            self._hold(task, self._table_of(owner), made)
+
+    def _table_of(self, owner: Belongings | None) -> dict[asyncio.Future[Any], float]:
+        return self.left if owner is None else self.others if owner is OF_DAEMONS else owner.tasks
 
     def _hold(self, task: asyncio.Future[Any], table: dict[asyncio.Future[Any], float], made: float) -> None:
         if not asyncio.isfuture(task):
@@ -224,7 +227,7 @@ class Leftovers:
         def create_task(coro: Any, **options: Any) -> Any:
             task = make(coro, **options)
             owner = belongs_to.get(None)
-            self._hold(task, self.left if owner is None else owner.tasks, time.monotonic())
+            self._hold(task, self._table_of(owner), time.monotonic())
             if owner is None:
                 self.give_up(self.left.keys() & {task})
             if task in self.late.tasks:
