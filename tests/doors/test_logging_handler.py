@@ -8,6 +8,7 @@ import logging.config
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from children import run_child
 from omniloop import Runtime, configure, go
+from omniloop.ext import logging as omniloop_logging
 from omniloop.ext.logging import AsyncHandler
 
 
@@ -456,3 +458,33 @@ def test_a_sink_that_is_away_does_not_hold_up_the_exit():
     assert 1 <= len(lines) <= 4, result.stderr
     assert lines[-1].endswith("log records were dropped, 2,000 so far.")
     assert result.seconds < 6
+
+
+def test_what_is_dropped_is_counted_from_several_threads_and_in_the_middle_of_a_count(monkeypatch):
+    """`+=` loses some where another thread, or a signal handler, comes in between."""
+    count = omniloop_logging._Count(7)
+
+    def add():
+        barrier.wait(5)
+        for _ in range(5_000):
+            count.add(1)
+
+    barrier = threading.Barrier(4)
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        values = [count.value]
+        while any(thread.is_alive() for thread in threads):
+            values.append(count.value)
+        for thread in threads:
+            thread.join(9)
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert count.value == 20_007
+    # It never goes down.
+    assert values == sorted(values)
+    assert len(count._parts) < 2_000

@@ -207,3 +207,66 @@ def test_opentelemetry_records_the_histograms():
     (point,) = metrics["omniloop.time_to_finish"].data_points
     assert (point.count, point.attributes) == (3, {"runtime": "measured", "task": "sleep"})
     assert metrics["omniloop.time_to_start"].data_points[0].count == 3
+
+
+@pytest.mark.promise("A collection looks once at each runtime, and instrumenting twice is the same as once")
+def test_opentelemetry_looks_once_a_collection_and_a_runtime_is_exported_once(busy, monkeypatch):
+    """Each of 13 instruments looked for itself; and a second call exported all again."""
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+    from omniloop.ext.opentelemetry import instrument
+
+    looks = []
+
+    def stats(runtime, original=Runtime.stats):
+        looks.append(runtime.name)
+        return original(runtime)
+
+    monkeypatch.setattr(Runtime, "stats", stats)
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    meter = provider.get_meter("test")
+    busy.configure(timings=True)
+    with Runtime(name="other") as other:
+        instrument(busy, meter=meter)
+        instrument(busy, other, busy, meter=meter)
+        busy.call_soon(int)
+        busy.flush(timeout=5)
+
+        def read():
+            metrics = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+            return [(metric.name, point) for metric in metrics for point in metric.data.data_points]
+
+        first = read()
+        assert sorted(looks) == ["busy", "other"]
+        busy.call_soon(int)
+        busy.flush(timeout=5)
+        second = read()
+        assert sorted(looks) == ["busy", "busy", "other", "other"]
+    provider.shutdown()
+
+    def accepted(points):
+        return [point.value for name, point in points if name == "omniloop.accepted"]
+
+    assert (accepted(first), accepted(second)) == ([5, 0], [6, 0])
+    # By what was measured: one call each.
+    assert [point.count for name, point in second if name == "omniloop.time_to_finish"] == [2]
+
+
+def test_prometheus_looks_once_a_scrape(busy, monkeypatch):
+    pytest.importorskip("prometheus_client")
+    from omniloop.ext.prometheus import Collector
+
+    looks = []
+
+    def stats(runtime, original=Runtime.stats):
+        looks.append(runtime.name)
+        return original(runtime)
+
+    monkeypatch.setattr(Runtime, "stats", stats)
+
+    list(Collector(busy).collect())
+
+    assert looks == ["busy"]

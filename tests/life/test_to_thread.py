@@ -314,12 +314,13 @@ def test_workers_that_wait_are_replaced_up_to_a_bound_and_all_is_done():
         # As many as can wait do so: two that run calls, and what replaced three that wait.
         while len(small._life.workers._blocked) < 5:
             most = max(most, len(workers_of("small")))
+        assert len(workers_of("small")) == 5
         small.call_soon(gate.set)
         for call in calls:
             assert call.result(timeout=9) is True
             most = max(most, len(workers_of("small")))
 
-    assert most == 5
+    assert most <= 5
 
 
 def test_a_wait_at_the_bound_simply_waits_where_the_loop_ends_it():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,6 +24,7 @@ from targets import target
 import guardian
 import omniloop
 from children import child_environment
+from omniloop._monitor import web
 from omniloop._monitor.client import Connection, NoAnswerError
 
 pytestmark = [
@@ -363,3 +365,81 @@ def test_attach_says_which_python_it_takes(env):
 
     assert result.returncode == 1
     assert "attach needs Python 3.14 or later, of the same minor version in both processes" in result.stderr
+
+
+# --- who asks how often -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("`top` asks one question at a time, however long the answer takes", section="The live view")
+def test_top_asks_one_question_at_a_time(monkeypatch):
+    """It asked once a second, each time in another thread, over one connection."""
+    pytest.importorskip("textual")
+    from omniloop._monitor import top
+
+    asked, answer = threading.Semaphore(0), threading.Event()
+
+    class Slow:
+        def __init__(self, pid):
+            pass
+
+        def ask(self, question):
+            asked.release()
+            answer.wait(PATIENCE)
+            raise NoAnswerError("slow")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(top, "Connection", Slow)
+
+    async def look():
+        app = top.Top(os.getpid())
+        async with app.run_test() as pilot:
+            assert await asyncio.to_thread(asked.acquire, timeout=PATIENCE)
+            for _ in range(3):
+                app.poll()
+            await pilot.pause()
+            assert not asked.acquire(blocking=False)
+            answer.set()
+            # And the next when that is answered.
+            assert await asyncio.to_thread(asked.acquire, timeout=PATIENCE)
+
+    asyncio.run(look())
+
+
+@pytest.mark.promise("All tabs of `web` see the same rates", section="The live view")
+def test_tabs_of_web_see_the_same_rates(monkeypatch):
+    """Each asked the process for itself, and saw the rate since the other one had asked."""
+    asked = []
+
+    class Answers:
+        def __init__(self, pid):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def ask(self, question):
+            asked.append(question)
+            finished = 100 * len(asked)
+            stats = {"finished": finished, "failed": 0, "running": 0, "queue_depth": 0, "loop_lag": 0.0}
+            runtime = {"stats": stats, "blocked": None, "workers": None}
+            return {"time": float(len(asked)), "command": ["x"], "runtimes": [runtime]}
+
+    now = 50.0
+    monkeypatch.setattr(web, "Connection", Answers)
+    monkeypatch.setattr(web, "time", types.SimpleNamespace(monotonic=lambda: now))
+    with web.Server(os.getpid()) as server:
+        rates = []
+        for _ in range(3):
+            one = server.snapshot()
+            now += 0.5
+            other = server.snapshot()
+            now += 0.5
+            rates.append((one["figures"][0], other["figures"][0]))
+
+    assert rates == [(0.0, 0.0), (100.0, 100.0), (100.0, 100.0)]
+    assert len(asked) == 3

@@ -69,6 +69,7 @@ class Top(App[None]):
         self._connection: Connection | None = None
         self._figures = Figures()
         self._paused = False
+        self._asking = False
         # What the tree shows: keys in order, and which of them are open.
         self._keys: list[str] = []
         self._shown_failures: list[Any] = []
@@ -108,10 +109,14 @@ class Top(App[None]):
         self._paused = not self._paused
         self.sub_title = "paused" if self._paused else ""
 
-    @work(thread=True, exclusive=True, group="poll")
     def poll(self) -> None:
-        if self._paused:
-            return
+        """Ask, unless the last question is still to be answered: one connection takes one at a time."""
+        if not (self._paused or self._asking):
+            self._asking = True
+            self._ask()
+
+    @work(thread=True, group="poll")
+    def _ask(self) -> None:
         try:
             if self._connection is None:
                 self._connection = Connection(self._pid)
@@ -123,6 +128,8 @@ class Top(App[None]):
             self.call_from_thread(self._say, str(error), True)
         else:
             self.call_from_thread(self.show, snapshot)
+        finally:
+            self._asking = False
 
     # --- showing ------------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import math
 import os
 import pathlib
 import secrets
 import tempfile
+import threading
+import time
 import webbrowser
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +19,9 @@ from typing import Any, Final
 
 from .client import Connection, NoAnswerError, command_of
 from .figures import FIGURES, Figures
+
+# Seconds. A page asks once a second.
+_FRESH: Final = 0.9
 
 _PAGE: Final = os.path.join(os.path.dirname(__file__), "page.html")
 
@@ -53,11 +59,30 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.pid = pid
         self.token = secrets.token_urlsafe(18)
-        self.figures = Figures()
+        self._figures = Figures()
+        # Held while the process is asked: one question at a time, and all who look see the same answer.
+        self._asking = threading.Lock()
+        self._last: dict[str, Any] = {}
+        self._asked = -math.inf
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/{self.token}/"
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the process says, with the rates since the look before: the last answer, if that is fresh, for another tab."""
+        with self._asking:
+            if time.monotonic() - self._asked > _FRESH:
+                try:
+                    with Connection(self.pid) as connection:
+                        snapshot = connection.ask("snapshot")
+                except NoAnswerError as error:
+                    self._last = {"problem": str(error)}
+                else:
+                    figures = self._figures.of(snapshot)
+                    self._last = {**snapshot, "command": command_of(snapshot), "figures": figures}
+                self._asked = time.monotonic()
+            return self._last
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -87,17 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
                     page = file.read().replace("NONCE", nonce).replace("FIGURES", json.dumps(FIGURES))
                 self._send(200, "text/html; charset=utf-8", page.encode(), nonce)
             case ["snapshot", ""]:
-                self._send(200, "application/json", json.dumps(self._snapshot()).encode())
+                self._send(200, "application/json", json.dumps(self.server.snapshot()).encode())
             case _:
                 self._send(404, "text/plain", b"There is no such page.\n")
-
-    def _snapshot(self) -> dict[str, Any]:
-        try:
-            with Connection(self.server.pid) as connection:
-                snapshot = connection.ask("snapshot")
-        except NoAnswerError as error:
-            return {"problem": str(error)}
-        return {**snapshot, "command": command_of(snapshot), "figures": self.server.figures.of(snapshot)}
 
     def _send(self, code: int, kind: str, content: bytes, nonce: str = "") -> None:
         self.send_response(code)

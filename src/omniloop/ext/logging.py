@@ -36,6 +36,8 @@ _QUIET: Final = 1.0
 # Seconds until a sink that failed is tried again with the same records: long enough together for a collector to be restarted,
 # a guess. After the last, the records are dropped, and the next ones are tried once each, with that pause between.
 _BACK_OFF: Final = (0.1, 0.2, 0.4, 0.8, 1.6)
+# So many parts of a count are added up into one.
+_MANY: Final = 1_000
 # How often a pause looks whether the program ends meanwhile, or waits in `flush`.
 _LOOK: Final = 0.05
 
@@ -82,7 +84,7 @@ class AsyncHandler(logging.Handler):
         if not callable(sink):
             raise TypeError(f"sink={sink!r} can't be called. Pass an async function of one list of records.")
         super().__init__(level)
-        self.dropped = 0
+        self._dropped = _Count()
         self._sink = sink
         self._capacity = capacity
         self._batch = batch
@@ -97,11 +99,17 @@ class AsyncHandler(logging.Handler):
         self._delivery: Task[None] | None = None
         # Held while a line on stderr is due, or was just written.
         self._quiet = Lock()
-        self._told = self.dropped
+        self._told = _Count(self.dropped)
+        self._dropped = _Count(self.dropped)
         self._failures = 0
         self._error: BaseException | None = None
-        # How many threads wait in `flush`: what fails is not tried again then.
-        self._flushing = 0
+        # One for each thread that waits in `flush`: what fails is not tried again then.
+        self._flushing: list[None] = []
+
+    @property
+    def dropped(self) -> int:
+        """How many records were not delivered."""
+        return self._dropped.value
 
     def createLock(self) -> None:  # noqa: N802 - logging's name for it
         """None: a deque needs no lock, and a `flush` that held one would wait for a loop that waits for it, to log."""
@@ -125,7 +133,7 @@ class AsyncHandler(logging.Handler):
             # A forked child: what was queued is the parent's to deliver.
             self._begin()
         if len(self._records) >= self._capacity:
-            self.dropped += 1
+            self._dropped.add(1)
             self._tell_soon()
             return
         try:
@@ -139,10 +147,8 @@ class AsyncHandler(logging.Handler):
                 self._delivery = self._runtime.go(self._deliver(), name="log delivery", context=Context())
         except OmniloopError:
             self._give_token_back()
-            before = self.dropped
-            self._rescue()
             # Of what comes after the last drain, the bad is shown, and of the rest there is nothing to say.
-            self._told += self.dropped - before
+            self._told.add(self._rescue())
         except BaseException:
             # A signal handler that raises (Ctrl-C) would else leave it taken for ever.
             self._give_token_back()
@@ -158,11 +164,11 @@ class AsyncHandler(logging.Handler):
 
     def flush(self) -> None:
         """Wait until all that is queued is delivered. On the loop's own thread, where that would never end, return at once."""
-        self._flushing += 1
+        self._flushing.append(None)
         try:
             self._wait()
         finally:
-            self._flushing -= 1
+            self._flushing.pop()
 
     def _wait(self) -> None:
         for _ in range(_LOOKS):
@@ -202,7 +208,7 @@ class AsyncHandler(logging.Handler):
                         self._error = error
                         hurry = self._in_a_hurry()
                         if hurry or tries >= len(_BACK_OFF):
-                            self.dropped += len(batch)
+                            self._dropped.add(len(batch))
                             batch = []
                         self._tell_soon()
                         await self._pause(_BACK_OFF[min(tries, len(_BACK_OFF) - 1)])
@@ -216,7 +222,7 @@ class AsyncHandler(logging.Handler):
                     return
         except BaseException:
             # Cancelled, because the time to drain is over.
-            self.dropped += len(batch)
+            self._dropped.add(len(batch))
             self._give_token_back()
             self._rescue()
             self._tell_soon()
@@ -254,7 +260,7 @@ class AsyncHandler(logging.Handler):
             self._tell_soon()
 
     def _has_news(self) -> bool:
-        return self._failures > 0 or self.dropped > self._told
+        return self._failures > 0 or self.dropped > self._told.value
 
     def _tell(self) -> bool:
         """Say on stderr what happened since it was last said; False if nothing did."""
@@ -262,7 +268,8 @@ class AsyncHandler(logging.Handler):
             return False
         failures, self._failures = self._failures, 0
         error, self._error = self._error, None
-        dropped, self._told = self.dropped - self._told, self.dropped
+        dropped = self.dropped - self._told.value
+        self._told.add(dropped)
         said = []
         if failures:
             times = "" if failures == 1 else f" {failures} times, at last"
@@ -282,10 +289,35 @@ class AsyncHandler(logging.Handler):
             # It was free.
             pass
 
-    def _rescue(self) -> None:
-        """Nothing can deliver what is queued: say at least, on stderr, what is bad."""
+    def _rescue(self) -> int:
+        """Nothing can deliver what is queued: say at least, on stderr, what is bad. Returns how many there were."""
+        count = 0
         while self._records:
             record = self._records.popleft()
-            self.dropped += 1
+            self._dropped.add(1)
+            count += 1
             if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
                 logging.lastResort.handle(record)
+        return count
+
+
+class _Count:
+    """A number that is added to from any thread, and in a signal handler in the middle of that, where += would lose some."""
+
+    def __init__(self, value: int = 0) -> None:
+        self._parts = [value]
+        # Never waited for.
+        self._adding_up = Lock()
+
+    def add(self, number: int) -> None:
+        self._parts.append(number)
+        if len(self._parts) > _MANY and self._adding_up.acquire(False):
+            try:
+                # Replaced in one step, so that the sum is right at every moment.
+                self._parts[:_MANY] = [sum(self._parts[:_MANY])]
+            finally:
+                self._adding_up.release()
+
+    @property
+    def value(self) -> int:
+        return sum(self._parts.copy())

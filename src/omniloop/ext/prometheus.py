@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from omniloop import Runtime, shared_runtime
 
-from .._stats import BOUNDS
+from .._stats import BOUNDS, Stats
 
 
 class Collector:
@@ -60,26 +60,28 @@ class Collector:
                 "omniloop_drain_time_seconds", "How long the last drain took.", labels=labels
             ),
         }
-        for runtime in self._runtimes:
-            stats = runtime.stats()
+        # One look at each: it takes its time where much is pending.
+        looks = [(runtime.name, runtime.stats()) for runtime in self._runtimes]
+        for runtime_name, stats in looks:
             for name, metric in (counters | gauges).items():
-                metric.add_metric([runtime.name], getattr(stats, name))
+                metric.add_metric([runtime_name], getattr(stats, name))
         yield from counters.values()
         yield from gauges.values()
-        yield from self._histograms()
+        yield from _histograms(looks)
 
-    def _histograms(self) -> Iterator[Metric]:
-        """How long work took, by name, of the runtimes whose setting `timings` is on."""
-        labels = ["runtime", "task"]
-        to_start = HistogramMetricFamily(
-            "omniloop_time_to_start_seconds", "From the submission to the start.", labels=labels
-        )
-        to_finish = HistogramMetricFamily(
-            "omniloop_time_to_finish_seconds", "From the submission to the end, whatever came of it.", labels=labels
-        )
-        for runtime in self._runtimes:
-            for name, timing in (runtime.stats().timings or {}).items():
-                for metric, histogram in ((to_start, timing.to_start), (to_finish, timing.to_finish)):
-                    up_to = zip([*map(str, BOUNDS), "+Inf"], accumulate(histogram.counts), strict=True)
-                    metric.add_metric([runtime.name, name], list(up_to), histogram.sum)
-        yield from (metric for metric in (to_start, to_finish) if metric.samples)
+
+def _histograms(looks: list[tuple[str, Stats]]) -> Iterator[Metric]:
+    """How long work took, by name, of the runtimes whose setting `timings` is on."""
+    labels = ["runtime", "task"]
+    to_start = HistogramMetricFamily(
+        "omniloop_time_to_start_seconds", "From the submission to the start.", labels=labels
+    )
+    to_finish = HistogramMetricFamily(
+        "omniloop_time_to_finish_seconds", "From the submission to the end, whatever came of it.", labels=labels
+    )
+    for runtime_name, stats in looks:
+        for name, timing in (stats.timings or {}).items():
+            for metric, histogram in ((to_start, timing.to_start), (to_finish, timing.to_finish)):
+                up_to = zip([*map(str, BOUNDS), "+Inf"], accumulate(histogram.counts), strict=True)
+                metric.add_metric([runtime_name, name], list(up_to), histogram.sum)
+    yield from (metric for metric in (to_start, to_finish) if metric.samples)
