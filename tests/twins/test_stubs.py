@@ -209,7 +209,7 @@ def test_type_parameters_of_the_new_kind_are_kept(tmp_path):
 def test_the_stub_of_the_typed_sdk_is_current():
     """The type checkers are run over it as over all of tests/typing."""
     ended = subprocess.run(
-        [sys.executable, "-m", "omniloop", "stubs", "--check", "sdk.sync"],
+        [sys.executable, "-m", "omniloop", "stubs", "--check", "sdk.sync", "sdk.groups"],
         cwd=TYPING,
         env=child_environment(),
         capture_output=True,

@@ -1,7 +1,7 @@
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 """What a type checker sees of `blocking`, and of the classes that `python -m omniloop stubs` writes. Checked by mypy and pyright, both strict; never run."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import Any, assert_type
 
@@ -11,7 +11,7 @@ from omniloop import Blocking, blocking
 
 assert_type(fetch("x"), bytes)
 assert_type(fetch.options(timeout=5)("x"), bytes)
-assert_type(count(3), Iterator[int])
+assert_type(count(3), Generator[int, Any, None])
 assert_type(DEFAULT, str)
 
 
@@ -20,7 +20,7 @@ async def main() -> None:
     assert_type(await client.get.aio("x"), bytes)
     assert_type(await client.load.aio("x", True), str)
     assert_type(await Client.connect.aio("x"), Client)
-    assert_type(client.pages.aio(), AsyncIterator[list[str]])
+    assert_type(client.pages.aio(), AsyncGenerator[list[str], Any])
     async with client as c:
         assert_type(c, Client)
 
@@ -32,11 +32,11 @@ with Client("url", retries=3) as client:
     assert_type(client.load("k"), bytes)
     assert_type(client.load.options(timeout=3)("k", True), str)
     assert_type(client.echo(3), int)
-    assert_type(client.pages(3), Iterator[list[str]])
+    assert_type(client.pages(3), Generator[list[str], Any, None])
     for page in client.pages():
         assert_type(page, list[str])
-    assert_type(client.chat(), Generator[str, int, None])
-    assert_type(client.stream(), Iterator[bytes])
+    assert_type(client.chat(), Generator[str, Any, None])
+    assert_type(client.stream(), Generator[bytes, Any, None])
     with client.transaction() as cursor:
         assert_type(cursor, Cursor)
     with client.session() as number:
@@ -105,11 +105,34 @@ class Mixed:
 assert_type(work(1, b=""), float)
 assert_type(work.options(timeout=3)(1), float)
 assert_type(limited(1), str)
-assert_type(numbers_to(3), Generator[int, str, None])
+assert_type(numbers_to(3), Generator[int, Any, None])
 assert_type(Mixed().method(1), str)
 assert_type(Mixed().method.options(timeout=None)(1), str)
 with opened() as value:
     assert_type(value, bytes)
+
+
+# An `Any` in the signature does not make the rest of it unknown.
+@blocking
+async def loose(a: dict[str, Any], **more: Any) -> int:
+    return 1
+
+
+@blocking
+async def loose_items(a: Any) -> AsyncIterator[int]:
+    yield 1
+
+
+class Loose:
+    @blocking
+    async def method(self, *, a: str, b: Any = None) -> dict[str, Any]:
+        return {}
+
+
+assert_type(loose({}, b=3), int)
+assert_type(loose_items(3), Generator[int, Any, None])
+assert_type(Loose().method(a=""), dict[str, Any])
+loose(3)  # type: ignore[arg-type]
 work("1")  # type: ignore[arg-type]
 work(1, "b")  # type: ignore[call-arg]
 Mixed().method()  # type: ignore[call-arg]
@@ -124,5 +147,5 @@ async def use() -> None:
         assert_type(value, bytes)
     async_manager: AbstractAsyncContextManager[bytes, bool | None] = opened.aio()
     del async_manager
-    assert_type(numbers_to.aio(1), AsyncGenerator[int, str])
+    assert_type(numbers_to.aio(1), AsyncGenerator[int, Any])
     assert_type(await Mixed().method.aio(1), str)

@@ -11,7 +11,6 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
 )
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -71,41 +70,37 @@ class Blocking(Protocol[P, R_co, A_co]):
     ) -> Blocking[Q, S, T]: ...
 
 
+# No two of the overloads below fit one function: where its signature has an `Any`, mypy would choose none of them, and forget all types. So
+# one stands for all that can be awaited, and one for all that can be iterated over.
+
+
 class Decorator(Protocol):
     """What `blocking(…)` with options returns: typed as `blocking` itself."""
 
     @overload
     def __call__(self, fn: type, /) -> Any: ...
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> Blocking[P, T, Coroutine[Any, Any, T]]: ...
-    @overload
     def __call__(
-        self, fn: Callable[P, AsyncGenerator[T, S]], /
-    ) -> Blocking[P, Generator[T, S, None], AsyncGenerator[T, S]]: ...
-    @overload
-    def __call__(self, fn: Callable[P, AsyncIterator[T]], /) -> Blocking[P, Iterator[T], AsyncIterator[T]]: ...
+        self, fn: Callable[P, AsyncIterator[T]], /
+    ) -> Blocking[P, Generator[T, Any, None], AsyncGenerator[T, Any]]: ...
     @overload
     def __call__(
         self, fn: Callable[P, AbstractAsyncContextManager[T, E]], /
     ) -> Blocking[P, AbstractContextManager[T, E], AbstractAsyncContextManager[T, E]]: ...
     @overload
-    def __call__(self, fn: Callable[P, Awaitable[T]], /) -> Blocking[P, T, Awaitable[T]]: ...
+    def __call__(self, fn: Callable[P, Awaitable[T]], /) -> Blocking[P, T, Coroutine[Any, Any, T]]: ...
 
 
 @overload
 def blocking(fn: type, /) -> Any: ...
 @overload
-def blocking(fn: Callable[P, Coroutine[Any, Any, T]], /) -> Blocking[P, T, Coroutine[Any, Any, T]]: ...
-@overload
-def blocking(fn: Callable[P, AsyncGenerator[T, S]], /) -> Blocking[P, Generator[T, S, None], AsyncGenerator[T, S]]: ...
-@overload
-def blocking(fn: Callable[P, AsyncIterator[T]], /) -> Blocking[P, Iterator[T], AsyncIterator[T]]: ...
+def blocking(fn: Callable[P, AsyncIterator[T]], /) -> Blocking[P, Generator[T, Any, None], AsyncGenerator[T, Any]]: ...
 @overload
 def blocking(
     fn: Callable[P, AbstractAsyncContextManager[T, E]], /
 ) -> Blocking[P, AbstractContextManager[T, E], AbstractAsyncContextManager[T, E]]: ...
 @overload
-def blocking(fn: Callable[P, Awaitable[T]], /) -> Blocking[P, T, Awaitable[T]]: ...
+def blocking(fn: Callable[P, Awaitable[T]], /) -> Blocking[P, T, Coroutine[Any, Any, T]]: ...
 @overload
 def blocking(
     fn: type,

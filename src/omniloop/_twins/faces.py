@@ -125,19 +125,22 @@ def class_leads(kind: type, depth: int = _DEPTH) -> int:
     found = _leading.get(kind) if depth == _DEPTH else None
     if found is None:
         found = min(
-            (_distance(raw, depth) for name, raw in members(kind).items() if not name.startswith("_")), default=99
+            (_distance(kind, raw, depth) for name, raw in members(kind).items() if not name.startswith("_")), default=99
         )
         if depth == _DEPTH:
             _leading[kind] = found
     return found
 
 
-def _distance(raw: Any, depth: int) -> int:
+def _distance(kind: type, raw: Any, depth: int) -> int:
     getter = getter_of(raw)
     if getter is None:
         return 99
     classes = annotated_classes(getter, "return")
-    if any(is_faced(each) or _wraps(each) for each in classes):
+    if any(is_faced(each) or wraps(each) for each in classes):
+        return 1
+    if not classes and isinstance(_annotations(getter).get("return"), str) and wraps(kind):
+        # Named for type checkers only: `client.with_raw_response` is made of the client.
         return 1
     if depth == 1:
         return 99
@@ -146,7 +149,7 @@ def _distance(raw: Any, depth: int) -> int:
     )
 
 
-def _wraps(kind: type) -> bool:
+def wraps(kind: type) -> bool:
     """Tell whether objects of *kind* are made of something async: `with_raw_response` has its methods as attributes of the object."""
     init = vars(kind).get("__init__")
     return isinstance(init, FunctionType) and any(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import contextlib
 import copy
 import difflib
 import functools
@@ -23,16 +24,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, get_args, get_origin
 
+from . import faces
 from .annotations import AWAITED, SYNC_NAMES
-from .twins import SyncCall, Twin, TwinType
+from .twins import Options, SyncCall, Twin, TwinType, make_class
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # A method of a subclass may take more than the one that it overrides, as the checkers allow for functions, and not for attributes.
 _HEADER = """\
 # Written by `python -m omniloop stubs {}`: change the source, and write it again.
-# mypy: disable-error-code="override,misc,type-arg,overload-overlap"
-# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOverlappingOverload=false
+# mypy: disable-error-code="override,misc,type-arg,type-var,overload-overlap"
+# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOverlappingOverload=false, reportInvalidTypeVarUse=false
 """
 
 
@@ -221,6 +223,8 @@ def _class_node(cls: type) -> ast.ClassDef | None:
 def _imports(module: str) -> dict[str, tuple[str, str | None]]:
     """For each name that *module* imports, also for types only: from where, and what; None for a module itself."""
     tree = _tree(module)
+    if tree is None:
+        return {}
     package = module if hasattr(sys.modules[module], "__path__") else module.rpartition(".")[0]
     found: dict[str, tuple[str, str | None]] = {}
     for node in _flat(tree.body if tree else []):
@@ -239,6 +243,58 @@ def _imports(module: str) -> dict[str, tuple[str, str | None]]:
             for alias in node.names:
                 found[alias.asname or alias.name] = (base, alias.name)
     return found
+
+
+def _resolved(module: str, node: ast.expr) -> Any:
+    """What a name or dotted name in *module* stands for, also where it is imported for types only; None if that can't be told."""
+    if isinstance(node, ast.Attribute):
+        outer = _resolved(module, node.value)
+        return None if outer is None else getattr(outer, node.attr, None)
+    if not isinstance(node, ast.Name):
+        return None
+    found = vars(sys.modules[module]).get(node.id)
+    origin = _imports(module).get(node.id)
+    if found is None and origin is not None:
+        try:
+            found = importlib.import_module(origin[0])
+            if origin[1] is not None:
+                # A name of the module, or a module in the package.
+                found = getattr(found, origin[1], None) or importlib.import_module(f"{origin[0]}.{origin[1]}")
+        except Exception:
+            return None
+    return found
+
+
+# What stands for anything of its shape: its sync face has a name of its own.
+_ABSTRACT = {"typing", "collections.abc", "contextlib", "abc"}
+
+
+def _needs_twin(kind: Any, depth: int = 2) -> bool:
+    """Tell whether what is of the class *kind* comes out as a twin, as far as annotations and its `__init__` tell."""
+    if not isinstance(kind, type) or faces.is_never(kind) or kind.__module__ in _ABSTRACT:
+        return False
+    if faces.is_faced(kind):
+        return True
+    if faces.is_data(kind):
+        return False
+    if faces.class_leads(kind) <= depth or faces.wraps(kind):
+        return True
+    node = _class_node(kind)
+    return (
+        node is not None
+        and depth > 0
+        and any(
+            annotation is not None and _needs_twin(_resolved(_home(kind), _plain(annotation)), depth - 1)
+            for _, annotation in _instance_attributes(node)
+        )
+    )
+
+
+def _plain(annotation: ast.expr) -> ast.expr:
+    annotation = _parsed(annotation) or annotation
+    if isinstance(annotation, ast.Call):
+        return annotation.func
+    return annotation.value if isinstance(annotation, ast.Subscript) else annotation
 
 
 @functools.cache
@@ -263,6 +319,16 @@ def _yields(node: Function) -> bool:
         if not isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
             waiting.extend(ast.iter_child_nodes(inner))
     return False
+
+
+def _without_private(node: ast.ClassDef) -> ast.ClassDef:
+    """For what nobody has asked for: what is public, and what Python itself calls."""
+    made = copy.copy(node)
+    made.body = [
+        inner for inner in node.body
+        if not isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)) or not re.match("_(?!_)", inner.name)
+    ]  # fmt: skip
+    return made
 
 
 def _last_name(node: ast.expr) -> str:
@@ -293,11 +359,26 @@ class _Stub:
         self.needed: dict[tuple[str, str | None], str] = {}
         self.taken = {*vars(module), *dir(builtins), *_imports(module.__name__)}
         self.dotted: set[str] = set()
+        # What comes out of the twins as twins of which the module has no name: the options, and the name here.
+        self.nested: dict[type, tuple[Any, str]] = {}
+        self.unwritten: list[type] = []
+        # Where what goes in may be the original or its twin, if there is one: what stands there, and the class.
+        self.either: dict[str, tuple[ast.expr, type]] = {}
+        self.self_variable: str | None = None
 
     def text(self) -> str:
         body = [out for node in self.tree.body for out in self.statement(node)]
+        while self.unwritten:
+            kind = self.unwritten.pop(0)
+            options, local = self.nested[kind]
+            body += self.twin(local, make_class(kind, options), None)
+        body = [_Either(self).visit(node) for node in body]
         docstring = _docstring(self.tree)
         body = body[len(docstring) :]
+        if self.self_variable is not None:
+            variable = ast.Call(self.need("typing", "TypeVar"), [ast.Constant(self.self_variable)], [])
+            first = next(at for at, node in enumerate(body) if not isinstance(node, (ast.Import, ast.ImportFrom)))
+            body.insert(first, ast.Assign([ast.Name(self.self_variable)], variable))
         futures = [node for node in body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
         body = [node for node in body if node not in futures]
         plain = {module: local for (module, name), local in self.needed.items() if name is None}
@@ -324,12 +405,38 @@ class _Stub:
             if origin == (module, name):
                 return ast.Name(local)
         if (module, name) not in self.needed:
-            local = name or module.partition(".")[0]
-            while local in self.taken:
-                local = f"_{local}"
-            self.taken.add(local)
-            self.needed[module, name] = local
+            self.needed[module, name] = self.free(name or module.partition(".")[0])
         return ast.Name(self.needed[module, name])
+
+    def nested_name(self, kind: type, options: Any) -> str | None:
+        """The name of the twin of *kind*, which comes out of a twin with these options; None if it comes out as it is."""
+        if kind in self.twins:
+            return self.twins[kind]
+        if kind not in self.nested:
+            if options.leaves_alone(kind) or not _needs_twin(kind) or not (options.nested or faces.opens(kind)):
+                return None
+            if _class_node(kind) is None:
+                return None
+            self.nested[kind] = options, self.free(f"_{kind.__name__.lstrip('_')}")
+            self.unwritten.append(kind)
+        return self.nested[kind][1]
+
+    def free(self, name: str) -> str:
+        while name in self.taken:
+            name = f"_{name}"
+        self.taken.add(name)
+        return name
+
+    def one_or_the_other(self, plain: ast.expr, kind: type) -> ast.expr:
+        """For what goes in: the original, or its twin, if one comes out somewhere."""
+        mark = f"@{len(self.either)}"
+        self.either[mark] = plain, kind
+        return ast.Name(mark)
+
+    def variable_for_self(self) -> ast.Name:
+        if self.self_variable is None:
+            self.self_variable = self.free("_Self")
+        return ast.Name(self.self_variable)
 
     # --- statements of the module -------------------------------------------------------------------------------------
 
@@ -422,7 +529,8 @@ class _Stub:
                         known.add(target.id)
         for name, annotation in _instance_attributes(node):
             if name not in known:
-                body.append(ast.AnnAssign(ast.Name(name), annotation or self.need("typing", "Any"), None, 1))
+                written = None if isinstance(annotation, ast.Call) else annotation
+                body.append(ast.AnnAssign(ast.Name(name), written or self.need("typing", "Any"), None, 1))
                 known.add(name)
         made = copy.copy(node)
         made.body = body or [ast.Expr(ast.Constant(...))]
@@ -466,8 +574,12 @@ class _Stub:
                 arg.annotation = written(arg.annotation)
             elif not (arg in first and arg.arg in {"self", "cls", "mcs"}):
                 arg.annotation = self.need("typing", "Any")
-        made.defaults = [_short(default) for default in made.defaults]
-        made.kw_defaults = [None if default is None else _short(default) for default in made.kw_defaults]
+        positional = [*made.posonlyargs, *made.args][-len(made.defaults) :] if made.defaults else []
+        made.defaults = [_short(default, arg) for default, arg in zip(made.defaults, positional, strict=True)]
+        made.kw_defaults = [
+            None if default is None else _short(default, arg)
+            for default, arg in zip(made.kw_defaults, made.kwonlyargs, strict=True)
+        ]
         return made
 
     # --- functions that are twins -------------------------------------------------------------------------------------
@@ -483,8 +595,8 @@ class _Stub:
         ]  # fmt: skip
         if not nodes:
             return [ast.AnnAssign(ast.Name(name), self.need("typing", "Any"), None, 1)]
-        face = _Face(self, name, home, None)
-        return face.several(name, nodes, "none") if len(nodes) > 1 else face.decorated(name, nodes[-1])
+        face = _Face(self, name, home, None, call._options)
+        return face.several(name, nodes, "function") if len(nodes) > 1 else face.decorated(name, nodes[-1])
 
     # --- classes that are twins ---------------------------------------------------------------------------------------
 
@@ -495,15 +607,26 @@ class _Stub:
 class _Face:
     """The sync face of what is defined in one module of the originals, as the stub has it."""
 
-    def __init__(self, stub: _Stub, name: str, module: str, original: type | None, outer: type | None = None) -> None:
+    def __init__(
+        self,
+        stub: _Stub,
+        name: str,
+        module: str,
+        original: type | None,
+        options: Options,
+        outer: type | None = None,
+    ) -> None:
         self.stub = stub
+        self.options = options
         # Whose face it is; *original* may be a base of it.
         self.outer = outer or original
         self.name = name
         self.module = module
         self.original = original
-        # Where `Self` and the class's own name stand.
+        # The classes of callables that its members need.
         self.before: list[ast.stmt] = []
+        # What stands for the type parameters of *original*, a base of it.
+        self.variables: dict[str, ast.expr] = {}
 
     @classmethod
     def of_class(cls, stub: _Stub, name: str, twin: TwinType, derived: ast.ClassDef | None) -> list[ast.stmt]:
@@ -513,7 +636,7 @@ class _Face:
         decorators: list[ast.expr] = []
         docstring = _docstring(derived) if derived is not None else []
         if own is not None:
-            face = cls(stub, name, _home(original), original)
+            face = cls(stub, name, _home(original), original, options)
             docstring = docstring or _docstring(own)
             bases = [
                 *bases,
@@ -521,6 +644,13 @@ class _Face:
             ]
             if not any(_last_base(base) in {"Generic", "Protocol"} for base in own.bases):
                 bases = _parametrized(bases, own, face)
+                parameters = [face.lookup(each) for each in face.ordered_parameters()]
+                if (
+                    parameters
+                    and not any(isinstance(base, ast.Subscript) for base in bases)
+                    and not getattr(own, "type_params", ())
+                ):
+                    bases.append(_with(stub.need("typing", "Generic"), parameters))
             decorators = [
                 face.annotation(decorator) for decorator in own.decorator_list if _last_name(decorator) == "dataclass"
             ]
@@ -529,13 +659,18 @@ class _Face:
         seen: set[str] = set()
         renamed = dict(twin._omniloop_hidden)
         is_dataclass = bool(decorators)
+        arguments: dict[type, dict[str, ast.expr]] = {}
         for base in original.__mro__:
             if base in covered or base is object or base.__module__ in {"typing", "abc", "builtins"}:
                 continue
             node = _class_node(base)
             if node is None:
                 continue
-            face = cls(stub, name, _home(base), base, original)
+            if original in stub.nested:
+                node = _without_private(node)
+            face = cls(stub, name, _home(base), base, options, original)
+            face.variables = arguments.get(base, {})
+            face.pass_on(node, arguments)
             body += face.members(node, original, renamed, seen, is_dataclass and base is original, options)
             before += face.before
         if derived is not None:
@@ -555,22 +690,61 @@ class _Face:
             _copy_type_parameters(own, made)
         return [*before, made]
 
+    def pass_on(self, node: ast.ClassDef, arguments: dict[type, dict[str, ast.expr]]) -> None:
+        """Write down what the bases of the class get for their type parameters: `class Pages(Base[int])`."""
+        for written in node.bases:
+            base = _resolved(self.module, _plain(written))
+            parameters = getattr(base, "__parameters__", ())
+            if not isinstance(base, type) or not parameters or base in arguments:
+                continue
+            given: list[ast.expr] = []
+            if isinstance(written, ast.Subscript):
+                given = written.slice.elts if isinstance(written.slice, ast.Tuple) else [written.slice]
+            found = [self.annotation(each) for each in given] if len(given) == len(parameters) else []
+            found = found or [self.stub.need("typing", "Any") for _ in parameters]
+            arguments[base] = {parameter.__name__: each for parameter, each in zip(parameters, found, strict=True)}
+
     # --- annotations --------------------------------------------------------------------------------------------------
 
-    def annotation(self, node: ast.expr, *, sync: bool = True) -> ast.expr:
+    def annotation(self, node: ast.expr, *, sync: bool = True, goes_in: bool = False) -> ast.expr:
         """An annotation of the original as the stub has it; only with its names, and not their sync face, if not *sync*."""
-        return _Rewriter(self, sync).visit(copy.deepcopy(node))  # type: ignore[no-any-return]
+        return _Rewriter(self, sync, goes_in=goes_in).visit(copy.deepcopy(node))  # type: ignore[no-any-return]
 
-    def lookup(self, name: str, *, twins: bool = True) -> ast.expr:
+    def goes_in(self, node: ast.expr) -> ast.expr:
+        return self.annotation(node, goes_in=True)
+
+    def twin_named(self, node: ast.expr, goes_in: bool) -> ast.expr | None:
+        """For a name or dotted name of a class: its twin, if it comes out as one; the one or the other, if it goes in."""
+        kind = _resolved(self.module, node)
+        if not isinstance(kind, type):
+            return None
+        if kind in self.stub.twins:
+            return ast.Name(self.stub.twins[kind])
+        if goes_in:
+            if not _needs_twin(kind):
+                return None
+            plain = (
+                self.lookup(node.id, twins=False)
+                if isinstance(node, ast.Name)
+                else _Rewriter(self, False, twins=False).visit(node)
+            )
+            return self.stub.one_or_the_other(plain, kind)
+        name = self.stub.nested_name(kind, self.options)
+        return None if name is None else ast.Name(name)
+
+    def lookup(self, name: str, *, twins: bool = True, goes_in: bool = False) -> ast.expr:
         """What *name*, in the module of the original, is called in the stub."""
         stub, module = self.stub, sys.modules[self.module]
         value = vars(module).get(name, _MISSING)
-        if twins and isinstance(value, type) and value in stub.twins:
-            return ast.Name(stub.twins[value])
+        if name in self.variables:
+            return copy.deepcopy(self.variables[name])
+        twin = self.twin_named(ast.Name(name), goes_in) if twins else None
+        if twin is not None:
+            return twin
         if value is _MISSING and name not in _imports(self.module):
             if hasattr(builtins, name):
                 # A method may have its name.
-                hidden = self.outer is not None and hasattr(self.outer, name) and not name.startswith("__")
+                hidden = self.outer is not None and not name.startswith("__") and _has(self.outer, name)
                 return stub.need("builtins", name) if hidden else ast.Name(name)
             if self.original is not None and isinstance(getattr(self.original, name, None), type):
                 # A class in the class.
@@ -579,19 +753,14 @@ class _Face:
             return ast.Name(name)
         return self.plain(name)
 
-    def twin_of(self, node: ast.Attribute) -> ast.expr | None:
-        """For `aio.AsyncClient`, which has a twin."""
-        try:
-            value = eval(ast.unparse(node), vars(sys.modules[self.module]))
-        except (AttributeError, NameError):
-            return None
-        name = self.stub.twins.get(value) if isinstance(value, type) else None
-        return None if name is None else ast.Name(name)
-
     def plain(self, name: str) -> ast.expr:
         if self.module == self.stub.module.__name__:
             return ast.Name(name)
         origin = _imports(self.module).get(name)
+        package = self.module.partition(".")[0]
+        while origin is not None and origin[0].partition(".")[0] == package and origin[1] in _imports(origin[0]):
+            # Where it is defined: a module need not show what it imports itself.
+            origin = _imports(origin[0])[origin[1]]
         if origin is not None:
             if origin[1] is None and origin[0] == name:
                 # `import a.b.c`: what follows the name may need it.
@@ -605,6 +774,8 @@ class _Face:
         self, node: ast.ClassDef, original: type, renamed: dict[str, str], seen: set[str], fields: bool, options: Any
     ) -> Iterator[ast.stmt]:
         functions: dict[str, list[Function]] = {}
+        # What has an async one beside it, whose face it would be.
+        hidden = {face for name, face in _SPECIAL.items() if hasattr(original, name)}
         shown_names = set(renamed.values())
         found: set[str] = set()
         for inner in _flat(node.body):
@@ -619,23 +790,35 @@ class _Face:
                 yield ast.AnnAssign(inner.target, self.annotation(inner.annotation), value, 1)
             elif isinstance(inner, ast.Assign) and isinstance(inner.targets[0], ast.Name):
                 name = inner.targets[0].id
-                if name not in seen and not name.startswith("__") and not callable(getattr(original, name, None)):
+                if isinstance(inner.value, ast.Name) and inner.value.id in functions and name not in seen:
+                    # Another name of a method.
+                    functions[name] = functions[inner.value.id]
+                elif name not in seen and not name.startswith("__") and not callable(getattr(original, name, None)):
                     found.add(name)
                     yield self.stub.constant(name, inner.value)
         for name, nodes in functions.items():
             shown = renamed.get(name, name)
             if shown in seen or (shown == name and name in shown_names):
                 continue
-            if fields and name == "__post_init__":
+            if name in hidden or (fields and name == "__post_init__"):
                 continue
             found.add(shown)
             yield from self.method(shown, name, nodes)
         for name, annotation in _instance_attributes(node):
             if name not in seen and name not in found:
                 found.add(name)
-                written = self.stub.need("typing", "Any") if annotation is None else self.annotation(annotation)
+                written = self.stub.need("typing", "Any") if annotation is None else self.attribute(annotation)
                 yield ast.AnnAssign(ast.Name(name), written, None, 1)
         seen |= found
+
+    def attribute(self, annotation: ast.expr) -> ast.expr:
+        """The type of an attribute, which may be written as a call of its class."""
+        if isinstance(annotation, ast.Call):
+            kind = _resolved(self.module, annotation.func)
+            if not isinstance(kind, type) or hasattr(kind, "__parameters__"):
+                return self.stub.need("typing", "Any")
+            annotation = annotation.func
+        return self.annotation(annotation)
 
     def method(self, shown: str, name: str, nodes: list[Function]) -> Iterator[ast.stmt]:
         nodes = [self.with_plain_self(each) for each in self.of_async_clients(nodes)]
@@ -653,30 +836,19 @@ class _Face:
             for each in nodes:
                 yield self.sync(shown, each, keep={"classmethod", "staticmethod", "overload", "abstractmethod"})
             return
-        if len(nodes) > 1 or binding != "object" or self.is_generic(node):
-            made = self.several(f"_{self.name}_{shown}", nodes, binding)
-            generic = self.class_parameters()
-            if generic and binding == "object":
-                # A class of its own would have to have the parameters too: the call alone, without `.aio`.
-                for each in nodes:
-                    yield self.sync(shown, each, keep={"overload"})
-                return
-            self.before += made[:-1]
-            protocol = ast.Name(f"_{self.name}_{shown}")
-            if binding == "object":
-                yield ast.FunctionDef(
-                    name=shown,
-                    args=ast.arguments([], [ast.arg("self")], None, [], [], None, []),
-                    body=_docstring(node) or [ast.Expr(ast.Constant(...))],
-                    decorator_list=[ast.Name("property")],
-                    returns=protocol,
-                )
-            else:
-                yield ast.AnnAssign(
-                    ast.Name(shown), ast.Subscript(self.stub.need("typing", "ClassVar"), protocol), None, 1
-                )
-            return
-        yield from self.decorated(shown, node)
+        if len(nodes) > 1 or binding != "object" or self.is_generic(node) or any(map(self.names_self, nodes)):
+            *classes, member = self.several(shown, nodes, binding)
+            self.before += classes
+            yield member
+        else:
+            yield from self.decorated(shown, node)
+
+    def names_self(self, node: Function) -> bool:
+        """Tell whether its signature names the class of the object by `Self`."""
+        made = self.sync("f", node, keep=set(), sync=False)
+        return any(
+            _is_self(inner) for part in (made.args, made.returns) if part is not None for inner in ast.walk(part)
+        )
 
     def with_plain_self(self, node: Function) -> Function:
         """Without an annotation of `self`, which is of the original; a variable that stands for its type is `Self`."""
@@ -685,16 +857,20 @@ class _Face:
             return node
         made = copy.deepcopy(node)
         first = [*made.args.posonlyargs, *made.args.args][0]
-        annotation: ast.expr | None = first.annotation
+        annotation = _parsed(first.annotation)
         first.annotation = None
         if isinstance(annotation, ast.Subscript):
             # `type[T]`, of a class method.
-            annotation = annotation.slice
+            annotation = _parsed(annotation.slice)
         name = getattr(annotation, "id", "")
-        if type(vars(sys.modules[self.module]).get(name)).__name__ == "TypeVar":
-            made.args = _Replace({name: self.stub.need("typing", "Self")}).visit(made.args)
+        own = [each for each in getattr(made, "type_params", ()) if each.name == name]
+        if own or type(_resolved(self.module, ast.Name(name))).__name__ == "TypeVar":
+            itself = _Replace({name: self.stub.need("typing", "Self")})
+            made.args = itself.visit(made.args)
             if made.returns is not None:
-                made.returns = _Replace({name: self.stub.need("typing", "Self")}).visit(made.returns)
+                made.returns = itself.visit(made.returns)
+            if own:
+                vars(made)["type_params"] = [each for each in vars(made)["type_params"] if each not in own]
         return made
 
     def of_async_clients(self, nodes: list[Function]) -> list[Function]:
@@ -724,8 +900,7 @@ class _Face:
         made = self.sync(_SPECIAL[name], node, keep={"overload"})
         yield made
         itself = self.sync(name, node, keep={"overload"}, sync=False)
-        kind = ast.AsyncFunctionDef if isinstance(node, ast.AsyncFunctionDef) and not _yields(node) else ast.FunctionDef
-        yield kind(**{field: getattr(itself, field) for field in ast.FunctionDef._fields if hasattr(itself, field)})
+        yield _as_async(itself) if isinstance(node, ast.AsyncFunctionDef) and not _yields(node) else itself
 
     def awaited_by(self, node: Function) -> ast.expr:
         """What comes out of `__await__`: the last parameter of its generator."""
@@ -770,7 +945,7 @@ class _Face:
         """A plain `def` with the sync face of the annotations."""
         made = ast.FunctionDef(
             name=shown,
-            args=self.stub.arguments(node.args, self.annotation, method=True),
+            args=self.stub.arguments(node.args, self.goes_in, method=True),
             body=_docstring(node) or [ast.Expr(ast.Constant(...))],
             decorator_list=[self.annotation(each) for each in node.decorator_list if _last_name(each) in keep],
             returns=self.returned(node, sync=sync),
@@ -816,67 +991,147 @@ class _Face:
         node = _class_node(owner)
         for inner in _flat(node.body if node is not None else []):
             if isinstance(inner, ast.AsyncFunctionDef) and inner.name == "__aenter__" and inner.returns is not None:
-                return _Face(self.stub, self.name, _home(owner), owner).annotation(inner.returns, sync=False)
+                return _Face(self.stub, self.name, _home(owner), owner, self.options).annotation(
+                    inner.returns, sync=False
+                )
         del enter
         return self.stub.need("typing", "Any")
 
     def decorated(self, shown: str, node: Function) -> list[ast.stmt]:
         """As the source has it, with `@blocking`: from this a type checker knows the call, `.aio` and `.options`."""
         plain = self.sync(shown, node, keep=set(), sync=False)
-        if plain.returns is not None and self.original is not None:
-            # mypy does not know whose, in a function that is decorated.
-            parameters = [self.lookup(each) for each in self.ordered_parameters()]
-            itself: ast.expr = ast.Name(self.name)
-            if parameters:
-                itself = ast.Subscript(itself, ast.Tuple(parameters) if len(parameters) > 1 else parameters[0])
-            plain.returns = _Replace({"Self": itself}).visit(plain.returns)
         is_async = isinstance(node, ast.AsyncFunctionDef) and not _yields(node) and "asynccontextmanager" not in {
             _last_name(each) for each in node.decorator_list
         }  # fmt: skip
-        plain.decorator_list = [self.stub.need("omniloop", "blocking")]
+        hidden = self.outer is not None and _has(self.outer, "blocking")
+        plain.decorator_list = [
+            # redis' lock has an attribute of this name.
+            ast.Attribute(self.stub.need("omniloop", None), "blocking")
+            if hidden
+            else self.stub.need("omniloop", "blocking")
+        ]
         if not is_async:
             return [plain]
-        fields = {field: getattr(plain, field) for field in ast.FunctionDef._fields if hasattr(plain, field)}
-        return [ast.AsyncFunctionDef(**fields)]
+        return [_as_async(plain)]
 
-    def several(self, protocol: str, nodes: list[Function], binding: str) -> list[ast.stmt]:
-        """A class of callables for what one decorated function can't say: overloads, type parameters, class methods."""
+    def several(self, shown: str, nodes: list[Function], binding: str) -> list[ast.stmt]:
+        """
+        Classes of callables for what one decorated function can't say: overloads, type parameters, class methods, `Self`; and the member.
+
+        They have the parameters of the object's class that they name, and one for the object's class itself, where they name that.
+        """
+        docstring = _docstring(nodes[-1])
         nodes = [
             node for node in nodes if any(_last_name(each) == "overload" for each in node.decorator_list)
         ] or nodes[-1:]
-        calls: list[ast.stmt] = []
-        aios: list[ast.stmt] = []
+        itself = any(map(self.names_self, nodes))
+        calls: list[ast.FunctionDef] = []
+        aios: list[Function] = []
         for node in nodes:
-            made = self.sync("__call__", node, keep={"overload"})
-            made.args = _bound(made.args, binding)
-            calls.append(made)
-            aio = self.sync("__call__", node, keep={"overload"}, sync=False)
-            aio.args = _bound(aio.args, binding)
+            made, aio = (self.sync("__call__", node, keep={"overload"}, sync=sync) for sync in (True, False))
+            if calls:
+                # Once is enough.
+                made.body = [ast.Expr(ast.Constant(...))]
+            aio.body = [ast.Expr(ast.Constant(...))]
+            for each in (made, aio):
+                each.args = _bound(each.args, binding)
+                if itself:
+                    _SelfAs(self.stub.variable_for_self()).visit(each)
             is_async = isinstance(node, ast.AsyncFunctionDef) and not _yields(node)
-            kind: type[Function] = ast.AsyncFunctionDef if is_async else ast.FunctionDef
-            aios.append(kind(**{f: getattr(aio, f) for f in ast.FunctionDef._fields if hasattr(aio, f)}))
-        base = self.stub.need("typing", "Protocol")
-        own = self.stub.need("typing", "Self")
-        face = ast.ClassDef(name=f"{protocol}_aio", bases=[base], keywords=[], body=aios, decorator_list=[])
+            calls.append(made)
+            aios.append(_as_async(aio) if is_async else aio)
+        names = {inner.id for each in calls for inner in ast.walk(each) if isinstance(inner, ast.Name)}
+        parameters = [self.lookup(each) for each in self.ordered_parameters()] if binding == "object" else []
+        parameters = [each for each in parameters if ast.unparse(each) in names]
+        of_class = [self.stub.variable_for_self(), *parameters] if itself else parameters
+        name = self.stub.free(f"_{self.name.lstrip('_')}_{shown}")
         seconds = ast.BinOp(ast.Name("float"), ast.BitOr(), ast.Constant(None))
-        more: list[ast.stmt] = [
-            ast.FunctionDef(
-                name="aio",
-                args=ast.arguments([], [ast.arg("self")], None, [], [], None, []),
-                body=[ast.Expr(ast.Constant(...))],
-                decorator_list=[ast.Name("property")],
-                returns=ast.Name(face.name),
-            ),
-            ast.FunctionDef(
-                name="options",
-                args=ast.arguments([], [ast.arg("self")], None, [ast.arg("timeout", seconds)], [None], None, []),
-                body=[ast.Expr(ast.Constant(...))],
-                decorator_list=[],
-                returns=own,
-            ),
+        options = _function("options", self.stub.need("typing", "Self"))
+        options.args.kwonlyargs, options.args.kw_defaults = [ast.arg("timeout", seconds)], [None]
+        aio_face = self.callable_class(f"{name}_aio", of_class, aios)
+        more = [_function("aio", _with(ast.Name(aio_face.name), of_class), "property"), options]
+        classes = [aio_face, self.callable_class(name, of_class, [*calls, *more])]
+        if binding == "object":
+            own = [self.stub.need("typing", "Self"), *parameters] if itself else parameters
+            member = _function(shown, _with(ast.Name(name), own), "property")
+            member.body = docstring or member.body
+            return [*classes, member]
+        found: ast.expr = ast.Name(name)
+        if binding == "function":
+            return [*classes, ast.AnnAssign(ast.Name(shown), found, None, 1)]
+        if itself:
+            # A descriptor is told for which class it is asked.
+            get = _function("__get__", _with(found, of_class))
+            get.args.args += [
+                ast.arg("obj", ast.Name("object")),
+                ast.arg("owner", ast.Subscript(ast.Name("type"), self.stub.variable_for_self())),
+            ]
+            found = ast.Name(f"{name}_of")
+            classes.append(self.callable_class(found.id, [], [get]))
+        return [
+            *classes,
+            ast.AnnAssign(ast.Name(shown), ast.Subscript(self.stub.need("typing", "ClassVar"), found), None, 1),
         ]
-        call = ast.ClassDef(name=protocol, bases=[base], keywords=[], body=[*calls, *more], decorator_list=[])
-        return [face, call, ast.AnnAssign(ast.Name(protocol), ast.Name(protocol), None, 1)]
+
+    def callable_class(self, name: str, parameters: list[ast.expr], body: Sequence[ast.stmt]) -> ast.ClassDef:
+        made = ast.ClassDef(name=name, bases=[], keywords=[], body=list(body), decorator_list=[])
+        own = getattr(_class_node(self.original) if self.original is not None else None, "type_params", None)
+        if parameters and own:
+            written = {each.name: each for each in own}
+            made.type_params = [  # type: ignore[attr-defined]
+                copy.deepcopy(written.get(each.id)) or ast.TypeVar(each.id)  # type: ignore[attr-defined]
+                for each in parameters
+                if isinstance(each, ast.Name)
+            ]
+        elif parameters:
+            made.bases = [_with(self.stub.need("typing", "Generic"), parameters)]
+        return made
+
+
+def _function(name: str, returns: ast.expr, *decorators: str) -> ast.FunctionDef:
+    return ast.FunctionDef(
+        name=name,
+        args=ast.arguments([], [ast.arg("self")], None, [], [], None, []),
+        body=[ast.Expr(ast.Constant(...))],
+        decorator_list=[ast.Name(each) for each in decorators],
+        returns=returns,
+    )
+
+
+def _as_async(node: ast.FunctionDef) -> ast.AsyncFunctionDef:
+    return ast.AsyncFunctionDef(**{field: getattr(node, field) for field in node._fields if hasattr(node, field)})
+
+
+def _with(generic: ast.expr, parameters: Sequence[ast.expr]) -> ast.expr:
+    if not parameters:
+        return generic
+    return ast.Subscript(generic, ast.Tuple(list(parameters)) if len(parameters) > 1 else parameters[0])
+
+
+def _is_self(node: ast.AST) -> bool:
+    return (isinstance(node, ast.Name) and node.id.lstrip("_") == "Self") or (
+        isinstance(node, ast.Attribute) and node.attr == "Self"
+    )
+
+
+def _parsed(annotation: ast.expr | None) -> ast.expr | None:
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        with contextlib.suppress(SyntaxError):
+            return ast.parse(annotation.value, mode="eval").body
+    return annotation
+
+
+class _SelfAs(ast.NodeTransformer):
+    """Names the class of the object by a variable, where the callable's own class would be meant."""
+
+    def __init__(self, variable: ast.Name) -> None:
+        self._variable = variable
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._variable if _is_self(node) else node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        return self._variable if _is_self(node) else ast.Attribute(self.visit(node.value), node.attr)
 
 
 _MISSING: Any = object()
@@ -898,15 +1153,18 @@ _AWAITABLES = _awaitables()
 class _Rewriter(ast.NodeTransformer):
     """Gives the names of the stub to an annotation, and, if asked, its sync face."""
 
-    def __init__(self, face: _Face, sync: bool, twins: bool = True) -> None:
+    def __init__(self, face: _Face, sync: bool, twins: bool = True, goes_in: bool = False) -> None:
         self._face = face
         self._sync = sync
         self._twins = twins
+        self._goes_in = goes_in
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if self._sync and node.id in SYNC_NAMES:
             return self._standard(SYNC_NAMES[node.id])
-        return self._face.lookup(node.id, twins=self._twins)
+        if not self._twins and _is_self(node) and self._face.outer is not None:
+            return self._face.plain(self._face.outer.__name__)
+        return self._face.lookup(node.id, twins=self._twins, goes_in=self._goes_in)
 
     def _standard(self, name: str) -> ast.expr:
         return self._face.stub.need("contextlib" if "Context" in name else "collections.abc", name)
@@ -914,7 +1172,7 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         if self._sync and node.attr in SYNC_NAMES:
             return self._standard(SYNC_NAMES[node.attr])
-        twin = self._face.twin_of(node) if self._twins else None
+        twin = self._face.twin_named(node, self._goes_in) if self._twins else None
         if twin is not None:
             return twin
         return ast.Attribute(self.visit(node.value), node.attr)
@@ -952,6 +1210,29 @@ class _Rewriter(ast.NodeTransformer):
         return ast.Subscript(value, ast.Tuple(parts) if several else parts[0])
 
 
+class _Either(ast.NodeTransformer):
+    """Writes what was left open: whether what goes in may be a twin."""
+
+    def __init__(self, stub: _Stub) -> None:
+        self._stub = stub
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id not in self._stub.either:
+            return node
+        plain, kind = self._stub.either[node.id]
+        if kind not in self._stub.nested:
+            return plain
+        return ast.BinOp(plain, ast.BitOr(), ast.Name(self._stub.nested[kind][1]))
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        made: ast.expr = self.generic_visit(node)  # type: ignore[assignment]
+        if isinstance(node.value, ast.BinOp):
+            # `AsyncStream[T]`, both with the parameter.
+            both = [ast.Subscript(side, node.slice) for side in (node.value.left, node.value.right)]
+            made = ast.BinOp(both[0], ast.BitOr(), both[1])
+        return made
+
+
 class _Replace(ast.NodeTransformer):
     def __init__(self, names: dict[str, ast.expr]) -> None:
         self._names = names
@@ -959,11 +1240,19 @@ class _Replace(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return self._names.get(node.id, node)
 
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        # An annotation in quotes.
+        inner = _parsed(node)
+        return node if inner is None or inner is node else self.visit(inner)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        return node if _last_name(node.value) == "Literal" else self.generic_visit(node)
+
 
 def _bound(args: ast.arguments, binding: str) -> ast.arguments:
     """With a first parameter `self`, which a call of a class's instance has, and not that of the method."""
     made = copy.deepcopy(args)
-    if binding != "none":
+    if binding in {"object", "class"}:
         (made.posonlyargs or made.args).pop(0)
     (made.posonlyargs or made.args).insert(0, ast.arg("self"))
     return made
@@ -976,9 +1265,14 @@ def _copy_type_parameters(source: ast.stmt, made: ast.stmt) -> None:
             setattr(made, name, getattr(source, name))
 
 
-def _short(default: ast.expr) -> ast.expr:
+def _short(default: ast.expr, arg: ast.arg) -> ast.expr:
+    """The default, if it says something, and its type is plainly that of the parameter: not that of `x: int = None`."""
+    written = "" if arg.annotation is None else ast.unparse(arg.annotation)
     if isinstance(default, ast.Constant) and (not isinstance(default.value, str) or len(default.value) < 40):
-        return default
+        kind = type(default.value)
+        names = {type(None): ["None", "Optional"], int: ["int", "float"]}.get(kind, [kind.__name__])
+        if any(name in written for name in (*names, "Any", "object", "Literal")):
+            return default
     return ast.Constant(...)
 
 
@@ -1003,9 +1297,23 @@ def _instance_attributes(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr | N
                     annotation = of.get(value.id)
                 elif annotation is None and isinstance(value, ast.Constant) and value.value is not None:
                     annotation = ast.Name(type(value.value).__name__)
+                elif annotation is None and isinstance(value, ast.Call):
+                    # By the class that is called, if it is one.
+                    annotation = ast.Call(value.func, [], [])
                 if found.get(target.attr) is None:
                     found[target.attr] = annotation
         yield from ((name, annotation) for name, annotation in found.items() if not name.startswith("_"))
+
+
+@functools.cache
+def _has(kind: type, name: str) -> bool:
+    """Tell whether there is something of this name in the class, which hides others' of the same name in it."""
+    nodes = filter(None, map(_class_node, kind.__mro__[:-1]))
+    return (
+        hasattr(kind, name)
+        or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
+        or any(name == found for node in nodes for found, _ in _instance_attributes(node))
+    )
 
 
 def _last_base(base: ast.expr) -> str:

@@ -236,7 +236,8 @@ class _Stopped(NamedTuple):
 
 async def _stepwise(generator: Generator[Any, Any, Any]) -> AsyncGenerator[Any, Any]:
     """The steps of a sync generator, taken on the loop."""
-    take, value = generator.send, None
+    take: Callable[[Any], Any] = generator.send
+    value: Any = None
     with closing(generator):
         while True:
             try:

@@ -1,15 +1,17 @@
 # Written by `python -m omniloop stubs sdk.sync`: change the source, and write it again.
-# mypy: disable-error-code="override,misc,type-arg,overload-overlap"
-# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOverlappingOverload=false
+# mypy: disable-error-code="override,misc,type-arg,type-var,overload-overlap"
+# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOverlappingOverload=false, reportInvalidTypeVarUse=false
 """The sync client."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, Protocol, Self, overload
+from typing import ClassVar, Generic, Literal, Self, TypeVar, overload
 
 from omniloop import blocking
 from sdk.aio import AsyncCursor, K, T
+
+_Self = TypeVar("_Self")
 
 @dataclass(frozen=True)
 class Point:
@@ -44,13 +46,13 @@ class Cursor:
     async def __anext__(self) -> bytes: ...
     client: Client
 
-class _Client_load_aio(Protocol):
+class _Client_load_aio:
     @overload
     async def __call__(self, key: str, text: Literal[True]) -> str: ...
     @overload
     async def __call__(self, key: str, text: Literal[False] = ...) -> bytes: ...
 
-class _Client_load(Protocol):
+class _Client_load:
     @overload
     def __call__(self, key: str, text: Literal[True]) -> str: ...
     @overload
@@ -59,31 +61,40 @@ class _Client_load(Protocol):
     def aio(self) -> _Client_load_aio: ...
     def options(self, *, timeout: float | None) -> Self: ...
 
-class _Client_echo_aio(Protocol):
+class _Client_echo_aio:
     async def __call__(self, value: T) -> T: ...
 
-class _Client_echo(Protocol):
+class _Client_echo:
     def __call__(self, value: T) -> T: ...
     @property
     def aio(self) -> _Client_echo_aio: ...
     def options(self, *, timeout: float | None) -> Self: ...
 
-class _Client_connect_aio(Protocol):
+class _Client_connect_aio:
     async def __call__(self, url: str) -> Client: ...
 
-class _Client_connect(Protocol):
+class _Client_connect:
     def __call__(self, url: str) -> Client: ...
     @property
     def aio(self) -> _Client_connect_aio: ...
     def options(self, *, timeout: float | None) -> Self: ...
 
-class _Client_add_aio(Protocol):
+class _Client_add_aio:
     async def __call__(self, a: int, b: int) -> int: ...
 
-class _Client_add(Protocol):
+class _Client_add:
     def __call__(self, a: int, b: int) -> int: ...
     @property
     def aio(self) -> _Client_add_aio: ...
+    def options(self, *, timeout: float | None) -> Self: ...
+
+class _Client_me_aio(Generic[_Self]):
+    async def __call__(self) -> _Self: ...
+
+class _Client_me(Generic[_Self]):
+    def __call__(self) -> _Self: ...
+    @property
+    def aio(self) -> _Client_me_aio[_Self]: ...
     def options(self, *, timeout: float | None) -> Self: ...
 
 class Client:
@@ -137,8 +148,8 @@ class Client:
     @classmethod
     def plain(cls) -> Self: ...
     def __len__(self) -> int: ...
-    @blocking
-    async def me(self) -> Client: ...
+    @property
+    def me(self) -> _Client_me[Self]: ...
     @blocking
     async def close(self) -> None:
         """Close it."""
