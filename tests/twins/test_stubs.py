@@ -206,6 +206,63 @@ def test_type_parameters_of_the_new_kind_are_kept(tmp_path):
     assert "async def get(self) -> T: ..." in text
 
 
+@pytest.mark.promise(
+    "The stubs type what comes out of a twin as that comes out: as a twin, where it is one; and `Self` as the class that was asked"
+)
+def test_what_comes_out_is_typed_as_it_comes_out(tmp_path):
+    text = stub_of(
+        write(
+            tmp_path,
+            aio="""
+            from typing import Self
+
+            class AsyncCompletions:
+                async def create(self, q: str, after: "AsyncAnswer | None" = None) -> "AsyncAnswer": ...
+
+            class AsyncAnswer:
+                async def read(self) -> bytes: ...
+
+            class Unused:
+                async def read(self) -> bytes: ...
+
+            class AsyncChat:
+                def __init__(self) -> None:
+                    self.completions = AsyncCompletions()
+
+            class AsyncClient:
+                def __init__(self, transport: Unused | None = None) -> None:
+                    self.chat = AsyncChat()
+                @classmethod
+                async def make(cls) -> Self: return cls()
+            """,
+            sync=SYNC,
+        )
+    )
+
+    assert "    chat: _AsyncChat" in text
+    assert "    completions: _AsyncCompletions" in text
+    assert "async def create(self, q: str, after: AsyncAnswer | _AsyncAnswer | None=None) -> _AsyncAnswer: ..." in text
+    # What only goes in has no twin to go in.
+    assert "def __init__(self, transport: Unused | None=None) -> None: ..." in text
+    assert "def __get__(self, obj: object, owner: type[_Self]) -> _Client_make[_Self]: ..." in text
+
+
+def test_the_stub_of_a_class_that_leaves_others_alone_does_so_too(tmp_path):
+    aio = """
+        class AsyncAnswer:
+            async def read(self) -> bytes: ...
+
+        class AsyncClient:
+            async def get(self) -> AsyncAnswer: ...
+        """
+    for nested in ("False", "(AsyncAnswer,)"):
+        sync = SYNC.replace("import AsyncClient", "import AsyncAnswer, AsyncClient").replace(
+            "(AsyncClient)", f"(AsyncClient, nested={nested})"
+        )
+
+        assert "async def get(self) -> AsyncAnswer: ..." in stub_of(write(tmp_path, aio=aio, sync=sync))
+
+
 def test_the_stub_of_the_typed_sdk_is_current():
     """The type checkers are run over it as over all of tests/typing."""
     ended = subprocess.run(
