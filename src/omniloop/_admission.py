@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from functools import partial
 from threading import Lock, RLock
 from typing import Any, Final
 
+from ._clock import time
 from ._errors import FullError, WouldDeadlockError
 from ._life.life import Life
 from ._process import signals

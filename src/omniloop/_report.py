@@ -7,13 +7,14 @@ import os
 import select
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from types import CodeType, FrameType
 from typing import Any, Final
+
+from ._clock import time
 
 logger = logging.getLogger("omniloop")
 

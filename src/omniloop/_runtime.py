@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from contextvars import Context, copy_context
 from functools import partial
-from threading import TIMEOUT_MAX, RLock
+from threading import RLock
 from types import CoroutineType, FrameType, FunctionType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
 
@@ -26,6 +25,7 @@ from ._arguments import (
     misplaced_arguments,
     one_argument,
 )
+from ._clock import acquire, time
 from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutError, WouldDeadlockError
 from ._life import asgiref, drain, monitoring, waits
 from ._life.life import Life, ThreadWork
@@ -505,10 +505,16 @@ class Runtime:
             check_timeout(timeout)
         seconds = self._settings.exit_timeout if isinstance(timeout, FromSettings) else timeout
         deadline = _deadline(seconds)
-        with waits.waiting_for_all(life, "shutdown()"), self._closing:
-            if not self._reopens:
-                self._shut_down = self._ended = True
-            self._close(deadline, self._leftover_time(time.monotonic(), 0.0, deadline))
+        with waits.waiting_for_all(life, "shutdown()"):
+            # Another thread may be in one that has more time. What this one cancels at its own end, that one no longer waits for.
+            alone = acquire(self._closing, seconds)
+            try:
+                if not self._reopens:
+                    self._shut_down = self._ended = True
+                self._close(deadline, self._leftover_time(time.monotonic(), 0.0, deadline))
+            finally:
+                if alone:
+                    self._closing.release()
 
     # --- settings and looks -------------------------------------------------------------------------------------------
 
@@ -1011,9 +1017,7 @@ class Runtime:
         alone = False
         try:
             # A daemon thread may be in a shutdown() that has more time than this.
-            alone = self._closing.acquire(
-                timeout=-1 if deadline is None else min(max(0.0, deadline - time.monotonic()), TIMEOUT_MAX)
-            )
+            alone = acquire(self._closing, None if deadline is None else deadline - time.monotonic())
         except KeyboardInterrupt:
             clock.interruptions += 1
         try:

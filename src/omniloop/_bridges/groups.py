@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import sys
-import time
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, TypeVar, TypeVarTuple, final, overload
 
 from .._arguments import check_function, check_timeout, close_unstarted, is_async, misplaced_arguments, one_argument
+from .._clock import acquire, time
 from .._errors import ClosedError, ForkedError, WaitTimeoutError, WouldDeadlockError
 from .._limiter import go_limited, limiter, to_thread_limited
 from .._report import shown
@@ -242,7 +243,7 @@ class TaskGroup:
                     task._wait_for(partial(gate.acquire, True), left)
                 else:
                     # Another thread is in the middle of a submission.
-                    gate.acquire(timeout=-1 if left is None else left)
+                    acquire(gate, left)
             return True
         finally:
             self._wakers.remove(waker)
@@ -374,7 +375,7 @@ class TaskGroup:
     def _enter(self, frame: FrameType) -> None:
         if not self._entered.acquire(False):
             raise ClosedError("This TaskGroup has been entered before. Make a new one for each block.")
-        if self._timeout is not None:
+        if self._timeout is not None and self._timeout < math.inf:
             self._give_up_at = self._soon() + self._timeout
             self._timer = self._runtime._call_later(max(0.0, self._timeout), self._expire, (), None, frame)
 

@@ -13,6 +13,7 @@ from typing import Generic, Self, TypeVar, final
 import janus
 
 from .._arguments import close_unstarted
+from .._clock import slices
 from .._errors import ForkedError, NotAsyncError
 from .._life import waits
 from .._runtime import Runtime
@@ -257,13 +258,20 @@ def _feed_in_thread(source: Iterable[T], queue: janus.Queue[T]) -> None:
             except janus.SyncQueueFull:
                 # Another worker may take the place meanwhile: a slow consumer does not use up the pool.
                 with waits.giving_place():
-                    queue.sync_q.put(item)
+                    _put(queue, item)
     except janus.SyncQueueShutDown:
         # Nobody wants more.
         pass
     finally:
         if isinstance(iterator, Generator):
             iterator.close()
+
+
+def _put(queue: janus.Queue[T], item: T) -> None:
+    for seconds in slices(None):
+        with suppress(janus.SyncQueueFull):
+            queue.sync_q.put(item, timeout=seconds)
+            return
 
 
 def _name(call: str, source: object) -> str:

@@ -7,13 +7,14 @@ import contextvars
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import janus
 
+from .._clock import LOOK_UP, slices
 from .._errors import ForkedError, WrongLoopError
 from .._life import waits
 from .._life.life import Life
@@ -22,6 +23,7 @@ from .._shared import chosen
 from .._work.task import KEEPER, Task
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def queue(
@@ -154,8 +156,7 @@ class _SyncSide(janus._SyncQueueProxy[T]):
         except janus.SyncQueueFull:
             if not block:
                 raise
-            with self._parent._waiting("sync_q.put()"):
-                super().put(item, block, timeout)
+            self._wait("sync_q.put()", timeout, partial(super().put, item, True))
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
         self._parent._join()
@@ -164,12 +165,31 @@ class _SyncSide(janus._SyncQueueProxy[T]):
         except janus.SyncQueueEmpty:
             if not block:
                 raise
-            with self._parent._waiting("sync_q.get()"):
-                return super().get(block, timeout)
+            return self._wait("sync_q.get()", timeout, partial(super().get, True))
 
     def join(self) -> None:
-        with self._parent._waiting("sync_q.join()"):
-            super().join()
+        parent = self._parent
+        # janus' own, whose join() does not look up.
+        with parent._waiting("sync_q.join()"), parent._sync_tasks_done:
+            parent._sync_tasks_done_waiting += 1
+            try:
+                while parent._unfinished_tasks:
+                    parent._sync_tasks_done.wait(LOOK_UP)
+            finally:
+                parent._sync_tasks_done_waiting -= 1
+
+    def _wait(self, call: str, timeout: float | None, attempt: Callable[[float | None], R]) -> R:
+        """Make the *attempt*, with seconds, until there is room or an item, or *timeout* passed."""
+        if timeout is not None and timeout < 0:
+            # janus' own error for it.
+            return attempt(timeout)
+        with self._parent._waiting(call):
+            for seconds in slices(timeout):
+                try:
+                    return attempt(seconds)
+                except (janus.SyncQueueFull, janus.SyncQueueEmpty) as error:
+                    missed = error
+            raise missed
 
 
 async def _keep() -> None:

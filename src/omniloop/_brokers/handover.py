@@ -18,7 +18,6 @@ import inspect
 import os
 import random
 import sys
-import time
 import types
 import typing
 import uuid
@@ -31,6 +30,7 @@ from types import FrameType
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, final
 
 from .._arguments import check_timeout
+from .._clock import time
 from .._errors import FullError, NotAsyncError, RefusedError, WaitTimeoutError
 from .._report import say
 from .._runtime import Runtime

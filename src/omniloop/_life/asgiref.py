@@ -15,7 +15,6 @@ import asyncio
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -24,6 +23,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
 
 from .._arguments import THREAD_BOUND
+from .._clock import look_up, time
 from .._process import fork
 from .._process.exit import end_orphan
 from . import waits
@@ -271,6 +271,7 @@ class Waiting:
                     meeting.gates.append(gate)
             # By what was seen with the lock held: a gate that was put there is to be acquired, for it will be opened.
             if waits_for_gate and not gate.acquire(timeout=max(0.0, min(timeout, deadline - time.monotonic()))):
+                look_up()
                 with meeting.lock:
                     if gate in meeting.gates:
                         meeting.gates.remove(gate)

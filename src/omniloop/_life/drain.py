@@ -44,8 +44,6 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-import threading
-import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context
@@ -54,6 +52,7 @@ from itertools import chain, islice
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
+from .._clock import acquire, holding, time
 from .._errors import CannotStartError, ClosedError
 from .._process import exit
 from .._report import hurried, innermost, say, shown, thread_stack
@@ -165,7 +164,7 @@ def close(
         last = time.monotonic()
     finally:
         # Of two threads that close at once, one does this, and the other waits for it: it takes no longer than the deadline.
-        with life.closing:
+        with holding(life.closing):
             if not life.closed:
                 _end(life, last, end)
             else:
@@ -486,7 +485,7 @@ class _End:
             while not self.answered:
                 beats = self.beats
                 until = max(deadline, time.monotonic()) + _PATIENCE
-                self.answered = asked.gate.acquire(timeout=min(until - time.monotonic(), threading.TIMEOUT_MAX))
+                self.answered = acquire(asked.gate, until - time.monotonic())
                 if beats == self.beats and time.monotonic() >= until:
                     break
         finally:
@@ -762,6 +761,7 @@ def _stop(thread: LoopThread, serving: bool, deadline: float, answered: bool) ->
 def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
     """Name the tasks that outlasted their cancellation, those that were made without the runtime included."""
     known = {**life.ledger.running, **life.ledger.daemons, **life.ledger.keepers}
+    helpers = life.ledger.leftovers.helpers
     left: list[asyncio.Future[Any]] = []
     # A loop that is blocked may come back in the middle, and change it.
     with suppress(RuntimeError):
@@ -769,8 +769,10 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
     for runner in left:
         # asyncio's own name for it: without this it says the same again, and less, when the task is destroyed.
         runner._log_destroy_pending = False  # type: ignore[attr-defined]
+        if runner in helpers:
+            # Another thread's, which closes at the same time: the loop may have been stopped before its first step.
+            close_unstarted(runner.get_coro())
     deaf = _Named()
-    helpers = life.ledger.leftovers.helpers
     deaf.add(
         lambda runner: describe(known[runner]) if runner in known else _describe_bare(runner),
         (runner for runner in left if runner not in helpers),

@@ -30,7 +30,6 @@ import errno
 import os
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -40,6 +39,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from .._arguments import close_unstarted, not_plain
+from .._clock import time
 from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError
 from .._process import exit, fork, hosts, signals
 from .._report import Failure, Site, say, thread_stack

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
+from .._clock import time
 from .._report import Site, innermost, shown
 from .._work.task import Task
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import os
 import sys
-import threading
-import time
 from itertools import islice
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TextIO
 from weakref import WeakSet
 
+from .._clock import LOOK_UP, time
 from .._report import say, shown
 from .._work.leftovers import UNMARKED, rank_of
 
@@ -74,10 +73,9 @@ class Progress:
                 if quiet <= 0:
                     self._show(left)
                 pause = min(pause, quiet if quiet > 0 else _REFRESH)
-            # Not a wait without end, even without a deadline: that could not be interrupted on Windows.
-            if gate.acquire(timeout=min(left, pause, threading.TIMEOUT_MAX)):
+            if gate.acquire(timeout=min(left, pause, LOOK_UP)):
                 return True
-            if left <= pause:
+            if left <= min(pause, LOOK_UP):
                 return False
 
     def _show(self, left: float) -> None:

@@ -7,11 +7,11 @@ import contextvars
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from .._clock import join, time
 from .._errors import OmniloopError
 from .._process.hosts import new_thread, warn_of_host
 
@@ -62,6 +62,9 @@ class LoopThread:
         self.context = contextvars.Context()
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(_handle)
+        if type(loop).time is asyncio.BaseEventLoop.time:
+            # What freezes the clock in a test would stop the timers of this thread, which knows nothing of that.
+            loop.time = time.monotonic  # type: ignore[method-assign]
         self._stop_loop, self._run_forever = loop.stop, loop.run_forever
         try:
             # On the instance (`method-assign`), where everybody who has the loop finds them.
@@ -159,8 +162,7 @@ class LoopThread:
         if thread is None:
             return True
         native_id = thread.native_id
-        thread.join(timeout)
-        if thread.is_alive():
+        if not join(thread, timeout):
             return False
         wait_until_gone([native_id])
         return True

@@ -10,7 +10,8 @@ looked at, and in this order:
   the last to do so is told within a second;
 - a circle of threads that wait for each other's loops never ends. Each notes whom it waits for *before* it looks: of two that close a
   circle at once, at least one sees it;
-- a wait longer than a second looks whether the loop waits for an import that this thread is in the middle of.
+- a wait longer than a second looks whether the loop waits for an import that this thread is in the middle of; and, as every wait does, it
+  looks up once a second (see `_clock`).
 
 The notes are a dictionary with one entry a thread, written by that thread alone; so there is no lock.
 """
@@ -19,13 +20,13 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._arguments import check_timeout
+from .._clock import LOOK_UP, slices
 from .._errors import WouldDeadlockError
 from .._process import fork
 from .._report import frame_of, frames_of_threads, shown
@@ -48,9 +49,6 @@ if TYPE_CHECKING:
         def check_process(self) -> None: ...
         def is_worker(self) -> bool: ...
 
-
-# A wait longer than this looks, once and cheaply, whether it can end at all.
-_LONG_WAIT: Final = 1.0
 
 # Given the ident of the loop's thread, and the task: why the wait would never end, or None.
 Why = Callable[["int | None", "Task[Any]"], "str | None"]
@@ -103,8 +101,10 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
             raise WouldDeadlockError(
                 f"Waiting for '{shown(task.get_name())}' would never end: the thread that runs it waits for this one."
             )
-        if timeout is None or timeout > _LONG_WAIT:
-            return wait_here(_LONG_WAIT) or _wait_long(life, task, wait_here, timeout)
+        if timeout is None or timeout > LOOK_UP:
+            return wait_here(LOOK_UP) or _wait_long(
+                life, task, wait_here, None if timeout is None else timeout - LOOK_UP
+            )
         return wait_here(timeout)
     finally:
         _end()
@@ -147,23 +147,20 @@ def giving_place(what: str | None = None) -> Iterator[None]:
 
 
 def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
-    deadline = None if timeout is None else time.monotonic() + timeout - _LONG_WAIT
     if not task._is_started():
         # Should a wake-up have been lost after all.
         life.inbox.wake_reader()
-    # Only who may be in one of their cases need look again: everybody else sleeps to the end.
+    # Only who may be in one of their cases need look again.
     looks = [why for applies, why in _looks if applies()]
-    pause = _LONG_WAIT
-    while True:
-        for why_endless in looks:
-            if (why := why_endless(life.ident, task)) is not None:
-                raise WouldDeadlockError(f"Waiting for '{shown(task.get_name())}' {why}")
-        left = threading.TIMEOUT_MAX if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
-        if left <= 0:
-            return wait_here(0)
-        if wait_here(min(left, pause) if looks else left):
+    for count, seconds in enumerate(slices(timeout), 1):
+        # With growing pauses: after 1, 2, 4, 8 … seconds.
+        if count & (count - 1) == 0:
+            for why_endless in looks:
+                if (why := why_endless(life.ident, task)) is not None:
+                    raise WouldDeadlockError(f"Waiting for {task.get_name()!r} {why}")
+        if wait_here(seconds):
             return True
-        pause *= 2
+    return False
 
 
 # --- who waits for whom -----------------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ import asyncio
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
+from .._clock import time
 from .._process.hosts import new_thread
 from .._report import CAN_LOOK_AT_WHAT_RUNS, frame_of
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -31,6 +30,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .._clock import join, time
 from .._errors import CannotStartError, can_be_thrown
 from .._process import hosts
 from .._process.fork import forget_after_fork
@@ -291,12 +291,11 @@ class Workers(ThreadPoolExecutor):
             if thread is threading.current_thread():
                 continue
             try:
-                thread.join(max(0.0, deadline - time.monotonic()))
+                if not join(thread, max(0.0, deadline - time.monotonic())):
+                    left.append(thread)
             except RuntimeError:
                 # In the middle of its start, by another thread; it ends when it finds nothing to do.
                 continue
-            if thread.is_alive():
-                left.append(thread)
         return left
 
     # --- threads --------------------------------------------------------------------------------------------------

@@ -31,12 +31,12 @@ import atexit
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from types import CodeType
 from typing import TYPE_CHECKING, Final
 
+from .._clock import time
 from .._report import frame_of, hurried, leave_out_hung, say
 from .fork import forget_after_fork, notice_fork, watched
 from .hosts import is_multiprocessing_child, new_thread

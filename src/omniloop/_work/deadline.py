@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from .._clock import time
 from .._errors import TaskTimeoutError
 
 T = TypeVar("T")

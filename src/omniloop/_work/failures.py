@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
+from .._clock import time
 from .._process.exit import tell_at_exit
 from .._process.fork import forget_after_fork
 from .._report import STORM, Failure, Storms, report

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from contextvars import Context
 from typing import Final
+
+from .._clock import time
 
 # So many in the first batch, and so many at the most. What is made and done with 64 at a time is still in the processor's cache,
 # and costs half of what it does with 1,024 (on 3.11).

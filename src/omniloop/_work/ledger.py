@@ -23,13 +23,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-import time
 from collections.abc import Callable
 from contextvars import Context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._arguments import as_coroutine, not_plain
+from .._clock import time
 from .._errors import NotAsyncError
 from .._report import shown
 from .failures import LATE_FINALISERS, Failures
@@ -48,7 +48,6 @@ _BATCH: Final = 0.002
 # Looked up once: 60 ns of the 1,100 that starting and settling a no-op takes on 3.13.
 _AsyncTask: Final = asyncio.Task
 _EAGER: Final = sys.version_info >= (3, 12)
-_monotonic: Final = time.monotonic
 
 
 # uvloop counts in whole milliseconds, from the one that has begun, and calls early by up to this.
@@ -246,7 +245,8 @@ class Ledger:
         call = self._call if eager else self._call_in_turn
         if not eager:
             self._first_steps.begin()
-        now = self._now = time.monotonic()
+        monotonic = time.monotonic
+        now = self._now = monotonic()
         self._until = now + _BATCH
         heeds_marks = self.heeds_marks
         item: Any = None
@@ -277,7 +277,7 @@ class Ledger:
                         start(item)
                     else:
                         call(item)
-                if _monotonic() > self._until:
+                if monotonic() > self._until:
                     # The token stays held: this is the look that is due.
                     self._next_batch_soon()
                     break
@@ -422,7 +422,7 @@ class Ledger:
         if self.cancelled_early and task in self.cancelled_early:
             self.end_unstarted(task)
         else:
-            self._now = _monotonic()
+            self._now = time.monotonic()
             self._call(task)
         del task
         if self.failures:

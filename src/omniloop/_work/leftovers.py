@@ -25,7 +25,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-import time
 from collections.abc import Container, Iterable
 from contextlib import suppress
 from contextvars import Context, ContextVar
@@ -33,6 +32,7 @@ from functools import partial
 from typing import Any, Final
 
 from .._arguments import close_unstarted
+from .._clock import time
 from .task import HANDOVER, WORK, Task
 
 # How long new tasks are left alone, in seconds.

@@ -37,7 +37,6 @@ import enum
 import math
 import sys
 import threading
-import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
@@ -49,6 +48,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeV
 from weakref import ref
 
 from .._arguments import check_timeout, close_unstarted
+from .._clock import look_up, time
 from .._errors import WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
 from .._report import Failure, Site, innermost, shown
 from .failures import Failures, Unclaimed
@@ -543,6 +543,7 @@ class Task(concurrent.futures.Future[T]):
             meeting.gates.append(gate)
         if gate.acquire(timeout=timeout):
             return True
+        look_up()
         with meeting.lock:
             if gate in meeting.gates:
                 meeting.gates.remove(gate)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 
+from .._clock import time
 from .._stats import BOUNDS, Histogram, Timing
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from omniloop._arguments import close_unstarted
+from omniloop._clock import time
 from omniloop._errors import NotAsyncError
 from omniloop._process.exit import beside, wait_in_the_middle
 from omniloop._process.hosts import lifespans

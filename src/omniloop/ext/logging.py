@@ -7,7 +7,6 @@ import copy
 import logging
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
@@ -17,6 +16,7 @@ from threading import Lock
 from typing import Final
 
 from omniloop import OmniloopError, Runtime, Task
+from omniloop._clock import time
 from omniloop._process import exit
 from omniloop._shared import chosen
 

@@ -23,7 +23,6 @@ import inspect
 import math
 import os
 import re
-import time
 import typing
 import warnings
 from collections import OrderedDict
@@ -42,6 +41,7 @@ from taskiq_dependencies import DependencyGraph
 from omniloop._bridges.resource import resource
 from omniloop._brokers.handover import Delivery, Engine, Function, signature_of
 from omniloop._brokers.together import Together
+from omniloop._clock import time
 from omniloop._errors import NoResultError, RefusedError, WaitTimeoutError
 from omniloop._report import say
 from omniloop._shared import go

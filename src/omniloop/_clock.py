@@ -1,0 +1,93 @@
+"""
+Time that passes: the real clock, and the waits that block a thread.
+
+A wait of ours looks up once a second, on every platform, however long it is: only between two calls in C does a thread see what was
+meant for it meanwhile. That is Ctrl-C where the wait for a lock can't be interrupted (Windows), an exception that another thread has
+set (dramatiq's time limits, a debugger), `sys.remote_exec`. It costs 0.1 ms of processor time a second. And it takes any number of
+seconds, `inf` and 1e12 too, where a lock and a thread raise OverflowError.
+
+The clock is bound here, once. What freezes time in a test (freezegun, a monkeypatch of `time.monotonic`) would freeze our deadlines
+with it, and threads that the test knows nothing of would wait for ever.
+"""
+
+from __future__ import annotations
+
+import math
+import time as _time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock, RLock
+from types import BuiltinFunctionType
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+
+    class Thread(Protocol):
+        def join(self, timeout: float | None) -> None: ...
+        def is_alive(self) -> bool: ...
+
+
+# How long a wait sleeps at a time, in seconds.
+LOOK_UP: Final = 1.0
+
+
+class _Time:
+    """The functions of `time`, as they are. In an object, because freezegun looks for them among the attributes of all modules."""
+
+    __slots__ = ("monotonic", "sleep", "thread_time")
+
+    def __init__(self) -> None:
+        self.monotonic: Callable[[], float] = _time.monotonic
+        if not isinstance(_time.monotonic, BuiltinFunctionType) and hasattr(_time, "clock_gettime"):
+            # Frozen already, where omniloop is imported in the test itself.
+            self.monotonic = lambda: _time.clock_gettime(_time.CLOCK_MONOTONIC)
+        self.sleep: Callable[[float], None] = _time.sleep
+        self.thread_time: Callable[[], float] = _time.thread_time
+
+
+# Imported in the place of the module: ``from .._clock import time``.
+time: Final = _Time()
+
+
+def look_up() -> None:
+    """
+    Let come what was meant for this thread while it slept; called right after that, and before it takes a lock.
+
+    The beginning of a function is where CPython looks. 3.14 does not look after a call like ``lock.acquire(timeout=1)`` that runs for the
+    first time, but after the `__enter__` of the ``with lock`` that follows: what comes there leaves that lock taken for ever.
+    """
+
+
+def slices(timeout: float | None) -> Iterator[float]:
+    """The waits that one of *timeout* seconds is made of (None: without end), at least one, until somebody has had enough."""
+    until = math.inf if timeout is None else time.monotonic() + timeout
+    left = math.inf if timeout is None else timeout
+    while True:
+        yield max(0.0, min(left, LOOK_UP))
+        left = until - time.monotonic()
+        if left <= 0:
+            return
+
+
+def acquire(lock: Lock | RLock, timeout: float | None) -> bool:
+    """Acquire *lock*; False if that took longer than *timeout* seconds. None waits without end."""
+    return any(lock.acquire(timeout=seconds) for seconds in slices(timeout))
+
+
+@contextmanager
+def holding(lock: Lock | RLock) -> Iterator[None]:
+    """As ``with lock``, by a wait of ours."""
+    acquire(lock, None)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def join(thread: Thread, timeout: float | None) -> bool:
+    """Join *thread*; False if that took longer than *timeout* seconds. None waits without end."""
+    for seconds in slices(timeout):
+        thread.join(seconds)
+        if not thread.is_alive():
+            return True
+    return False
