@@ -197,7 +197,7 @@ def test_a_timeout_holds_while_calls_come(runtime):
 )
 def test_a_call_may_take_longer_than_a_wait_goes_on_without_a_look(runtime, caller, monkeypatch):
     """It was said to wait for this very thread, which had just made the call; and the next `run()` was cancelled in its place."""
-    monkeypatch.setattr(waits, "_LONG_WAIT", 0.01)
+    monkeypatch.setattr(waits, "LOOK_UP", 0.01)
 
     async def work():
         await sync_to_async(time.sleep)(0.03)
