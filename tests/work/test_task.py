@@ -44,7 +44,7 @@ class Held:
 @pytest.fixture
 def no_second_look(monkeypatch):
     """A long wait wakes the loop once more after a second: here that would hide what is looked for."""
-    monkeypatch.setattr("omniloop._life.waits._LONG_WAIT", 60)
+    monkeypatch.setattr("omniloop._life.waits.LOOK_UP", 60)
 
 
 @pytest.fixture
