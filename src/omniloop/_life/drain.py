@@ -52,6 +52,7 @@ from itertools import chain, islice
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
+from .._arguments import close_unstarted
 from .._clock import acquire, holding, time
 from .._errors import CannotStartError, ClosedError
 from .._process import exit
@@ -769,7 +770,7 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
     for runner in left:
         # asyncio's own name for it: without this it says the same again, and less, when the task is destroyed.
         runner._log_destroy_pending = False  # type: ignore[attr-defined]
-        if runner in helpers:
+        if runner in helpers and isinstance(runner, asyncio.Task):
             # Another thread's, which closes at the same time: the loop may have been stopped before its first step.
             close_unstarted(runner.get_coro())
     deaf = _Named()
