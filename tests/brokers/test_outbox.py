@@ -17,8 +17,6 @@ from children import child_environment, run_child
 from omniloop import background
 from programs import source_of
 
-pytest.importorskip("filelock")
-
 from omniloop.ext.outbox import Outbox
 
 # For a process that starts on a busy machine.
@@ -53,6 +51,7 @@ def test_a_call_runs_here_its_value_comes_back_and_nothing_of_it_stays_on_disk(t
     sent = double(21)
 
     assert sent.result(timeout=LONG) == [42, sent.id, 1]
+    sent.accepted.result(timeout=LONG)
     assert rows(tmp_path / "jobs.sqlite") == 0
 
 
@@ -104,6 +103,7 @@ def test_an_error_is_the_calls_own_end(tmp_path, caplog):
 
     with pytest.raises(LookupError, match="no such account"):
         sent.result(timeout=LONG)
+    sent.accepted.result(timeout=LONG)
     assert rows(tmp_path / "jobs.sqlite") == 0
     assert "fails" in caplog.text
 

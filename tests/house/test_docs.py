@@ -21,7 +21,7 @@ OUTPUT = re.compile(r"\s*```text\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 # What a page's engine needs, by its door: not all of them have wheels for the newest Python.
-ENGINES = {"taskiq": "taskiq", "outbox": "filelock", "procrastinate": "procrastinate"}
+ENGINES = {"taskiq": "taskiq", "procrastinate": "procrastinate"}
 # What a page is about; the suite does without them too.
 LIBRARIES = {"asgiref", "celery", "django", "flask", "opentelemetry", "prometheus_client"}
 

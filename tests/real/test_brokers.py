@@ -125,7 +125,6 @@ def test_a_producer_that_is_killed_loses_nothing_that_was_accepted(calls):
     "Behind an outbox every call that had returned when the program was killed arrives, by its next start"
 )
 def test_with_an_outbox_a_producer_that_is_killed_loses_nothing_that_had_returned(calls):
-    pytest.importorskip("filelock")
     calls.env["OUTBOX"] = str(calls.folder / "outbox.sqlite")
     with calls.producer(100_000) as producer:
         calls.wait("returned", 150)
@@ -148,7 +147,6 @@ def test_with_an_outbox_a_producer_that_is_killed_loses_nothing_that_had_returne
 
 
 def test_with_an_outbox_what_a_broker_that_is_down_does_not_take_goes_on_at_the_next_start(tmp_path):
-    pytest.importorskip("filelock")
     with services.nats(tmp_path) as service:
         calls = Calls("nats", service.url, tmp_path, OUTBOX=str(tmp_path / "outbox.sqlite"), OMNILOOP_EXIT_TIMEOUT="1")
         service.kill()

@@ -297,6 +297,16 @@ class Engine(ABC):
         """Whose bounds count."""
         return self
 
+    async def _arrived(self, parcel: Any, refusal: RefusedError | None) -> None:  # noqa: B027 - most have nothing left to do
+        """What is left to do with a call that the engine has, or never will have. `Sent.accepted` waits for it; it holds no place."""
+
+    def _take_back(self, parcel: Any) -> None:  # noqa: B027 - and nothing to forget
+        """Forget a call that was packed, and does not set out: its caller gets an error."""
+
+    async def _until_known(self, sent: Sent[Any]) -> None:
+        """Wait until it makes sense to `fetch`."""
+        await sent.accepted
+
     def _way(self) -> Way:
         # By process id: a fork inherits neither what is on its way, nor, held by another thread, the lock.
         ways: dict[int, Way] = vars(self._root).setdefault("_ways", {})
@@ -379,13 +389,11 @@ class Sent(Generic[T]):
     async def _value(self, timeout: float | None) -> T:
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            if not self.accepted.done():
-                async with asyncio.timeout(timeout):
-                    await self.accepted
+            async with asyncio.timeout(None if self.accepted.done() else timeout):
+                await self._engine._until_known(self)
         except TimeoutError:
             pass
         else:
-            await self.accepted
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 value: T = await self._engine.fetch(self._function, self.id, left)
@@ -523,8 +531,9 @@ class Way:
             ", ".join(names),
         )
 
-    def has_room(self) -> bool:
-        return self._open < self._waiting
+    def has_room(self, number: int) -> bool:
+        """Whether fewer than *number* are on their way, and one more may be."""
+        return self._open < min(number, self._waiting)
 
     async def hand_over(self, engine: Engine, function: Function, parcel: Any) -> None:
         """Send until the engine has the call; RefusedError if it never will."""
@@ -532,15 +541,17 @@ class Way:
         if gate is None or gate.loop is not asyncio.get_running_loop():
             gate = self._gate = _Gate(self._at_once)
         pause, failed = _FIRST_PAUSE, 0
+        refusal: RefusedError | None = None
         while True:
             change, reached = await gate.enter(), None
             try:
                 await engine.send(function, parcel)
                 reached = True
-                return
-            except RefusedError:
+                break
+            except RefusedError as error:
                 reached = True
-                raise
+                refusal = error
+                break
             except _UNREACHABLE as error:
                 reached = False
                 self._tell(function, error, None)
@@ -551,9 +562,11 @@ class Way:
                 self._tell(function, error, (function.name, type(error)))
                 failed += isinstance(error, _OF_THE_CALL)
                 if failed == _TRIES:
-                    raise RefusedError(
+                    refusal = RefusedError(
                         f"{self._label} does not take the call of {function.name}, in {_TRIES} tries. {type(error).__name__}: {error}"
-                    ) from error
+                    )
+                    refusal.__cause__ = error
+                    break
             finally:
                 if reached and self._down:
                     self._down = False
@@ -561,6 +574,9 @@ class Way:
                 gate.leave(change, reached)
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(_LONGEST_PAUSE, pause * 2)
+        await engine._arrived(parcel, refusal)
+        if refusal is not None:
+            raise refusal
 
     def _tell(self, function: Function, error: Exception, trouble: tuple[str, type] | None) -> None:
         now = time.monotonic()
@@ -615,7 +631,11 @@ def _start(
     except BaseException:
         engine._way().leave(runtime)
         raise
-    return _set_out(engine, function, runtime, call_id, parcel, frame)
+    try:
+        return _set_out(engine, function, runtime, call_id, parcel, frame)
+    except BaseException:
+        engine._take_back(parcel)
+        raise
 
 
 def resume(engine: Engine, function: Function, runtime: Runtime, call_id: str, parcel: Any) -> Sent[Any]:

@@ -33,6 +33,7 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
+from weakref import WeakSet
 
 from .._report import can_read_frames
 
@@ -54,6 +55,12 @@ if TYPE_CHECKING:
         """What holds still for a fork: a life."""
 
         def has_other_thread(self) -> bool: ...
+        def hold_still(self) -> None: ...
+        def go_on(self) -> None: ...
+
+    class Other(Protocol):
+        """What holds still without a loop. Each thread that forks calls both; a second one waits in the first call."""
+
         def hold_still(self) -> None: ...
         def go_on(self) -> None: ...
 
@@ -142,6 +149,10 @@ _forgets: list[Callable[[], None]] = []
 # Thread by thread, the forks that it is in the middle of, and what each holds: what is in any of them holds still.
 _forking: dict[int, list[list[Held]]] = {}
 
+# What else holds still, once the loops do: the stores of outboxes. And, thread by thread, which of them do, for each fork.
+_others: WeakSet[Other] = WeakSet()
+_others_held: dict[int, list[list[Other]]] = {}
+
 # Re-entrant, because a signal handler may fork in the middle of a hook.
 _counting = threading.RLock()
 
@@ -177,7 +188,20 @@ def notice_fork() -> None:
 def _before() -> None:
     held: list[Held] = []
     _forking.setdefault(threading.get_ident(), []).append(held)
-    _each(partial(_hold, runtime, held) for runtime in list(watched))
+    others: list[Other] = []
+    _others_held.setdefault(threading.get_ident(), []).append(others)
+    _each(
+        [
+            *(partial(_hold, runtime, held) for runtime in list(watched)),
+            *(partial(_hold_other, other, others) for other in list(_others)),
+        ]
+    )
+
+
+def _hold_other(other: Other, others: list[Other]) -> None:
+    # Without `_counting`: a second thread that forks waits in here for the first, which needs that.
+    other.hold_still()
+    others.append(other)
 
 
 def _hold(runtime: Watched, held: list[Held]) -> None:
@@ -199,6 +223,10 @@ def _is_held(thing: Held) -> bool:
 
 def _after_in_parent() -> None:
     ident = threading.get_ident()
+    others = _others_held[ident].pop()
+    if not _others_held[ident]:
+        del _others_held[ident]
+    _each(other.go_on for other in others)
     with _counting:
         # None where omniloop was imported in the middle of the fork.
         forks = _forking.get(ident, [])
@@ -223,6 +251,8 @@ def _after_in_child() -> None:
     _pid = os.getpid()
     _is_child = True
     _forking.clear()
+    _others.clear()
+    _others_held.clear()
     # Another thread may have held it.
     _counting = threading.RLock()
     try:
@@ -252,6 +282,11 @@ if hasattr(os, "register_at_fork"):
 def forget_after_fork(forget: Callable[[], None]) -> None:
     """Have *forget* called in every child that is forked from now on, before the runtimes begin afresh; in the order of these calls."""
     _forgets.append(forget)
+
+
+def hold_at_fork(other: Other) -> None:
+    """Have *other* hold still in every fork of this process; not in those of a child, which makes another. Referred to weakly."""
+    _others.add(other)
 
 
 # CPython's own, by which an object gets a reference that is never given back; see `prepare`.

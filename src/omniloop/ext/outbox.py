@@ -4,46 +4,59 @@ Writes each call down before it returns, and keeps it until an engine, or this v
     jobs = Outbox("jobs.sqlite", Taskiq(make))  # on disk, then on its way to the broker
     jobs = Outbox("jobs.sqlite")  # on disk, then run here: a killed process's calls run at the next start
 
-SQLite stores, with `synchronous=FULL`, and filelock tells who is alive: each process holds a lock that dies with it, and what a dead
-process held is taken up by the next to come, or by a sibling, at once and without a lease. A library of queues would add a claim for
-each call, which needs one: litequeue's can't be prolonged (and it needs 3.12), and persist-queue gives the items of a living sibling
-to a process that opens the file. Here no call is claimed by anybody but the process that made it, or inherited it: four statements.
+SQLite stores, and a locked file tells who is alive: what a dead process held is taken up by the next to come, or by a sibling, at once
+and without a lease. A library of queues would add a claim for each call, which needs one: litequeue's can't be prolonged (and it needs
+3.12), and persist-queue gives the items of a living sibling to a process that opens the file. Here no call is claimed by anybody but
+the process that made it, or inherited it.
+
+To run a call and to cross it out are two steps. When its function has ended, only the second is tried again, however long it takes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import glob
+import contextlib
+import contextvars
+import copy
 import json
 import os
+import random
 import sqlite3
 import time
-import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from threading import RLock
 from typing import Any, Final
 
-from filelock import FileLock, Timeout
-
-from omniloop._brokers.handover import Delivery, Engine, Function, resume
-from omniloop._errors import NoResultError
-from omniloop._process.fork import keep_for_ever
+from omniloop._bridges.resource import resource
+from omniloop._brokers.handover import Delivery, Engine, Function, Sent, resume
+from omniloop._brokers.store import Row, Store
+from omniloop._errors import NoResultError, RefusedError
 from omniloop._report import say
 from omniloop._shared import go, shared_runtime, to_thread
 
 # Seconds between two looks for processes that have died.
 _LOOK: Final = 0.5
 
-# Seconds that SQLite waits for another process to finish writing.
-_BUSY: Final = 30.0
+# Seconds after which a function that is not defined by then is taken for one that never will be.
+_GRACE: Final = 5.0
+
+# Between two tries to write what can't be written now, in seconds: from the first to the most.
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 2.0
 
 # Outcomes of calls that ran here are kept for so many, for those who ask for them late.
 _OUTCOMES: Final = 10_000
 
 # So many run here at once, if nothing else is said: they are work, not messages.
 _HERE_AT_ONCE: Final = 100
+
+# So many of those that another process has left are on their way, or wait for it, at the same time.
+_LEFT_AT_ONCE: Final = 1_000
+
+# So many are named in one line of the log.
+_NAMED: Final = 10
 
 
 class Outbox(Engine):
@@ -54,8 +67,11 @@ class Outbox(Engine):
     or raised. What a killed process had written down goes on when the next process that has the same functions starts, within a
     second, and may run a second time: `current_delivery` tells. Any number of processes on one host may use one file.
 
+    What can't be read, or is refused for good, is set aside, said once at ERROR, and listed by ``python -m omniloop outbox FILE``.
+
     Args:
-        path: Of the file, and of files beside it that begin with its name. On a local disk: the locks of network file systems lie.
+        path: Of the file, and of files beside it that begin with its name; they are made so that their user alone can read them. On a
+            local disk: the locks of network file systems lie.
         engine: Where the calls go. None: their functions run in this process.
         at_once: So many calls are on their way at the same time; by default 16, or 100 that run here.
         waiting: So many may be on their way and waiting for it; a call beyond that raises `FullError`, and is not on disk.
@@ -81,8 +97,10 @@ class Outbox(Engine):
         self.at_once = at_once or (Engine.at_once if engine is not None else _HERE_AT_ONCE)
         self.waiting = waiting
         self._functions: dict[str, Function] = {}
-        self._stores: dict[int, _Store] = {}
+        self._offices: dict[int, _Office] = {}
+        # On the loop's thread alone: what came of calls that ran here, and who waits to know.
         self._outcomes: OrderedDict[str, tuple[bool, Any]] = OrderedDict()
+        self._asked: dict[str, asyncio.Future[None]] = {}
 
     @property
     def label(self) -> str:
@@ -100,15 +118,20 @@ class Outbox(Engine):
         Take note of a function, and take up what dead processes have left for it.
 
         Raises:
-            ValueError: if the next process could not find it by its name.
+            ValueError: if the next process could not find it by its name, or the name is taken.
         """
+        other = self._functions.get(function.name, function)
+        if _places(other).isdisjoint(_places(function)):
+            raise ValueError(
+                f"{function.original!r}: another function is called {function.name!r} already, {other.original!r}. Give one of them a name=."
+            )
         if self.engine is not None:
             self.engine.bind(function)
         elif not function.named and "<" in function.name:
             raise ValueError(f"{function.original!r}: the next process could not find it. Give it a name=.")
         self._functions[function.name] = function
         if os.path.exists(self.path):
-            self._look(now=True)
+            self._office().look(now=True)
 
     def pack(self, function: Function, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """
@@ -116,38 +139,60 @@ class Outbox(Engine):
 
         Raises:
             TypeError: if an argument can't be carried.
+            OSError: if the file was removed or replaced; the call is not made, and the next one goes on with the new file.
             Error: of `sqlite3`, if the file can't be written; the call is not made.
         """
         if self.engine is not None:
-            text = json.dumps(self.engine.pack(function, call_id, args, kwargs))
+            parcel = self.engine.pack(function, call_id, args, kwargs)
+            text = json.dumps(parcel)
         else:
             try:
                 text = json.dumps([args, kwargs])
             except (TypeError, ValueError) as error:
                 raise TypeError(f"{function.name}(): {error}. Pass what JSON knows, such as an id.") from None
-            received = json.loads(text)
-            function.check(args, kwargs, tuple(received[0]), received[1], "Pass something that JSON knows.")
-        self._store().add(call_id, function.name, text)
-        self._look()
-        return call_id, text, 1
+            parcel = json.loads(text)
+            function.check(args, kwargs, tuple(parcel[0]), parcel[1], "Pass something that JSON knows.")
+        office = self._office()
+        row = office.store.add(call_id, function.name, text, parcel)
+        try:
+            office.look()
+        except BaseException:
+            office.store.take_back(row)
+            raise
+        return row
 
     async def send(self, function: Function, parcel: Any) -> None:
-        """Bring the call to the engine, or run it here; then cross it out."""
-        call_id, text, attempt = parcel
+        """Bring the call to the engine, or run it here."""
         if self.engine is not None:
-            await self.engine.send(function, json.loads(text))
+            await self.engine.send(function, parcel.call)
+        elif await self._office().store.begin(parcel):
+            await self._run(function, parcel)
         else:
-            args, kwargs = json.loads(text)
-            try:
-                outcome = True, await function.run(Delivery(call_id, attempt), tuple(args), kwargs)
-            except Exception as error:
-                # The call's own end, and not trouble on the way: it is over.
-                outcome = False, error
-                say("%s %s failed", function.name, call_id, level=40, error=error)
-            self._outcomes[call_id] = outcome
-            if len(self._outcomes) > _OUTCOMES:
-                self._outcomes.popitem(last=False)
-        await self._store().cross_out(call_id)
+            # Only by the hand of a user, who has removed the sign that this process lives.
+            say(
+                "%s: the call %s is not this process's any more, and does not run here.",
+                self.label,
+                parcel.id,
+                level=40,
+            )
+
+    async def _run(self, function: Function, row: Row) -> None:
+        args, kwargs = row.call
+        try:
+            outcome = True, await function.run(Delivery(row.id, row.attempt), tuple(args), kwargs)
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                # The end of this process, and not of the call.
+                raise
+            # The call's own end, and not trouble on the way: it is over.
+            say("%s %s failed", function.name, row.id, level=40, error=error)
+            outcome = False, _without_frames(error)
+        self._outcomes[row.id] = outcome
+        if len(self._outcomes) > _OUTCOMES:
+            self._outcomes.popitem(last=False)
+        if (asked := self._asked.pop(row.id, None)) is not None and not asked.done():
+            asked.set_result(None)
 
     async def fetch(self, function: Function, call_id: str, timeout: float | None) -> Any:
         """
@@ -165,235 +210,227 @@ class Outbox(Engine):
         fine, value = self._outcomes[call_id]
         if fine:
             return value
-        raise value
+        # Another one, because being raised gives it the frames of who asks.
+        raise _without_frames(value)
 
-    def _store(self) -> _Store:
-        pid = os.getpid()
-        return self._stores.get(pid) or self._stores.setdefault(pid, _Store(self.path))
+    async def _arrived(self, parcel: Any, refusal: RefusedError | None) -> None:
+        """Cross it out, or set it aside, however long that takes."""
+        row: Row = parcel
+        store = self._office().store
+        if refusal is None:
+            await self._insist(row, partial(store.cross_out, row), "crossed out")
+        else:
+            await self._insist(row, partial(store.set_aside, row, str(refusal)), "set aside")
+            self._tell_set_aside([f"{row.id} ({refusal})"])
 
-    def _look(self, *, now: bool = False) -> None:
-        """Look for what dead processes have left, unless that was just done."""
-        store = self._store()
-        if store.may_look(now):
-            # Work, so that a program that ends at once has looked all the same.
-            go(self._look_once(store), name=f"take up what is left in {os.path.basename(self.path)}")
-
-    async def _look_once(self, store: _Store) -> None:
+    async def _insist(self, row: Row, write: Callable[[], Awaitable[None]], what: str) -> None:
+        pause = _FIRST_PAUSE
         while True:
-            functions = len(self._functions)
             try:
-                living = await self._take_up(store)
-            except BaseException:
-                store.looked()
-                raise
-            if living:
-                # They may die yet.
-                go(self._watch(store), name=f"watch the others of {os.path.basename(self.path)}", daemon=True)
-                return
-            # Unless a function was defined meanwhile.
-            if store.looked(partial(self._has_only, functions)):
-                return
+                return await write()
+            except sqlite3.Error as error:
+                if pause == _FIRST_PAUSE:
+                    self._office().trouble(what, row.id, error)
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(_LONGEST_PAUSE, pause * 2)
 
-    def _has_only(self, functions: int) -> bool:
-        return len(self._functions) == functions
+    def _take_back(self, parcel: Any) -> None:
+        self._office().store.take_back(parcel)
 
-    async def _watch(self, store: _Store) -> None:
+    async def _until_known(self, sent: Sent[Any]) -> None:
+        if self.engine is not None or sent.accepted.done():
+            await super()._until_known(sent)
+        elif sent.id not in self._outcomes:
+            asked = self._asked.setdefault(sent.id, asyncio.get_running_loop().create_future())
+            accepted = asyncio.ensure_future(super()._until_known(sent))
+            try:
+                await asyncio.wait([asked, accepted], return_when=asyncio.FIRST_COMPLETED)
+                if not asked.done():
+                    # Refused, or cut off.
+                    await accepted
+            finally:
+                accepted.cancel()
+
+    def _tell_set_aside(self, names: list[str]) -> None:
+        if names:
+            say(
+                "%s: set aside, and run nowhere: %s%s. `python -m omniloop outbox %s` lists them, and requeues or drops them.",
+                self.label,
+                ", ".join(names[:_NAMED]),
+                ", …" if len(names) > _NAMED else "",
+                self.path,
+                level=40,
+            )
+
+    def _read(self, name: str, text: str) -> Any:
+        """The call that *text* is; ValueError if it is none."""
         try:
-            await asyncio.sleep(_LOOK)
-            while await self._take_up(store):
-                await asyncio.sleep(_LOOK)
-        finally:
-            store.looked()
+            call = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its arguments are no JSON: {error}") from None
+        if self.engine is None:
+            try:
+                args, kwargs = call
+                self._functions[name].signature.bind(*args, **kwargs)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"its arguments are not those of {name}(): {error}") from None
+        return call
 
-    async def _take_up(self, store: _Store) -> bool:
-        """Go on with what the dead have left; tells whether others live that have calls."""
-        left, living = await to_thread(store.inherit, list(self._functions))
-        runtime, way = shared_runtime(), self._way()
-        for call_id, name, text, attempt in left:
-            while not way.has_room():
-                await asyncio.sleep(_LOOK / 10)
-            resume(self, self._functions[name], runtime, call_id, (call_id, text, attempt))
-        if left:
-            say("%s: %d calls that another process has left go on.", self.label, len(left), level=20)
-        return living
+    def _office(self) -> _Office:
+        pid = os.getpid()
+        return self._offices.get(pid) or self._offices.setdefault(pid, _Office(self))
 
 
-class _Store:
-    """What one process has of the file. A fork makes another, and leaves this one as it is: SQLite's connections do not survive it."""
+class _Office:
+    """What one process does for an outbox: its store, and the looks for what others have left."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        # Re-entrant, because a signal handler may make a call in the middle of another.
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self.store = Store(outbox.path)
+        # Closed after all work, in each life of the runtime.
+        self._open = resource(partial(_kept, self.store))
+        # Apart from the store's, which is held while the disk is busy.
         self._lock = RLock()
-        self._connections: tuple[sqlite3.Connection, sqlite3.Connection] | None = None
-        self._owner = ""
-        self._alive: FileLock | None = None
-        # Apart from the other, which is held while the disk is busy.
-        self._look_lock = RLock()
         self._looks = False
         self._last_look = -_LOOK
-        # On the loop's thread alone.
-        self._done: list[tuple[str, asyncio.Future[None]]] = []
-        self._crossing_out = False
+        self._graced = False
+        self._said: dict[str, float] = {}
 
-    def add(self, call_id: str, function: str, text: str) -> None:
-        with self._lock:
-            writer, _ = self._open()
-            writer.execute(
-                "INSERT INTO calls (id, owner, function, parcel, attempt) VALUES (?, ?, ?, ?, 1)",
-                (call_id, self._owner, function, text),
+    def trouble(self, what: str, call_id: str, error: Exception) -> None:
+        """Say, once a minute, what can't be written."""
+        now = time.monotonic()
+        if now - self._said.get(what, -60) >= 60:
+            self._said[what] = now
+            say(
+                "%s: the call %s is over, and can't be %s: %s. That alone is tried again; it does not run again in this process.",
+                self._outbox.label,
+                call_id,
+                what,
+                error,
             )
 
-    async def cross_out(self, call_id: str) -> None:
-        """Many at a time: those that come while the disk is busy wait for the next turn together."""
-        done = asyncio.get_running_loop().create_future()
-        self._done.append((call_id, done))
-        if not self._crossing_out:
-            self._crossing_out = True
-            go(self._cross_out(), name="cross out what is done")
-        await done
-
-    async def _cross_out(self) -> None:
-        try:
-            while self._done:
-                batch, self._done = self._done, []
-                try:
-                    await to_thread(self._remove, [call_id for call_id, _ in batch])
-                except Exception as error:
-                    for _, done in batch:
-                        if not done.done():
-                            done.set_exception(error)
-                else:
-                    for _, done in batch:
-                        if not done.done():
-                            done.set_result(None)
-        finally:
-            self._crossing_out = False
-
-    def _remove(self, ids: Iterable[str]) -> None:
+    def look(self, *, now: bool = False) -> None:
+        """Look for what dead processes have left, unless that was just done; one look at a time."""
         with self._lock:
-            _, remover = self._open()
-            remover.execute("BEGIN IMMEDIATE")
-            remover.executemany("DELETE FROM calls WHERE id = ?", [(call_id,) for call_id in ids])
-            remover.execute("COMMIT")
-
-    def may_look(self, now: bool) -> bool:
-        """Whether to look: one at a time, and not again soon unless *now*."""
-        with self._look_lock:
             if self._looks or (not now and time.monotonic() - self._last_look < _LOOK):
-                return False
+                return
             self._looks = True
-            return True
+        # Work, so that a program that ends at once has looked all the same.
+        self._go(self._look_once(), "take up what is left in")
 
-    def looked(self, enough: Callable[[], bool] = lambda: True) -> bool:
-        """End the look, unless something came meanwhile that was not looked for."""
-        with self._look_lock:
-            if not enough():
-                return False
+    def _go(self, coro: Coroutine[Any, Any, None], what: str, *, daemon: bool = False) -> None:
+        # In an empty context: what goes on is nobody's who is at work here.
+        go(coro, name=f"{what} {os.path.basename(self._outbox.path)}", daemon=daemon, context=contextvars.Context())
+
+    async def _look_once(self) -> None:
+        living = True
+        try:
+            await self._open
+            while True:
+                functions = len(self._outbox._functions)
+                living = await self._take_up()
+                with self._lock:
+                    # Unless a function was defined meanwhile.
+                    if living or functions == len(self._outbox._functions):
+                        break
+        finally:
+            self._looked()
+        if living:
+            # They may die yet.
+            self._go(self._watch(), "watch the others of", daemon=True)
+        if not self._graced:
+            self._graced = True
+            self._go(self._wait_for_functions(), "wait for the functions of", daemon=True)
+
+    def _looked(self) -> None:
+        with self._lock:
             self._looks = False
             self._last_look = time.monotonic()
-            return True
 
-    def inherit(self, functions: list[str]) -> tuple[list[tuple[str, str, str, int]], bool]:
-        """Take over the calls of dead processes that are for *functions*; also tells whether others live that have calls."""
-        left: list[tuple[str, str, str, int]] = []
-        living = False
-        with self._lock:
-            writer, _ = self._open()
-            marks = ", ".join("?" * len(functions))
-            owners = {
-                owner
-                for (owner,) in writer.execute(
-                    f"SELECT DISTINCT owner FROM calls WHERE function IN ({marks})", functions
-                )
-            }
-            owners.discard(self._owner)
-            for owner in owners | {
-                path[len(self._path) + 1 : -5] for path in glob.glob(f"{glob.escape(self._path)}.*.lock")
-            }:
-                if owner == self._owner:
-                    continue
-                lock = FileLock(self._lock_file(owner), timeout=0, thread_local=False)
-                try:
-                    lock.acquire()
-                except Timeout:
-                    living = living or owner in owners
-                    continue
-                try:
-                    left += self._inherit_from(writer, owner, functions, marks)
-                    (others,) = writer.execute("SELECT count(*) FROM calls WHERE owner = ?", (owner,)).fetchone()
-                    if not others:
-                        # While it is held, so that nobody takes it for that of a process that begins.
-                        _unlink(self._lock_file(owner))
-                finally:
-                    lock.release()
-        return left, living
+    async def _watch(self) -> None:
+        await asyncio.sleep(_LOOK)
+        self.look(now=True)
 
-    def _inherit_from(
-        self, writer: sqlite3.Connection, owner: str, functions: list[str], marks: str
-    ) -> list[tuple[str, str, str, int]]:
-        writer.execute("BEGIN IMMEDIATE")
-        rows = writer.execute(
-            f"SELECT id, function, parcel, attempt + 1 FROM calls WHERE owner = ? AND function IN ({marks}) ORDER BY rowid",
-            (owner, *functions),
-        ).fetchall()
-        writer.executemany(
-            "UPDATE calls SET owner = ?, attempt = ? WHERE id = ?", [(self._owner, row[3], row[0]) for row in rows]
-        )
-        writer.execute("COMMIT")
-        return rows
-
-    def _lock_file(self, owner: str) -> str:
-        return f"{self._path}.{owner}.lock"
-
-    def _open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-        if self._connections is None:
-            self._announce()
-            # What is done need not be on disk at once: at worst it is done again.
-            self._connections = self._connect("FULL"), self._connect("NORMAL")
-            # A child that is forked must not close them: they are this process's.
-            keep_for_ever(self._connections)
-        return self._connections
-
-    def _announce(self) -> None:
-        """Take the lock that tells the others that this process lives; the system lets go of it when it dies."""
-        while True:
-            self._owner = uuid.uuid4().hex
-            path = self._lock_file(self._owner)
-            self._alive = FileLock(path, timeout=_BUSY, thread_local=False)
-            self._alive.acquire()
-            if os.path.exists(path):
-                return
-            # Another took the file for that of a dead process, before it was locked.
-
-    def _connect(self, synchronous: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
-        _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
-        _patiently(
-            lambda: connection.execute(
-                "CREATE TABLE IF NOT EXISTS calls (id TEXT PRIMARY KEY, owner TEXT NOT NULL, function TEXT NOT NULL, "
-                "parcel TEXT NOT NULL, attempt INTEGER NOT NULL)"
-            )
-        )
-        return connection
-
-
-def _patiently(call: Callable[[], object]) -> None:
-    """SQLite's own time limit does not count for the change of the journal."""
-    deadline = time.monotonic() + _BUSY
-    while True:
+    async def _take_up(self) -> bool:
+        """Go on with what the dead have left; tells whether others live that have calls."""
+        outbox = self._outbox
+        runtime, way = shared_runtime(), outbox._way()
+        living, count = False, 0
+        batches = self.store.take_up(list(outbox._functions), outbox._read)
         try:
-            call()
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+            while (batch := await to_thread(next, batches, None)) is not None:
+                left, bad, lives = batch
+                living = living or lives
+                outbox._tell_set_aside(bad)
+                for function, row in left:
+                    # The rest of the room is for calls that are made meanwhile.
+                    while not way.has_room(_LEFT_AT_ONCE):
+                        await asyncio.sleep(0.01)
+                    resume(outbox, outbox._functions[function], runtime, row.id, row)
+                    count += 1
+                    if not count % 50:
+                        # The loop is for others too.
+                        await asyncio.sleep(0)
+        finally:
+            batches.close()
+        if count:
+            say("%s: %d calls that another process has left go on.", outbox.label, count, level=20)
+        return living
+
+    async def _wait_for_functions(self) -> None:
+        """When all modules are loaded, set aside what nobody has a function for."""
+        ends = True
+        try:
+            await asyncio.sleep(_GRACE)
+            ends = False
+        finally:
+            self._graced = False
+            strangers = await to_thread(
+                self.store.set_strangers_aside, list(self._outbox._functions), unless_others_live=ends
+            )
+            self._outbox._tell_set_aside([f"{name}, which no process had" for name in strangers])
 
 
-def _unlink(path: str) -> None:
+@contextlib.asynccontextmanager
+async def _kept(store: Store) -> AsyncIterator[None]:
     try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+        yield
+    finally:
+        await to_thread(store.close)
+
+
+def _places(function: Function) -> set[object]:
+    """Where it is defined: the same place is the same function, defined anew, in a notebook or by a reload."""
+    original = function.original
+    code = getattr(original, "__code__", None)
+    return {
+        (original.__module__, original.__qualname__),
+        code and (code.co_filename, code.co_firstlineno),
+    } - {None}
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """A copy without tracebacks, whose frames would hold all that the call had in its hands."""
+    copies: dict[int, BaseException] = {}
+
+    def copied(error: BaseException | None) -> BaseException | None:
+        if error is None:
+            return None
+        other = copies.get(id(error))
+        if other is None:
+            if isinstance(error, BaseExceptionGroup):
+                other = error.derive([inner for inner in map(copied, error.exceptions) if inner is not None])
+            else:
+                other = error
+                # Not every class can be copied.
+                with contextlib.suppress(Exception):
+                    other = copy.copy(error)
+            copies[id(error)] = other
+            other.__cause__, other.__context__ = copied(error.__cause__), copied(error.__context__)
+            other.__suppress_context__ = error.__suppress_context__
+            other.__traceback__ = None
+        return other
+
+    without = copied(error)
+    assert without is not None
+    return without

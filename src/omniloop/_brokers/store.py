@@ -1,0 +1,571 @@
+"""
+The file of an outbox: a table of calls, in SQLite, that many processes share, and what one process has of it.
+
+What is guaranteed. What `add` returns for is on disk, in the file that has the path by then. What fails is rolled back, whatever it was,
+and leaves no transaction open; one statement that can't be carried out takes no other with it. A call belongs to the process that made
+it, or that has taken it over from a dead one in one transaction; only its owner changes it, but for what is set aside.
+
+Who writes. One thread commits what has come together, and each caller waits for its own commit; who comes alone commits by itself, one
+statement that is a transaction, so that Ctrl-C finds none half done. Only a file that another process has locked is waited for, outside
+of `_lock`: a fork waits for that, because what SQLite locks in memory would stay locked in the child.
+
+What was tried: a first who commits for those that come meanwhile gathered two calls a commit, where a thread gathers eight. An index
+on the id doubles what an insert writes; a call is found by its number, and the id is compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from threading import Condition, Lock, RLock
+from typing import Any, Final, NamedTuple, TypeVar
+
+from .._process.fork import hold_at_fork, keep_for_ever
+from .._process.hosts import new_thread
+from .._report import say, shown
+from . import alive
+
+T = TypeVar("T")
+
+# Seconds that are waited for another process to finish writing.
+_BUSY: Final = 30.0
+
+# Seconds after which a writer that has nothing to write ends.
+_IDLE: Final = 1.0
+
+# So many calls are taken over in one transaction.
+BATCH: Final = 500
+
+# Why a call is set aside that a process which has its function takes up again by itself.
+NOBODY: Final = "no process had the function"
+
+_TABLE: Final = (
+    "CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, id TEXT, owner TEXT, function TEXT, parcel TEXT, "
+    "attempt INTEGER DEFAULT 0, made REAL, aside TEXT)"
+)
+_ADD: Final = "INSERT INTO calls (id, owner, function, parcel, attempt, made) VALUES (?, ?, ?, ?, 0, ?)"
+_OURS: Final = "WHERE rowid = ? AND id = ? AND owner = ?"
+_BEGIN: Final = f"UPDATE calls SET attempt = ? {_OURS}"
+_CROSS_OUT: Final = f"DELETE FROM calls {_OURS}"
+_SET_ASIDE: Final = f"UPDATE calls SET owner = '', aside = ? {_OURS}"
+_TAKE_BACK: Final = "DELETE FROM calls WHERE id = ?"
+
+
+class ReplacedError(OSError):
+    """The file was removed, or another one put in its place, while it was in use."""
+
+
+class Row:
+    """A call of this process that is on disk."""
+
+    __slots__ = ("attempt", "call", "id", "key")
+
+    def __init__(self, number: int, call_id: str, owner: str, attempt: int, call: Any) -> None:
+        self.id = call_id
+        # Where it is, and whose.
+        self.key = number, call_id, owner
+        # How often it has begun.
+        self.attempt = attempt
+        # As it is read.
+        self.call = call
+
+
+class Left(NamedTuple):
+    """A call that a dead process has left, and that is ours now."""
+
+    function: str
+    row: Row
+
+
+class _Statement:
+    """One statement, and what came of it: the number of the row for `_ADD`, else how many rows there were."""
+
+    __slots__ = ("error", "outcome", "parameters", "sql")
+
+    def __init__(self, sql: str, *parameters: object) -> None:
+        self.sql = sql
+        self.parameters = parameters
+        self.outcome: int = 0
+        self.error: BaseException | None = None
+
+    def result(self) -> int:
+        if self.error is not None:
+            try:
+                raise self.error
+            finally:
+                self.error = None
+        return self.outcome
+
+
+class Store:
+    """What one process has of the file. A fork makes another, and leaves this one as it is: SQLite's connections do not survive it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # Held while SQLite is called. Re-entrant, because a signal handler may make a call in the middle of another.
+        self._lock = RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._synchronous = ""
+        # Which file it is; the sign that this process lives, for each time that it is opened, and its name.
+        self._file: os.stat_result | None = None
+        self._sign: alive.Sign | None = None
+        self._owner = ""
+        # What waits for the writer: statements, and whom to tell.
+        self._posted = Condition(RLock())
+        self._queue: list[tuple[Sequence[_Statement], Callable[[], object]]] = []
+        self._writer: threading.Thread | None = None
+        self._ending = False
+        # On the loop's thread alone: what has come in this turn.
+        self._turn: list[tuple[_Statement, asyncio.Future[None]]] = []
+        self._told: set[str] = set()
+        hold_at_fork(self)
+
+    # --- one call ---------------------------------------------------------------------------------------------------------
+
+    def add(self, call_id: str, function: str, text: str, call: Any) -> Row:
+        """
+        Write a call down. Blocks until the disk has it.
+
+        Raises:
+            ReplacedError: if the file is not at its path any more.
+            Error: of `sqlite3`; the call is not in the file.
+        """
+        self._opened()
+        owner = self._owner
+        statement = _Statement(_ADD, call_id, owner, function, text, time.time())
+        try:
+            if not self._queue and self._lock.acquire(blocking=False):
+                try:
+                    self._write([statement], alone=True)
+                finally:
+                    self._lock.release()
+                if _is_busy(statement.error):
+                    self._post_and_wait(statement)
+            else:
+                self._post_and_wait(statement)
+            return Row(statement.result(), call_id, owner, 0, call)
+        except (sqlite3.Error, OSError):
+            raise
+        except BaseException:
+            # Ctrl-C: it may be on disk, on its way there, or not.
+            self._post_and_wait(_Statement(_TAKE_BACK, call_id))
+            raise
+
+    def take_back(self, row: Row) -> None:
+        """Forget a call whose caller gets an error."""
+        self._post_and_wait(_Statement(_CROSS_OUT, *row.key))
+
+    async def begin(self, row: Row) -> bool:
+        """Note on disk that it runs once more; False if it is not ours any more, and must not."""
+        if not await self._soon(row, _Statement(_BEGIN, row.attempt + 1, *row.key)):
+            return False
+        row.attempt += 1
+        return True
+
+    async def cross_out(self, row: Row) -> None:
+        """It is done. Need not be on disk at once: at worst it is done again."""
+        await self._soon(row, _Statement(_CROSS_OUT, *row.key))
+
+    async def set_aside(self, row: Row, why: str) -> None:
+        """It is left alone, from now on, by every process."""
+        await self._soon(row, _Statement(_SET_ASIDE, why, *row.key))
+
+    # --- writing ----------------------------------------------------------------------------------------------------------
+
+    async def _soon(self, row: Row, statement: _Statement) -> bool:
+        """Together with what else comes in this turn of the loop, and until the disk is free. False if it is not ours any more."""
+        if self._is_gone(row):
+            return True
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._turn.append((statement, done))
+        if len(self._turn) == 1:
+            loop.call_soon(self._post_turn, loop)
+        await done
+        return bool(statement.result()) or self._is_gone(row)
+
+    def _is_gone(self, row: Row) -> bool:
+        """Whether the file that it was in is gone, and so needs no change."""
+        return row.key[2] != self._owner
+
+    def _post_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        turn, self._turn = self._turn, []
+
+        def tell() -> None:
+            for _, done in turn:
+                if not done.done():
+                    done.set_result(None)
+
+        def tell_loop() -> None:
+            # Closed: the end of the runtime did not wait.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(tell)
+
+        self._post([statement for statement, _ in turn], tell_loop)
+
+    def _post_and_wait(self, statement: _Statement) -> None:
+        written = Lock()
+        written.acquire()
+        self._post([statement], written.release)
+        written.acquire()
+
+    def _post(self, statements: Sequence[_Statement], tell: Callable[[], object]) -> None:
+        with self._posted:
+            self._queue.append((statements, tell))
+            if self._writer is not None:
+                self._posted.notify()
+                return
+            self._writer = new_thread(self._write_on, f"outbox {os.path.basename(self.path)}")
+            try:
+                self._writer.start()
+                return
+            except RuntimeError:
+                # At the end of the interpreter, say.
+                self._writer = None
+        self._write_queue()
+
+    def _write_on(self) -> None:
+        while True:
+            with self._posted:
+                while not self._queue:
+                    if self._ending or (not self._posted.wait(_IDLE) and not self._queue):
+                        self._writer = None
+                        return
+            self._write_queue()
+
+    def _write_queue(self) -> None:
+        with self._posted:
+            queue, self._queue = self._queue, []
+        self._write([statement for statements, _ in queue for statement in statements])
+        for _, tell in queue:
+            tell()
+
+    def _write(self, statements: Sequence[_Statement], *, alone: bool = False) -> None:
+        """Carry them out in one transaction, or, if that can't be, each in one of its own."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            for statement in statements:
+                cursor = connection.execute(statement.sql, statement.parameters)
+                statement.outcome = cursor.lastrowid or 0 if statement.sql is _ADD else cursor.rowcount
+                statement.error = None
+
+        durable = any(statement.sql is _ADD for statement in statements)
+        try:
+            if alone:
+                with self._lock:
+                    self._be_synchronous(durable)
+                    work(self._opened())
+            else:
+                self._in_transaction(work, durable)
+            if durable:
+                self._check_file()
+        except BaseException as error:
+            if len(statements) > 1 and not _is_busy(error) and not isinstance(error, ReplacedError):
+                for statement in statements:
+                    self._write([statement])
+                return
+            for statement in statements:
+                statement.error = error
+            if not isinstance(error, Exception) and alone:
+                raise
+
+    def _in_transaction(self, work: Callable[[sqlite3.Connection], T], durable: bool) -> T:
+        """Do *work*, all or nothing; waits for other processes that write."""
+
+        def step() -> T:
+            connection = self._opened()
+            self._be_synchronous(durable)
+            with transaction(connection):
+                return work(connection)
+
+        return self._patiently(step)
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        def locked() -> T:
+            with self._lock:
+                return step()
+
+        return until_free(locked)
+
+    def _be_synchronous(self, durable: bool) -> None:
+        mode = "FULL" if durable else "NORMAL"
+        if mode != self._synchronous:
+            self._opened().execute(f"PRAGMA synchronous = {mode}")
+            self._synchronous = mode
+
+    def _check_file(self) -> None:
+        """What was committed is at the path now, or was not committed for anybody to find."""
+        try:
+            if self._file is not None and os.path.samestat(os.stat(self.path), self._file):
+                return
+            what = "another file was put in the place of"
+        except FileNotFoundError:
+            what = "somebody has removed"
+        with self._lock:
+            # Before a new one is opened: SQLite's locks are those of the process.
+            self._close_file()
+        raise ReplacedError(
+            f"{self.path}: {what} the outbox while it was in use. This call was not made; the next one begins a new file, or goes on with the one that is there."
+        )
+
+    # --- what the dead have left ------------------------------------------------------------------------------------------
+
+    def take_up(
+        self, functions: Sequence[str], read: Callable[[str, str], Any]
+    ) -> Generator[tuple[list[Left], list[str], bool], None, None]:
+        """
+        Take over the calls of dead processes that are for *functions*, in batches: a list of them, what had to be set aside, and
+        whether others live that have calls.
+
+        *read* returns the call of a function and a text, or raises ValueError, saying why it can't be read.
+        """
+        self._opened()
+        marks = ", ".join("?" * len(functions))
+        has_any = (
+            f"SELECT 1 FROM calls WHERE owner = ? AND function IN ({marks}) AND (aside IS NULL OR aside = ?) LIMIT 1"
+        )
+        for owner in self._others():
+            dead = self._dead(owner)
+            if dead is None:
+                if self._ask(has_any, owner, *functions, NOBODY):
+                    yield [], [], True
+                continue
+            with dead:
+                last = -1 << 62
+                while True:
+                    left, bad, last = self._take_over(owner, functions, marks, read, last)
+                    if not left and not bad:
+                        break
+                    yield left, bad, False
+                if not self._ask("SELECT 1 FROM calls WHERE owner = ? AND aside IS NULL LIMIT 1", owner):
+                    dead.bury()
+
+    def _dead(self, owner: str) -> alive.Dead | None:
+        try:
+            return alive.dead(self.path, owner)
+        except OSError as error:
+            if owner not in self._told:
+                self._told.add(owner)
+                say(
+                    "%s: whether a process lives that may have calls here can't be told, so its calls are left alone; all others go on. %s",
+                    self.path,
+                    error,
+                    level=40,
+                )
+            return None
+
+    def _others(self) -> list[str]:
+        found = {owner for (owner,) in self._ask("SELECT DISTINCT owner FROM calls")}
+        strange = [owner for owner in found if not alive.is_owner(owner) and owner != ""]
+        if strange:
+            # Of nobody, then: whoever comes takes them up.
+            self._in_transaction(
+                lambda connection: connection.execute(
+                    "UPDATE calls SET owner = '' WHERE owner IS NULL OR typeof(owner) != 'text' OR length(owner) != 32 "
+                    "OR owner GLOB '*[^0-9a-f]*'"
+                ),
+                False,
+            )
+        found = {owner for owner in found if owner not in strange} | set(alive.owners(self.path))
+        if strange:
+            found.add("")
+        return sorted(found - {self._owner})
+
+    def _take_over(
+        self, owner: str, functions: Sequence[str], marks: str, read: Callable[[str, str], Any], last: int
+    ) -> tuple[list[Left], list[str], int]:
+        mine = self._owner
+        rows = self._ask(
+            f"SELECT rowid, id, function, parcel, attempt FROM calls WHERE rowid > ? AND owner = ? AND function IN ({marks}) "
+            f"AND (aside IS NULL OR aside = ?) ORDER BY rowid LIMIT {BATCH}",
+            last,
+            owner,
+            *functions,
+            NOBODY,
+        )
+        left: list[Left] = []
+        bad: list[str] = []
+        changes: list[tuple[str, str | None, int]] = []
+        for number, call_id, function, parcel, attempt in rows:
+            try:
+                if not isinstance(call_id, str) or not call_id:
+                    raise ValueError("its id is no text")
+                if not isinstance(parcel, str):
+                    raise ValueError("its arguments are no text in UTF-8")  # noqa: TRY004 - what is wrong is the row
+                if not isinstance(attempt, int) or attempt < 0:
+                    raise ValueError("its attempt is no number")
+                left.append(Left(function, Row(number, call_id, mine, attempt, read(function, parcel))))
+                changes.append((mine, None, number))
+            except ValueError as error:
+                bad.append(f"{function} #{number} ({error})")
+                changes.append(("", str(error), number))
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany("UPDATE calls SET owner = ?, aside = ? WHERE rowid = ?", changes)
+
+        if changes:
+            self._in_transaction(work, False)
+        return left, bad, rows[-1][0] if rows else last
+
+    def set_strangers_aside(self, functions: Sequence[str], *, unless_others_live: bool) -> list[str]:
+        """Set aside what dead processes have left for functions that are none of *functions*; returns which, and how many."""
+        self._opened()
+        marks = ", ".join("?" * len(functions))
+        ended = []
+        for owner in self._others():
+            dead = self._dead(owner)
+            if dead is not None:
+                with dead:
+                    ended.append(owner)
+            elif unless_others_live:
+                return []
+        whose = f"aside IS NULL AND owner IN ({', '.join('?' * len(ended))}) AND ifnull(function NOT IN ({marks}), 1)"
+
+        def work(connection: sqlite3.Connection) -> list[str]:
+            found = connection.execute(
+                f"SELECT function, count(*) FROM calls WHERE {whose} GROUP BY function", (*ended, *functions)
+            ).fetchall()
+            connection.execute(f"UPDATE calls SET aside = ? WHERE {whose}", (NOBODY, *ended, *functions))
+            return [f"{count} of {function if function is None else shown(str(function))}" for function, count in found]
+
+        if not self._ask(f"SELECT 1 FROM calls WHERE {whose} LIMIT 1", *ended, *functions):
+            return []
+        return self._in_transaction(work, False)
+
+    def _ask(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return self._patiently(lambda: self._opened().execute(sql, parameters).fetchall())
+
+    # --- the file ---------------------------------------------------------------------------------------------------------
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            with self._lock:
+                if self._connection is None:
+                    self._open()
+        assert self._connection is not None
+        return self._connection
+
+    def _open(self) -> None:
+        with suppress(FileExistsError):
+            os.close(alive.make_private(os.path.realpath(self.path)))
+        while True:
+            before = os.stat(self.path)
+            connection = connect(self.path)
+            try:
+                until_free(partial(connection.execute, "PRAGMA journal_mode = WAL"))
+                until_free(partial(make_table, connection))
+                self._file = os.stat(self.path)
+                if os.path.samestat(before, self._file):
+                    break
+            except BaseException:
+                connection.close()
+                raise
+            connection.close()
+        try:
+            self._sign = alive.Sign(self.path)
+        except BaseException:
+            connection.close()
+            raise
+        self._synchronous = ""
+        self._owner = self._sign.owner
+        self._connection = connection
+        # A child that is forked must not close it: it is this process's.
+        keep_for_ever(connection)
+
+    def _close_file(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+            self._owner = ""
+        if self._sign is not None:
+            self._sign.take_away()
+
+    def close(self) -> None:
+        """End the writer, close the file, and take the sign away. The next use opens it again."""
+        self.end_writer()
+        with self._lock:
+            self._close_file()
+
+    # --- forks ------------------------------------------------------------------------------------------------------------
+
+    def end_writer(self) -> None:
+        """Have the thread write what there is, and end."""
+        with self._posted:
+            self._ending = True
+            self._posted.notify_all()
+            writer = self._writer
+        if writer is not None:
+            writer.join(_BUSY)
+        self._ending = False
+
+    def hold_still(self) -> None:
+        """Before a fork: no thread is in SQLite, whose locks in memory the child would find held for ever."""
+        self.end_writer()
+        self._lock.acquire()
+
+    def go_on(self) -> None:
+        """After it, in the parent."""
+        self._lock.release()
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """A connection that makes no transactions of its own, waits for nobody, and reads text that is none as bytes."""
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    connection.text_factory = _text
+    return connection
+
+
+def make_table(connection: sqlite3.Connection) -> None:
+    """Make the table, or give one that was made before what it lacks."""
+    connection.execute(_TABLE)
+    has = {name for _, name, *_ in connection.execute("PRAGMA table_info(calls)")}
+    for column in ("made REAL", "aside TEXT"):
+        if column.partition(" ")[0] not in has:
+            connection.execute(f"ALTER TABLE calls ADD COLUMN {column}")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing; and nothing open afterwards, whatever came in between."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _text(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    """Whether it only says that another process writes: SQLITE_BUSY and SQLITE_LOCKED, in all their kinds."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def until_free(step: Callable[[], T]) -> T:
+    """Do *step*, again as long as another process writes, for half a minute at the most. SQLite's own waiting would hold its locks."""
+    deadline = time.monotonic() + _BUSY
+    pause = 0.001
+    while True:
+        try:
+            return step()
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0, pause))
+        pause = min(0.02, pause * 1.5)
