@@ -15,9 +15,8 @@ import pytest
 import omniloop
 from children import child_environment, run_child
 from omniloop import background
-from programs import source_of
-
 from omniloop.ext.outbox import Outbox
+from programs import source_of
 
 # For a process that starts on a busy machine.
 LONG = 30.0
