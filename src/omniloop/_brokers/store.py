@@ -134,7 +134,7 @@ class Store:
         Write a call down. Blocks until the disk has it.
 
         Raises:
-            ReplacedError: if the file is not at its path any more.
+            OSError: if the file is not at its path any more.
             Error: of `sqlite3`; the call is not in the file.
         """
         self._opened()

@@ -32,10 +32,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from weakref import WeakSet
 
 from .._report import can_read_frames
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
 
@@ -223,18 +225,21 @@ def _is_held(thing: Held) -> bool:
 
 def _after_in_parent() -> None:
     ident = threading.get_ident()
-    others = _others_held[ident].pop()
-    if not _others_held[ident]:
-        del _others_held[ident]
-    _each(other.go_on for other in others)
+    for other in _popped(_others_held, ident):
+        other.go_on()
     with _counting:
-        # None where omniloop was imported in the middle of the fork.
-        forks = _forking.get(ident, [])
-        held = forks.pop() if forks else []
-        if not forks:
-            _forking.pop(ident, None)
+        held = _popped(_forking, ident)
         _each(thing.go_on for thing in held if not _is_held(thing))
     _each(runtime._after_fork_in_parent for runtime in list(watched))
+
+
+def _popped(forks: dict[int, list[list[T]]], ident: int) -> list[T]:
+    """What the last fork of a thread holds. Nothing where omniloop was imported in the middle of the fork."""
+    last = forks.get(ident, [])
+    held = last.pop() if last else []
+    if not last:
+        forks.pop(ident, None)
+    return held
 
 
 def _hook_in_child() -> None:
