@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import typing
 
 from sphinx.util.docutils import SphinxDirective
 
@@ -11,14 +10,14 @@ class AutoFixture(SphinxDirective):
     required_arguments = 1
 
     def run(self):
-        module = self.env.ref_context["py:module"]
         name = self.arguments[0]
-        fixture = getattr(importlib.import_module(module), name)
+        fixture = getattr(importlib.import_module("_omniloop_pytest"), name)
         # pytest 8.4 has a class for it, older ones a function.
         function = inspect.unwrap(getattr(fixture, "_fixture_function", fixture))
-        (kind,) = typing.get_args(typing.get_type_hints(function)["return"])
+        # "Iterator[Runtime]", as text: what it names is imported for type checkers alone.
+        kind = function.__annotations__["return"].partition("[")[2].rstrip("]")
         doc = "\n".join(f"   {line}" for line in inspect.getdoc(function).splitlines())
-        return self.parse_text_to_nodes(f".. py:data:: {name}\n   :type: {kind.__name__}\n\n{doc}\n")
+        return self.parse_text_to_nodes(f".. py:data:: {name}\n   :type: {kind}\n\n{doc}\n")
 
 
 def setup(app):

@@ -1,4 +1,4 @@
-"""A pytest plugin: runtimes whose leaks and lost errors fail the test, and a clock that the test moves instead of sleeping."""
+"""For tests: a clock that the test moves instead of sleeping, and runtimes whose leaks and lost errors fail the test."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from concurrent.futures import Executor
 from threading import Lock
 from typing import Any, Final, TypeVar, TypeVarTuple
 
-import pytest
-
 from omniloop import Failure, Runtime, WaitTimeoutError, WouldDeadlockError, shared_runtime
 from omniloop._life.drain import describe
+from omniloop._report import shown
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -151,55 +150,31 @@ class _Selector(selectors.DefaultSelector):
         return super().select(None)
 
 
-# --- the plugin -------------------------------------------------------------------------------------------------------
+# --- what the fixtures of the pytest plugin do ------------------------------------------------------------------------
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini(
-        "omniloop_timeout",
-        "Seconds that work which a test leaves behind has until it counts as leaked.",
-        default="5",
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    _timeout(config)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
-    # After the fixtures, which may still submit.
-    yield
+def judge(timeout: float) -> None:
+    """After a test: wait for what it left on the shared runtime, and fail it if that does not end."""
     runtime = shared_runtime()
     if runtime._life.made:
-        leaked = _flush(runtime, item.config)
+        leaked = _flush(runtime, timeout)
         for task in _unfinished(runtime) if leaked else ():
             # Else it would be the next test's, and each after it.
             task.cancel()
         _complain(runtime, leaked, [])
 
 
-@pytest.fixture
-def omniloop_runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
-    """
-    A fresh `Runtime`, which lives by `omniloop_clock` if the test asks for that too.
-
-    The test fails if it leaves work that does not end, or an error that nobody asked for; it is told where they were submitted.
-    """
+def strict_runtime(clock: Clock | None, timeout: float) -> Iterator[Runtime]:
+    """The fixture `omniloop_runtime`."""
     failures: list[Failure] = []
-    if "omniloop_clock" in request.fixturenames:
-        runtime = request.getfixturevalue("omniloop_clock").new_runtime(on_error=failures.append)
-    else:
-        runtime = Runtime(on_error=failures.append)
+    new = Runtime if clock is None else clock.new_runtime
+    runtime = new(on_error=failures.append)
     yield runtime
-    _end(runtime, request.config, failures)
+    _end(runtime, timeout, failures)
 
 
-@pytest.fixture
-def omniloop_shared(request: pytest.FixtureRequest) -> Iterator[Runtime]:
-    """The runtime of the module's functions, `go` and its kin: fresh, and as strict as `omniloop_runtime`."""
-    if "omniloop_clock" in request.fixturenames:
-        request.getfixturevalue("omniloop_clock")
+def strict_shared(timeout: float) -> Iterator[Runtime]:
+    """The fixture `omniloop_shared`."""
     failures: list[Failure] = []
     runtime = shared_runtime()
     runtime.shutdown()
@@ -207,14 +182,13 @@ def omniloop_shared(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     runtime.configure(on_error=failures.append)
     yield runtime
     try:
-        _end(runtime, request.config, failures)
+        _end(runtime, timeout, failures)
     finally:
         runtime.configure(on_error=former)
 
 
-@pytest.fixture
-def omniloop_clock(request: pytest.FixtureRequest) -> Iterator[Clock]:
-    """A `Clock` for the module's functions, and for `omniloop_runtime`: time stands still until the test calls `advance`."""
+def shared_by_clock(timeout: float) -> Iterator[Clock]:
+    """The fixture `omniloop_clock`."""
     clock = Clock()
     runtime = shared_runtime()
     runtime.shutdown()
@@ -223,27 +197,16 @@ def omniloop_clock(request: pytest.FixtureRequest) -> Iterator[Clock]:
     runtime._clock = clock.time
     yield clock
     try:
-        _end(runtime, request.config, [])
+        _end(runtime, timeout, [])
     finally:
         runtime._clock = time.monotonic
         runtime.configure(loop_factory=former)
 
 
-def _timeout(config: pytest.Config) -> float:
-    text = config.getini("omniloop_timeout")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise pytest.UsageError(f"omniloop_timeout={text!r}: give seconds as a number of 0 or more.")
-    return seconds
-
-
-def _flush(runtime: Runtime, config: pytest.Config) -> list[str]:
+def _flush(runtime: Runtime, timeout: float) -> list[str]:
     """Wait for what is left; name what does not end."""
     try:
-        runtime.flush(_timeout(config))
+        runtime.flush(timeout)
     except WaitTimeoutError as error:
         return [describe(task) for task in _unfinished(runtime)] or [f"  {error}"]
     return []
@@ -254,8 +217,8 @@ def _unfinished(runtime: Runtime) -> list[Any]:
     return runtime._life.ledger.waited_for()
 
 
-def _end(runtime: Runtime, config: pytest.Config, failures: list[Failure]) -> None:
-    leaked = _flush(runtime, config)
+def _end(runtime: Runtime, timeout: float, failures: list[Failure]) -> None:
+    leaked = _flush(runtime, timeout)
     # Reports what somebody still holds, too.
     runtime.shutdown(timeout=0)
     _complain(runtime, leaked, failures)
@@ -264,7 +227,9 @@ def _end(runtime: Runtime, config: pytest.Config, failures: list[Failure]) -> No
 def _complain(runtime: Runtime, leaked: list[str], failures: list[Failure]) -> None:
     parts = []
     if leaked:
-        parts.append(f"{len(leaked)} leaked in {runtime.name!r}, and cancelled:\n" + "\n".join(leaked))
+        parts.append(f"{len(leaked)} leaked in '{shown(runtime.name)}', and cancelled:\n" + "\n".join(leaked))
     parts += [f"{failure}\n" + "".join(traceback.format_exception(failure.exception)).rstrip() for failure in failures]
     if parts:
+        import pytest
+
         pytest.fail("\n".join(parts), pytrace=False)

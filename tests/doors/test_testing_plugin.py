@@ -123,8 +123,10 @@ def test_an_error_that_nobody_asked_for_fails_the_test_and_names_where_it_was_su
     )  # fmt: skip
 
 
-@pytest.mark.promise("The shared runtime is flushed after each test")
-def test_the_shared_runtime_is_flushed_after_each_test(inner):
+@pytest.mark.promise(
+    "With `omniloop_strict = true` the shared runtime is flushed after each test, which fails if work does not end"
+)
+def test_the_shared_runtime_is_flushed_after_each_test_where_the_project_asks_for_it(inner):
     result = inner(
         """
         import asyncio
@@ -145,25 +147,51 @@ def test_the_shared_runtime_is_flushed_after_each_test(inner):
         def test_three():
             go(work()).result()
         """,
+        ini="omniloop_strict = true",
     )
 
     result.assert_outcomes(passed=3, errors=1)
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_two*", "*endless, for *, submitted at *in test_two,*"])
 
 
-@pytest.mark.promise("A test run that does not use omniloop starts no thread")
-def test_a_run_that_does_not_use_omniloop_starts_no_thread(inner):
+@pytest.mark.promise("A test run that does not use omniloop loads nothing of it, and starts no thread")
+@pytest.mark.parametrize("ini", ["", "omniloop_strict = true"])
+def test_a_run_that_does_not_use_omniloop_loads_nothing_and_starts_no_thread(inner, ini):
+    """The plugin imported the package, and with it asyncio, in every project's runs; and looked at each test."""
     result = inner(
         """
+        import sys
         import threading
 
         def test_one():
             pass
 
-        def test_two():
-            from omniloop import shared_runtime
-            assert not shared_runtime()._life.made
+        def test_two(request):
+            assert [name for name in sys.modules if name.partition(".")[0] in ("omniloop", "asyncio")] == []
             assert threading.active_count() == 1
+            asked = request.config.getini("omniloop_strict")
+            hooks = request.config.pluginmanager.hook.pytest_runtest_teardown.get_hookimpls()
+            assert asked == any("omniloop" in hook.plugin_name for hook in hooks)
+        """,
+        ini=ini,
+    )
+
+    result.assert_outcomes(passed=2)
+
+
+def test_tests_are_not_judged_unless_the_project_asks_for_it(inner):
+    """Who has omniloop installed by some other package knew nothing of it, and had tests fail."""
+    result = inner(
+        """
+        import asyncio
+        import omniloop
+
+        def test_one():
+            omniloop.go(asyncio.sleep(60), name="endless", daemon=False)
+
+        def test_two():
+            assert [task.get_name() for task in omniloop.tasks()] == ["endless"]
+            omniloop.tasks()[0].cancel()
         """,
     )
 

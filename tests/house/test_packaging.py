@@ -48,7 +48,7 @@ def test_the_wheel_holds_the_package_and_its_types(wheel):
     assert "omniloop/py.typed" in names
     assert names == {
         path.relative_to(ROOT / "src").as_posix()
-        for path in (ROOT / "src" / "omniloop").rglob("*")
+        for path in (ROOT / "src").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
 
