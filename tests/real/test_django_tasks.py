@@ -458,3 +458,32 @@ def test_a_graceful_stop_ends_the_tasks(tmp_path, server):
         )
         assert set(arrived.read_text().split()) == expected, process.log()
         assert "Traceback" not in process.log()
+
+
+@pytest.mark.promise("`run_after` is heeded by an engine that can, and refused by one that can't")
+def test_run_after_is_the_engines_to_heed(tmp_path):
+    pytest.importorskip("procrastinate")
+    pytest.importorskip("filelock")
+
+    def program():
+        from datetime import UTC, datetime
+
+        import engines
+        from django.tasks import task_backends
+
+        later = datetime(2099, 12, 31, tzinfo=UTC)
+        jobs.add.using(run_after=later).enqueue(1, b=2)
+        omniloop.flush()
+        (job,) = engines.connector.jobs.values()
+        print(job["task_name"], job["args"]["args"], job["args"]["kwargs"], job["scheduled_at"] == later)
+        print(task_backends["default"].supports_defer)
+
+    (tmp_path / "engines.py").write_text(
+        "from procrastinate import App\nfrom procrastinate.testing import InMemoryConnector\n"
+        "from omniloop.ext.procrastinate import Procrastinate\n\n"
+        "connector = InMemoryConnector()\napp = App(connector=connector)\njobs = Procrastinate(lambda: app)\n"
+    )
+    env = environment(tmp_path, broker="engines.jobs")
+    env["PYTHONPATH"] += f":{tmp_path}"
+    child = run_child(sets_up, program, env=env)
+    assert_said(child, "jobs.add [1] {'b': 2} True", "True")

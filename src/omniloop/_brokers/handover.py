@@ -27,7 +27,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
 from threading import RLock
 from types import FrameType
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar, final
 
 from .._arguments import check_timeout
 from .._clock import time
@@ -35,6 +35,9 @@ from .._errors import FullError, NotAsyncError, RefusedError, WaitTimeoutError
 from .._report import say
 from .._runtime import Runtime
 from .._work.task import CANCELLED, DAEMON, FAILED, HANDOVER, SUCCEEDED, Task
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 T = TypeVar("T")
 
@@ -78,6 +81,9 @@ class Delivery(NamedTuple):
 
 
 _delivery: ContextVar[Delivery] = ContextVar("omniloop_delivery")
+
+# When the calls that are made in this context are due at the earliest. For the `pack` of an engine that says `can_defer`.
+due: ContextVar[datetime | None] = ContextVar("omniloop_due", default=None)
 
 
 def current_delivery() -> Delivery | None:
@@ -207,6 +213,7 @@ class Engine(ABC):
     Attributes:
         at_once: So many are being sent at the same time.
         waiting: So many may be on their way, those that are being sent included; a call beyond that raises `FullError`.
+        can_defer: Whether a call can be handed over that is not to run before a moment to come: as Django's `run_after`.
 
     Example:
         >>> from omniloop import Delivery, Engine, background
@@ -229,6 +236,7 @@ class Engine(ABC):
 
     at_once: int = 16
     waiting: int = 10_000
+    can_defer: bool = False
 
     @abstractmethod
     def bind(self, function: Function) -> None:

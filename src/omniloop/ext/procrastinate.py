@@ -22,7 +22,7 @@ from procrastinate import App, JobContext
 from procrastinate.exceptions import TaskAlreadyRegistered
 
 from omniloop._bridges.resource import resource
-from omniloop._brokers.handover import Delivery, Engine, Function
+from omniloop._brokers.handover import Delivery, Engine, Function, due
 from omniloop._errors import NoResultError
 from omniloop._report import say
 
@@ -47,6 +47,8 @@ class Procrastinate(Engine):
         TypeError: if *make* is an app, or can't be called.
         ValueError: if *stalled_after* is not a number of seconds, 2 or more.
     """
+
+    can_defer = True
 
     def __init__(
         self,
@@ -121,22 +123,23 @@ class Procrastinate(Engine):
         call = json.loads(text)
         function.check(args, kwargs, tuple(call["args"]), call["kwargs"], "Pass something that JSON knows.")
         if self._shared.django and asyncio._get_running_loop() is None:
-            self._shared.working().configure_task(function.name).defer(**call)
+            self._shared.working().configure_task(function.name, schedule_at=due.get()).defer(**call)
             return None
-        return call
+        return call, due.get()
 
     async def send(self, function: Function, parcel: Any) -> None:
         """Write the job, unless the caller has."""
         if parcel is None:
             return
+        call, moment = parcel
         if self._shared.django:
             from .django import database
 
             async with database():
-                await self._shared.working().configure_task(function.name).defer_async(**parcel)
+                await self._shared.working().configure_task(function.name, schedule_at=moment).defer_async(**call)
         else:
             app = await self._shared.sending
-            await app.configure_task(function.name).defer_async(**parcel)
+            await app.configure_task(function.name, schedule_at=moment).defer_async(**call)
 
     async def fetch(self, function: Function, call_id: str, timeout: float | None) -> Any:
         """

@@ -58,6 +58,7 @@ from django.utils.module_loading import (  # type: ignore[import-untyped,import-
 )
 
 from omniloop import Engine, NoResultError, Sent, WaitTimeoutError, background, current_delivery, go, to_thread
+from omniloop._brokers.handover import due
 from omniloop._life.asgiref import bring_along
 from omniloop._limiter import Limiter
 
@@ -113,7 +114,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
     def validate_task(self, task: Task) -> None:
         """Refuse a task that can't be run here; also called where `@task` decorates a function, in workers too."""
         super().validate_task(task)
-        if self.options.get("broker") is not None and not self._problems:
+        if self._engine is not None:
             self._function_of(task)
 
     def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
@@ -236,12 +237,33 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
 
     # --- with a broker ------------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _engine(self) -> Engine | None:
+        """What *broker* says, made when first needed: the settings are there before the modules that they name."""
+        broker = None if self._problems else self.options.get("broker")
+        engine: Any = import_string(broker) if isinstance(broker, str) else broker
+        if engine is None or isinstance(engine, Engine):
+            return engine
+        made = engine() if callable(engine) else engine
+        if not isinstance(made, Engine):
+            raise ImproperlyConfigured(
+                f"TASKS[{self.alias!r}]['OPTIONS']: broker={broker!r} gives {made!r}, which is no engine. Give the dotted path of one, "
+                "or of a function that makes one."
+            )
+        return made
+
+    @property
+    def supports_defer(self) -> bool:  # type: ignore[override,unused-ignore]
+        """Whether `run_after` is heeded: by the engine, if that can."""
+        return self._engine is not None and self._engine.can_defer
+
     def _hand_over(self, result: TaskResult, context: Context) -> bool:
         """Hand a call over, and tell whether there is a broker for that; enqueued in any case."""
-        if self.options.get("broker") is None:
+        if self._engine is None:
             _set(result, enqueued_at=timezone.now())
             self._results.add(result, None)
             return False
+        context.run(due.set, result.task.run_after)
         sent = context.run(self._function_of(result.task), *result.args, **result.kwargs)
         # What the engine and its workers know it by.
         _set(result, id=sent.id, enqueued_at=timezone.now())
@@ -255,10 +277,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
         return function
 
     def _bound(self, task: Task) -> Callable[..., Sent[Any]]:
-        broker = self.options["broker"]
-        engine: Any = import_string(broker) if isinstance(broker, str) else broker
-        if not isinstance(engine, Engine) and callable(engine):
-            engine = engine()
+        assert self._engine is not None
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             delivery = current_delivery()
@@ -275,7 +294,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
         if task.takes_context:
             signature = signature.replace(parameters=list(signature.parameters.values())[1:])
         call.__signature__ = signature  # type: ignore[attr-defined]
-        handed_over: Callable[..., Sent[Any]] = background(broker=engine, name=task.module_path)(call)
+        handed_over: Callable[..., Sent[Any]] = background(broker=self._engine, name=task.module_path)(call)
         return handed_over
 
 
