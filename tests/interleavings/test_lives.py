@@ -11,6 +11,7 @@ from typing import Any
 from explorer import Copy, Edit, Loop, in_every_order, spawn, unexplored
 
 LIFE = "_life.life"
+THREAD = "_life.thread"
 LEDGER = "_work.ledger"
 GROUPS = "_bridges.groups"
 ADMISSION = "_admission"
@@ -66,12 +67,12 @@ def served(copy: Copy, *, running: bool = True, **settings: Any) -> Iterator[Ser
 
 
 @in_every_order(
-    LIFE,
+    f"{LIFE} {THREAD}",
     soak_only=True,
     a_start_that_does_not_look_whether_another_starts=Edit(
-        LIFE,
-        'if self._starting.setdefault("by", me) is not me:\n                return\n',
-        'self._starting.setdefault("by", me)\n',
+        THREAD,
+        'if self._by.setdefault("by", me) is not me:\n                return False\n',
+        'self._by.setdefault("by", me)\n',
     ),
 )
 def test_of_threads_that_start_a_runtime_at_once_one_does(copy: Copy) -> None:

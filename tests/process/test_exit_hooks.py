@@ -323,7 +323,7 @@ def works_and_fails():
     async def late():
         await asyncio.Event().wait()
 
-    omniloop.configure(exit_timeout=0.2, cancel_timeout=0.1)
+    omniloop.configure(exit_timeout=1, cancel_timeout=0.1)
     omniloop.go(fails())
     omniloop.go(works())
     omniloop.go(late())

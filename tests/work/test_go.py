@@ -562,7 +562,7 @@ def test_what_a_signal_handler_submitted_before_it_raised_is_not_left_asleep(run
         elif call == "cancel":
             runtime.go(asyncio.sleep(0)).cancel()
         else:
-            runtime._life.inbox.wake_resting_reader()
+            runtime._life.inbox.wake_reader(if_resting=True)
 
     def handler():
         nonlocal reached
@@ -651,7 +651,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(c
         assert reached.wait(timeout=5), f"asleep after an interruption at line {point} of the start"
         if how is RaiseAfterCall:
             # No start seems to go on.
-            assert runtime._life._starting == {}
+            assert not runtime._life._starter.under_way
         # Nothing is left over that a shutdown has to wait for.
         runtime.flush(timeout=5)
         runtime.shutdown(timeout=1)

@@ -8,8 +8,8 @@ What a life is at is one word, its `Stage`:
                            └──────> DEAD          the thread ended by itself; the runtime begins another life
     any, in a forked child ───────> FOREIGN       the parent's; the runtime begins another life
 
-Who writes it. `_make` and `_serve`: the thread that starts it, which has the ticket in `_starting` (and the loop's thread, should that
-start have been interrupted). `_park` and `_die`: the loop's thread. `shut`: whoever holds `closing`. `after_fork_in_child`: the one
+Who writes it. `_make` and `_serve`: the thread that starts it, by the `Starter` (and the loop's thread, should that start have been
+interrupted). `_park` and `_die`: the loop's thread. `shut`: whoever holds `closing`. `after_fork_in_child`: the one
 thread of the child.
 
 What is guaranteed. Whatever the inbox has accepted is started, or failed by `fail_all`: also where the thread dies, where it can't be
@@ -17,8 +17,7 @@ started again, and where the interpreter ends. Between submitting and closing it
 never asked in the submit path.
 
 How it starts. The first to come makes loop and threads, and nobody waits for it: whoever submits meanwhile only appends, because it may be a signal
-handler in the middle of this very start. The ticket is told by identity and given back without a call: an interruption (Ctrl-C) right
-after the taking of a common lock would leave that taken for ever, and the runtime never start.
+handler in the middle of this very start; see `thread.Starter`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from threading import Lock, RLock
+from threading import RLock
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,7 +50,7 @@ from .._work.leftovers import rank_of
 from .._work.tally import Tally
 from .._work.task import KEEPER, SUCCEEDED, Task, traceback_without
 from . import asgiref, monitoring, waits, workers
-from .thread import LoopThread, wait_until_gone
+from .thread import LoopThread, Starter, wait_until_gone
 from .watchdog import Watchdog, usage_of
 
 if TYPE_CHECKING:
@@ -164,8 +163,7 @@ class Life:
         self.asked: set[Any] = set()
         # Whether the end has waited, once, for what daemons had submitted by then.
         self.waited_for_daemons = False
-        # By whom it is being started: a lock that is held until then.
-        self._starting: dict[str, Lock] = {}
+        self._starter = Starter()
         # A failure that is told of already, and may leave through the loop.
         self._escaping: BaseException | None = None
 
@@ -237,25 +235,15 @@ class Life:
         if exit.exiting():
             exit.unwatch(self._watched)
             raise ClosedError(exit.TOO_LATE)
-        me = Lock()
-        me.acquire()
         try:
-            # Tried, not waited for: a signal handler may come here in the middle of a start. And told by identity, because
-            # one that raises right after it took a common lock would leave that taken for ever.
-            if self._starting.setdefault("by", me) is not me:
-                return
-            fork.prepare()
-            if not self.inbox.closed and not self.serving:
-                self._start()
+            self._starter.start(self._start)
         except (RuntimeError, OSError) as error:
             raise CannotStartError(f"omniloop can't start its thread here: {hosts.why_no_thread(error)}") from error
-        finally:
-            # Without a call, after which a signal handler could raise: nobody would start it again, after a fork say.
-            if self._starting == {"by": me}:
-                del self._starting["by"]
-            me.release()
 
     def _start(self) -> None:
+        fork.prepare()
+        if self.inbox.closed or self.serving:
+            return
         if self.stage is Stage.NEW:
             self._make()
         if fork.is_forking():
@@ -282,26 +270,32 @@ class Life:
 
     def wait_for_start(self) -> None:
         """Wait until nobody is starting the thread any more."""
-        starting = self._starting.get("by")
-        if starting is not None and starting.acquire(timeout=_START_TIMEOUT):
-            starting.release()
+        self._starter.wait(_START_TIMEOUT)
 
     def _make(self) -> None:
         settings = self._settings()
         _check_descriptors()
-        # In an empty context, because the loop's own callbacks keep the one that they were made in.
-        loop = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
-        if not isinstance(loop, asyncio.AbstractEventLoop):
-            close_unstarted(loop)
-            raise OmniloopError(f"loop_factory returned {loop!r}, which is not an asyncio event loop.")
+        pool = workers.Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
         try:
-            self._make_around(loop, settings)
+            if not fork.is_forking():
+                # Before there is a loop: where no thread can be started, none is made. On Pyodide it would take the place of the page's.
+                pool.start_one()
+            # In an empty context, because the loop's own callbacks keep the one that they were made in.
+            loop = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
+            if not isinstance(loop, asyncio.AbstractEventLoop):
+                close_unstarted(loop)
+                raise OmniloopError(f"loop_factory returned {loop!r}, which is not an asyncio event loop.")
+            try:
+                self._make_around(loop, pool, settings)
+            finally:
+                if self.thread is None:
+                    # Interrupted (Ctrl-C); the next use begins anew.
+                    loop.close()
         finally:
             if self.thread is None:
-                # Interrupted (Ctrl-C); the next use begins anew.
-                loop.close()
+                pool.stop(0)
 
-    def _make_around(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
+    def _make_around(self, loop: asyncio.AbstractEventLoop, pool: Workers, settings: Settings) -> None:
         try:
             signals.set_up_sigterm(settings.sigterm)
         except ValueError:
@@ -314,7 +308,6 @@ class Life:
                 )
         hosts.tell_what_a_stop_loses(self.name, signals.sigterm_handler(), settings.sigterm)
         thread = LoopThread(loop, self.name, self._escaped, self._die, exit.end_orphan)
-        pool = workers.Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         pool.serve(loop)
@@ -519,6 +512,9 @@ class Life:
                 in_threads.pop(work, None)
                 # Without the ticket it is the closing thread's to fail, and counts as accepted; with it, the next life gets the task.
                 return not work.claim()
+            if not self.serving:
+                # After an idle fork. When main has ended 3.12 starts no thread, and the drain needs the loop's.
+                self.inbox.wake_reader()
             workers.put(partial(self._work, [task], work))
         except BaseException as error:
             if work.claim():
@@ -740,7 +736,10 @@ class Life:
     def catch_up(self) -> None:
         """After a fork: start the threads if there is something for them to do."""
         thread = self.thread
-        if not self.inbox.closed and (self.inbox or (thread is not None and not self.serving and thread.is_wanted())):
+        if not self.inbox.closed and (
+            self.inbox
+            or (thread is not None and not self.serving and (thread.is_wanted() or bool(self.ledger.in_threads)))
+        ):
             # What was submitted meanwhile; or the loop serves something that is no task: a socket, a timer.
             with suppress(CannotStartError):
                 self.inbox.wake_reader()

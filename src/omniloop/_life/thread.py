@@ -23,6 +23,52 @@ _GONE_TIMEOUT = 0.1
 _LATE_TIMEOUT = 1.0
 
 
+class Starter:
+    """
+    One start at a time: who comes while one is under way leaves it to that, and goes on at once.
+
+    Tried, and not waited for, because a signal handler may come here in the middle of a start. And told by identity, in a dictionary whose
+    `setdefault` is atomic: a handler that raises right after it took a common lock would leave that taken for ever.
+    """
+
+    __slots__ = ("_by",)
+
+    def __init__(self) -> None:
+        # The start that is under way: the ident of its thread, and a lock that is held until it is over.
+        self._by: dict[str, tuple[int, threading.Lock]] = {}
+
+    @property
+    def under_way(self) -> bool:
+        """Tell whether a start is under way."""
+        return bool(self._by)
+
+    def in_this_thread(self) -> bool:
+        """Tell whether the start that is under way goes on below this call: it was interrupted, by a signal handler say."""
+        by = self._by.get("by")
+        return by is not None and by[0] == threading.get_ident()
+
+    def start(self, make: Callable[[], object]) -> bool:
+        """Call *make*, unless a start is under way; False then. Whoever leaves something to that looks again afterwards."""
+        me = threading.get_ident(), threading.Lock()
+        me[1].acquire()
+        try:
+            if self._by.setdefault("by", me) is not me:
+                return False
+            make()
+            return True
+        finally:
+            # Without a call, after which a signal handler could raise: nothing would ever be started again.
+            if self._by == {"by": me}:
+                del self._by["by"]
+            me[1].release()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until the start that is under way is over, *timeout* seconds at the most; not for one that this thread itself is in."""
+        by = self._by.get("by")
+        if by is not None and by[0] != threading.get_ident() and by[1].acquire(timeout=timeout):
+            by[1].release()
+
+
 class LoopThread:
     """
     Runs an event loop on a daemon thread.

@@ -9,8 +9,8 @@ What the loop asks of its executor is served also then, by one worker more, whic
 is an error only where the queue stands, every worker waits, and none of what they wait for could ever end: see `why_endless`.
 
 Who may touch what. Any thread may put, and no lock is waited for. How many workers are idle is the length of a deque, to which each adds
-and removes its own entry. Threads are started by one thread at a time, told by identity as in `life`; who finds that taken leaves a wish in
-`_wanted`, and the one that starts looks again after giving it back. What the loop asks is in `_asked`, and a job in the queue says so: the
+and removes its own entry. Threads are started by one thread at a time (`thread.Starter`); who finds one at it leaves a wish in `_wanted`, and
+the one that starts looks again afterwards. What the loop asks is in `_asked`, and a job in the queue says so: the
 first to come, that job or the worker that is kept for it, takes it.
 
 What was tried. The threads of `ThreadPoolExecutor` itself: they are joined, and its queue is shut, before the first `atexit` handler runs, so
@@ -36,6 +36,7 @@ from .._process import hosts
 from .._process.fork import forget_after_fork
 from .._process.hosts import new_thread
 from .._work.task import DAEMON, Task
+from .thread import Starter
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -70,9 +71,9 @@ class Workers(ThreadPoolExecutor):
         # An entry for each worker that waits for a job, made and removed by itself; so that submitting takes no lock.
         self._idle: deque[None] = deque()
         self._staff: set[threading.Thread] = set()
-        # One for each job that found nobody free. Threads are started by one thread at a time.
+        # One for each job that found nobody free.
         self._wanted: deque[None] = deque()
-        self._starting: dict[str, object] = {}
+        self._starter = Starter()
         # What the loop asks, oldest first; and the worker that is kept for that, where all others have something to do.
         self._asked: deque[tuple[Future[Any], Job]] = deque()
         self._kept: threading.Thread | None = None
@@ -303,29 +304,23 @@ class Workers(ThreadPoolExecutor):
     def _grow(self) -> None:
         """Start a worker, if there is room."""
         self._wanted.append(None)
-        # Tried, not waited for (a signal handler may submit): who holds it looks again after giving it back.
-        # And told by identity, because an interruption right after it took a common lock would leave that taken for ever.
-        me = object()
-        while self._wanted:
-            try:
-                if self._starting.setdefault("by", me) is not me:
-                    return
-                self._wanted.pop()
-                if self._has_room():
-                    self._start(self._serve, self._staff.add, self._staff.discard)
-                elif self._asked and self._kept is None and self._most_waiting is not None:
-                    self._start(self._serve_asked, self._keep, self._keep_no_more)
-            except IndexError:
-                # Another thread was served in between.
-                pass
-            except RuntimeError:
-                # "can't start new thread", at the interpreter's end: those that are there will come to it.
-                if len(self._staff) <= len(self._blocked):
-                    raise
-            finally:
-                # Without a call, after which a signal handler could raise: no other worker would ever be started.
-                if self._starting == {"by": me}:
-                    del self._starting["by"]
+        while self._wanted and self._starter.start(self._start_wanted):
+            pass
+
+    def _start_wanted(self) -> None:
+        try:
+            self._wanted.pop()
+            if self._has_room():
+                self._start(self._serve, self._staff.add, self._staff.discard)
+            elif self._asked and self._kept is None and self._most_waiting is not None:
+                self._start(self._serve_asked, self._keep, self._keep_no_more)
+        except IndexError:
+            # Another thread was served in between.
+            pass
+        except RuntimeError:
+            # "can't start new thread", at the interpreter's end: those that are there will come to it.
+            if len(self._staff) <= len(self._blocked):
+                raise
 
     def _has_room(self) -> bool:
         blocked = len(self._blocked)

@@ -78,7 +78,7 @@ class Failures:
         inbox = self.inbox
         if inbox is not None and not inbox.closed:
             with suppress(RuntimeError):
-                inbox.wake_resting_reader()
+                inbox.wake_reader(if_resting=True)
                 # After the append: who closes the inbox tells afterwards what was dropped by then.
                 if not inbox.closed:
                     return

@@ -37,6 +37,7 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Final
 
@@ -61,21 +62,10 @@ class Inbox:
 
     def put(self, item: Any) -> bool:
         """Deliver *item*, or return False and leave nothing behind."""
-        try:
-            self._items.append(item)
-            # A look first, for 15 ns, where a try that fails costs 50 to 110 (not on 3.15).
-            if not self._token.locked() and self._token.acquire(False):
-                self._wake()
-        except BaseException:
-            # Ctrl-C between the taking of the token and the wake-up would leave it taken for ever, and the reader asleep. Given back
-            # first, and in place: near the recursion limit no function can be called, and the next signal may come in one.
-            try:
-                self._token.release()
-            except RuntimeError:
-                # It was free already.
-                pass
-            self._wake_after_all(item)
-            raise
+        self._items.append(item)
+        # A look first, for 15 ns, where a try that fails costs 50 to 110 (not on 3.15).
+        if not self._token.locked():
+            self.wake_reader(item, if_resting=True)
         # After the append: either the last emptying took the item, or the mark is seen here.
         return not self.closed or not self.take_back(item)
 
@@ -103,44 +93,33 @@ class Inbox:
         # A second look, after the giving back: a writer that found the token held relies on it.
         return not (self._items and self._token.acquire(False))
 
-    def wake_reader(self) -> None:
-        """Wake the reader, due or not. A spare wake-up is harmless."""
+    def wake_reader(self, item: object = None, *, if_resting: bool = False, again: bool = True) -> None:
+        """
+        Wake the reader, due or not: a spare wake-up is harmless. *if_resting*: unless it is due to look.
+
+        If that fails, or is interrupted, what others put is taken nevertheless; *item* is its caller's to take back.
+        """
         try:
-            self._token.acquire(False)
-            self._wake()
-        except BaseException:
-            # As in `put`.
+            if self._token.acquire(False) or not if_resting:
+                self._wake()
+        except BaseException as error:
+            # Ctrl-C between the taking of the token and the wake-up would leave it taken for ever, and the reader asleep. Given back
+            # first, and in place: near the recursion limit no function can be called, and the next signal may come in one.
             try:
                 self._token.release()
             except RuntimeError:
+                # It was free already.
                 pass
-            self._wake_after_all()
+            # Others found the token taken meanwhile, and rely on this wake-up: other threads, or the very handler that raised. Where there
+            # is no thread to be had, the next `put` tries again, and tells its caller.
+            if again and any(other is not item for other in self.waiting()):
+                with suppress(Exception):
+                    self.wake_reader(item, again=not isinstance(error, Exception))
             raise
 
     def is_due(self) -> bool:
         """Tell whether the reader is due to look, or is looking."""
         return self._token.locked()
-
-    def wake_resting_reader(self) -> None:
-        """Wake the reader, unless it is due to look."""
-        if not self.is_due():
-            self.wake_reader()
-
-    def _wake_after_all(self, item: Any = None) -> None:
-        """Make up for a wake-up that failed, or was interrupted: all but *item* must be taken nevertheless."""
-        # Others found the token taken meanwhile, and rely on this wake-up: other threads, or the very handler that raised.
-        if any(other is not item for other in self.waiting()):
-            try:
-                self._token.acquire(False)
-                self._wake()
-            except Exception:
-                # There is no thread to be had. The next `put` tries again, and tells its caller.
-                self.give_token_back()
-            except BaseException:
-                # Interrupted once more.
-                self.give_token_back()
-                self._wake_after_all(item)
-                raise
 
     def give_token_back(self) -> None:
         """Make the next `put` wake the reader. Giving back a free token is harmless."""
