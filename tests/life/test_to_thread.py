@@ -192,6 +192,63 @@ def test_no_thread_to_be_had_is_an_error_that_says_so_and_the_next_use_works():
     assert (result.stdout, result.stderr, result.code) == (f"{line}{line}7\n", "", 0)
 
 
+def where_there_are_no_threads():
+    def no_threads(thread):
+        raise RuntimeError("can't start new thread")
+
+    threading.Thread.start = no_threads
+    make_loop, made = asyncio.new_event_loop, []
+
+    def new_event_loop():
+        # On Pyodide a new loop takes the place of the page's, and is closed with its maker.
+        made.append(make_loop())
+        asyncio._set_running_loop(made[-1])
+        return made[-1]
+
+    async def work():
+        return 7
+
+    async def page():
+        here = asyncio.get_running_loop()
+        asyncio.new_event_loop = new_event_loop
+        for call, what in [
+            *((call, work) for call in (omniloop.go, omniloop.run, omniloop.try_go)),
+            *((call, int) for call in (omniloop.call_soon, omniloop.to_thread)),
+            (lambda fn: omniloop.call_later(0, fn), int),
+            (lambda fn: omniloop.every(1, fn), int),
+        ]:
+            try:
+                call(what() if what is work else what)
+            except CannotStartError as error:
+                print(error)
+        asyncio.new_event_loop = make_loop
+        print(made, asyncio.get_running_loop() is here, await asyncio.create_task(work()))
+
+    asyncio.run(page())
+
+
+@pytest.mark.promise("And it leaves a loop alone that runs in the caller: it comes before a loop is made")
+def test_where_there_are_no_threads_the_refusal_comes_before_a_loop_is_made():
+    """On Pyodide the page's own coroutine broke: its loop was replaced, and closed."""
+    result = run_child(where_there_are_no_threads)
+
+    line = "omniloop can't start its thread here: can't start new thread.\n"
+    assert result == (f"{line * 7}[] True 7\n", "", 0, result.seconds)
+
+
+def test_a_loop_that_can_not_be_made_leaves_no_worker_behind():
+    def factory():
+        raise OSError("no loop today")
+
+    with Runtime(name="loopless", loop_factory=factory) as runtime:
+        with pytest.raises(CannotStartError, match="no loop today"):
+            runtime.go(asyncio.sleep(0))
+        for thread in threading.enumerate():
+            if thread.name.startswith("loopless"):
+                thread.join(5)
+                assert not thread.is_alive()
+
+
 def without_room_for_another_worker():
     with Runtime(max_workers=1) as runtime:
         runtime.to_thread(int).result(timeout=5)

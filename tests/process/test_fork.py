@@ -329,6 +329,21 @@ def test_a_fork_with_work_pending_leaves_the_loops_thread_the_same():
     assert result == ("True\nwork cleaned up here\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A call of `to_thread` that is left behind after a fork is made before the program ends")
+def test_a_call_in_a_thread_that_is_left_after_a_fork_is_made():
+    """On 3.12 it was lost: it started a worker but no loop, and when main has ended no thread can be started."""
+
+    def program():
+        run(answer())
+        wait(fork(lambda: None))
+        # It is under way when main ends.
+        omniloop.to_thread(lambda: (time.sleep(0.5), say("made")))
+
+    result = run_child(start, program, flags=QUIET)
+
+    assert result == ("made\n", "", 0, result.seconds)
+
+
 @pytest.mark.promise("Sockets and timers that were made without the runtime outlast a fork")
 def test_sockets_and_timers_made_without_the_runtime_outlast_a_fork():
     def program():
