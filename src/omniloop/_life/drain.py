@@ -322,7 +322,7 @@ class _Drain:
                 await _ended(life, left)
             else:
                 # In the inbox.
-                life.inbox.wake_resting_reader()
+                life.inbox.wake_reader(if_resting=True)
                 await asyncio.sleep(0)
             return True
         life.failures.tell_dropped()
