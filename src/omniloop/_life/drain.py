@@ -560,11 +560,19 @@ class _End:
         if (generators := getattr(loop, "_asyncgens", None)) is not None:
             # Nothing is refused yet, and asyncio's own hook complains of those that are opened from now on.
             sys.set_asyncgen_hooks(firstiter=generators.add)
-        try:
-            async with asyncio.timeout(max(0.01, deadline - time.monotonic())):
-                await loop.shutdown_asyncgens()
-        except TimeoutError:
-            return False
+        left = max(0.01, deadline - time.monotonic())
+        if asyncio.current_task() is None:
+            # A library has put tasks of its own in the place of asyncio's, and `asyncio.timeout` finds none on 3.14.
+            closing = loop.create_task(loop.shutdown_asyncgens())
+            if not (await asyncio.wait([closing], timeout=left))[0]:
+                closing.cancel()
+                return False
+        else:
+            try:
+                async with asyncio.timeout(left):
+                    await loop.shutdown_asyncgens()
+            except TimeoutError:
+                return False
         # The callbacks of what has just ended, which settle it, come before this goes on.
         await asyncio.sleep(0)
         return True
