@@ -92,11 +92,19 @@ def clients(url: str) -> dict[str, Callable[[], Any]]:
     by_hand, twin = httpx.Client(base_url=url), blocking(httpx.AsyncClient)(base_url=url)
     # What the async client costs where nobody changes threads.
     runner, alone = asyncio.Runner(), httpx.AsyncClient(base_url=url)
-    found = {
+    found: dict[str, Callable[[], Any]] = {
         "httpx.Client, by hand": lambda: by_hand.get("/"),
         "httpx.AsyncClient, on a loop here": lambda: runner.run(alone.get("/")),
         "blocking(httpx.AsyncClient)": lambda: twin.get("/"),
     }
+    try:
+        import httpx2
+    except ImportError:
+        print("httpx2 is not installed, and is left out")
+    else:
+        by_hand_2, twin_2 = httpx2.Client(base_url=url), blocking(httpx2.AsyncClient)(base_url=url)
+        found["httpx2.Client, by hand"] = lambda: by_hand_2.get("/")
+        found["blocking(httpx2.AsyncClient)"] = lambda: twin_2.get("/")
     try:
         from synchronicity import Synchronizer
     except ImportError:

@@ -224,10 +224,11 @@ def test_aiohttp():
 
 
 @pytest.mark.promise(
-    "The sync twin of httpx's client streams from a server, line by line, and closes the response at the end of the block"
+    "The sync twins of httpx's and httpx2's clients stream from a server, line by line, and close the response at the end of the block"
 )
-def test_httpx():
-    httpx = pytest.importorskip("httpx")
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_httpx(library):
+    httpx = pytest.importorskip(library)
     import http.server
     import threading
 
