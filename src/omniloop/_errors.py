@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 class OmniloopError(Exception):
     """The base of all errors of omniloop's own."""
@@ -15,12 +18,44 @@ class ClosedError(OmniloopError, RuntimeError):
     """The runtime is shut down, or the interpreter ends: nothing more is accepted."""
 
 
-class WaitTimeoutError(OmniloopError, TimeoutError):
-    """The wait timed out, not the work: a `TimeoutError` that the work itself raised is never of this class."""
+class _LimitError(OmniloopError):
+    """A time limit that was given to omniloop has passed."""
+
+    def __init__(self, *args: object, task: Any = None) -> None:
+        super().__init__(*args)
+        self._task: Callable[[], Any] = lambda: task
+
+    @property
+    def task(self) -> Any:
+        """
+        The `Task` that is meant; None where that is no single one (a group, a flush), and where nobody holds it any more.
+
+        The handle of work that failed with this error is not kept alive by it.
+        """
+        return self._task()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A handle stays in its process.
+        return type(self), self.args
 
 
-class TaskTimeoutError(OmniloopError, TimeoutError):
-    """The work was not done within the ``timeout`` that it was submitted with, and was cancelled, or never started."""
+class WaitTimeoutError(_LimitError, TimeoutError):
+    """
+    The wait timed out, and only the wait: the work goes on. A `TimeoutError` that the work itself raised is never of this class.
+
+    Its ``task`` is the handle that was waited for; None if that is no single one.
+    """
+
+
+class TaskTimeoutError(_LimitError, TimeoutError):
+    """
+    The work was not done within the ``timeout`` that it was given, and was cancelled, or never started.
+
+    Its ``task`` is the handle of that work, by which a limit of one's own is told from one inside the work; None for a group's.
+    """
+
+    # Raised in the work of a handle, which makes itself known when the error comes out of it.
+    of_handle = False
 
 
 class WouldDeadlockError(OmniloopError, RuntimeError):

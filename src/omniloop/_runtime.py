@@ -26,7 +26,7 @@ from ._arguments import (
     one_argument,
 )
 from ._clock import acquire, time
-from ._errors import AlreadyRunningError, ClosedError, FullError, WaitTimeoutError, WouldDeadlockError
+from ._errors import AlreadyRunningError, ClosedError, FullError, TaskTimeoutError, WaitTimeoutError, WouldDeadlockError
 from ._life import asgiref, drain, monitoring, waits
 from ._life.life import Life, ThreadWork
 from ._process import exit, fork, signals
@@ -398,7 +398,7 @@ class Runtime:
             timeout: Seconds to wait. None waits without end.
 
         Raises:
-            WaitTimeoutError: if *timeout* passed. The work was cancelled.
+            TaskTimeoutError: if *timeout* passed. The work was cancelled; its ``task`` is that of this work.
             NotAsyncError: if *coro* can't be awaited here.
             WouldDeadlockError: if the wait could never end: on the loop's own thread, for one.
             ClosedError: if the runtime is shut down, or the interpreter ends.
@@ -844,7 +844,12 @@ class Runtime:
                 task._wait_for(wait_here, self._settings.cancel_timeout)
             raise
         if not done:
-            raise WaitTimeoutError(f"{shown(task.get_name())} was not done after {timeout} s, and was cancelled.")
+            end = (
+                "was cancelled"
+                if task.done()
+                else f"was asked to end; {self._settings.cancel_timeout} s later it has not. It goes on: tasks() shows it"
+            )
+            raise TaskTimeoutError(f"{shown(task.get_name())} was not done after {timeout} s, and {end}.", task=task)
         return task
 
     def _make_task(

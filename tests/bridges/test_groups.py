@@ -17,7 +17,7 @@ import pytest
 
 import omniloop
 from children import run_child
-from omniloop import ClosedError, ForkedError, NotAsyncError, Runtime, TaskGroup, WaitTimeoutError, WouldDeadlockError
+from omniloop import ClosedError, ForkedError, NotAsyncError, Runtime, TaskGroup, TaskTimeoutError, WouldDeadlockError
 
 who = contextvars.ContextVar("who", default="nobody")
 
@@ -511,7 +511,7 @@ def test_a_cancellation_from_outside_is_not_lost_behind_a_failure():
 def test_a_timeout_cancels_all_and_raises_when_the_clean_up_is_done():
     ended = []
 
-    with pytest.raises(WaitTimeoutError, match=r"0\.3 s"), TaskGroup(timeout=0.3) as group:
+    with pytest.raises(TaskTimeoutError, match=r"0\.3 s"), TaskGroup(timeout=0.3) as group:
         group.go(forever(ended))
 
     assert ended == [True]
@@ -537,7 +537,7 @@ def test_a_task_that_will_not_end_does_not_hold_up_a_timeout_for_ever():
         return release.wait(5)
 
     with Runtime(cancel_timeout=0.01) as runtime:
-        with pytest.raises(WaitTimeoutError, match="1 are not done"), TaskGroup(timeout=1, runtime=runtime) as group:
+        with pytest.raises(TaskTimeoutError, match="1 are not done"), TaskGroup(timeout=1, runtime=runtime) as group:
             task = group.to_thread(block)
         release.set()
         assert task.result(5)
@@ -548,7 +548,7 @@ def test_failures_come_out_together_with_the_timeout():
         group.go(fail(ValueError()))
         group.go(forever())
 
-    assert [type(error) for error in caught.value.exceptions] == [ValueError, WaitTimeoutError]
+    assert [type(error) for error in caught.value.exceptions] == [ValueError, TaskTimeoutError]
 
 
 # --- bad input, and waits that can't end ------------------------------------------------------------------------------

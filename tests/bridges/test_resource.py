@@ -13,7 +13,7 @@ import pytest
 
 import omniloop
 from children import run_child
-from omniloop import ClosedError, NotAsyncError, Runtime, WaitTimeoutError, WouldDeadlockError, WrongLoopError, resource
+from omniloop import ClosedError, NotAsyncError, Runtime, TaskTimeoutError, WouldDeadlockError, WrongLoopError, resource
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -524,7 +524,7 @@ def test_a_timeout_cancels_the_use_and_the_client_stays_open(runtime):
     log = []
     client = resource(lambda: Client(log), runtime=runtime)
 
-    with pytest.raises(WaitTimeoutError):
+    with pytest.raises(TaskTimeoutError):
         client.run(lambda c: asyncio.sleep(60), timeout=0.01)
 
     assert client.run(lambda c: c.get("/"))[1] == "/"

@@ -10,7 +10,7 @@ import pytest
 
 import omniloop
 from children import run_child
-from omniloop import ClosedError, Runtime, WaitTimeoutError, WouldDeadlockError, resource
+from omniloop import ClosedError, Runtime, TaskTimeoutError, WaitTimeoutError, WouldDeadlockError, resource
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ def test_what_is_told_of_a_use_names_the_users_function(runtime):
     async def fail_orders(client):
         raise LookupError
 
-    with pytest.raises(WaitTimeoutError, match="fetch_orders was not done"):
+    with pytest.raises(TaskTimeoutError, match="fetch_orders was not done"):
         client.run(fetch_orders, timeout=0.01)
     task = client.go(fetch_orders)
     assert "fetch_orders" in task.get_name()

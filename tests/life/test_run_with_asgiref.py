@@ -16,7 +16,7 @@ import pytest
 
 import omniloop
 from children import LAZY, run_child
-from omniloop import Runtime, WaitTimeoutError
+from omniloop import Runtime, TaskTimeoutError
 from omniloop._life import waits
 
 pytest.importorskip("asgiref.sync")
@@ -187,7 +187,7 @@ def test_a_timeout_holds_while_calls_come(runtime):
         while True:
             await sync_to_async(time.sleep)(0.001)
 
-    with pytest.raises(WaitTimeoutError):
+    with pytest.raises(TaskTimeoutError):
         runtime.run(work(), timeout=0.05)
     assert runtime.tasks() == []
 

@@ -28,7 +28,7 @@ IN_ITS_PLACE = """
         calls.append(func)
         try:
             return omniloop.run(func(*args, **kwargs), timeout=timeout or None)
-        except omniloop.WaitTimeoutError as error:
+        except omniloop.TaskTimeoutError as error:
             raise fsspec.asyn.FSTimeoutError from error
 
     fsspec.asyn.get_loop = get_loop

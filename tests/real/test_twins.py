@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from servers import PATIENCE, free_port, wait_until
 
-from omniloop import WaitTimeoutError, blocking
+from omniloop import TaskTimeoutError, blocking
 
 THREADS = 16
 pytestmark = pytest.mark.timeout(90)
@@ -105,7 +105,7 @@ def test_redis(redis_socket):
 
         with ThreadPoolExecutor(THREADS) as pool:
             assert sorted(pool.map(work, range(THREADS * 3))) == list(range(1, THREADS * 3 + 1))
-        with pytest.raises(WaitTimeoutError):
+        with pytest.raises(TaskTimeoutError):
             redis.blpop.options(timeout=0.05)("nothing")
         with pytest.raises(asyncio_redis.ResponseError):
             redis.lpush("key", 1)

@@ -12,7 +12,7 @@ import weakref
 import pytest
 
 import omniloop
-from omniloop import ClosedError, Runtime, WaitTimeoutError
+from omniloop import ClosedError, Runtime, TaskGroup, TaskTimeoutError
 
 
 async def work(value="done"):
@@ -63,9 +63,10 @@ def test_it_works_where_another_loop_runs(runtime):
 def test_a_timeout_cancels_the_work_and_waits_for_its_clean_up(runtime):
     cancelled = Cancelled()
 
-    with pytest.raises(WaitTimeoutError, match=r"was not done after 0.01 s, and was cancelled"):
+    with pytest.raises(TaskTimeoutError, match=r"was not done after 0.01 s, and was cancelled") as raised:
         runtime.run(cancelled.work(), timeout=0.01)
 
+    assert raised.value.task.cancelled()
     assert cancelled.cleaned_up.is_set()
     assert runtime.tasks() == []
 
@@ -77,7 +78,7 @@ def test_a_timeout_of_nothing_cancels_at_once(runtime):
         ran.append(1)
         await asyncio.sleep(60)
 
-    with pytest.raises(WaitTimeoutError):
+    with pytest.raises(TaskTimeoutError):
         runtime.run(work(), timeout=0)
     assert runtime.tasks() == []
 
@@ -99,9 +100,12 @@ def test_the_wait_for_the_clean_up_is_bounded():
     over = threading.Event()
     with Runtime(name="bounded", cancel_timeout=0.05) as runtime:
         start = time.monotonic()
-        with pytest.raises(WaitTimeoutError):
+        with pytest.raises(
+            TaskTimeoutError, match=r"was asked to end; 0.05 s later it has not. It goes on: tasks\(\)"
+        ) as raised:
             runtime.run(deaf(), timeout=0.01)
         assert time.monotonic() - start < 2
+        assert runtime.tasks() == [raised.value.task]
         over.set()
 
 
@@ -111,7 +115,35 @@ def test_a_timeout_of_the_work_is_not_taken_for_ours(runtime):
 
     with pytest.raises(TimeoutError, match="of the work") as caught:
         runtime.run(times_out(), timeout=5)
-    assert not isinstance(caught.value, WaitTimeoutError)
+    assert not isinstance(caught.value, TaskTimeoutError)
+
+
+@pytest.mark.promise(
+    "The `task` of a `TaskTimeoutError` tells whose time limit it was: that of `run`, or one inside the work"
+)
+def test_whose_time_limit_it_was_is_told(runtime):
+    async def outer(inner):
+        await inner()
+
+    async def a_task():
+        held.append(runtime.go(asyncio.sleep(60), name="inner", timeout=0.01))
+        await held[0]
+
+    async def a_group():
+        async with TaskGroup(timeout=0.01, runtime=runtime):
+            await asyncio.sleep(60)
+
+    async def no_limit():
+        await asyncio.sleep(60)
+
+    found, held = [], []
+    for inner, timeout in ((a_task, 5), (a_group, 5), (no_limit, 0.01)):
+        with pytest.raises(TaskTimeoutError) as raised:
+            runtime.run(outer(inner), timeout=timeout)
+        task = raised.value.task
+        found.append(None if task is None else task.get_name().rpartition(".")[2])
+
+    assert found == ["inner", None, "outer"]
 
 
 def test_work_that_another_cancels_raises_cancelled_error(runtime):

@@ -166,7 +166,7 @@ def test_the_books_balance_after_everything_at_once(loop):
                 elif what < 0.98:
                     try:
                         run(asyncio.sleep(0.001), timeout=1)
-                    except (omniloop.ClosedError, omniloop.WaitTimeoutError, concurrent.futures.CancelledError):
+                    except (omniloop.ClosedError, omniloop.TaskTimeoutError, concurrent.futures.CancelledError):
                         pass
                 elif what < 0.99:
                     omniloop.stats()

@@ -10,6 +10,7 @@ import functools
 import gc
 import inspect
 import itertools
+import math
 import os
 import pickle
 import sys
@@ -30,7 +31,7 @@ from omniloop import (
     ForkedError,
     NotAsyncError,
     Runtime,
-    WaitTimeoutError,
+    TaskTimeoutError,
     WouldDeadlockError,
     blocking,
     flush,
@@ -1012,7 +1013,7 @@ def test_attributes_that_are_functions_wait_too(db):
 
 @pytest.mark.promise("A call has a time limit without a change of its signature")
 def test_a_call_has_a_time_limit_without_a_change_of_its_signature(db):
-    with pytest.raises(WaitTimeoutError):
+    with pytest.raises(TaskTimeoutError):
         db.never.options(timeout=0.01)()
 
     assert db.log[-1] == "cleaned up"
@@ -1025,7 +1026,7 @@ def test_a_call_has_a_time_limit_without_a_change_of_its_signature(db):
 def test_a_time_limit_may_be_given_for_all_calls():
     Impatient = blocking(AsyncDatabase, timeout=0.01)
 
-    with pytest.raises(WaitTimeoutError):
+    with pytest.raises(TaskTimeoutError):
         Impatient("test://").never()
 
 
@@ -1043,16 +1044,43 @@ def test_the_time_limit_of_an_iterator_is_for_each_item():
     it = slow.options(timeout=0.05)()
 
     assert next(it) == 1
-    with pytest.raises(WaitTimeoutError, match=r"0\.05 s"):
+    with pytest.raises(TaskTimeoutError, match=r"0\.05 s"):
         next(it)
     assert closed.wait(PATIENCE)
 
 
-def test_the_time_limit_counts_for_async_callers_too(db):
-    with pytest.raises(TimeoutError):
-        asyncio.run(db.never.options(timeout=0.01).aio())
+@pytest.mark.promise(
+    "A time limit is the same for both faces of a twin, and for each item of an iterator: `TaskTimeoutError`"
+)
+@pytest.mark.parametrize("where", ["elsewhere", "on the loop itself"])
+def test_the_time_limit_counts_for_async_callers_too(db, where):
+    """A call raised asyncio's own error, and an iterator took no notice of its limit."""
+    cleaned_up = []
 
-    assert db.log[-1] == "cleaned up"
+    @blocking
+    async def slow():
+        try:
+            yield 1
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.001)
+            cleaned_up.append(True)
+
+    async def main():
+        with pytest.raises(TaskTimeoutError):
+            await db.never.options(timeout=0.01).aio()
+        items = slow.options(timeout=0.05).aio()
+        assert await anext(items) == 1
+        with pytest.raises(TaskTimeoutError, match=r"slow had no item after 0\.05 s, and was cancelled"):
+            await anext(items)
+        assert await db.execute.options(timeout=math.inf).aio("123") == 3
+
+    (asyncio.run if where == "elsewhere" else run)(main())
+    with pytest.raises(TaskTimeoutError, match="had no item"):
+        list(slow.options(timeout=0.05)())
+
+    assert "cleaned up" in db.log
+    assert cleaned_up == [True, True]
 
 
 def test_cancelling_an_async_caller_cancels_the_work_and_waits_for_its_clean_up(db):

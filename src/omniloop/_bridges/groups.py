@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, T
 
 from .._arguments import check_function, check_timeout, close_unstarted, is_async, misplaced_arguments, one_argument
 from .._clock import acquire, time
-from .._errors import ClosedError, ForkedError, WaitTimeoutError, WouldDeadlockError
+from .._errors import ClosedError, ForkedError, TaskTimeoutError, WouldDeadlockError
 from .._limiter import go_limited, limiter, to_thread_limited
 from .._report import shown
 from .._runtime import Runtime
@@ -423,7 +423,7 @@ class TaskGroup:
             errors.append(error)
         if self._timed_out or not over:
             left = f" {len(self._unfinished)} are not done with their clean-up." if not over else ""
-            timeout = WaitTimeoutError(f"The TaskGroup was not done after {self._timeout} s, and was cancelled.{left}")
+            timeout = TaskTimeoutError(f"The TaskGroup was not done after {self._timeout} s, and was cancelled.{left}")
             if not errors:
                 raise timeout from None
             errors.append(timeout)

@@ -130,7 +130,7 @@ class Resource(Generic[T]):
             timeout: Seconds to wait. None waits without end.
 
         Raises:
-            WaitTimeoutError: if *timeout* passed. What was being done was cancelled; the client stays open.
+            TaskTimeoutError: if *timeout* passed. What was being done was cancelled; the client stays open.
             NotAsyncError: if *use* can't be called, or what it returns can't be awaited.
             WouldDeadlockError: if the wait could never end: on the loop's own thread, for one.
             ClosedError: if the resource is closed, the runtime is shut down, or the interpreter ends.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator
@@ -11,7 +12,7 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
-from .._errors import ForkedError, WaitTimeoutError
+from .._errors import ForkedError, TaskTimeoutError
 from .._report import shown
 from .._runtime import Runtime
 from .._work.task import Kind, Task
@@ -150,6 +151,7 @@ class Steps(Generator[T, S, None]):
         timeout: float | None,
     ) -> None:
         runtime._current().check_may_wait(name, "use `async for` there")
+        self._runtime = runtime
         self._out = out
         self._timeout = timeout
         self._ended = False
@@ -189,7 +191,9 @@ class Steps(Generator[T, S, None]):
                 self._ended = True
                 source.drop()
         if not done:
-            raise WaitTimeoutError(f"{shown(task.get_name())} had no item after {self._timeout} s, and was cancelled.")
+            # As `run` does.
+            task._wait_until_done(self._runtime._settings.cancel_timeout)
+            raise _too_late(task, self._timeout)
         if step.item:
             return self._out(step.item[0])
         self._ended = True
@@ -233,6 +237,10 @@ def _release(gate: threading.Lock) -> None:
         gate.release()
 
 
+def _too_late(task: Task[Any], timeout: float | None) -> TaskTimeoutError:
+    return TaskTimeoutError(f"{shown(task.get_name())} had no item after {timeout} s, and was cancelled.", task=task)
+
+
 class AsyncSteps(AsyncGenerator[T, S]):
     """The same for async code on any loop of asyncio's; the source stays on the runtime's."""
 
@@ -243,9 +251,11 @@ class AsyncSteps(AsyncGenerator[T, S]):
         frame: FrameType,
         name: str,
         out: Callable[[Any], T],
+        timeout: float | None,
     ) -> None:
         self._make, self._runtime, self._frame, self._name = make, runtime, frame, name
         self._out = out
+        self._timeout = None if timeout == math.inf else timeout
         self._source: Source[Any] | None = None
         self._ended = False
 
@@ -281,10 +291,13 @@ class AsyncSteps(AsyncGenerator[T, S]):
 
         step = self._source.ask(move, tell)
         try:
-            await wake
-        except BaseException:
+            async with asyncio.timeout(self._timeout):
+                await wake
+        except BaseException as error:
             self._ended = True
             await self._end(task)
+            if isinstance(error, TimeoutError):
+                raise _too_late(task, self._timeout) from None
             raise
         if step.item:
             return self._out(step.item[0])

@@ -43,11 +43,13 @@ from types import (
 )
 from typing import Any, Final, NamedTuple
 
+from .._arguments import close_unstarted
 from .._bridges.enter import AsyncEntered, _Entered
-from .._errors import ClosedError, ForkedError, OmniloopError, WouldDeadlockError
+from .._errors import ClosedError, ForkedError, OmniloopError, TaskTimeoutError, WouldDeadlockError
 from .._life.life import Life
 from .._process import fork
 from .._runtime import Runtime
+from .._work.deadline import within
 from .._work.task import Kind
 from . import faces
 from .steps import AsyncSteps, Steps, trimmed
@@ -445,13 +447,17 @@ class SyncCall:
         if twin is not None:
             twin._omniloop.here()
         work = fn(*args, **kwargs) if self._kind is NATIVE else self._named(_there(fn, args, kwargs, options))
+        waiting = _elsewhere(work, options.runtime, frame)
         try:
             if options.timeout is None:
-                result = await _elsewhere(work, options.runtime, frame)
+                result = await waiting
             else:
-                async with asyncio.timeout(options.timeout):
-                    result = await _elsewhere(work, options.runtime, frame)
+                result = await within(waiting, self._title, options.timeout, None)
         except BaseException as error:
+            if isinstance(error, TaskTimeoutError):
+                # Of this call, which has no handle.
+                error.of_handle = False
+            close_unstarted(work)
             error.__traceback__ = trimmed(error.__traceback__)
             raise
         if type(result) is _Stopped:
@@ -468,7 +474,7 @@ class SyncCall:
             items = fn(*args, **kwargs)
             return _stepwise(items) if stepwise else items
 
-        return AsyncSteps(make, options.runtime, frame, self._title, _outward(options, twin))
+        return AsyncSteps(make, options.runtime, frame, self._title, _outward(options, twin), options.timeout)
 
     # --- what help(), inspect and Sphinx see --------------------------------------------------------------------------
 
@@ -568,8 +574,9 @@ class _Pending(Coroutine[Any, Any, Any]):
 
     def __aiter__(self) -> AsyncIterator[Any]:
         call = self._call
+        options = call._options
         return AsyncSteps(
-            self._make, call._options.runtime, self._frame, call._title, _outward(call._options, call._twin)
+            self._make, options.runtime, self._frame, call._title, _outward(options, call._twin), options.timeout
         )
 
 
@@ -997,7 +1004,7 @@ class Twin(metaclass=TwinType):
         state = self._omniloop
         original, options = state.here(), state.face._omniloop_options
         name = f"{state.face.__name__}.__aiter__"
-        return AsyncSteps(lambda: original, state.runtime, _getframe(1), name, _outward(options, self))
+        return AsyncSteps(lambda: original, state.runtime, _getframe(1), name, _outward(options, self), options.timeout)
 
 
 async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:

@@ -17,7 +17,7 @@ async def within(coro: Coroutine[Any, Any, T], name: str, timeout: float, until:
     left = timeout if until is None else until - time.monotonic()
     if left <= 0:
         coro.close()
-        raise TaskTimeoutError(f"{name} was not started within {timeout:g} s of its submission, and never will be.")
+        raise _of_handle(f"{name} was not started within {timeout:g} s of its submission, and never will be.")
     cut_off = None
     try:
         try:
@@ -34,7 +34,13 @@ async def within(coro: Coroutine[Any, Any, T], name: str, timeout: float, until:
         # Not in the handler: as this one's context asyncio's would keep its `Timeout` alive, which refers to the task, in a cycle.
         since = "its start" if until is None else "its submission"
         # The cause shows where the work was at that moment.
-        raise TaskTimeoutError(f"{name} was not done {timeout:g} s after {since}, and was cancelled.") from cut_off
+        raise _of_handle(f"{name} was not done {timeout:g} s after {since}, and was cancelled.") from cut_off
     finally:
         # This frame is in its traceback: another cycle.
         del cut_off
+
+
+def _of_handle(words: str) -> TaskTimeoutError:
+    error = TaskTimeoutError(words)
+    error.of_handle = True
+    return error

@@ -49,7 +49,7 @@ from weakref import ref
 
 from .._arguments import check_timeout, close_unstarted
 from .._clock import look_up, time
-from .._errors import WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
+from .._errors import TaskTimeoutError, WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
 from .._report import Failure, Site, innermost, shown
 from .failures import Failures, Unclaimed
 from .tally import Entry, Tally
@@ -262,7 +262,7 @@ class Task(concurrent.futures.Future[T]):
         ending, value = self._ended()
         if ending is CANCELLED:
             raise concurrent.futures.CancelledError(*value)
-        return value.claim() if ending is FAILED else None
+        return self._claim(value) if ending is FAILED else None
 
     def get_name(self) -> str:
         """Return the name that was given, or that of the coroutine or function."""
@@ -397,7 +397,7 @@ class Task(concurrent.futures.Future[T]):
             return (False, False, None, None)
         ending, value = outcome
         if ending is FAILED:
-            return (True, False, None, value.claim())
+            return (True, False, None, self._claim(value))
         return (True, ending is CANCELLED, value if ending is SUCCEEDED else None, None)
 
     def set_result(self, result: T) -> NoReturn:
@@ -659,7 +659,8 @@ class Task(concurrent.futures.Future[T]):
     def _wait(self, timeout: float | None) -> None:
         if not self._wait_until_done(timeout):
             raise WaitTimeoutError(
-                f"{shown(self.get_name())} was not done after {timeout} s. It goes on: ask again, or cancel() it."
+                f"{shown(self.get_name())} was not done after {timeout} s. It goes on: ask again, or cancel() it.",
+                task=self,
             )
 
     def _wait_until_done(self, timeout: float | None) -> bool:
@@ -674,6 +675,13 @@ class Task(concurrent.futures.Future[T]):
         """Raise ForkedError if the work is a parent process's."""
         self._owner.check_process()
 
+    def _claim(self, unclaimed: Unclaimed) -> BaseException:
+        error = unclaimed.claim()
+        if isinstance(error, TaskTimeoutError) and error.of_handle:
+            # Weakly: the handle has the error.
+            error.of_handle, error._task = False, ref(self)
+        return error
+
     def _take(self, cancelled: type[BaseException]) -> tuple[Any, BaseException | None]:
         """Claim the outcome, of work that is done: the value and None, or None and the error, for the caller to raise."""
         ending, value = self._ended()
@@ -681,7 +689,7 @@ class Task(concurrent.futures.Future[T]):
             return value, None
         if ending is CANCELLED:
             return None, cancelled(*value)
-        return None, value.claim()
+        return None, self._claim(value)
 
 
 class _Leaving:
