@@ -265,7 +265,7 @@ class Store:
             else:
                 self._in_transaction(work, durable)
             if durable:
-                self._check_file()
+                self._check_file([statement.parameters[0] for statement in statements if statement.sql is _ADD])
         except BaseException as error:
             if len(statements) > 1 and not _is_busy(error) and not isinstance(error, ReplacedError):
                 for statement in statements:
@@ -300,7 +300,7 @@ class Store:
             self._opened().execute(f"PRAGMA synchronous = {mode}")
             self._synchronous = mode
 
-    def _check_file(self) -> None:
+    def _check_file(self, added: Sequence[object]) -> None:
         """What was committed is at the path now, or was not committed for anybody to find."""
         try:
             if self._file is not None and os.path.samestat(os.stat(self.path), self._file):
@@ -309,6 +309,9 @@ class Store:
         except FileNotFoundError:
             what = "somebody has removed"
         with self._lock:
+            with suppress(sqlite3.Error):
+                # The log that SQLite keeps beside the file is read into the one that is there now.
+                self._opened().executemany(_TAKE_BACK, [(call_id,) for call_id in added])
             # Before a new one is opened: SQLite's locks are those of the process.
             self._close_file()
         raise ReplacedError(

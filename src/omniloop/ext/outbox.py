@@ -228,7 +228,7 @@ class Outbox(Engine):
         while True:
             try:
                 return await write()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 if pause == _FIRST_PAUSE:
                     self._office().trouble(what, row.id, error)
             await asyncio.sleep(pause * random.uniform(0.5, 1))
