@@ -1034,9 +1034,12 @@ def test_a_fork_while_other_threads_write_leaves_both_working(book):
 
 def thousands_left():
     import sqlite3
+    import time
     import uuid
 
     work(0, 600)
+    while not os.path.getsize(os.environ["BOOK"]):
+        time.sleep(0.01)
     connection = sqlite3.connect(os.environ["OUTBOX"], timeout=5)
     row = connection.execute("SELECT owner, function, attempt, made FROM calls").fetchone()
     connection.executemany(
