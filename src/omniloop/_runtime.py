@@ -582,8 +582,9 @@ class Runtime:
         """
         Write what is unfinished to *file* (by default stderr): name, age, where it was submitted, where it waits.
 
-        Equal tasks are one line with their count and the age of the oldest; below it stand the functions that await each other, and the
-        tasks that it has started with asyncio's own means.
+        Tasks that were submitted at one place, and wait at one place, are one line with their count and the age of the oldest; below it
+        stand the functions that await each other, or the stack of a call in a worker thread, and the tasks that it has started with
+        asyncio's own means.
 
         Args:
             json: Write the same as one line of JSON, for programs.

@@ -443,3 +443,53 @@ def test_tabs_of_web_see_the_same_rates(monkeypatch):
 
     assert rates == [(0.0, 0.0), (100.0, 100.0), (100.0, 100.0)]
     assert len(asked) == 3
+
+
+@pytest.mark.promise("`top` cuts no word at 120 columns", section="The live view")
+def test_top_cuts_no_word_at_120_columns():
+    pytest.importorskip("textual")
+    from omniloop._monitor import top
+
+    far = (
+        'waits at File "/srv/application/with/a/long/path/to/the/module.py", line 4711, in Service.handle.<locals>.wait'
+    )
+    site = {
+        "file": "/srv/application/with/a/long/path/to/the/module.py",
+        "line": 4711,
+        "function": "handle_one_request",
+    }
+    group = {"name": "a name of several words, another name of several words, …", "kind": "daemon", "count": 12_345, "oldest": 1.0,
+             "submitted": site, "place": far, "chain": [site], "awaits": [], "started": [], "tasks": []}  # fmt: skip
+    numbers = {"finished": 123_456, "failed": 0, "running": 100_000, "queue_depth": 100_000, "loop_lag": 12.3456}
+    runtime = {"name": "omniloop", "unfinished": 1, "groups": [group], "asyncio_tasks": [], "stats": numbers, "blocked": None,
+               "workers": None, "resources": []}  # fmt: skip
+    failure = {
+        "time": 0.0,
+        "name": "name",
+        "error": "word " * 50,
+        "submitted": "at a place " * 20,
+        "traceback": "line\n  " + "word " * 60,
+    }
+    snapshot = {"pid": 1, "python": "3.14", "command": ["x"], "time": 1.0, "runtimes": [runtime], "failures": [failure]}
+
+    async def look():
+        app = top.Top(os.getpid())
+        app.poll = lambda: None
+        async with app.run_test(size=(120, 40)) as pilot:
+            app.show(snapshot)
+            await pilot.pause()
+            figures = [(str(label.render()), label.size.width) for label in app.query(".plot Label")]
+            lines = []
+            for tree in app.query("Tree"):
+                for node in tree.root.children:
+                    lines += [str(node.label), *(str(leaf.label) for leaf in node.children)]
+            return figures, lines
+
+    figures, lines = asyncio.run(look())
+
+    assert [text for text, width in figures if len(text) > width] == []
+    assert {"busy workers", "max 100000", "12345.6 ms"} <= {text for text, _ in figures}
+    assert max(map(len, lines)) <= 120 - 12
+    # In pieces, all of it.
+    assert far.split() == " ".join(lines).split()[" ".join(lines).split().index("waits") :][: len(far.split())]
+    assert " ".join(lines).count("word") == 112

@@ -8,12 +8,14 @@ import os
 import re
 import sys
 import threading
+import time
 
 import pytest
 
 import omniloop
 from children import run_child
 from omniloop import Runtime
+from omniloop._report import CAN_LOOK_AT_WHAT_RUNS
 
 
 async def waits(gate):
@@ -106,13 +108,69 @@ def test_dump_groups_equal_tasks(runtime):
 def test_dump_of_many_different_tasks_is_a_screen_too(runtime):
     gate = runtime.call_soon(asyncio.Event).result(timeout=5)
     for number in range(500):
-        runtime.go(waits(gate), name=f"job {number}")
+        scope = {}
+        exec(f"async def job_{number}(gate): await gate.wait()", scope)
+        runtime.go(scope[f"job_{number}"](gate))
 
     text = dumped(runtime)
     runtime.call_soon(gate.set)
 
     assert len(text.splitlines()) < 200
     assert text.splitlines()[-1] == "  and 460 more, in 460 groups"
+
+
+@pytest.mark.promise("Tasks that wait at one place are one group, though their names differ", section="The live view")
+def test_dump_groups_what_waits_at_one_place_though_the_names_differ(runtime):
+    """Twenty that waited for one lock were twenty blocks."""
+    gate = runtime.call_soon(asyncio.Event).result(timeout=5)
+
+    async def starts():
+        await asyncio.gather(*(asyncio.create_task(waits(gate), name=f"part {number}") for number in range(3)))
+
+    for number in range(20):
+        runtime.go(outer(gate), name=f"order {number}")
+    runtime.go(starts())
+
+    text = dumped(runtime)
+    told = json.loads(dumped(runtime, json=True))
+    runtime.call_soon(gate.set)
+
+    assert "\n  20x order 0, order 1, order 2, …, the oldest for " in text
+    assert text.count("order ") == 3 and text.count(", in outer\n") == 1
+    parts = re.search(r"\n      3x (part \d), (part \d), (part \d), an asyncio task", text)
+    assert set(parts.groups()) == {"part 0", "part 1", "part 2"}
+    assert [task["name"] for task in told["groups"][0]["tasks"]] == [f"order {number}" for number in range(10)]
+
+
+@pytest.mark.skipif(not CAN_LOOK_AT_WHAT_RUNS, reason="frames of other threads are not safe to look at here")
+@pytest.mark.promise("`dump()` shows the stack of a call in a worker thread", section="The live view")
+def test_dump_shows_the_stack_of_a_call_in_a_worker_thread(runtime):
+    """It said that the call ran in a worker thread."""
+    started, go_on = threading.Semaphore(0), threading.Event()
+
+    def blocks():
+        started.release()
+        go_on.wait(9)
+
+    def calls(how):
+        how()
+
+    for _ in range(3):
+        runtime.to_thread(calls, blocks)
+    for _ in range(3):
+        assert started.acquire(timeout=9)
+    # All of them are in the wait, and no longer on the way to it.
+    until = time.monotonic() + 9
+    while "3x " not in (text := dumped(runtime)):
+        assert time.monotonic() < until
+    told = json.loads(dumped(runtime, json=True))
+    go_on.set()
+
+    assert "runs in a worker thread\n" in text
+    functions = [site["function"].rpartition(".")[2] for site in told["groups"][0]["chain"]]
+    assert functions[:3] == ["calls", "blocks", "wait"]
+    lines = [line.strip() for line in text.splitlines()]
+    assert any(line.startswith(f'File "{__file__}", line ') and line.endswith("blocks") for line in lines)
 
 
 @pytest.mark.promise(

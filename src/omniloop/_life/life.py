@@ -77,13 +77,15 @@ _PAUSE_TIMEOUT: Final = 1.0
 class ThreadWork:
     """A call that a worker is to make: whoever takes the ticket first, the worker or the canceller, has it."""
 
-    __slots__ = ("__name__", "__qualname__", "_ticket", "call", "over")
+    __slots__ = ("__name__", "__qualname__", "_ticket", "call", "ident", "over")
 
     def __init__(self, fn: object, call: Callable[[], Any]) -> None:
         # Resolved when the worker has let go of it; made by the loop, which then looks whether it has.
         self.over: asyncio.Future[None] | None = None
         self.__name__ = self.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__name__
         self.call = call
+        # Of the thread that makes the call, once it does.
+        self.ident: int | None = None
         # list.pop is atomic.
         self._ticket = [None]
 
@@ -534,6 +536,7 @@ class Life:
         if not work.claim() or task._outcome() is not None:
             return over
         task._since = time.monotonic()
+        work.ident = threading.get_ident()
         try:
             # What is not done has a context.
             value = task._context.run(work.call)  # type: ignore[union-attr]

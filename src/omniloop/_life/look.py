@@ -1,5 +1,5 @@
 """
-Looks at what a life holds: equal tasks in groups, where they wait, and what they have started; for a person, and for programs.
+Looks at what a life holds: tasks in groups, by where they wait, and what they have started; for a person, and for programs.
 
 From any thread, also while the loop is blocked: everything is read as it is at the moment, and nothing is asked of the loop. Tasks are
 told apart by code and offset alone; lines and names are made for the groups that are shown, so that 100,000 tasks take 0.3 s.
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from types import CoroutineType, GeneratorType
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import CoroutineType, FrameType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
 from .._clock import time
-from .._report import Site, innermost, shown
+from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frames_of_threads, innermost, shown
 from .._work.task import Task
 
 if TYPE_CHECKING:
@@ -24,27 +24,40 @@ if TYPE_CHECKING:
 MOST_GROUPS: Final = 40
 # Of each group, told one by one.
 _MOST_TASKS: Final = 10
+# In a group's title, if they differ.
+_MOST_NAMES: Final = 3
+# The module whose `_work` makes the calls in worker threads.
+_CALLER: Final = "omniloop._life.life"
 # How far it is followed who waits for whom: a circle has no end.
 _DEEPEST: Final = 8
 
 
 class Group:
-    """Tasks that are the same: name, kind, place of submission, and where they wait."""
+    """Tasks that are the same: kind, place of submission, and where they wait; whatever their names are."""
 
-    __slots__ = ("count", "example", "oldest", "tasks")
+    __slots__ = ("_names", "count", "example", "oldest", "tasks")
 
     def __init__(self, example: Task[Any] | asyncio.Task[Any]) -> None:
         self.example = example
         self.count = 0
         self.oldest: float | None = None
         self.tasks: list[dict[str, Any]] = []
+        self._names: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """The name of all, or the first of their names."""
+        names = [shown(name) for name in self._names[:_MOST_NAMES]]
+        return ", ".join([*names, "…"] if len(self._names) > _MOST_NAMES else names)
 
     def add(self, name: str, age: float | None) -> None:
         self.count += 1
+        if len(self._names) <= _MOST_NAMES and name not in self._names:
+            self._names.append(name)
         if age is not None and (self.oldest is None or age > self.oldest):
             self.oldest = age
         if len(self.tasks) < _MOST_TASKS:
-            self.tasks.append({"name": name, "age": age})
+            self.tasks.append({"name": shown(name), "age": age})
 
 
 def look(name: str, life: Life, most: int = MOST_GROUPS) -> dict[str, Any]:
@@ -77,13 +90,17 @@ def grouped(tasks: Iterable[Task[Any]]) -> list[Group]:
     """Equal tasks together; the largest group first, of equal ones that with the oldest task."""
     found: dict[tuple[Any, ...], Group] = {}
     now = time.monotonic()
+    threads = frames_of_threads() if CAN_LOOK_AT_WHAT_RUNS else {}
     for task in tasks:
         work = task._work
-        # What is no asyncio task: a call in a worker thread, or one that is not due; a coroutine that is not started, or takes its
-        # first step.
-        place = _place(work.get_coro()) if isinstance(work, asyncio.Task) else (type(work), task._is_started())
-        name = shown(task._name or task.get_name())
-        key = name, task._kind, task._code, task._lasti, place
+        if isinstance(work, asyncio.Task):
+            place = _place(work.get_coro())
+        else:
+            # A call in a worker thread, or one that is not due; a coroutine that is not started, or takes its first step.
+            name = getattr(work, "__qualname__", None)
+            place = (type(work), task._is_started(), name, *_stack_of(work, threads))
+        name = task._name or task.get_name()
+        key = task._kind, task._code, task._lasti, place
         group = found.get(key)
         if group is None:
             group = found[key] = Group(task)
@@ -95,11 +112,11 @@ def grouped(tasks: Iterable[Task[Any]]) -> list[Group]:
 def _grouped_asyncio(tasks: Iterable[asyncio.Task[Any]]) -> list[Group]:
     found: dict[tuple[Any, ...], Group] = {}
     for task in tasks:
-        key = _title(task), _place(task.get_coro())
+        key = _place(task.get_coro()) or (_title(task),)
         group = found.get(key)
         if group is None:
             group = found[key] = Group(task)
-        group.add(shown(task.get_name()), None)
+        group.add(_title(task), None)
     return _sorted(found.values())
 
 
@@ -110,7 +127,7 @@ def _sorted(groups: Iterable[Group]) -> list[Group]:
 def _title(task: asyncio.Task[Any]) -> str:
     """The name that it was given; else, because asyncio numbers them, that of its coroutine."""
     name = task.get_name()
-    return shown(name if not name.startswith("Task-") else getattr(task.get_coro(), "__qualname__", name))
+    return name if not name.startswith("Task-") else getattr(task.get_coro(), "__qualname__", name)
 
 
 # --- who waits for whom -----------------------------------------------------------------------------------------------
@@ -132,6 +149,23 @@ def _place(coro: Any) -> tuple[Any, ...]:
         if frame is not None:
             found += frame.f_code, frame.f_lasti
     return tuple(found)
+
+
+def _stack_of(work: Any, threads: Mapping[int, FrameType] | None = None) -> tuple[Any, ...]:
+    """Code and offset of each frame of a call in a worker thread, the outermost first; empty of all else."""
+    ident = getattr(work, "ident", None)
+    if ident is None or not CAN_LOOK_AT_WHAT_RUNS:
+        return ()
+    frame = (frames_of_threads() if threads is None else threads).get(ident)
+    found: list[Any] = []
+    while frame is not None:
+        # What called it is ours, and the same for all.
+        if frame.f_globals.get("__name__") == _CALLER and frame.f_code.co_name == "_work":
+            return tuple(found)
+        found = [frame.f_code, frame.f_lasti, *found]
+        frame = frame.f_back
+    # It has just come back from the call.
+    return ()
 
 
 def _awaited(runner: asyncio.Future[Any]) -> Sequence[Any]:
@@ -200,13 +234,13 @@ def _described(group: Group, children: dict[Any, list[asyncio.Task[Any]]]) -> di
     work = task._work
     runner = work if isinstance(work, asyncio.Task) else None
     return {
-        "name": shown(task.get_name()),
+        "name": group.name,
         "kind": task._kind.value,
         "count": group.count,
         "oldest": group.oldest,
         "submitted": _site(task._site()),
         "place": task._place(),
-        "chain": _chain(runner),
+        "chain": _chain(_place(runner.get_coro()) if runner is not None else _stack_of(work)),
         "awaits": _waited_for(runner),
         "started": _started_by(runner, children, 0),
         "tasks": group.tasks,
@@ -216,10 +250,10 @@ def _described(group: Group, children: dict[Any, list[asyncio.Task[Any]]]) -> di
 def _described_asyncio(group: Group, children: dict[Any, list[asyncio.Task[Any]]], depth: int) -> dict[str, Any]:
     task: asyncio.Task[Any] = group.example  # type: ignore[assignment]
     return {
-        "name": _title(task),
+        "name": group.name,
         "count": group.count,
         "place": f"waits at {innermost(task.get_coro())}",
-        "chain": _chain(task),
+        "chain": _chain(_place(task.get_coro())),
         "awaits": _waited_for(task),
         "started": _started_by(task, children, depth),
         "tasks": group.tasks,
@@ -235,8 +269,7 @@ def _started_by(
     return [_described_asyncio(group, children, depth + 1) for group in groups[:MOST_GROUPS]]
 
 
-def _chain(runner: asyncio.Task[Any] | None) -> list[dict[str, Any]]:
-    place = () if runner is None else _place(runner.get_coro())
+def _chain(place: tuple[Any, ...]) -> list[dict[str, Any]]:
     return [_site(Site(code, lasti)) for code, lasti in zip(place[::2], place[1::2], strict=True)]
 
 
@@ -251,7 +284,7 @@ def _waited_for(runner: asyncio.Task[Any] | None) -> list[str]:
         first = awaited[0]
         seen.add(id(first))
         more = f" and {len(awaited) - 1} more" if len(awaited) > 1 else ""
-        found.append((shown(first.get_name()) if isinstance(first, Task) else _title(first)) + more)
+        found.append(shown(first.get_name() if isinstance(first, Task) else _title(first)) + more)
         runner = first if isinstance(first, asyncio.Task) else None
         if isinstance(first, Task) and isinstance(first._work, asyncio.Task):
             runner = first._work
@@ -289,7 +322,7 @@ def _group_lines(group: dict[str, Any]) -> Iterator[str]:
 
 
 def _chain_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
-    if len(group["chain"]) > 1:
+    if len(group["chain"]) > 1 or not group["place"].startswith("waits at"):
         # The first is the outermost, as in a traceback.
         for site in group["chain"]:
             yield indent + _line(site)

@@ -171,7 +171,12 @@ def _connect(connection: socket.socket, path: str) -> None:
 
 def command_of(hello: dict[str, Any]) -> str:
     """How the process was started, on one line: of `python -c` it is a whole program."""
-    return shown(" ".join(" ".join(hello["command"]).split()), _LONGEST_COMMAND)
+    line = " ".join(" ".join(hello["command"]).split())
+    if len(line) > _LONGEST_COMMAND:
+        # Between two words, unless they are as long as that.
+        start = line[:_LONGEST_COMMAND].rpartition(" ")[0] or line[:_LONGEST_COMMAND]
+        line = f"{start} …"
+    return shown(line, 2 * _LONGEST_COMMAND)
 
 
 def exists(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections import deque
 from typing import Any, ClassVar, Final
@@ -20,6 +21,8 @@ from .figures import FIGURES, Figures
 # Seconds between two looks, and how many the plots show: five minutes.
 _EVERY: Final = 1.0
 _HISTORY: Final = 300
+# Columns that a tree takes for its lines, and the bar at its side.
+_MARGIN: Final = 12
 
 
 def run(pid: int) -> int:
@@ -39,12 +42,16 @@ class _Plot(Vertical):
 
     def compose(self) -> ComposeResult:
         yield Label(self._title, markup=False)
+        # Lines of their own: at 120 columns there are 18 for each figure.
+        yield Label("", classes="now", markup=False)
+        yield Label("", classes="most", markup=False)
         yield Sparkline([], summary_function=max)
 
     def show(self, value: float) -> None:
         self._values.append(value)
         most = max(self._values)
-        self.query_one(Label).update(f"{self._title} {value:g}{self._unit} (max {most:g})")
+        self.query_one(".now", Label).update(f"{value:g}{self._unit}")
+        self.query_one(".most", Label).update(f"max {most:g}")
         self.query_one(Sparkline).data = list(self._values)
 
 
@@ -56,7 +63,8 @@ class Top(App[None]):
     CSS = """
     #plots { height: 5; }
     .plot { width: 1fr; padding: 0 1; }
-    .plot Sparkline { height: 3; }
+    .plot Sparkline { height: 2; }
+    .most { color: $text-muted; }
     #status { height: auto; max-height: 6; padding: 0 1; }
     TabbedContent { height: 1fr; }
     ContentSwitcher, TabPane, Tree, DataTable { height: 1fr; }
@@ -183,9 +191,13 @@ class Top(App[None]):
             for node in tree.root.children:
                 if node.data is not None and node.data == cursor:
                     self.call_after_refresh(tree.move_cursor, node)
+        width = self.size.width - _MARGIN
         for node, (_, group) in zip(tree.root.children, wanted, strict=True):
-            node.set_label(_label(group))
-            lines = list(_details(group))
+            title, place = _label(group), group["place"]
+            if fits := len(title) + 2 + len(place) <= width:
+                title += f", {place}"
+            node.set_label(Text(title))
+            lines = _fitted([*([] if fits else [place]), *_details(group)], width)
             if [str(child.label) for child in node.children] != lines:
                 node.remove_children()
                 for line in lines:
@@ -200,12 +212,11 @@ class Top(App[None]):
         # The last one first.
         for number, failure in enumerate(reversed(failures)):
             when = time.strftime("%H:%M:%S", time.localtime(failure["time"]))
-            node: TreeNode[None] = tree.root.add(
-                Text(f"{when}  {failure['name']}: {failure['error']}"), expand=number == 0
-            )
-            if failure["submitted"]:
-                node.add_leaf(Text(f"submitted at {failure['submitted']}"))
-            for line in failure["traceback"].splitlines():
+            width = self.size.width - _MARGIN
+            title, *rest = _fitted([f"{when}  {failure['name']}: {failure['error']}"], width)
+            node: TreeNode[None] = tree.root.add(Text(title), expand=number == 0)
+            submitted = [f"submitted at {failure['submitted']}"] if failure["submitted"] else []
+            for line in [*rest, *_fitted([*submitted, *failure["traceback"].splitlines()], width)]:
                 node.add_leaf(Text(line))
 
 
@@ -214,17 +225,29 @@ def _rows(runtime: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     groups = [*runtime["groups"], *runtime["asyncio_tasks"]]
     return [
         (
-            f"{runtime['name']}/{group['name']}/{group.get('kind')}/{group.get('submitted')}/{group['chain'] or group['place']}",
+            f"{runtime['name']}/{group.get('kind')}/{group.get('submitted')}/{group['chain'] or (group['name'], group['place'])}",
             group,
         )
         for group in groups
     ]
 
 
-def _label(group: dict[str, Any]) -> Text:
+def _fitted(lines: list[str], width: int) -> list[str]:
+    """*lines*, those that are too long broken between words: a tree shows each on one line, and no more of it than there is room for."""
+    fitted: list[str] = []
+    for line in lines:
+        indent = line[: len(line) - len(line.lstrip())]
+        wrapped = textwrap.wrap(
+            line, max(width, 40), subsequent_indent=indent + "  ", break_long_words=False, break_on_hyphens=False
+        )
+        fitted += wrapped or [""]
+    return fitted
+
+
+def _label(group: dict[str, Any]) -> str:
     kind = " (daemon)" if group.get("kind") == "daemon" else "" if "kind" in group else " (asyncio task)"
     age = f", the oldest for {_seconds(group['oldest'])}" if group.get("oldest") is not None else ""
-    return Text(f"{group['count']:>7}  {group['name']}{kind}{age}, {group['place']}")
+    return f"{group['count']:>7}  {group['name']}{kind}{age}"
 
 
 def _details(group: dict[str, Any], indent: str = "") -> list[str]:
