@@ -61,6 +61,14 @@ def without_remarks(stderr: str) -> str:
     return re.sub(rf"^({'|'.join(_REMARKS)})", "", stderr, flags=re.MULTILINE)
 
 
+# A line is one write: `print` makes one of each argument and of the line's end, and what two threads or processes print into one stream
+# would be mixed within a line.
+_PRINTS_IN_ONE_PIECE = (
+    'import builtins as _builtins; _builtins.print = lambda *each, sep=" ", end="\\n", file=None, flush=False, _print=print: '
+    '_print((" " if sep is None else sep).join(map(str, each)) + ("\\n" if end is None else end), end="", file=file, flush=flush)\n'
+)
+
+
 def run_child(
     *programs: Callable[..., object] | str,
     env: Mapping[str, str] | None = None,
@@ -83,6 +91,7 @@ def run_child(
         AssertionError: if *timeout* passed.
     """
     source = textwrap.dedent(programs[0]) if isinstance(programs[0], str) else source_of(*programs)
+    source = _PRINTS_IN_ONE_PIECE + source
     started = time.monotonic()
     child = subprocess.Popen(
         [sys.executable, *flags, "-c", source],

@@ -1,7 +1,10 @@
 """`run_child` runs functions of a test as programs: with what they name, and as if they had been written at the top level."""
 
 import asyncio
+import os
+import re
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -119,3 +122,27 @@ def test_its_first_statement_may_be_decorated():
         says()
 
     assert run_child(program).stdout == "said\n"
+
+
+def test_what_threads_and_processes_print_is_not_mixed_within_a_line():
+    """Parent and child printed into each other, once in some hundred runs."""
+
+    def program():
+        def prints(who):
+            for number in range(300):
+                print(who, "says", number, sep="-")
+
+        pid = os.fork()
+        threads = [threading.Thread(target=prints, args=(f"{os.getpid()}.{n}",)) for n in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if pid:
+            os.waitpid(pid, 0)
+
+    result = run_child(program)
+
+    lines = result.stdout.splitlines()
+    assert (len(lines), result.stderr, result.code) == (1200, "", 0)
+    assert [line for line in lines if not re.fullmatch(r"\d+\.\d-says-\d+", line)] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextvars import Context
+from time import process_time
 from typing import Final
 
 from .._clock import time
@@ -14,7 +15,7 @@ from .._clock import time
 _FIRST: Final = 16
 _MOST: Final = 64
 
-# A turn of the loop that takes longer to come waits for other threads: twice the interpreter's switch interval.
+# A turn of the loop in which other threads had longer than this waits for them: twice the interpreter's switch interval.
 _BUSY: Final = 0.01
 
 
@@ -34,8 +35,10 @@ class FirstSteps:
         self.waiting = 0
         self._before = 0
         self._limit = _FIRST
-        # When the batch was over; how long its turn took to come; and the thread's own time when the second step began.
+        # When the batch was over, and what other threads of the process had computed by then; how long its turn waited for them; and
+        # the thread's own time when the second step began.
         self._over = 0.0
+        self._others = 0.0
         self._turn = 0.0
         self._since: float | None = None
 
@@ -57,10 +60,13 @@ class FirstSteps:
         count = self.waiting - self._before
         if count:
             self._over = time.monotonic()
+            self._others = process_time() - time.thread_time()
             self._loop.call_soon(self._taken, count, context=self._context)
 
     def _measure(self) -> None:
-        self._turn = time.monotonic() - self._over
+        # Not what other processes had of the machine meanwhile: larger batches help against threads that hold the interpreter alone.
+        others = process_time() - time.thread_time() - self._others
+        self._turn = min(time.monotonic() - self._over, others)
         # Of this thread alone: what others do meanwhile, or the machine, is not the steps' fault.
         self._since = time.thread_time()
 
