@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,9 +44,9 @@ def program(name: str) -> str:
     return path
 
 
-def answers(port: int) -> bool:
+def answers(port: int, address: str = "127.0.0.1") -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection((address, port), timeout=1).close()
     except OSError:
         return False
     return True
@@ -80,9 +80,10 @@ class Service:
 
 
 @contextlib.contextmanager
-def nats(folder: Path, config: str = "") -> Iterator[Service]:
+def nats(folder: Path, config: str = "", address: str = "127.0.0.1", inside: Sequence[str] = ()) -> Iterator[Service]:
+    """*inside* is what a command begins with that runs in another namespace, where *address* is."""
     port = free_port()
-    command: list[object] = [program("nats"), "-a", "127.0.0.1", "-p", port, "-js", "-sd", folder / "jetstream"]
+    command: list[object] = [*inside, program("nats"), "-a", address, "-p", port, "-js", "-sd", folder / "jetstream"]
     if config:
         (folder / "nats.conf").write_text(config)
         command += ["-c", folder / "nats.conf"]
@@ -90,28 +91,30 @@ def nats(folder: Path, config: str = "") -> Iterator[Service]:
     @contextlib.contextmanager
     def start() -> Iterator[Process]:
         with process(command, folder / "nats.log", folder) as running:
-            wait_until(lambda: answers(port), running.log, START)
+            wait_until(lambda: answers(port, address), running.log, START)
             yield running
 
-    yield from _service(f"nats://127.0.0.1:{port}", start)
+    yield from _service(f"nats://{address}:{port}", start)
 
 
 @contextlib.contextmanager
-def redis(folder: Path) -> Iterator[Service]:
+def redis(folder: Path, address: str = "127.0.0.1", inside: Sequence[str] = ()) -> Iterator[Service]:
     port = free_port()
-    command = [program("redis"), "--bind", "127.0.0.1", "--port", port, "--dir", folder, "--appendonly", "yes"]
+    command = [*inside, program("redis"), "--bind", address, "--port", port, "--dir", folder, "--appendonly", "yes"]
+    command += ["--protected-mode", "no"]
 
     @contextlib.contextmanager
     def start() -> Iterator[Process]:
         with process(command, folder / "redis.log", folder) as running:
-            wait_until(lambda: answers(port), running.log, START)
+            wait_until(lambda: answers(port, address), running.log, START)
             yield running
 
-    yield from _service(f"redis://127.0.0.1:{port}", start)
+    yield from _service(f"redis://{address}:{port}", start)
 
 
 @contextlib.contextmanager
-def rabbitmq(folder: Path) -> Iterator[Service]:
+def rabbitmq(folder: Path, tls: Path | None = None) -> Iterator[Service]:
+    """With *tls*, a folder with `ca.pem`, `server.pem` and `server.key`, it listens for TLS alone."""
     server = program("rabbitmq")
     port, between_nodes, names = free_port(), free_port(), free_port()
     folder = folder / "rabbitmq"
@@ -134,6 +137,15 @@ def rabbitmq(folder: Path) -> Iterator[Service]:
         "ERL_EPMD_ADDRESS": "127.0.0.1",
     }
 
+    if tls is not None:
+        (folder / "tls.conf").write_text(
+            f"listeners.tcp = none\nlisteners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {tls / 'ca.pem'}\n"
+            f"ssl_options.certfile = {tls / 'server.pem'}\nssl_options.keyfile = {tls / 'server.key'}\n"
+        )
+        env["RABBITMQ_CONFIG_FILE"] = str(folder / "tls")
+        # It would be that of a listener without.
+        del env["RABBITMQ_NODE_PORT"], env["RABBITMQ_NODE_IP_ADDRESS"]
+
     @contextlib.contextmanager
     def start() -> Iterator[Process]:
         with process([server], folder / "rabbitmq.log", folder, env) as running:
@@ -142,7 +154,8 @@ def rabbitmq(folder: Path) -> Iterator[Service]:
 
     # Erlang's register of names: else the first node would leave one behind.
     with process([shutil.which("epmd") or "epmd", "-port", names], folder / "epmd.log", folder, env):
-        yield from _service(f"amqp://guest:guest@127.0.0.1:{port}/", start)
+        url = f"amqps://guest:guest@localhost:{port}/?cafile={tls / 'ca.pem'}" if tls is not None else None
+        yield from _service(url or f"amqp://guest:guest@127.0.0.1:{port}/", start)
 
 
 @contextlib.contextmanager

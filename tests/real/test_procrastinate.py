@@ -124,3 +124,49 @@ def test_in_an_async_view_the_call_goes_by_the_loop(project):
         ended = project.wait("ended", 10)
 
     assert ended == dict.fromkeys(range(10), 1)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise(
+    "What PostgreSQL and Procrastinate refuse fails at its caller: access, tables that are not there, a `queueing_lock`"
+)
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("CREATE ROLE reader LOGIN", "permission denied"),
+        ("DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE ROLE reader LOGIN SUPERUSER", "does not exist"),
+        ("CREATE ROLE reader LOGIN SUPERUSER", "there is already a job in the queue"),
+    ],
+    ids=["access", "tables", "lock"],
+)
+def test_what_postgres_refuses_fails_at_its_caller(alone, command, message):
+    import psycopg
+    from procrastinate import App, PsycopgConnector
+
+    import omniloop
+    from omniloop.ext.procrastinate import Procrastinate
+
+    url = alone.env["BROKER_URL"]
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(command)
+    jobs = Procrastinate(lambda: App(connector=PsycopgConnector(conninfo=url.replace("postgres@", "reader@"))))
+
+    @omniloop.background(broker=jobs.with_options(queueing_lock="one"), name="locked")
+    async def locked(number: int) -> None: ...
+
+    @omniloop.background(broker=jobs, name="free")
+    async def free(number: int) -> None: ...
+
+    locked(0).accepted.exception(timeout=LONG)
+    calls = [locked(number) for number in range(40)]
+    others = [free(number) for number in range(40)]
+
+    for call in calls:
+        with pytest.raises(omniloop.RefusedError, match=f"(?i)refuses the call of locked: .*{message}"):
+            call.accepted.result(timeout=LONG)
+    for call in others:
+        error = call.accepted.exception(timeout=LONG)
+        assert isinstance(error, omniloop.RefusedError) == ("queue" not in message)
+    omniloop.shutdown()

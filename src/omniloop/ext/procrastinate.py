@@ -16,14 +16,16 @@ import contextlib
 import copy
 import json
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 from procrastinate import App, JobContext
-from procrastinate.exceptions import TaskAlreadyRegistered
+from procrastinate.exceptions import AlreadyEnqueued, TaskAlreadyRegistered
 
 from omniloop._bridges.resource import resource
 from omniloop._brokers.handover import Delivery, Engine, Function, due
-from omniloop._errors import NoResultError
+from omniloop._brokers.together import Together
+from omniloop._errors import NoResultError, RefusedError
 from omniloop._report import say
 
 # The task that brings back what a killed worker had.
@@ -128,18 +130,34 @@ class Procrastinate(Engine):
         return call, due.get()
 
     async def send(self, function: Function, parcel: Any) -> None:
-        """Write the job, unless the caller has."""
+        """
+        Write the job, unless the caller has; those that come together in one statement.
+
+        Raises:
+            RefusedError: if PostgreSQL or Procrastinate will never take it: access is denied, its tables do not exist, another job has
+                its `queueing_lock`.
+        """
         if parcel is None:
             return
-        call, moment = parcel
-        if self._shared.django:
-            from .django import database
+        try:
+            call, moment = parcel
+            name, _ = function.name, call["call_id"]
+        except (TypeError, ValueError, KeyError):
+            raise RefusedError(
+                f"{function.name}: what is to be sent was packed for another engine than {self.label}: {parcel!r:.100}. Hand it over "
+                "with that engine, or drop it."
+            ) from None
+        try:
+            if self._shared.django:
+                from .django import database
 
-            async with database():
-                await self._shared.working().configure_task(function.name, schedule_at=moment).defer_async(**call)
-        else:
-            app = await self._shared.sending
-            await app.configure_task(function.name, schedule_at=moment).defer_async(**call)
+                async with database():
+                    await self._shared.working().configure_task(name, schedule_at=moment).defer_async(**call)
+            else:
+                jobs = await self._shared.sending
+                await jobs.send(name, call, moment)
+        except Exception as error:
+            raise _named(error, function) from error
 
     async def fetch(self, function: Function, call_id: str, timeout: float | None) -> Any:
         """
@@ -151,6 +169,58 @@ class Procrastinate(Engine):
         raise NoResultError(
             "Procrastinate keeps no results: have the function write into the database what it has to say; or wait for `accepted` only."
         )
+
+
+class _Jobs:
+    """An app that is open, and what is on its way into the database, by the name of the task."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._lots: dict[str, Together[dict[str, Any]]] = {}
+
+    async def send(self, name: str, call: dict[str, Any], moment: Any) -> None:
+        if moment is not None:
+            # Of the statement, and not of the job.
+            await self._app.configure_task(name, schedule_at=moment).defer_async(**call)
+            return
+        lot = self._lots.get(name)
+        if lot is None:
+            lot = self._lots[name] = Together(partial(self._write, name), _is_unreachable)
+        await lot.send(call)
+
+    async def _write(self, name: str, calls: list[dict[str, Any]]) -> None:
+        await self._app.configure_task(name).batch_defer_async(*calls)
+
+
+# The classes of SQLSTATE that say that the same statement will fail again: data, integrity, privileges and names, limits.
+_FOR_GOOD = ("22", "23", "42", "54")
+
+
+def _state(error: BaseException) -> str | None:
+    """The SQLSTATE of psycopg's error below Procrastinate's; empty if the server has said none, None if it is no such error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__module__.partition(".")[0] in ("psycopg", "psycopg_pool", "asyncpg", "aiopg", "psycopg2"):
+            return getattr(cause, "sqlstate", None) or ""
+        cause = cause.__cause__
+    return None
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    state = _state(error)
+    return state is not None and not state.startswith(_FOR_GOOD)
+
+
+def _named(error: Exception, function: Function) -> Exception:
+    """*error* as `Engine.send` is to raise it."""
+    state = _state(error)
+    if isinstance(error, AlreadyEnqueued):
+        # Its cause is PostgreSQL's, about an index.
+        return RefusedError(f"Procrastinate refuses the call of {function.name}: {error}")
+    reason = error.__cause__ or error
+    if (state or "").startswith(_FOR_GOOD):
+        return RefusedError(f"Procrastinate refuses the call of {function.name}: {reason}")
+    return error if state is None else ConnectionError(str(reason))
 
 
 class _Shared:
@@ -194,13 +264,13 @@ class _Shared:
             self._retry_stalled(self._working)
         return self._working
 
-    async def _open(self) -> AsyncIterator[App]:
+    async def _open(self) -> AsyncIterator[_Jobs]:
         assert self._make is not None
         app = self._make()
         for function, options in self._functions.values():
             self._register(app, function, options)
         async with app.open_async():
-            yield app
+            yield _Jobs(app)
 
     def _register(self, app: App, function: Function, options: dict[str, Any]) -> None:
         django = self.django

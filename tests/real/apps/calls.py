@@ -28,13 +28,10 @@ def make():
         from nats.js.api import ConsumerConfig
         from taskiq_nats import PullBasedJetStreamBroker
 
-        broker = PullBasedJetStreamBroker(
-            URL,
-            consumer_config=ConsumerConfig(durable_name="taskiq_durable", ack_wait=2),
-            pull_consume_batch=100,
-            pull_consume_timeout=1,
-            reconnect_time_wait=0.3,
-        )
+        # By default it waits for a call without end.
+        pull = {} if os.environ.get("PULL") == "default" else {"pull_consume_batch": 100, "pull_consume_timeout": 1}
+        config = ConsumerConfig(durable_name="taskiq_durable", ack_wait=2)
+        broker = PullBasedJetStreamBroker(URL, consumer_config=config, reconnect_time_wait=0.3, **pull)
     if results := os.environ.get("RESULTS_URL"):
         from taskiq_redis import RedisAsyncResultBackend
 
