@@ -26,7 +26,10 @@ from ._errors import (
     WrongLoopError,
 )
 from ._report import Failure
+from ._report import Hook as Hook
+from ._report import Site as Site
 from ._runtime import Runtime
+from ._settings import WhenFull as WhenFull
 from ._shared import (
     call_at,
     call_later,
@@ -65,7 +68,9 @@ if TYPE_CHECKING:
     from ._brokers.handover import current_delivery as current_delivery
     from ._processes.pool import ProcessPool as ProcessPool
     from ._processes.pool import to_process as to_process
+    from ._stats import Histogram as Histogram
     from ._stats import Stats as Stats
+    from ._stats import Timing as Timing
     from ._twins.blocking import Blocking as Blocking
     from ._twins.blocking import blocking as blocking
 
@@ -75,6 +80,7 @@ _LAZY = {
     "Delivery": "_brokers.handover",
     "Engine": "_brokers.handover",
     "Function": "_brokers.handover",
+    "Histogram": "_stats",
     "Iteration": "_bridges.iterate",
     "ProcessPool": "_processes.pool",
     "Queue": "_bridges.queue",
@@ -82,6 +88,7 @@ _LAZY = {
     "Sent": "_brokers.handover",
     "Stats": "_stats",
     "TaskGroup": "_bridges.groups",
+    "Timing": "_stats",
     "aiterate": "_bridges.iterate",
     "background": "_bridges.background",
     "blocking": "_twins.blocking",
@@ -141,6 +148,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
+# Without `map` and `queue`: a star import would put them before the built-in, and the standard library's module.
 __all__ = [
     "AlreadyRunningError",
     "Blocking",
@@ -187,8 +195,6 @@ __all__ = [
     "flush",
     "go",
     "iterate",
-    "map",
-    "queue",
     "resource",
     "run",
     "shared_runtime",

@@ -1,17 +1,26 @@
-"""Lets only so much run at once: the rest waits in order of submission, each in its submitter's context."""
+"""
+Where bridges start what they are given: coroutines and functions, with a limit, and with the options that mean the same everywhere.
+
+With a limit only so much runs at once: the rest waits in order of submission, each in its submitter's context.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 from asyncio import AbstractEventLoop, Semaphore
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context
+from contextlib import suppress
+from contextvars import Context, copy_context
+from functools import partial, update_wrapper
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from ._arguments import as_coroutine, check_function, close_unstarted
+from ._errors import CannotStartError, NotAsyncError, can_be_thrown
+from ._process.hosts import new_thread, why_no_thread
 from ._runtime import Runtime
 from ._work.task import Kind, Task
 
@@ -88,14 +97,91 @@ def to_thread_limited(
     kwargs: dict[str, Any],
     name: str | None,
     frame: FrameType,
+    context: Context | None = None,
+    daemon: bool = False,
+    timeout: float | None = None,
 ) -> Task[T]:
-    """`Runtime.to_thread`, with a limit."""
+    """`Runtime.to_thread`, with a limit; a daemon in a thread of its own, which alone can have a time limit."""
+    title = name or getattr(fn, "__qualname__", None) or type(fn).__name__
+    if daemon:
+        own = in_own_thread(partial(fn, *args, **kwargs), title)
+        return go_limited(runtime, limiter, own, title, context, Kind.DAEMON, frame, timeout)
     if limiter is None:
-        return runtime._to_thread(fn, args, kwargs, frame, name)
+        return runtime._to_thread(fn, args, kwargs, frame, name, context=context)
     check_function(fn, "to_thread")
 
     async def call() -> T:
         return await runtime._to_thread(fn, args, kwargs, sys._getframe(), name, "accept")
 
-    title = name or getattr(fn, "__qualname__", None) or type(fn).__name__
-    return go_limited(runtime, limiter, call(), title, None, Kind.WORK, frame)
+    return go_limited(runtime, limiter, call(), title, context, Kind.WORK, frame)
+
+
+async def in_own_thread(call: Callable[[], T], name: str, *, or_worker: bool = False) -> T:
+    """
+    Make a call that may block for ever, in a daemon thread of its own: whoever waits for it can leave it, and so can the exit.
+
+    Not in a worker: that is joined, and on 3.12 the one that is there may be the last that serves while the interpreter ends. But there
+    no other thread starts any more: *or_worker* takes it then.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+
+    def tell(value: Any, error: BaseException | None) -> None:
+        if not ended.done():
+            ended.set_result((value, error))
+
+    def make(context: Context) -> None:
+        value = failure = None
+        try:
+            value = context.run(call)
+        except BaseException as error:
+            failure = can_be_thrown(error, name)
+        with suppress(RuntimeError):
+            # The loop is closed: nobody waits any more.
+            loop.call_soon_threadsafe(tell, value, failure)
+
+    try:
+        new_thread(partial(make, copy_context()), name).start()
+    except RuntimeError as error:
+        if or_worker:
+            return await loop.run_in_executor(None, copy_context().run, call)
+        raise CannotStartError(f"No thread can be started for {name}: {why_no_thread(error)}") from error
+    value, failure = await ended
+    try:
+        if failure is not None:
+            raise failure
+        made: T = value
+        return made
+    finally:
+        # This frame is in the error's traceback.
+        del failure
+
+
+def by_result(runtime: Runtime, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    *fn*, which does not say whether it is async, for a thread: an awaitable that it returns is awaited, on the loop.
+
+    A lambda, a partial or an object that can be called shows only then what it is. A handle of ours is a value.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            value = fn(*args, **kwargs)
+        except RuntimeError as error:
+            if not str(error).startswith(_NO_LOOP):
+                raise
+            raise NotAsyncError(
+                f"{call.__qualname__} needs a running event loop in the call itself, and is called in a worker thread, because it does not say "
+                "that it is async. Make it an async function."
+            ) from error
+        if isinstance(value, Task) or not inspect.isawaitable(value):
+            return value
+        return runtime._run(value, None, sys._getframe())
+
+    update_wrapper(call, fn)
+    call.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__name__
+    return call
+
+
+# What asyncio says.
+_NO_LOOP: Final = ("no running event loop", "There is no current event loop in thread")

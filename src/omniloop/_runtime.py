@@ -745,10 +745,11 @@ class Runtime:
         frame: FrameType,
         name: str | None = None,
         when_full: Literal["accept"] | None = None,
+        context: Context | None = None,
     ) -> Task[T]:
         check_function(fn, "to_thread")
         work = ThreadWork(fn, partial(fn, *args, **kwargs) if args or kwargs else fn)
-        task: Task[T] = self._make_task(work, (), None, frame)
+        task: Task[T] = self._make_task(work, (), context, frame)
         task._name = name
         if self._bounded and when_full is None:
             return self._put_bounded(task, self._put_to_thread)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import functools
 import gc
 import inspect
 import os
@@ -14,7 +15,7 @@ import pytest
 
 import omniloop
 from children import run_child
-from omniloop import Failure, NotAsyncError, Runtime, Task, background, run
+from omniloop import Failure, NotAsyncError, Runtime, Task, TaskTimeoutError, background, run
 
 who = contextvars.ContextVar("who", default="nobody")
 
@@ -411,6 +412,8 @@ def test_a_coroutine_is_refused_and_closed():
         ({"limit": True}, ValueError),
         ({"name": 5}, TypeError),
         ({"daemon": "yes"}, TypeError),
+        ({"context": {}}, TypeError),
+        ({"timeout": "5"}, ValueError),
         ({"on_error": "log"}, TypeError),
         ({"runtime": "mine"}, TypeError),
     ],
@@ -423,18 +426,133 @@ def test_an_option_of_a_wrong_kind_is_named(options, error):
         background(**options)
 
 
-def test_a_plain_function_cannot_be_a_daemon():
-    with pytest.raises(ValueError, match="plain function"):
-        background(daemon=True)(print)
+def test_a_time_limit_for_a_plain_function_needs_it_to_be_a_daemon():
+    with pytest.raises(ValueError, match=r"timeout=1: .*print.* is a plain function, .* Give daemon=True"):
+        background(timeout=1)(print)
 
 
-def test_a_plain_function_that_returns_a_coroutine_is_told_what_was_meant():
-    @background
-    def forgot_async():
-        return _running_loop()
+class Fetcher:
+    async def __call__(self, number):
+        return await doubled(number)
 
-    with pytest.raises(NotAsyncError, match=r"go\("):
-        forgot_async().result(5)
+
+class Hidden:
+    def __call__(self, number):
+        return doubled(number)
+
+
+async def doubled(number):
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+def hidden(number):
+    return doubled(number)
+
+
+@pytest.mark.promise(
+    "What does not say that it is async is taken by what it returns: a lambda, a partial, an object that can be called"
+)
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda number: doubled(number),
+        functools.partial(hidden),
+        functools.partial(doubled),
+        Fetcher(),
+        Hidden(),
+        hidden,
+    ],
+    ids=["lambda", "partial of plain", "partial of async", "async object", "object", "function"],
+)
+def test_what_does_not_say_that_it_is_async_is_taken_by_what_it_returns(runtime, fn):
+    assert background(runtime=runtime)(fn)(4).result(timeout=5) == 8
+
+
+def test_a_handle_that_it_returns_is_a_value(runtime):
+    handle = runtime.go(asyncio.sleep(0, "done"))
+
+    assert background(runtime=runtime)(lambda: handle)().result(timeout=5) is handle
+    assert handle.result(timeout=5) == "done"
+
+
+@pytest.mark.parametrize("fn", [lambda: asyncio.get_running_loop(), asyncio.get_event_loop], ids=["lambda", "function"])
+def test_what_needs_a_running_loop_in_the_call_itself_is_told_so(runtime, fn):
+    words = r"needs a running event loop in the call itself.*Make it an async function"
+    with pytest.raises(NotAsyncError, match=words):
+        background(runtime=runtime)(fn)().result(timeout=5)
+
+
+@pytest.mark.promise(
+    "A plain function that is a daemon runs in a thread of its own, and nobody waits for it at the end"
+)
+def test_a_plain_function_that_is_a_daemon_runs_in_a_thread_of_its_own():
+    def program():
+        @background(daemon=True, name="watch the folder")
+        def watch(started):
+            print(threading.current_thread().name, threading.current_thread().daemon, "\n", end="")
+            started.set()
+            threading.Event().wait()
+
+        @background
+        def work():
+            print("worked\n", end="")
+
+        started = threading.Event()
+        watch(started)
+        started.wait(5)
+        work()
+        omniloop.flush(5)
+        omniloop.shutdown()
+        watch(again := threading.Event())
+        again.wait(5)
+
+    result = run_child(program)
+
+    assert (result.stdout, result.stderr, result.code) == (
+        "watch the folder True \nworked\nwatch the folder True \n",
+        "",
+        0,
+    )
+    assert result.seconds < 5
+
+
+def test_daemon_calls_count_for_no_bound():
+    gate = threading.Event()
+    with Runtime(max_workers=1) as runtime:
+        tasks = [background(daemon=True, runtime=runtime)(gate.wait)(5) for _ in range(5)]
+
+        assert runtime.to_thread(sum, [1, 2]).result(timeout=5) == 3
+        gate.set()
+        assert [task.result(timeout=5) for task in tasks] == [True] * 5
+
+
+def test_a_daemon_call_has_the_callers_context_its_result_and_its_error(runtime, failures):
+    who.set("the caller's")
+    other = contextvars.Context()
+    other.run(who.set, "another")
+
+    assert background(daemon=True, runtime=runtime)(who.get)().result(timeout=5) == "the caller's"
+    assert background(daemon=True, runtime=runtime, context=other)(who.get)().result(timeout=5) == "another"
+    assert background(runtime=runtime, context=other)(who.get)().result(timeout=5) == "another"
+    with pytest.raises(LookupError):
+        background(daemon=True, runtime=runtime)({}.__getitem__)(1).result(timeout=5)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        background(daemon=True, runtime=runtime)(next)(iter([])).result(timeout=5)
+
+
+def test_a_time_limit_cancels_an_async_call_and_leaves_a_daemons_thread(runtime):
+    gate = threading.Event()
+
+    @background(timeout=0.01, runtime=runtime)
+    async def endless():
+        await asyncio.Event().wait()
+
+    with pytest.raises(TaskTimeoutError):
+        endless().result(timeout=5)
+    with pytest.raises(TaskTimeoutError):
+        background(daemon=True, timeout=0.01, runtime=runtime)(gate.wait)(5).result(timeout=5)
+    gate.set()
 
 
 # --- ending well ------------------------------------------------------------------------------------------------------

@@ -822,3 +822,10 @@ def test_many_threads_may_submit_while_the_group_ends_and_each_task_is_waited_fo
             thread.join(5)
 
         assert all(task.done() for task in accepted)
+
+
+def test_a_daemon_of_a_group_is_waited_for_by_the_group(runtime):
+    with TaskGroup(runtime=runtime) as group:
+        task = group.go(asyncio.sleep(0.01, "done"), daemon=True)
+
+    assert task.result(timeout=0) == "done"

@@ -539,3 +539,79 @@ def test_an_iteration_of_a_task_goes_on_at_exit():
     result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("last line\n0\n1\n2\n", "", 0)
+
+
+@pytest.mark.promise(
+    "A blocking source of `aiterate` that waits for ever does not hold up the exit, however the iteration ends"
+)
+@pytest.mark.parametrize("ends", ["by a break", "by a time limit", "by an error", "by aclosing"])
+@pytest.mark.parametrize("where", ["asyncio.run", "omniloop.run", "go"])
+def test_a_source_that_blocks_does_not_hold_up_the_exit(ends, where):
+    """Its worker was waited for until the deadline."""
+
+    def program():
+        import contextlib
+
+        ends, where = os.environ["ENDS"], os.environ["WHERE"]
+
+        def tail():
+            yield "a line"
+            threading.Event().wait()
+            yield "never"
+
+        async def consume():
+            lines = omniloop.aiterate(tail())
+            if ends == "by aclosing":
+                async with contextlib.aclosing(lines):
+                    await asyncio.wait([asyncio.ensure_future(anext(lines))])
+                return
+            async with asyncio.timeout(0.2 if ends == "by a time limit" else None):
+                async for line in lines:
+                    if ends == "by an error":
+                        raise LookupError(line)
+                    if ends == "by a break":
+                        break
+
+        with contextlib.suppress(LookupError, TimeoutError):
+            if where == "asyncio.run":
+                asyncio.run(consume())
+            elif where == "omniloop.run":
+                omniloop.run(consume())
+            else:
+                omniloop.go(consume()).result()
+        print("last line", flush=True)
+
+    result = run_child(program, env={"ENDS": ends, "WHERE": where})
+
+    assert (result.stdout, result.code) == ("last line\n", 0)
+    assert result.seconds < 10
+    # Said where closing was to wait for it; which a break's closing may have come before.
+    said = "aiterate(tail): its source has blocked for 1 s, and closing waits for it no longer."
+    assert result.stderr == "" or result.stderr.startswith(said)
+
+
+@pytest.mark.promise("Closing `aiterate` closes its source, or says after a second that this blocks")
+def test_closing_says_that_the_source_blocks(runtime, caplog):
+    asked, gate, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def source():
+        try:
+            yield 1
+            asked.set()
+            gate.wait(30)
+            yield 2
+        finally:
+            closed.set()
+
+    async def main():
+        lines = aiterate(source(), runtime=runtime)
+        assert await anext(lines) == 1
+        assert asked.wait(5)
+        await lines.aclose()
+
+    asyncio.run(main())
+    assert "source): its source has blocked for 1 s, and closing waits for it no longer" in caplog.text
+    assert not closed.is_set()
+
+    gate.set()
+    assert closed.wait(5)

@@ -1,6 +1,7 @@
 """`map`: results over many items, only so many of which are on their way."""
 
 import asyncio
+import functools
 import gc
 import itertools
 import os
@@ -402,3 +403,25 @@ def test_a_system_exit_of_the_work_is_no_result():
 
     with pytest.raises(SystemExit):
         list(omniloop.map(leave, [3], return_exceptions=True))
+
+
+class Hidden:
+    """Can be called, and does not say what it returns."""
+
+    def __call__(self, number):
+        return late(number)
+
+
+async def late(number):
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+@pytest.mark.promise("`map` takes a function by what it returns, too: a lambda, a partial, an object")
+@pytest.mark.parametrize(
+    "fn",
+    [lambda number: late(number), functools.partial(Hidden().__call__), Hidden()],
+    ids=["lambda", "partial", "object"],
+)
+def test_what_does_not_say_that_it_is_async_is_taken_by_what_it_returns(runtime, fn):
+    assert list(omniloop.map(fn, range(5), limit=2, runtime=runtime)) == [0, 2, 4, 6, 8]

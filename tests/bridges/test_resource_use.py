@@ -1,6 +1,9 @@
 """A resource that nobody uses any more is closed; and one that is closed by hand."""
 
 import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
 import gc
 import os
 import sys
@@ -343,3 +346,49 @@ def test_an_open_client_is_neither_listed_nor_counted(runtime):
     runtime.flush(timeout=5)
     stats = runtime.stats()
     assert stats.accepted == stats.finished
+
+
+@pytest.mark.promise("`close()` raises what the client's own closing raises, under its own name", section="Resources")
+@pytest.mark.parametrize(
+    ("error", "comes_out"),
+    [
+        (TimeoutError, TimeoutError),
+        (asyncio.CancelledError, concurrent.futures.CancelledError),
+        (concurrent.futures.CancelledError, concurrent.futures.CancelledError),
+        (omniloop.WaitTimeoutError, omniloop.WaitTimeoutError),
+    ],
+)
+def test_close_raises_what_the_clients_own_closing_raises(error, comes_out):
+    """A cancellation was swallowed, and a time limit told as that of the wait."""
+
+    class Client:
+        async def aclose(self):
+            raise error("the client's own")
+
+    async def use(client):
+        pass
+
+    with Runtime() as runtime:
+        client = resource(Client, runtime=runtime)
+        client.run(use)
+
+        with pytest.raises(comes_out, match="^the client's own$") as caught:
+            client.close(timeout=5)
+        assert type(caught.value) is comes_out
+
+
+def test_a_use_in_the_background_has_the_options_of_go(runtime):
+    who = contextvars.ContextVar("who")
+    context = contextvars.Context()
+    context.run(who.set, "ada")
+
+    async def use(client):
+        return who.get()
+
+    async def endless(client):
+        await asyncio.Event().wait()
+
+    with resource(contextlib.nullcontext, runtime=runtime) as client:
+        assert client.go(use, context=context).result(timeout=5) == "ada"
+        with pytest.raises(omniloop.TaskTimeoutError):
+            client.go(endless, timeout=0.01).result(timeout=5)

@@ -1,5 +1,6 @@
 """What importing the package does: next to nothing."""
 
+import builtins
 import os
 import sys
 import threading
@@ -69,3 +70,20 @@ def test_importing_loads_little_that_asyncio_does_not():
         "queue",
         "typing",
     }
+
+
+@pytest.mark.promise("A star import hides neither the built-in `map` nor the module `queue`")
+def test_a_star_import_hides_no_builtin():
+    names: dict[str, object] = {}
+    exec("from omniloop import *", names)
+
+    assert names.keys() & {*dir(builtins), "queue"} == set()
+    assert omniloop.map is not map
+    assert omniloop.queue.__module__ == "omniloop._bridges.queue"
+
+
+@pytest.mark.promise("The types that calls return, and hooks take, can be imported")
+@pytest.mark.parametrize("name", ["Histogram", "Hook", "Site", "Timing", "WhenFull"])
+def test_the_types_that_calls_return_can_be_imported(name):
+    assert getattr(omniloop, name) is not None
+    assert name in dir(omniloop)

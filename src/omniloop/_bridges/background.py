@@ -6,13 +6,14 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from functools import partial
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
-from .._arguments import is_async
+from .._arguments import check_timeout, copied, is_async
 from .._brokers.handover import Engine, Sent, checked_function, checked_options, handed_over
 from .._errors import NotAsyncError
-from .._limiter import Limiter, go_limited, limiter, to_thread_limited
+from .._limiter import Limiter, by_result, go_limited, limiter, to_thread_limited
 from .._report import Hook
 from .._runtime import Runtime
 from .._shared import chosen
@@ -26,6 +27,8 @@ C = TypeVar("C")
 class _Options(NamedTuple):
     daemon: bool
     name: str | None
+    context: Context | None
+    timeout: float | None
     limit: int | None
     on_error: Hook | None
     runtime: Runtime
@@ -62,8 +65,10 @@ def background(fn: Callable[P, T], /) -> Callable[P, Task[T]]: ...
 @overload
 def background(
     *,
-    daemon: bool = False,
     name: str | None = None,
+    context: Context | None = None,
+    daemon: bool = False,
+    timeout: float | None = None,
     limit: int | None = None,
     on_error: Hook | None = None,
     runtime: Runtime | None = None,
@@ -74,8 +79,10 @@ def background(
     fn: Any = None,
     /,
     *,
-    daemon: bool = False,
     name: str | None = None,
+    context: Context | None = None,
+    daemon: bool = False,
+    timeout: float | None = None,
     limit: int | None = None,
     on_error: Hook | None = None,
     runtime: Runtime | None = None,
@@ -85,12 +92,17 @@ def background(
     Decorate a function so that calling it starts it in the background, and returns its `Task` at once.
 
     An async function runs on the loop, as with `go`: ``await f()`` only waits, on any event loop, and a bare ``f()`` is fire and
-    forget. A plain function runs in a worker thread, as with `to_thread`. Methods, class methods and static methods too; with a class,
+    forget. A plain function runs in a worker thread, as with `to_thread`; so does what does not say that it is async (a lambda, a
+    partial, an object that can be called), and an awaitable that it returns is awaited on the loop. Methods, class methods and static methods too; with a class,
     every public async method that it defines. Signature and docstring are kept.
 
     Args:
-        daemon: Cancel the work at exit instead of waiting for it. Not for plain functions, which can't be cancelled.
         name: For logs and `tasks()`. By default the name of the function.
+        context: Run in a copy of this context instead of a copy of each caller's.
+        daemon: Cancel the work at exit instead of waiting for it. A plain function runs in a daemon thread of its own then, which counts
+            for no bound; at exit, or where its handle is cancelled, nobody waits for it any more.
+        timeout: Seconds from each call. What is not done by then is cancelled, and fails with `TaskTimeoutError`. For a plain function
+            only with *daemon*: nothing can interrupt a thread, and this one is left.
         limit: So many calls run at once; the others wait their turn, in order, each in its caller's context. Counted for each
             function by itself. A call that awaits another of the same function while it runs may wait for ever.
         on_error: Called with the `Failure` of a call that failed and that nobody asked about, instead of the hook of
@@ -104,7 +116,8 @@ def background(
         NotAsyncError: if *fn* is nothing that can be called to be run: a coroutine, a generator function, a class without a public
             async method.
         TypeError: if an option is of the wrong type.
-        ValueError: if *limit* is below 1, *daemon* is given for a plain function, or *broker* can't carry the function.
+        ValueError: if *limit* is below 1, *timeout* is not a number of seconds, or is given for a plain function that is no daemon, or
+            *broker* can't carry the function.
 
     Example:
         >>> import asyncio
@@ -123,10 +136,13 @@ def background(
         raise TypeError(f"name={name!r}: give a string, or None for the function's own name.")
     if on_error is not None and not callable(on_error):
         raise TypeError(f"on_error={on_error!r}: give a callable that takes a Failure, or None.")
+    if context is not None:
+        context = copied(context, None)
+    check_timeout(timeout)
     limiter(limit)
     if broker is not None:
-        checked_options(daemon, on_error, runtime)
-    options = _Options(daemon, name, limit, on_error, chosen(runtime), broker)
+        checked_options(daemon, on_error, runtime, context=context, timeout=timeout)
+    options = _Options(daemon, name, context, timeout, limit, on_error, chosen(runtime), broker)
     return partial(_decorate, options) if fn is None else _decorate(options, fn)
 
 
@@ -155,9 +171,10 @@ def _decorate(options: _Options, fn: Any) -> Any:
     limit = limiter(options.limit)
     if is_async(fn):
         return _finish(fn, _async(options, fn, limit))
-    if options.daemon:
+    if options.timeout is not None and not options.daemon:
         raise ValueError(
-            f"daemon=True: {fn!r} is a plain function, and what runs in a thread can't be cancelled at exit."
+            f"timeout={options.timeout!r}: {fn!r} is a plain function, and nothing can interrupt its thread. Give daemon=True as well: "
+            "then the thread is left."
         )
     return _finish(fn, _plain(options, fn, limit))
 
@@ -177,24 +194,24 @@ def _decorate_class(options: _Options, cls: type) -> type:
 
 
 def _async(options: _Options, fn: Callable[..., Any], limiter: Limiter | None) -> Callable[..., Task[Any]]:
-    _, name, _, on_error, runtime, _ = options
+    daemon, name, context, timeout, _, on_error, runtime, _ = options
+    kind = Kind.DAEMON if daemon else Kind.WORK
 
     def start(*args: Any, **kwargs: Any) -> Task[Any]:
         coro = fn(*args, **kwargs)
-        task = go_limited(
-            runtime, limiter, coro, name, None, Kind.DAEMON if options.daemon else Kind.WORK, sys._getframe(1)
-        )
-        return _tell(task, on_error)
+        return _tell(go_limited(runtime, limiter, coro, name, context, kind, sys._getframe(1), timeout), on_error)
 
     return start
 
 
 def _plain(options: _Options, fn: Callable[..., T], limiter: Limiter | None) -> Callable[..., Task[T]]:
-    _, name, _, on_error, runtime, _ = options
+    daemon, name, context, timeout, _, on_error, runtime, _ = options
+    call = by_result(runtime, fn)
 
     def start(*args: Any, **kwargs: Any) -> Task[T]:
         frame = sys._getframe(1)
-        return _tell(to_thread_limited(runtime, limiter, fn, args, kwargs, name, frame), on_error)
+        task: Task[T] = to_thread_limited(runtime, limiter, call, args, kwargs, name, frame, context, daemon, timeout)
+        return _tell(task, on_error)
 
     return start
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, T
 from .._arguments import check_function, check_timeout, close_unstarted, is_async, misplaced_arguments, one_argument
 from .._clock import acquire, time
 from .._errors import ClosedError, ForkedError, TaskTimeoutError, WouldDeadlockError
-from .._limiter import go_limited, limiter, to_thread_limited
+from .._limiter import by_result, go_limited, limiter, to_thread_limited
 from .._report import shown
 from .._runtime import Runtime
 from .._shared import chosen
@@ -115,10 +115,11 @@ class TaskGroup:
         *misplaced: Never,
         name: str | None = None,
         context: Context | None = None,
+        daemon: bool = False,
         timeout: float | None = None,
     ) -> Task[T]:
         """
-        Start a coroutine in the group, as `omniloop.go` does.
+        Start a coroutine in the group, as `omniloop.go` does. The group waits for a daemon too; the end of the program does not.
 
         Raises:
             NotAsyncError: if *coro* can't be awaited here; the message names the call that was meant.
@@ -127,7 +128,7 @@ class TaskGroup:
         """
         if misplaced:
             raise misplaced_arguments("go", coro, misplaced)
-        return self._go(coro, name, context, sys._getframe(1), timeout)
+        return self._go(coro, name, context, sys._getframe(1), timeout, Kind.DAEMON if daemon else Kind.WORK)
 
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -325,9 +326,10 @@ class TaskGroup:
         context: Context | None,
         frame: FrameType,
         timeout: float | None = None,
+        kind: Kind = Kind.WORK,
     ) -> Task[T]:
         return self._add(
-            coro, lambda: go_limited(self._runtime, self._limiter, coro, name, context, Kind.WORK, frame, timeout)
+            coro, lambda: go_limited(self._runtime, self._limiter, coro, name, context, kind, frame, timeout)
         )
 
     def _add(self, work: object, start: Callable[[], Task[T]]) -> Task[T]:
@@ -553,6 +555,9 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     """
     Iterate, in sync code, over the results of *fn* for each item; an async *fn* runs on the loop, a plain one in worker threads.
 
+    What does not say that it is async (a lambda, a partial, an object that can be called) is called in a worker thread, and an
+    awaitable that it returns is awaited on the loop.
+
     Items are taken one by one, as results are: no more than *limit* are on their way at any time. The first error comes out as
     it is; then, and when the iterator is closed or dropped early, what is on its way is cancelled, and its clean-up waited for
     (for `cancel_timeout` seconds at the most).
@@ -643,7 +648,7 @@ class _Window:
         timeout: float | None,
         return_exceptions: bool,
     ) -> None:
-        self._fn = fn
+        self._fn = fn if is_async(fn) else by_result(runtime, fn)
         self._runtime = runtime
         self._timeout = timeout
         self._return_exceptions = return_exceptions

@@ -7,20 +7,25 @@ import inspect
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable
 from contextlib import suppress
+from functools import partial
 from types import FrameType, TracebackType
-from typing import Generic, Self, TypeVar, final
+from typing import Final, Generic, Self, TypeVar, final
 
 import janus
 
 from .._arguments import close_unstarted
 from .._clock import slices
 from .._errors import ForkedError, NotAsyncError
-from .._life import waits
+from .._limiter import in_own_thread
+from .._report import say, shown
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import Kind
+from .._work.task import Kind, Task
 
 T = TypeVar("T")
+
+# Seconds for which the closing of `aiterate` waits for a source that blocks.
+_CLOSING_TIME: Final = 1.0
 
 
 def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | None = None) -> Iteration[T]:
@@ -179,14 +184,15 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
     """
     Iterate over a blocking iterable in async code, on any event loop: ``async for row in aiterate(cursor): …``.
 
-    All of it runs in one worker thread, and in a copy of the caller's context, at the most *buffer* items and one more ahead of the
-    consumer. What it raises is raised here. When the iteration is closed early, a generator is closed in its thread; closing waits
-    for that, cancellation does not.
+    All of it runs in one thread of its own, and in a copy of the caller's context, at the most *buffer* items and one more ahead of the
+    consumer. What it raises is raised here. When the iteration is closed early, a generator is closed in its thread. Closing waits for
+    that, for a second at the most: a source that blocks for longer is named in the log, and its generator is closed when it comes back.
+    Cancellation does not wait, nor does the exit.
 
     Args:
         source: An iterable whose `next` may block.
         buffer: How many items may wait for the consumer.
-        runtime: Whose worker thread it is; by default the shared one's.
+        runtime: Whose work it is; by default the shared one's.
 
     Raises:
         NotAsyncError: if *source* is not iterable.
@@ -213,10 +219,13 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
 
 async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame: FrameType) -> AsyncGenerator[T, None]:
     queue: janus.Queue[T] = janus.Queue(buffer)
-    # Whatever the bounds are, as in `Iteration`: what fills the queue and what empties it need each other.
-    task = runtime._to_thread(_feed_in_thread, (source, queue), {}, frame, _name("aiterate", source), "accept")
+    name = _name("aiterate", source)
+    # Not in a worker, which the exit would wait for while the source blocks. Whatever the bounds are, as in `Iteration`: what fills the
+    # queue and what empties it need each other.
+    feeding = in_own_thread(partial(_feed_in_thread, source, queue), name, or_worker=True)
+    task = runtime._go(feeding, name, None, Kind.DAEMON, frame, "accept")
     # It is in the frame of whoever made this.
-    del source, frame
+    del source, frame, feeding
     task.add_done_callback(lambda _: queue.shutdown())
     try:
         while True:
@@ -235,10 +244,37 @@ async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame
         await task
     except GeneratorExit:
         queue.close()
-        await task
+        if not await _is_done_soon(task):
+            say(
+                "%s: its source has blocked for %g s, and closing waits for it no longer. Its thread closes a generator when it comes back. "
+                "Give what blocks in there a time limit, so that it can be closed at once.",
+                shown(name),
+                _CLOSING_TIME,
+            )
+        elif not task.cancelled():
+            await task
         raise
     finally:
         queue.close()
+
+
+async def _is_done_soon(task: Task[None]) -> bool:
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def tell() -> None:
+        with suppress(RuntimeError):
+            # That loop is closed.
+            loop.call_soon_threadsafe(_set, done)
+
+    task._when_done(tell)
+    await asyncio.wait([done], timeout=_CLOSING_TIME)
+    return task.done()
+
+
+def _set(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 async def _get(queue: janus.Queue[T], runtime: Runtime) -> T:
@@ -253,12 +289,7 @@ def _feed_in_thread(source: Iterable[T], queue: janus.Queue[T]) -> None:
     iterator = iter(source)
     try:
         for item in iterator:
-            try:
-                queue.sync_q.put_nowait(item)
-            except janus.SyncQueueFull:
-                # Another worker may take the place meanwhile: a slow consumer does not use up the pool.
-                with waits.giving_place():
-                    _put(queue, item)
+            _put(queue, item)
     except janus.SyncQueueShutDown:
         # Nobody wants more.
         pass

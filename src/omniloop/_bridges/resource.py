@@ -7,7 +7,6 @@ import contextvars
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from concurrent.futures import CancelledError
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
 from types import FrameType, TracebackType
@@ -16,6 +15,7 @@ from typing import Any, Generic, Self, TypeVar, final, overload
 from .._arguments import check_timeout, close_unstarted
 from .._errors import CannotStartError, ClosedError, NotAsyncError, WaitTimeoutError, WouldDeadlockError, WrongLoopError
 from .._life.life import Life
+from .._limiter import go_limited
 from .._process.fork import same_process
 from .._runtime import Runtime
 from .._shared import chosen
@@ -140,17 +140,28 @@ class Resource(Generic[T]):
         self._check(use, "run")
         return self._runtime._run(self._use(use), timeout, sys._getframe(1))
 
-    def go(self, use: Callable[[T], Awaitable[R]], *, name: str | None = None, daemon: bool = False) -> Task[R]:
+    def go(
+        self,
+        use: Callable[[T], Awaitable[R]],
+        *,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+        daemon: bool = False,
+        timeout: float | None = None,
+    ) -> Task[R]:
         """
         Do something with the client in the background; return the handle at once. May be called anywhere, as `omniloop.go`.
 
         Args:
             use: Called on the loop with the client; what it returns is awaited there.
             name: For logs and `tasks()`. By default the name of *use*.
+            context: Run in a copy of this context instead of a copy of the caller's.
             daemon: Cancel it at exit instead of waiting for it; its clean-up runs.
+            timeout: Seconds from now. What is not done by then is cancelled, and fails with `TaskTimeoutError`.
 
         Raises:
             NotAsyncError: if *use* can't be called.
+            ValueError: if *timeout* is not a number of seconds.
             ClosedError: if the resource is closed, the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
         """
@@ -158,7 +169,8 @@ class Resource(Generic[T]):
         life = self._runtime._current()
         if life.thread is not None and life.thread.is_current() and life.ledger.is_bereft():
             raise self._bereft_error()
-        return self._runtime._go(self._use(use), name, None, Kind.DAEMON if daemon else Kind.WORK, sys._getframe(1))
+        kind = Kind.DAEMON if daemon else Kind.WORK
+        return go_limited(self._runtime, None, self._use(use), name, context, kind, sys._getframe(1), timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """
@@ -178,16 +190,16 @@ class Resource(Generic[T]):
         life = self._runtime._current()
         check_timeout(timeout)
         life.check_may_wait("close()", "await its aclose()")
-        try:
-            if (ending := self._begin_end(None, sys._getframe(1))) is not None:
-                ending.result(timeout)
-        except CancelledError:
-            # The runtime ends meanwhile, and closes it.
-            pass
-        except WaitTimeoutError:
+        ending = self._begin_end(None, sys._getframe(1))
+        if ending is None:
+            return
+        if not ending._wait_until_done(timeout):
             raise WaitTimeoutError(
                 f"{self!r} was still in use after {timeout} s. It is closed when its users are done."
-            ) from None
+            )
+        if not ending.cancelled() or self._closer_was_cancelled():
+            # Else the runtime ends meanwhile, and closes it.
+            ending.result(0)
 
     async def aclose(self) -> None:
         """
@@ -312,6 +324,9 @@ class Resource(Generic[T]):
             await kept.close()
         self._closed = True
 
+    def _closer_was_cancelled(self) -> bool:
+        return self._kept is not None and self._kept.closer_was_cancelled
+
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"{self!r} was closed by its close(). Use it before that, or make a new one by resource().")
 
@@ -336,6 +351,7 @@ class _Kept(Generic[T]):
         self._life = life
         self._close = close
         self._over = False
+        self.closer_was_cancelled = False
 
     def belongs_to(self, life: Life) -> bool:
         """Tell whether it was opened in *life*: not before a shutdown, nor in the parent process."""
@@ -362,8 +378,11 @@ class _Kept(Generic[T]):
         if keeper is not None and self.opener is not None and not self.opener.done():
             self._cancel()
             await asyncio.wait([self.opener])
-            error = None if self.opener.cancelled() else self.opener.exception()
-            if error is not None:
+            if self.opener.cancelled():
+                # By what it called: the end alone has it go on to the closing.
+                self.closer_was_cancelled = True
+                raise asyncio.CancelledError(*(keeper._ended()[1] if keeper.cancelled() else ()))
+            if (error := self.opener.exception()) is not None:
                 # Claimed: whoever closes it has it.
                 keeper.exception()
                 raise error

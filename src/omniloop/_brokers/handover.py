@@ -680,10 +680,16 @@ def _set_out(
     return Sent(engine, function, call_id, accepted, runtime)
 
 
-def checked_options(daemon: bool, on_error: object, runtime: Runtime | None) -> None:
+def checked_options(
+    daemon: bool, on_error: object, runtime: Runtime | None, context: object = None, timeout: float | None = None
+) -> None:
     """Refuse the options of `background` that mean nothing for work of another process."""
     if daemon:
         raise ValueError("daemon=True: what is handed over to a broker is not cancelled at exit. Leave it away.")
+    if context is not None:
+        raise ValueError("context: what is handed over runs in another process. Leave it away.")
+    if timeout is not None:
+        raise ValueError(f"timeout={timeout!r}: how long a call may take there is the engine's to say. Leave it away.")
     if on_error is not None:
         raise ValueError("on_error: the failures of calls that are handed over are the engine's. Leave it away.")
     if runtime is not None:
