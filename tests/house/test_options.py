@@ -48,7 +48,8 @@ def test_the_table_of_options_is_that_of_the_signatures():
 
 
 @pytest.mark.promise(
-    "`name`, `context`, `daemon` and `timeout` are keyword-only, with the same defaults everywhere", section="Submitting"
+    "`name`, `context`, `daemon` and `timeout` are keyword-only, with the same defaults everywhere",
+    section="Submitting",
 )
 @pytest.mark.parametrize("call", CALLS)
 def test_an_option_has_the_same_default_everywhere(call):

@@ -10,13 +10,14 @@ from contextvars import Context
 from functools import partial
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
-from .._arguments import check_timeout, copied, is_async
+from .._arguments import check_timeout, is_async
 from .._brokers.handover import Engine, Sent, checked_function, checked_options, handed_over
 from .._errors import NotAsyncError
 from .._limiter import Limiter, by_result, go_limited, limiter, to_thread_limited
 from .._report import Hook
 from .._runtime import Runtime
 from .._shared import chosen
+from .._work.leftovers import copied
 from .._work.task import FAILED, Kind, Task
 
 P = ParamSpec("P")
@@ -137,7 +138,8 @@ def background(
     if on_error is not None and not callable(on_error):
         raise TypeError(f"on_error={on_error!r}: give a callable that takes a Failure, or None.")
     if context is not None:
-        context = copied(context, None)
+        # Refuses what is none; the copy is made at each call.
+        copied(context, None)
     check_timeout(timeout)
     limiter(limit)
     if broker is not None:
