@@ -6,6 +6,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
+from . import _hooks
 from ._errors import (
     AlreadyRunningError,
     CannotStartError,
@@ -73,6 +74,9 @@ if TYPE_CHECKING:
     from ._stats import Timing as Timing
     from ._twins.blocking import Blocking as Blocking
     from ._twins.blocking import blocking as blocking
+
+# Who knows which library.
+_hooks.offer("asgiref.sync", "omniloop._guests.asgiref")
 
 # What is dear to import, and its module: loaded when the name is first used.
 _LAZY = {

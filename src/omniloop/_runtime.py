@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import traceback
@@ -14,6 +13,7 @@ from threading import RLock
 from types import CoroutineType, FrameType, FunctionType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
 
+from . import _hooks
 from ._admission import Admission
 from ._arguments import (
     NOT_PLAIN,
@@ -27,7 +27,7 @@ from ._arguments import (
 )
 from ._clock import acquire, time
 from ._errors import AlreadyRunningError, ClosedError, FullError, TaskTimeoutError, WaitTimeoutError, WouldDeadlockError
-from ._life import asgiref, drain, monitoring, waits
+from ._life import drain, monitoring, waits
 from ._life.life import Life, ThreadWork
 from ._process import exit, fork, signals
 from ._report import Site, shown
@@ -781,52 +781,18 @@ class Runtime:
             life = self._current()
             life.check_may_wait("run()")
             coro = as_coroutine(coro, life.loop, "run")
-            served = self._serving(life) if "asgiref.sync" in sys.modules and asgiref.is_loaded() else None
         except BaseException:
             close_unstarted(coro)
             raise
-        if served is not None:
-            return self._run_for_asgiref(served, coro, timeout, frame)
-        return self._run_task(self._make_task(coro, None, None, frame), timeout, None)
+        guest = _hooks.guest_of_waits()
+        if guest is not None:
+            task: Task[T] = guest.run(self, coro, timeout, frame)
+            return task
+        return self._run_task(self._make_task(coro, None, None, frame), timeout)
 
-    def _serving(self, life: Life) -> Life | None:
-        """The life that will run what is submitted now, its thread started; None where that is refused."""
-        if life.inbox.closed:
-            if not self._renew(life):
-                return None
-            life = self._life
-        if life.ident is None:
-            life.inbox.wake_reader()
-            # Another thread may be starting it.
-            life.wait_for_start()
-        return life
-
-    def _run_for_asgiref(self, life: Life, coro: Any, timeout: float | None, frame: FrameType) -> Task[Any]:
-        """As `_run_to_end`, for work whose sync code is to run in this thread, which waits."""
-        pool, loop, ident = life.workers, life.loop, life.ident
-        if loop is not None:
-            # It may have been loaded after the loop was made.
-            asgiref.serve(loop, pool)
-        if not asgiref.is_in_the_way(loop):
-            waiting = asgiref.Waiting()
-            task = waiting.begin(self._make_task(coro, None, waiting.context(ident), frame))
-            try:
-                return self._run_task(task, timeout, waiting.wait_here)
-            finally:
-                waiting.end()
-        # Sync code of Django refuses to run where a loop runs; it has the thread of the process there.
-        caller = None if asyncio._get_running_loop() is not None else asgiref.Caller(pool)
-        task = self._make_task(coro, None, asgiref.context_for(ident, caller), frame)
-        if caller is not None:
-            caller.begin(task)
-        try:
-            with asgiref.cancelled_with_the_caller(task):
-                return self._run_task(task, timeout, None if caller is None else caller.wait_here)
-        finally:
-            if caller is not None:
-                caller.end()
-
-    def _run_task(self, task: Task[T], timeout: float | None, wait_here: Callable[[float], bool] | None) -> Task[T]:
+    def _run_task(
+        self, task: Task[T], timeout: float | None, wait_here: Callable[[float], bool] | None = None
+    ) -> Task[T]:
         wait_here = wait_here or task._wait_here
         try:
             # In here, because Ctrl-C may come when the loop has the task already. Unbounded: whoever waits can't pile up.

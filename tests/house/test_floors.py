@@ -13,11 +13,12 @@ PACKAGE = Path(omniloop.__file__).parent
 
 # From the ground up. A module imports from lower floors; and from its own, as long as nothing there leads back to it.
 FLOORS = {
-    "words": {"_clock", "_errors", "_settings", "_arguments", "_report", "_stats"},
+    "words": {"_clock", "_hooks", "_errors", "_settings", "_arguments", "_report", "_stats"},
     "_process": {"_process"},
     "_work": {"_work"},
     "_life": {"_life"},
     "_runtime": {"_admission", "_runtime"},
+    "_guests": {"_guests"},
     "_shared": {"_shared"},
     "_limiter": {"_limiter"},
     "_brokers": {"_brokers"},

@@ -11,7 +11,7 @@ from test_meeting import make_task, settle
 
 pytest.importorskip("asgiref.sync")
 
-ASGIREF = "_life.asgiref"
+ASGIREF = "_guests.asgiref"
 
 
 def make_waiting(copy: Copy) -> tuple[Any, Any]:

@@ -186,6 +186,16 @@ def test_where_time_is_frozen_when_omniloop_is_imported_its_clock_goes_on():
 # --- it looks up ------------------------------------------------------------------------------------------------------
 
 
+def look_up_more_often():
+    """Not once a second: a test waits until a wait is past its first look."""
+    from omniloop import _clock
+    from omniloop._bridges import queue
+    from omniloop._life import progress, waits
+
+    for module in (_clock, queue, progress, waits):
+        module.LOOK_UP = 0.05
+
+
 def doors():
     """Each way to wait without end, as a function that does."""
 
@@ -246,9 +256,7 @@ def doors():
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="how the wait is made one that can't be interrupted")
 def test_ctrl_c_comes_through_where_the_wait_for_a_lock_can_not_be_interrupted():
     def program():
-        from omniloop import _clock
-
-        _clock.LOOK_UP = 0.05
+        look_up_more_often()
         import omniloop
 
         omniloop.configure(cancel_timeout=0.1)
@@ -282,9 +290,7 @@ def test_an_exception_that_another_thread_has_set_comes_into_a_wait():
     """It came when the wait was over: after 12 s, where a time limit of 2 s was set."""
 
     def program():
-        from omniloop import _clock
-
-        _clock.LOOK_UP = 0.05
+        look_up_more_often()
         import omniloop
 
         class LimitError(Exception):
@@ -323,9 +329,7 @@ def test_an_exception_that_another_thread_has_set_comes_into_a_wait():
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="new in 3.14")
 def test_remote_exec_comes_into_a_wait(tmp_path):
     def program():
-        from omniloop import _clock
-
-        _clock.LOOK_UP = 0.05
+        look_up_more_often()
         import builtins
 
         import omniloop

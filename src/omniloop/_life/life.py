@@ -37,6 +37,7 @@ from threading import RLock
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
+from .. import _hooks
 from .._arguments import close_unstarted, not_plain
 from .._clock import time
 from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError
@@ -49,7 +50,7 @@ from .._work.ledger import Later, Ledger, task_in
 from .._work.leftovers import rank_of
 from .._work.tally import Tally
 from .._work.task import KEEPER, SUCCEEDED, Task, traceback_without
-from . import asgiref, monitoring, waits, workers
+from . import monitoring, waits, workers
 from .thread import LoopThread, Starter, wait_until_gone
 from .watchdog import Watchdog, usage_of
 
@@ -259,8 +260,8 @@ class Life:
         self._serve(self.thread)
 
     def _serve(self, thread: LoopThread) -> None:
-        # Not where the loop is made: one whose making is interrupted is nobody's, and asgiref would keep it.
-        asgiref.serve(thread.loop, self.workers)
+        # Not where the loop is made: one whose making is interrupted is nobody's, and a guest would keep it.
+        _hooks.serve(thread.loop, self.workers)
         try:
             self.stage = Stage.SERVING
             thread.start(self._empty)
@@ -373,7 +374,7 @@ class Life:
         """Note that it is over: its thread was stopped, and what is left will not be done."""
         self.stage = Stage.CLOSED
         if self.thread is not None:
-            asgiref.leave(self.thread.loop)
+            _hooks.leave(self.thread.loop)
 
     def stop_watching(self, timeout: float) -> None:
         """End the watchdog's thread; before the loop's, so that it does not log while the interpreter ends."""
@@ -604,7 +605,7 @@ class Life:
         with suppress(Exception):
             # A broken one may not even close.
             self.ledger.loop.close()
-        asgiref.leave(self.ledger.loop)
+        _hooks.leave(self.ledger.loop)
         # At last: whoever is told may shut down at once.
         self.fail_all(undelivered, make_error)
 

@@ -28,7 +28,7 @@ from django.db import (  # type: ignore[import-untyped,import-not-found,unused-i
 from omniloop._arguments import as_coroutine, close_unstarted
 from omniloop._brokers.handover import Sent
 from omniloop._errors import NotAsyncError
-from omniloop._life.asgiref import SyncThread, bring_along
+from omniloop._guests.asgiref import SyncThread, bring_along
 from omniloop._shared import shared_runtime
 
 

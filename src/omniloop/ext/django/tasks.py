@@ -59,7 +59,7 @@ from django.utils.module_loading import (  # type: ignore[import-untyped,import-
 
 from omniloop import Engine, NoResultError, Sent, WaitTimeoutError, background, current_delivery, go, to_thread
 from omniloop._brokers.handover import due
-from omniloop._life.asgiref import bring_along
+from omniloop._guests.asgiref import bring_along
 from omniloop._limiter import Limiter
 
 from .orm import database

@@ -1,7 +1,7 @@
 """
 Where asgiref is loaded: whose thread makes the calls of `sync_to_async` in work on the loop, so that none waits for ever.
 
-`Runtime._run_to_end` chooses: asgiref not loaded, nothing of this; loaded, `Waiting`; and where it has a part in the calling code, `Caller`.
+`run` below has the blocking waits of the core, by its hook: by `Waiting`; and where asgiref has a part in the calling code, by `Caller`.
 
 In work that somebody waits for with `run` it is the thread that waits, as with `async_to_sync`: under Django that has the connection,
 and with it the open transaction. In any other work it is one thread of the process, unless a `ThreadSensitiveContext` names another.
@@ -22,14 +22,19 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
 
-from .._arguments import THREAD_BOUND
+from .. import _hooks
+from .._arguments import THREAD_BOUND, close_unstarted
 from .._clock import look_up, time
+from .._life import waits
+from .._life.workers import Workers
 from .._process import fork
 from .._process.exit import end_orphan
-from . import waits
-from .workers import Workers
 
 if TYPE_CHECKING:
+    from types import FrameType
+
+    from .._life.life import Life
+    from .._runtime import Runtime
     from .._work.task import Task
 
 P = ParamSpec("P")
@@ -41,10 +46,6 @@ def _sync() -> Any:
     module = sys.modules.get("asgiref.sync")
     # The last thing in it: another thread may be in the middle of the import.
     return module if hasattr(module, "sync_to_async") else None
-
-
-def is_loaded() -> bool:
-    return _sync() is not None
 
 
 # --- in work that nobody waits for ------------------------------------------------------------------------------------
@@ -366,6 +367,60 @@ def _is_storage(value: object) -> TypeGuard[Any]:
 
 # What a `Local` holds: see above.
 THREAD_BOUND.append(_is_storage)
+
+
+# --- the hook ---------------------------------------------------------------------------------------------------------
+
+
+def run(runtime: Runtime, coro: Any, timeout: float | None, frame: FrameType) -> Task[Any]:
+    """Have *runtime* do work whose sync code is to run in this thread, which waits."""
+    try:
+        life = _serving(runtime)
+        if life is None or _sync() is None:
+            # Refused, with the words for it; or another thread is in the middle of loading asgiref.
+            return runtime._run_task(runtime._make_task(coro, None, None, frame), timeout)
+        pool, loop, ident = life.workers, life.loop, life.ident
+    except BaseException:
+        close_unstarted(coro)
+        raise
+    if loop is not None:
+        # It may have been loaded after the loop was made.
+        serve(loop, pool)
+    if not is_in_the_way(loop):
+        waiting = Waiting()
+        task = waiting.begin(runtime._make_task(coro, None, waiting.context(ident), frame))
+        try:
+            return runtime._run_task(task, timeout, waiting.wait_here)
+        finally:
+            waiting.end()
+    # Sync code of Django refuses to run where a loop runs; it has the thread of the process there.
+    caller = None if asyncio._get_running_loop() is not None else Caller(pool)
+    task = runtime._make_task(coro, None, context_for(ident, caller), frame)
+    if caller is not None:
+        caller.begin(task)
+    try:
+        with cancelled_with_the_caller(task):
+            return runtime._run_task(task, timeout, None if caller is None else caller.wait_here)
+    finally:
+        if caller is not None:
+            caller.end()
+
+
+def _serving(runtime: Runtime) -> Life | None:
+    """The life that will run what is submitted now, its thread started; None where that is refused."""
+    life = runtime._current()
+    if life.inbox.closed:
+        if not runtime._renew(life):
+            return None
+        life = runtime._current()
+    if life.ident is None:
+        life.inbox.wake_reader()
+        # Another thread may be starting it.
+        life.wait_for_start()
+    return life
+
+
+_hooks.take_part_in_waits(sys.modules[__name__])
 
 
 # --- a wait that could never end --------------------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""
+What guests hook into: modules of this package that know another library, as the core knows none.
+
+A guest is offered by the name of the library's module that it waits for, and imported when that is loaded: who does not use the library
+pays one look into `sys.modules` for each `run`.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Executor
+    from types import FrameType
+
+    class Waits(Protocol):
+        """A guest that has a part in blocking waits: `run` leaves them to it."""
+
+        def run(self, runtime: Any, coro: Any, timeout: float | None, frame: FrameType) -> Any:
+            """Submit *coro* to *runtime*, wait until it is done, and return its task; close it if that is refused."""
+
+        def serve(self, loop: asyncio.AbstractEventLoop, spare: Executor) -> None:
+            """A thread is about to run *loop*, whose workers are *spare*. May be said again."""
+
+        def leave(self, loop: asyncio.AbstractEventLoop) -> None:
+            """The *loop* is over."""
+
+
+# By the library's module: the guest's, as long as that is not loaded.
+_offered: Final[dict[str, str]] = {}
+
+# The one that has a part in blocking waits.
+_waits: list[Waits] = []
+
+
+def offer(library: str, guest: str) -> None:
+    """Have the module *guest* of this package imported when the module *library* is loaded."""
+    _offered[library] = guest
+
+
+def take_part_in_waits(guest: Waits) -> None:
+    """Leave the blocking waits to *guest*."""
+    _waits[:] = [guest]
+
+
+def guest_of_waits() -> Waits | None:
+    """The guest that has a part in blocking waits, if its library is loaded."""
+    if _offered:
+        for library in list(_offered):
+            if library in sys.modules:
+                # The interpreter ends, and imports no more: then its library serves nobody either.
+                with suppress(ImportError, KeyError):
+                    import_module(_offered[library])
+                    del _offered[library]
+    return _waits[0] if _waits else None
+
+
+def serve(loop: asyncio.AbstractEventLoop, spare: Executor) -> None:
+    """Tell the guest that a thread is about to run *loop*."""
+    if (guest := guest_of_waits()) is not None:
+        guest.serve(loop, spare)
+
+
+def leave(loop: asyncio.AbstractEventLoop) -> None:
+    """Tell the guest that *loop* is over."""
+    for guest in _waits:
+        guest.leave(loop)
