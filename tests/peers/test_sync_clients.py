@@ -136,7 +136,6 @@ OTHERWISE = {
     "synchronicity_test.py::test_non_async_aiter": _ITERATOR,
     "synchronicity_test.py::test_run_async_gen_runs_aclose": _FINALISER,
     "synchronicity_test.py::test_run_async_gen_runs_aclose_async": _FINALISER,
-    "generators_test.py::test_ensure_stop_async_iteration": _FINALISER,
     "synchronicity_test.py::test_async_cancel_completes_successfully_still_cancels": "what swallows a cancellation keeps its value",
     "synchronicity_test.py::test_no_input_translation": _OWN,
     "synchronicity_test.py::test_no_output_translation": _OWN,

@@ -312,6 +312,7 @@ class SyncCall:
         twin: Twin | None = None,
         name: str | None = None,
         title: str | None = None,
+        owner: TwinType | None = None,
         instead: str | None = None,
         kind: str | None = None,
     ) -> None:
@@ -325,8 +326,13 @@ class SyncCall:
         self.__module__ = getattr(fn, "__module__", None) or __name__
         self.__doc__ = getattr(fn, "__doc__", None)
         # What messages call it, and what they advise: by what the user has written.
-        self._title = title or str(self.__qualname__).rpartition("<locals>.")[2]
-        self._instead = instead
+        self._told, self._owner, self._instead = title, owner, instead
+
+    @property
+    def _title(self) -> str:
+        if self._owner is not None:
+            return f"{self._owner.__name__}.{self.__name__}"
+        return self._told or str(self.__qualname__).rpartition("<locals>.")[2]
 
     def _but(self, **changed: Any) -> SyncCall:
         # Not by `copy`, which takes what is pickled by its name for a constant.
@@ -520,8 +526,7 @@ class SyncCall:
 
 async def _elsewhere(work: Any, runtime: Runtime, frame: FrameType) -> Any:
     """Await *work* on the runtime's loop, whichever this one is."""
-    thread = runtime._current().thread
-    if thread is not None and asyncio._get_running_loop() is thread.loop:
+    if _is_current(runtime._current()):
         return await work
     return await runtime._go(work, None, None, Kind.WORK, frame, "accept")
 
@@ -660,9 +665,7 @@ class _State:
     def construct(self, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> None:
         face, runtime = self.face, self.runtime
         original = face._omniloop_original
-        life = runtime._current()
-        thread = life.thread
-        if thread is not None and thread.ident == threading.get_ident():
+        if _is_current(runtime._current()):
             # Nothing to wait for.
             self.original = original(*args, **kwargs)
         else:
@@ -1019,7 +1022,7 @@ def _rebuilt(cls: TwinType, original: Any) -> Any:
 
 
 def _is_current(life: Life) -> bool:
-    return life.thread is not None and life.thread.ident == threading.get_ident()
+    return life.ident == threading.get_ident()
 
 
 def _guard(twin: Twin, keyword: str, frame: FrameType) -> None:
@@ -1041,9 +1044,9 @@ def _dunder(twin: Twin, fn: Any, keyword: str) -> SyncCall:
 
 def _looked_at(twin: Twin, fn: Any, name: str) -> SyncCall:
     """What looks at an attribute on the loop."""
-    options, title = twin._omniloop.face._omniloop_options, f"{type(twin).__name__}.{name}"
+    options = twin._omniloop.face._omniloop_options
     return SyncCall(
-        fn, options, twin=twin, name=name, title=title, instead="`asyncio.to_thread(getattr, …)`", kind=OTHER
+        fn, options, twin=twin, name=name, owner=type(twin), instead="`asyncio.to_thread(getattr, …)`", kind=OTHER
     )
 
 
@@ -1056,8 +1059,8 @@ def _attribute(twin: Twin, name: str, value: Any) -> Any:
         own = isinstance(value, MethodType) and value.__self__ is twin._omniloop.original
         if own or faces.is_async(value):
             fn = value.__func__ if isinstance(value, MethodType) else value
-            options, title = twin._omniloop.face._omniloop_options, f"{type(twin).__name__}.{name}"
-            return SyncCall(value, options, twin=twin, name=name, title=title, kind=kind_of(fn))
+            options = twin._omniloop.face._omniloop_options
+            return SyncCall(value, options, twin=twin, name=name, owner=type(twin), kind=kind_of(fn))
     return _out(value, twin._omniloop.face._omniloop_options, twin)
 
 
@@ -1105,8 +1108,7 @@ class _Method:
         return self._function(call) if twin is None else call
 
     def _call(self, fn: Any, owner: TwinType, twin: Twin | None) -> SyncCall:
-        name = self.__name__
-        return SyncCall(fn, self._options, twin=twin, kind=self._kind, name=name, title=f"{owner.__name__}.{name}")
+        return SyncCall(fn, self._options, twin=twin, kind=self._kind, name=self.__name__, owner=owner)
 
     def _function(self, call: SyncCall) -> Any:
         """*call* as a function: Sphinx takes only a function of a class for a method."""
@@ -1261,8 +1263,6 @@ def _make_class(original: type, options: Options, asked_for: bool) -> TwinType:
     _add_special(original, namespace, members)
     made_class = TwinType(original.__name__, bases, namespace)
     made_class._omniloop_face = made_class
-    for name in _closers(namespace["_omniloop_closer"], members):
-        setattr(made_class, name, _Closing(vars(made_class)[name]))
     return made_class
 
 
@@ -1289,7 +1289,7 @@ def _member(shown: str, name: str, raw: Any, original: type, options: Options) -
     if isinstance(raw, (*_BINDING, BuiltinFunctionType)) or (
         binds and callable(raw) and not hasattr(type(raw), "__set__")
     ):
-        return _Method(shown, name, raw, original, options)
+        return (_Closing if name in {"aclose", "close"} else _Method)(shown, name, raw, original, options)
     if binds or hasattr(type(raw), "__set__"):
         return _Attribute(name, raw, original, options)
     # A constant of the class, or the default of an instance's attribute.
@@ -1304,34 +1304,20 @@ def _look(name: str, raw: Any) -> Any:
     return look
 
 
-class _Closing:
+class _Closing(_Method):
     """A method that closes the original: then nothing is left for us to close."""
 
-    def __init__(self, method: _Method) -> None:
-        self._method = method
-        self.__name__, self.__qualname__, self.__module__ = method.__name__, method.__qualname__, method.__module__
-        self.__doc__ = method.__doc__
-
-    def __get__(self, twin: Twin | None, owner: TwinType | None = None) -> Any:
-        bound = self._method.__get__(twin, owner)
+    def _call(self, fn: Any, owner: TwinType, twin: Twin | None) -> SyncCall:
+        made = super()._call(fn, owner, twin)
         if twin is not None:
-            fn, state = bound._fn, twin._omniloop
+            state = twin._omniloop
 
             def close(*args: Any, **kwargs: Any) -> Any:
                 state.is_over()
                 return fn(*args, **kwargs)
 
-            bound._fn = functools.update_wrapper(close, fn)
-            bound._kind = OTHER
-        return bound
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return self._method.__signature__
-
-
-def _closers(closer: str | None, members: dict[str, str]) -> list[str]:
-    return [shown for shown, name in members.items() if closer is not None and name in {"aclose", "close"}]
+            made._fn, made._kind = functools.update_wrapper(close, fn), OTHER
+        return made
 
 
 def _add_special(original: type, namespace: dict[str, Any], members: dict[str, str]) -> None:
