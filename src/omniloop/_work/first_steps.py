@@ -64,9 +64,9 @@ class FirstSteps:
             self._loop.call_soon(self._taken, count, context=self._context)
 
     def _measure(self) -> None:
-        # Not what other processes had of the machine meanwhile: larger batches help against threads that hold the interpreter alone.
+        # Unless other processes had the machine meanwhile: larger batches help against threads that hold the interpreter, and those alone.
         others = process_time() - time.thread_time() - self._others
-        self._turn = min(time.monotonic() - self._over, others)
+        self._turn = time.monotonic() - self._over if others > _BUSY else 0.0
         # Of this thread alone: what others do meanwhile, or the machine, is not the steps' fault.
         self._since = time.thread_time()
 
