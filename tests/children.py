@@ -61,12 +61,9 @@ def without_remarks(stderr: str) -> str:
     return re.sub(rf"^({'|'.join(_REMARKS)})", "", stderr, flags=re.MULTILINE)
 
 
-# A line is one write: `print` makes one of each argument and of the line's end, and what two threads or processes print into one stream
-# would be mixed within a line.
-_PRINTS_IN_ONE_PIECE = (
-    'import builtins as _builtins; _builtins.print = lambda *each, sep=" ", end="\\n", file=None, flush=False, _print=print: '
-    '_print((" " if sep is None else sep).join(map(str, each)) + ("\\n" if end is None else end), end="", file=file, flush=flush)\n'
-)
+# A line is one write. Unbuffered, `print` makes one of each argument and of the line's end, and what two threads or processes print into one
+# stream would be mixed within a line.
+_PRINTS_IN_ONE_PIECE = "__import__('sys').stdout.reconfigure(line_buffering=True, write_through=False)\n"
 
 
 def run_child(
