@@ -311,3 +311,39 @@ def test_a_stream_left_open_costs_half_a_second():
 
     assert result.code == 0
     assert 0.5 <= float(result.stdout) < 1.2
+
+
+@pytest.mark.promise("What the tasks of unfinished work submit is waited for, however old they are")
+@pytest.mark.parametrize("way", ["gather", "TaskGroup", "wait", "await"])
+def test_the_tasks_of_unfinished_work_are_no_leftovers(way):
+    """They were made by `create_task` too, and what they submitted past the time was cancelled with them."""
+
+    def program():
+        omniloop.configure(leftover_timeout=0.1)
+
+        async def last():
+            await asyncio.sleep(0.3)
+            print("the last")
+
+        async def child():
+            await asyncio.sleep(0.5)
+            go(last())
+
+        async def work():
+            match way:
+                case "gather":
+                    await asyncio.gather(child())
+                case "TaskGroup":
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(child())
+                case "wait":
+                    await asyncio.wait([asyncio.create_task(child())])
+                case _:
+                    await asyncio.create_task(child())
+
+        go(work())
+        time.sleep(0.3)
+
+    result = run_child(program)
+
+    assert result[:3] == ("the last\n", "", 0)

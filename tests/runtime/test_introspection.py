@@ -216,6 +216,7 @@ def test_dump_shows_whom_a_task_waits_for_and_what_it_has_started(runtime):
     assert of["besides"].startswith(
         "besides, started with asyncio's own means: 1\n    waits, an asyncio task, waits at File"
     )
+    assert " (left by work)\n" in of["besides"]
 
 
 def test_tasks_that_wait_for_each_other_end_the_chain():

@@ -1,6 +1,7 @@
 """A failure that nobody asked for is told once, whatever became of the loop in which it happened."""
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -171,3 +172,61 @@ def test_a_forked_child_does_not_tell_of_its_parents_failures():
     result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("told in parent\n", "", 0)
+
+
+@pytest.mark.promise(
+    "A failure that somebody waits for is not reported as one that nobody asked for, also not by `shutdown()`"
+)
+@pytest.mark.parametrize("where", ["a thread", "another loop"])
+def test_a_failure_that_somebody_waits_for_is_not_reported(where, failures):
+    """Who waited was woken, and had not asked yet when the last report was made: 1 to 3 of 400."""
+
+    async def fails():
+        await asyncio.sleep(0.01)
+        raise LookupError
+
+    async def waits(task):
+        return await task
+
+    async def main(runtime, task):
+        waiting = asyncio.create_task(waits(task))
+        await asyncio.sleep(0)
+        # The loop that waits stands still meanwhile.
+        runtime.shutdown()
+        with pytest.raises(LookupError):
+            await waiting
+
+    for _ in range(5):
+        runtime = Runtime(name="asked", on_error=failures.append)
+        task = runtime.go(fails())
+        if where == "a thread":
+            shutting_down = threading.Thread(target=runtime.shutdown)
+            shutting_down.start()
+            assert isinstance(task.exception(timeout=5), LookupError)
+            shutting_down.join(timeout=5)
+        else:
+            asyncio.run(main(runtime, task))
+
+    assert failures == []
+
+
+def test_one_that_somebody_has_waited_for_in_vain_is_reported_when_the_handle_is_dropped(failures):
+    async def fails():
+        await release.wait()
+        raise LookupError
+
+    async def main(runtime, task):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(task), 0.01)
+        runtime.call_soon(release.set)
+        runtime.shutdown()
+
+    release = asyncio.Event()
+    runtime = Runtime(name="asked", on_error=failures.append)
+    task = runtime.go(fails())
+    asyncio.run(main(runtime, task))
+    del task
+    gc.collect()
+    runtime._failures.tell_dropped()
+
+    assert [type(failure.exception) for failure in failures] == [LookupError]

@@ -58,7 +58,7 @@ from .._errors import CannotStartError, ClosedError
 from .._process import exit
 from .._report import hurried, innermost, say, shown, thread_stack
 from .._work.ledger import is_asked, task_in
-from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of
+from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of, title_of
 from .._work.task import Kind, Task
 from .life import Life, ThreadWork, resolve
 from .progress import Progress
@@ -281,6 +281,7 @@ class _Drain:
         # What those leftovers wait for of which nothing is known, and when any of it was last seen to be another.
         self._waiters: dict[asyncio.Future[Any], object] = {}
         self._moved = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     async def flush(self, left: list[Any]) -> bool:
         life = self._life
@@ -295,24 +296,30 @@ class _Drain:
         return True
 
     async def run(self) -> bool:
-        ledger, time_over = self._life.ledger, None
+        ledger = self._life.ledger
         ledger.heeds_marks = True
-        if self._time is not None:
-            # What old ones submit without end is not to be waited for.
-            ledger.leftovers.give_up(ledger.leftovers.old(self._time.since))
-            left = self._time.until - time.monotonic()
-            if left > 0:
-                time_over = ledger.loop.call_later(left, ledger.leftovers.give_up_all)
-            else:
-                ledger.leftovers.give_up_all()
         try:
+            self._give_up_late_ones()
             while await self._wait():
                 pass
         finally:
-            if time_over is not None:
-                time_over.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             ledger.heeds_marks = False
         return True
+
+    def _give_up_late_ones(self) -> None:
+        """What old leftovers, and those whose time is over, submit without end is not to be waited for."""
+        if self._time is None:
+            return
+        ledger, left = self._life.ledger, self._time.until - time.monotonic()
+        work = ledger.left(self._rank)
+        ledger.leftovers.give_up_but(ledger.leftovers.old(self._time.since), work, in_vain=False)
+        if left <= 0:
+            ledger.leftovers.time_over = True
+            ledger.leftovers.give_up_but(ledger.leftovers.young(self._time.since), work, in_vain=True)
+        # What work makes from then on is given up in turn.
+        self._timer = ledger.loop.call_later(left if left > 0 else _STILL, self._give_up_late_ones)
 
     async def _wait(self) -> bool:
         """Wait for the first thing that there is to wait for; False if there is none."""
@@ -331,6 +338,7 @@ class _Drain:
         if self._time is not None:
             if await self._leftovers(self._time):
                 return True
+            ledger.leftovers.give_up(ledger.leftovers.old(self._time.since))
             ledger.leftovers.give_up(ledger.leftovers.young(self._time.since), in_vain=True)
         if self._rank == UNMARKED and not life.waited_for_daemons:
             # While the program goes on (it has no time for leftovers) each drain does.
@@ -829,4 +837,4 @@ def describe(task: Task[Any]) -> str:
 def _describe_bare(runner: asyncio.Future[Any]) -> str:
     """One line on a task that was made without the runtime."""
     assert isinstance(runner, asyncio.Task)
-    return f"  {shown(runner.get_name())}, waits at {innermost(runner.get_coro())}"
+    return f"  {title_of(runner)}, waits at {innermost(runner.get_coro())}"

@@ -31,14 +31,18 @@ _CALLER: Final = "omniloop._life.life"
 # How far it is followed who waits for whom: a circle has no end.
 _DEEPEST: Final = 8
 
+_NOBODY: Final[Mapping[Any, str]] = {}
+
 
 class Group:
     """Tasks that are the same: kind, place of submission, and where they wait; whatever their names are."""
 
-    __slots__ = ("_names", "count", "example", "oldest", "tasks")
+    __slots__ = ("_names", "count", "example", "oldest", "tasks", "whose")
 
-    def __init__(self, example: Task[Any] | asyncio.Task[Any]) -> None:
+    def __init__(self, example: Task[Any] | asyncio.Task[Any], whose: str | None = None) -> None:
         self.example = example
+        # Of tasks that were started with asyncio's own means, as far as it is known.
+        self.whose = whose
         self.count = 0
         self.oldest: float | None = None
         self.tasks: list[dict[str, Any]] = []
@@ -74,7 +78,7 @@ def look(name: str, life: Life, most: int = MOST_GROUPS) -> dict[str, Any]:
     children, strays = _by_parent(ours, others)
     groups = grouped(tasks)
     told = groups[:most]
-    stray_groups = _grouped_asyncio(strays)
+    stray_groups = _grouped_asyncio(strays, _whose(life))
     return {
         "name": shown(name),
         "unfinished": len(tasks),
@@ -109,13 +113,13 @@ def grouped(tasks: Iterable[Task[Any]]) -> list[Group]:
     return _sorted(found.values())
 
 
-def _grouped_asyncio(tasks: Iterable[asyncio.Task[Any]]) -> list[Group]:
+def _grouped_asyncio(tasks: Iterable[asyncio.Task[Any]], whose: Mapping[Any, str] = _NOBODY) -> list[Group]:
     found: dict[tuple[Any, ...], Group] = {}
     for task in tasks:
-        key = _place(task.get_coro()) or (_title(task),)
+        key = _place(task.get_coro()) or (_title(task),), whose.get(task)
         group = found.get(key)
         if group is None:
-            group = found[key] = Group(task)
+            group = found[key] = Group(task, whose.get(task))
         group.add(_title(task), None)
     return _sorted(found.values())
 
@@ -189,7 +193,20 @@ def _asyncio_tasks(life: Life) -> tuple[list[asyncio.Task[Any]], set[asyncio.Tas
         return [], set()
     held = [*list(ledger.running), *list(ledger.daemons), *list(ledger.keepers)]
     ours = [runner for runner in held if isinstance(runner, asyncio.Task)]
-    return ours, asyncio.all_tasks(ledger.loop).difference(ours)
+    return ours, asyncio.all_tasks(ledger.loop).difference(ours, ledger.leftovers.helpers)
+
+
+def _whose(life: Life) -> dict[asyncio.Future[Any], str]:
+    """Whose the tasks are that were started with asyncio's own means."""
+    if life._ledger is None:
+        return {}
+    leftovers = life._ledger.leftovers
+    found = dict.fromkeys([*leftovers.new(), *list(leftovers.left), *list(leftovers.late.tasks)], "left by work")
+    found |= dict.fromkeys(list(leftovers.others), "a daemon's")
+    found |= dict.fromkeys(
+        [task for it in list(leftovers.belongings.values()) for task in list(it.tasks)], "a resource's"
+    )
+    return found | dict.fromkeys(list(leftovers.clean_ups), "the closing of an async generator")
 
 
 def _by_parent(
@@ -251,6 +268,7 @@ def _described_asyncio(group: Group, children: dict[Any, list[asyncio.Task[Any]]
     task: asyncio.Task[Any] = group.example  # type: ignore[assignment]
     return {
         "name": group.name,
+        "whose": group.whose,
         "count": group.count,
         "place": f"waits at {innermost(task.get_coro())}",
         "chain": _chain(_place(task.get_coro())),
@@ -334,7 +352,8 @@ def _chain_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
 
 def _asyncio_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
     many = f"{group['count']}x " if group["count"] > 1 else ""
-    yield f"{indent}{many}{group['name']}, an asyncio task, {group['place']}"
+    whose = f" ({group['whose']})" if group["whose"] else ""
+    yield f"{indent}{many}{group['name']}, an asyncio task, {group['place']}{whose}"
     yield from _chain_lines(group, indent + "    ")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import sys
@@ -13,7 +14,7 @@ from weakref import WeakSet
 
 from .._clock import LOOK_UP, time
 from .._report import say, shown
-from .._work.leftovers import UNMARKED, rank_of
+from .._work.leftovers import UNMARKED, rank_of, title_of
 
 if TYPE_CHECKING:
     from .life import Life
@@ -112,7 +113,9 @@ class Progress:
             # When the work is done.
             left_over = self._life.left_over()
             count, tasks = len(left_over), left_over[:_NAMED]
-        names = dict.fromkeys(shown(task.get_name()) for task in tasks)
+        names = dict.fromkeys(
+            title_of(task) if isinstance(task, asyncio.Task) else shown(task.get_name()) for task in tasks
+        )
         say(
             "%s: waits for %d unfinished %s: %s%s.%s",
             self._life.name,

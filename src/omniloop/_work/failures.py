@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from .._clock import time
-from .._process.exit import tell_at_exit
+from .._process.exit import draining, tell_at_exit
 from .._process.fork import forget_after_fork
 from .._report import STORM, Failure, Storms, report
 
@@ -40,6 +40,9 @@ LATE_FINALISERS: Final = "t" in getattr(sys, "abiflags", "")
 # For how long after a failure it is looked who refers to its handle, in seconds. Who submitted and dropped it either runs Python in this
 # time, and joins the counts, or had dropped it when it went to rest.
 _UNSURE: Final = 0.2
+
+# For how long the last report waits for those who were woken by a failure, in seconds.
+_ASKED_SOON: Final = 0.1
 
 # More than the references to a handle that who submits makes and others let go of: the inbox's, and that of a worker's job. With fewer
 # the count of the others would come to 0, and the object be handed to its thread to join the two: then the queue has a reference of its own.
@@ -132,8 +135,14 @@ class Failures:
             # Work that still goes on may fail, and be added, in the middle of the copying.
             with suppress(RuntimeError):
                 held = list(self._held)
+        # Who was woken by one asks for it in a moment.
+        until = time.monotonic() + _ASKED_SOON
+        while any(unclaimed and unclaimed.awaited for unclaimed in held) and time.monotonic() < until:
+            time.sleep(0.001)
         for unclaimed in held:
-            unclaimed.tell(self)
+            if draining() or not unclaimed.awaited:
+                unclaimed.tell(self)
+            # Else whoever waits is told, or drops the handle, and with it the failure.
         self.tell_dropped()
         self.tell_kept(at_once=True)
 
@@ -151,11 +160,13 @@ class Unclaimed:
     Kept apart from the task, so that only failures pay for a `__del__` (on the hot path it would cost 0.1 µs a task).
     """
 
-    __slots__ = ("__weakref__", "_failures", "failure", "traceback")
+    __slots__ = ("__weakref__", "_failures", "awaited", "failure", "traceback")
 
     def __init__(self, failure: Failure, failures: Failures) -> None:
         self.failure = failure
         self.traceback = failure.exception.__traceback__
+        # Whether somebody waited for the outcome when it came.
+        self.awaited = False
         # None once it was asked for, or told.
         self._failures: Failures | None = failures
 

@@ -33,6 +33,7 @@ from typing import Any, Final
 
 from .._arguments import close_unstarted
 from .._clock import time
+from .._report import shown
 from .task import HANDOVER, WORK, Task
 
 # How long new tasks are left alone, in seconds.
@@ -87,6 +88,12 @@ def copied(context: object, work: object) -> Context:
     return copy
 
 
+def title_of(task: asyncio.Task[Any]) -> str:
+    """The name that a task was given; else, because asyncio numbers them, that of its coroutine. For a person to read."""
+    name = task.get_name()
+    return shown(name if not name.startswith("Task-") else getattr(task.get_coro(), "__qualname__", name))
+
+
 class Leftovers:
     """What is on a loop besides the work of its life. For the loop's thread."""
 
@@ -95,8 +102,9 @@ class Leftovers:
         self.clean_ups: dict[asyncio.Future[Any], float] = {}
         self.others: dict[asyncio.Future[Any], float] = {}
         self.late = Belongings()
-        # Of the late ones those that were waited for.
+        # Of the late ones those that were waited for; and whether their time is over.
         self.in_vain: set[asyncio.Future[Any]] = set()
+        self.time_over = False
         # Those of resources, by what keeps them open.
         self.belongings: dict[asyncio.Future[Any], Belongings] = {}
         # Tasks of the runtime's own, which wait for the others.
@@ -158,6 +166,9 @@ class Leftovers:
             if is_clean_up(task):
                 table = self.clean_ups
             table[task] = made
+            if self.time_over and table is self.late.tasks:
+                # One that goes on in another is waited for in vain as well.
+                self.in_vain.add(task)
             task.add_done_callback(partial(self._gone, table), context=self._context)
         else:
             self._hush(task)
@@ -182,6 +193,10 @@ class Leftovers:
         owner = self.belongings[keeper] = Belongings()
         belongs_to.set(owner)
 
+    def new(self) -> list[asyncio.Future[Any]]:
+        """What work has made and was not looked at yet. From any thread, for a look."""
+        return [task for task in list(self._new) if asyncio.isfuture(task) and not task.done()]
+
     def all(self) -> list[asyncio.Future[Any]]:
         """All that is held here. From any thread, for a look."""
         belongings = [owner.tasks for owner in list(self.belongings.values())]
@@ -191,8 +206,7 @@ class Leftovers:
     def count(self, since: float) -> int:
         """How many the end would have to wait for now, if what was left after *since* is young. From any thread, for a look."""
         young = sum(made >= since for made in list(self.left.values()))
-        new = sum(asyncio.isfuture(task) and not task.done() for task in list(self._new))
-        return young + new + len(self.clean_ups)
+        return young + len(self.new()) + len(self.clean_ups)
 
     # --- at the end ---------------------------------------------------------------------------------------------------
 
@@ -218,25 +232,11 @@ class Leftovers:
                     # Another task that shares it is in it.
                     context.run(belongs_to.set, self.late)
 
-    def give_up_all(self) -> None:
-        """Wait for none of them any more, also not for those that are made from now on."""
-        self.look()
-        self.give_up(list(self.left), in_vain=True)
-        make = self.make_task
-
-        def create_task(coro: Any, **options: Any) -> Any:
-            task = make(coro, **options)
-            owner = belongs_to.get(None)
-            self._hold(task, self._table_of(owner), time.monotonic())
-            if owner is None:
-                self.give_up(self.left.keys() & {task})
-            if task in self.late.tasks:
-                # One that goes on in another is waited for in vain as well.
-                self.in_vain.add(task)
-            return task
-
-        with suppress(AttributeError):
-            self._loop.create_task = create_task  # type: ignore[method-assign]
+    def give_up_but(self, tasks: Iterable[asyncio.Future[Any]], work: Iterable[Any], in_vain: bool) -> None:
+        """Give up those of *tasks* that *work*, which is waited for, does not wait for."""
+        if tasks := list(tasks):
+            awaited = _awaited_by(work)
+            self.give_up([task for task in tasks if id(task) not in awaited], in_vain)
 
     def comes(self, task: asyncio.Future[Any], until: float, work: Container[Any]) -> bool:
         """Tell whether what *task* waits for is known to come by *until*, by the loop's clock; *work* is waited for anyway."""
@@ -244,6 +244,8 @@ class Leftovers:
 
 
 # --- what a task waits for --------------------------------------------------------------------------------------------
+
+# asyncio's own names, the same from 3.11 to 3.15. Without them less is known.
 
 
 def _comes(future: Any, until: float, work: Container[Any], seen: set[int]) -> bool:
@@ -255,28 +257,58 @@ def _comes(future: Any, until: float, work: Container[Any], seen: set[int]) -> b
         return False
     seen.add(id(future))
     if isinstance(future, asyncio.Task):
-        # asyncio's own names, here and below; the same from 3.11 to 3.15. Without them it is not known.
         waiter = getattr(future, "_fut_waiter", None)
-        # Without one it is about to run.
-        return waiter is None or _comes(waiter, until, work, seen) or _coroutine_comes(future, until, work, seen)
-    if isinstance(handle := getattr(future, "_task", None), Task):
+        if waiter is None:
+            # About to run.
+            return True
+        frame, is_of_child_process = _innermost_frame(future)
+        if is_of_child_process:
+            return True
+        if frame is not None and frame.f_code is asyncio.sleep.__code__:
+            timer = frame.f_locals.get("h")
+            return timer is not None and timer.when() <= until
+    elif isinstance(handle := getattr(future, "_task", None), Task):
         return handle._kind is WORK or handle._kind is HANDOVER
+    elif any(name.startswith("_chain_future.") for name, _ in _callbacks_of(future)):
+        # A worker thread, or another loop.
+        return True
+    parts = _waits_for(future)
+    return bool(parts) and all(_comes(part, until, work, seen) for part in parts)
+
+
+def _waits_for(future: Any) -> list[Any]:
+    """The futures that a future or a task waits for."""
+    if isinstance(future, asyncio.Task):
+        frame, _ = _innermost_frame(future)
+        found = {} if frame is None else frame.f_locals
+        # Of `asyncio.wait`, and of task groups.
+        others = found.get("fs") or getattr(found.get("self"), "_tasks", None)
+        if isinstance(others, (set, list)) and others and all(map(asyncio.isfuture, others)):
+            return list(others)
+        waiter = getattr(future, "_fut_waiter", None)
+        return [] if waiter is None else [waiter]
     if children := getattr(future, "_children", None):
         # Of `gather`.
-        return all(_comes(child, until, work, seen) for child in children)
-    for callback, _ in getattr(future, "_callbacks", None) or ():
-        name = getattr(callback, "__qualname__", "")
-        if name.startswith("_chain_future."):
-            # A worker thread, or another loop.
-            return True
-        if name.startswith("shield."):
-            inner = [cell.cell_contents for cell in callback.__closure__ or () if asyncio.isfuture(cell.cell_contents)]
-            return bool(inner) and all(_comes(one, until, work, seen) for one in inner)
-    return False
+        return list(children)
+    shields = [callback for name, callback in _callbacks_of(future) if name.startswith("shield.")]
+    cells = [cell.cell_contents for callback in shields for cell in callback.__closure__ or ()]
+    return [inner for inner in cells if asyncio.isfuture(inner)]
 
 
-def _coroutine_comes(task: asyncio.Task[Any], until: float, work: Container[Any], seen: set[int]) -> bool:
-    """The same by the function that has made the future that *task* waits for."""
+def _awaited_by(work: Iterable[Any]) -> set[int]:
+    """The identities of all that *work* waits for, and that waits for in turn."""
+    seen: set[int] = set()
+    left = [runner for runner in work if asyncio.isfuture(runner)]
+    while left:
+        future = left.pop()
+        if id(future) not in seen and not future.done():
+            seen.add(id(future))
+            left += _waits_for(future)
+    return seen
+
+
+def _innermost_frame(task: asyncio.Task[Any]) -> tuple[Any, bool]:
+    """The last of the frames in which a task waits, and whether one of them waits for a child process."""
     coro: Any = task.get_coro()
     frame: Any = None
     while coro is not None:
@@ -287,19 +319,14 @@ def _coroutine_comes(task: asyncio.Task[Any], until: float, work: Container[Any]
             or frame
         )
         if frame is not None and frame.f_globals.get("__name__") == "asyncio.subprocess":
-            return True
+            return frame, True
         coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
-    if frame is None:
-        return False
-    found = frame.f_locals
-    if frame.f_code is asyncio.sleep.__code__:
-        timer = found.get("h")
-        return timer is not None and timer.when() <= until
-    # Of `asyncio.wait`, and of task groups.
-    others = found.get("fs") or getattr(found.get("self"), "_tasks", None)
-    if isinstance(others, (set, list)) and others:
-        return all(asyncio.isfuture(other) and _comes(other, until, work, seen) for other in others)
-    return False
+    return frame, False
+
+
+def _callbacks_of(future: Any) -> list[tuple[str, Any]]:
+    found = getattr(future, "_callbacks", None) or ()
+    return [(getattr(callback, "__qualname__", ""), callback) for callback, _ in found]
 
 
 def context_of(runner: asyncio.Future[Any]) -> Context | None:

@@ -115,7 +115,7 @@ if TYPE_CHECKING:
 class _Meeting:
     """Where those who wait for a task meet its outcome; made only when somebody waits."""
 
-    __slots__ = ("before", "callbacks", "condition", "gates", "lock", "outcome", "waiters")
+    __slots__ = ("awaited", "before", "callbacks", "condition", "gates", "lock", "outcome", "waiters")
 
     def __init__(self) -> None:
         # Re-entrant, because a signal handler may look at the task that the interrupted frame is looking at.
@@ -127,6 +127,8 @@ class _Meeting:
         # A dict, because who waits no more takes his own out again.
         self.callbacks: dict[Callable[[], None], None] = {}
         self.waiters: list[Any] = []
+        # Whether anybody waits, or has waited, in async code.
+        self.awaited = False
         self.condition: threading.Condition | None = None
 
 
@@ -504,6 +506,7 @@ class Task(concurrent.futures.Future[T]):
         A cancellation of the waiter asks the work to end if that *asks*, and if it still can be asked; else it ends the waiting.
         """
         self._owner.check_process()
+        self._meet().awaited = True
         if under_trio:
             yield from wait_in_trio(self, asks, timeout).__await__()
             return
@@ -631,6 +634,8 @@ class Task(concurrent.futures.Future[T]):
                         waiter.add_cancelled(self)
             if meeting.condition is not None:
                 meeting.condition.notify_all()
+            if outcome[0] is FAILED and (gates or meeting.waiters or meeting.awaited):
+                outcome[1].awaited = True
         for gate in gates:
             gate.release()
         if not self._owner.foreign:
