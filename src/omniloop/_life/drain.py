@@ -675,7 +675,8 @@ class _End:
         ledger, asked = self._life.ledger, self._asked
         # In the order in which they were started: see the story above.
         for number, runner in enumerate(runners):
-            if runner not in asked and not (patient and is_asked(runner)):
+            # What is done, and not settled yet, is not cancelled.
+            if runner not in asked and not runner.done() and not (patient and is_asked(runner)):
                 asked.add(runner)
                 task = ledger.running.get(runner)
                 if task is not None and patient:
