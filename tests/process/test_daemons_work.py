@@ -1,6 +1,7 @@
 """What daemons submit is done, and does not hold up the exit."""
 
 import asyncio
+import atexit
 import contextvars
 import logging
 import os
@@ -163,7 +164,12 @@ def test_whatever_the_end_cancels_is_counted():
 
         sys.modules["at the end"] = End()
         omniloop.configure(exit_timeout=0.2)
-        threading.Thread(target=submits, daemon=True).start()
+        submitting = threading.Thread(target=submits, daemon=True)
+        submitting.start()
+        # Before the drain's own, and so called after it: every handle is in the list by then.
+        atexit.unregister(omniloop._process.exit.drain_at_exit)
+        atexit.register(submitting.join, 5)
+        atexit.register(omniloop._process.exit.drain_at_exit)
         time.sleep(0.05)
 
     for _ in range(5):

@@ -71,7 +71,7 @@ _STARTING: Final = 0.0005
 _JOIN_TIMEOUT: Final = 0.5
 
 # A loop whose heart does not beat for so long is blocked: beyond the deadlines too. (A guess; well above what a busy machine adds.)
-_PATIENCE: Final = 1.0
+_PATIENCE: Final = 1.5
 
 # So many are named in the log, then only counted.
 _NAMED: Final = 20
