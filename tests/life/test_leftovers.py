@@ -1,0 +1,151 @@
+"""What work leaves on the loop by asyncio's own means, in one process: `flush`, the hold, and what the end takes it for."""
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+
+from omniloop import Runtime
+
+
+@pytest.fixture
+def runtime():
+    runtime = Runtime(name="left", leftover_timeout=0.3, cancel_timeout=1)
+    yield runtime
+    runtime.shutdown()
+
+
+def leave(runtime, coro):
+    """Have a piece of work leave a task for *coro* on the loop, and nobody refer to it."""
+
+    async def work():
+        return weakref.ref(asyncio.create_task(coro))
+
+    return runtime.run(work())
+
+
+@pytest.mark.promise("`flush()` does not wait for it, `flush(leftovers=True)` does", section="At exit")
+def test_flush_waits_for_leftovers_only_if_asked(runtime):
+    done = []
+
+    async def child():
+        await asyncio.sleep(0.2)
+        done.append(1)
+
+    leave(runtime, child())
+    runtime.flush(timeout=5)
+    assert done == []
+    runtime.flush(timeout=5, leftovers=True)
+    assert done == [1]
+
+
+def test_flush_does_not_wait_for_a_reader_though_asked(runtime):
+    leave(runtime, asyncio.Event().wait())
+    start = time.monotonic()
+    runtime.flush(timeout=20, leftovers=True)
+
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.promise("The loop refers to it until it is done")
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_it_is_held_until_it_is_done_and_no_longer(runtime, looked_at):
+    release = []
+
+    async def child():
+        future = asyncio.get_running_loop().create_future()
+        release.append(weakref.ref(future))
+        await future
+
+    task = leave(runtime, child())
+    if looked_at:
+        runtime.run(asyncio.sleep(0.1))
+    runtime.run(asyncio.sleep(0))
+    gc.collect()
+    assert task() is not None
+
+    runtime.call_soon(lambda: release[0]().set_result(None))
+    runtime.run(asyncio.sleep(0.1))
+    gc.collect()
+    assert task() is None
+
+
+@pytest.mark.promise("`leftover_timeout` 0 cancels them at once, without a word")
+def test_a_timeout_of_nothing_cancels_at_once(caplog):
+    ended = []
+
+    async def child():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(1)
+
+    runtime = Runtime(name="left", leftover_timeout=0)
+    leave(runtime, child())
+    runtime.run(asyncio.sleep(0))
+    start = time.monotonic()
+    runtime.shutdown()
+
+    assert ended == [1]
+    assert caplog.records == []
+    assert time.monotonic() - start < 0.45
+
+
+@pytest.mark.promise("What it waits for and is known to come is waited for: a timer, a thread, a handle, another task, a child process")
+@pytest.mark.parametrize("what", ["a timer", "a thread", "a handle", "another task", "a group", "a shield", "a process"])
+def test_what_is_known_to_come_is_waited_for(what):
+    """Each takes longer than the half second after which what does not move is given up."""
+    done = []
+
+    async def child():
+        match what:
+            case "a timer":
+                await asyncio.sleep(0.8)
+            case "a thread":
+                await asyncio.to_thread(time.sleep, 0.8)
+            case "a handle":
+                await runtime.go(asyncio.sleep(0.8))
+            case "another task":
+                await asyncio.gather(asyncio.sleep(0.8), asyncio.wait([asyncio.create_task(asyncio.sleep(0.8))]))
+            case "a group":
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(asyncio.sleep(0.8))
+            case "a shield":
+                await asyncio.shield(asyncio.create_task(asyncio.sleep(0.8)))
+            case _:
+                process = await asyncio.create_subprocess_exec("sleep", "0.8", stdout=asyncio.subprocess.PIPE)
+                await process.communicate()
+        done.append(1)
+
+    runtime = Runtime(name="left")
+    leave(runtime, child())
+    runtime.shutdown()
+
+    assert done == [1]
+
+
+@pytest.mark.promise("A task factory of the user's, set before or after, is used, and what it makes is held")
+def test_a_task_factory_of_the_users_is_used(runtime):
+    made = []
+
+    def factory(loop, coro, **options):
+        made.append(coro)
+        return asyncio.Task(coro, loop=loop, **options)
+
+    async def set_factory():
+        asyncio.get_running_loop().set_task_factory(factory)
+
+    async def child():
+        await asyncio.sleep(0.05)
+        done.set()
+
+    done = threading.Event()
+    runtime.run(set_factory())
+    leave(runtime, child())
+    gc.collect()
+
+    assert done.wait(timeout=5)
+    assert any(coro.__qualname__.endswith("child") for coro in made)
