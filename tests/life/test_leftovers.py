@@ -94,8 +94,12 @@ def test_a_timeout_of_nothing_cancels_at_once(caplog):
     assert time.monotonic() - start < 0.45
 
 
-@pytest.mark.promise("What it waits for and is known to come is waited for: a timer, a thread, a handle, another task, a child process")
-@pytest.mark.parametrize("what", ["a timer", "a thread", "a handle", "another task", "a group", "a shield", "a process"])
+@pytest.mark.promise(
+    "What it waits for and is known to come is waited for: a timer, a thread, a handle, another task, a child process"
+)
+@pytest.mark.parametrize(
+    "what", ["a timer", "a thread", "a handle", "another task", "a group", "a shield", "a process"]
+)
 def test_what_is_known_to_come_is_waited_for(what):
     """Each takes longer than the half second after which what does not move is given up."""
     done = []
