@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 
 import pytest
 
@@ -829,3 +830,29 @@ def test_a_daemon_of_a_group_is_waited_for_by_the_group(runtime):
         task = group.go(asyncio.sleep(0.01, "done"), daemon=True)
 
     assert task.result(timeout=0) == "done"
+
+
+@pytest.mark.promise("A supervised group reports each failure as it happens, and keeps a bounded number of them")
+def test_a_supervised_group_reports_each_failure_and_keeps_a_bounded_number(runtime, failures):
+    """A component's group, which ends with the program, kept every failure with its frames, and said nothing of any."""
+
+    async def fail(number):
+        raise LookupError(number)
+
+    group = TaskGroup(supervised=True, runtime=runtime)
+    refs = []
+    for number in range(150):
+        task = group.go(fail(number))
+        refs.append(weakref.ref(task))
+        del task
+    runtime.flush(5)
+
+    assert [failure.exception.args[0] for failure in failures] == list(range(150))
+    failures.clear()
+    gc.collect()
+    assert sum(ref() is not None for ref in refs) == 100
+    words = "unhandled errors in a TaskGroup: the first 100, and 50 more that were reported"
+    with pytest.raises(ExceptionGroup, match=words) as caught, group:
+        group.cancel()
+    assert [error.args[0] for error in caught.value.exceptions] == list(range(100))
+    assert failures == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import itertools
 import math
 import sys
 from asyncio import AbstractEventLoop
@@ -44,6 +45,10 @@ _ELSEWHERE: Final = {
 _AT_ONCE: Final = 32
 
 
+# Of the failures of a supervised group: each keeps the frames that it went through.
+_MOST_KEPT: Final = 100
+
+
 @final
 class TaskGroup:
     """
@@ -63,7 +68,8 @@ class TaskGroup:
         limit: So many of its coroutines and worker threads run at once; the others wait their turn, in order, each in its
             submitter's context. A task that awaits another of the group while it runs may wait for ever.
         timeout: Seconds for the block. Then all is cancelled, and when the clean-up is done the block raises. None waits without end.
-        supervised: A failure does not cancel the others; all failures come out at the end.
+        supervised: A failure does not cancel the others. Each is reported when it happens; they come out at the end as well, the first
+            100 of them.
         runtime: Run on this one instead of the one that the process shares.
 
     Raises:
@@ -96,6 +102,8 @@ class TaskGroup:
         # group has ended; the end is marked, and then looks for tickets.
         self._unfinished: dict[object, Task[Any] | None] = {}
         self._failed: dict[Task[Any], None] = {}
+        # How many more failed in a supervised group. Counted so because threads may be side by side.
+        self._more = itertools.count()
         self._wakers: list[Callable[[], object]] = []
         self._entered = Lock()
         # Held from the moment when all was asked to end; once, because a second time would interrupt the clean-up.
@@ -353,7 +361,7 @@ class TaskGroup:
 
     def _refuse(self) -> ClosedError:
         why = "has ended" if self._ended else "was cancelled"
-        if self._failed:
+        if self._failed and not self._supervised:
             why = f"was cancelled, because {shown(next(iter(self._failed)).get_name())} failed"
         elif self._timed_out:
             why = f"was cancelled after {self._timeout} s"
@@ -362,10 +370,18 @@ class TaskGroup:
 
     def _done(self, ticket: object, task: Task[Any]) -> None:
         """Note how *task* ended. May be called again."""
-        if task._ended()[0] is FAILED:
-            self._failed[task] = None
+        ending, value = task._ended()
+        if ending is FAILED:
             if not self._supervised:
+                self._failed[task] = None
                 self.cancel()
+            elif ticket in self._unfinished:
+                # Reported now: such a group may live as long as the program, and would keep it to itself.
+                value.drop()
+                if len(self._failed) < _MOST_KEPT:
+                    self._failed[task] = None
+                else:
+                    next(self._more)
         self._leave(ticket)
 
     def _leave(self, ticket: object) -> None:
@@ -430,7 +446,8 @@ class TaskGroup:
                 raise timeout from None
             errors.append(timeout)
         if errors:
-            raise BaseExceptionGroup("unhandled errors in a TaskGroup", errors) from None
+            more = f": the first {_MOST_KEPT}, and {more} more that were reported" if (more := next(self._more)) else ""
+            raise BaseExceptionGroup(f"unhandled errors in a TaskGroup{more}", errors) from None
         return True
 
 
