@@ -65,6 +65,34 @@ def test_a_thousand_calls_before_the_last_line_and_before_any_worker_arrive(alon
     assert ended == dict.fromkeys(range(1000), 1)
 
 
+@pytest.mark.promise(
+    "A worker of Procrastinate that a restart of PostgreSQL has ended is started again, and does what was called meanwhile"
+)
+def test_after_a_restart_of_the_database_a_worker_that_is_started_again_does_what_was_called(tmp_path):
+    with services.postgres(tmp_path) as service:
+        calls = Calls("procrastinate", service.url, tmp_path)
+        with calls._process("-m", "procrastinate", "--app", "pg_calls.app", "schema", "--apply") as schema:
+            assert schema.wait() == 0, schema.log()
+        with worker(calls) as first:
+            with producer(calls, 1) as process:
+                assert process.wait() == 0, process.log()
+            calls.wait("ended", 1)
+            service.kill()
+            service.start()
+            with producer(calls, 10) as process:
+                assert process.wait() == 0, process.log()
+            wait_until(first.ended, first.log, LONG)
+            # What docs/how-to/django-procrastinate.md says of it: a supervisor must not go by the code.
+            assert first.wait() in (0, 1)
+            assert "ConnectorException" in first.log()
+
+        # As the supervisor does.
+        with worker(calls):
+            ended = calls.wait("ended", 10)
+
+    assert set(ended) == set(range(10))
+
+
 # --- Django -----------------------------------------------------------------------------------------------------------
 
 
