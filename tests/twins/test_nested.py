@@ -1,6 +1,8 @@
 """What comes out of a twin: values as they are, and what sync code could make nothing of as a twin, whatever came out before."""
 
 import asyncio
+import contextlib
+import contextvars
 import dataclasses
 import enum
 import functools
@@ -697,3 +699,52 @@ def test_an_attribute_whose_call_is_async_can_be_called():
         async def get(self): ...
 
     assert blocking(AsyncHolder)().double(2) == 4
+
+
+# --- what `with` covers -----------------------------------------------------------------------------------------------
+
+transaction: contextvars.ContextVar[str] = contextvars.ContextVar("transaction", default="outside")
+
+
+class AsyncStore:
+    async def __aenter__(self) -> "AsyncStore":
+        self._token = transaction.set("inside")
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        transaction.reset(self._token)
+
+    @contextlib.asynccontextmanager
+    async def atomic(self) -> AsyncIterator["AsyncStore"]:
+        token = transaction.set("atomic")
+        yield self
+        transaction.reset(token)
+
+    async def which(self) -> str:
+        return transaction.get()
+
+
+@pytest.mark.promise(
+    "The `with` of a twin covers its block: what entering sets in context variables is seen in it, and by calls"
+)
+def test_what_entering_sets_is_seen_in_the_block():
+    with blocking(AsyncStore)() as store:
+        assert (transaction.get(), store.which()) == ("inside", "inside")
+        with store.atomic() as same:
+            assert (transaction.get(), same.which()) == ("atomic", "atomic")
+        assert (transaction.get(), store.which()) == ("inside", "inside")
+    assert transaction.get() == "outside"
+
+
+def test_and_in_the_block_of_async_callers():
+    async def main():
+        store = await blocking(AsyncStore).aio()
+        seen = []
+        async with store:
+            seen.append(transaction.get())
+            async with store.atomic.aio() as same:
+                seen += [transaction.get(), await same.which.aio()]
+            seen.append(transaction.get())
+        return [*seen, transaction.get()]
+
+    assert asyncio.run(main()) == ["inside", "atomic", "atomic", "inside", "outside"]
