@@ -482,7 +482,8 @@ class Runtime:
         Drain, cancel what is left, await its clean-up, and end the threads. Blocks; not for the loop's own thread.
 
         What is cancelled because *timeout* passed is named in the log. Afterwards a `Runtime` refuses further work; the module's
-        functions start afresh on the next use. Calling it again, or from several threads, is harmless.
+        functions start afresh on the next use. Calling it again, or from several threads, is harmless. In a signal handler that has
+        interrupted a call of this package it returns at once, and a thread goes on with it.
 
         Args:
             timeout: Seconds to wait for the work to be done; then `cancel_timeout` more for the clean-up of what is cancelled. None
@@ -503,6 +504,10 @@ class Runtime:
         life = self._current()
         if not isinstance(timeout, FromSettings):
             check_timeout(timeout)
+        if signals.handler_must_not_wait():
+            # The frame that it has interrupted may be in the start, or in a shutdown of its own; so this one is another thread's.
+            exit.beside(partial(self.shutdown, timeout), "omniloop-shutdown")
+            return
         seconds = self._settings.exit_timeout if isinstance(timeout, FromSettings) else timeout
         deadline = _deadline(seconds)
         with waits.waiting_for_all(life, "shutdown()"):
@@ -511,10 +516,12 @@ class Runtime:
             try:
                 if not self._reopens:
                     self._shut_down = self._ended = True
-                self._close(deadline, self._leftover_time(time.monotonic(), 0.0, deadline))
+                leftovers = self._leftover_time(time.monotonic(), 0.0, deadline)
+                self._close(deadline, leftovers, self._settings.cancel_timeout)
             finally:
                 if alone:
                     self._closing.release()
+        exit.make_up_for_signal()
 
     # --- settings and looks -------------------------------------------------------------------------------------------
 
@@ -995,17 +1002,20 @@ class Runtime:
             clock.interruptions += 1
         try:
             leftovers = self._leftover_time(clock.began, clock.spent, deadline)
-            clock.interruptions = self._close(deadline, leftovers, clock.interruptions)
+            clean_up = clock.clean_up(self._settings.cancel_timeout)
+            clock.interruptions = self._close(deadline, leftovers, clean_up, clock.interruptions)
         finally:
             if alone:
                 self._closing.release()
 
-    def _close(self, deadline: float | None, leftovers: drain.LeftoverTime, interruptions: int = 0) -> int:
+    def _close(
+        self, deadline: float | None, leftovers: drain.LeftoverTime, cancel_timeout: float, interruptions: int = 0
+    ) -> int:
         life = self._life
         if not life.closed:
             start = time.monotonic()
             try:
-                interruptions = drain.close(life, deadline, self._settings.cancel_timeout, leftovers, interruptions)
+                interruptions = drain.close(life, deadline, cancel_timeout, leftovers, interruptions)
             finally:
                 self._drain_time = exit.drained_for() if exit.draining() else time.monotonic() - start
                 self._admission.report(life)

@@ -211,7 +211,8 @@ def test_a_terminated_child_holds_its_parent_no_longer_than_five_seconds(tmp_pat
             since = time.monotonic()
             child.terminate()
             child.join()
-            assert 4.5 < time.monotonic() - since < 12
+            # Four for the work, and what is left for the clean-up.
+            assert 3.9 < time.monotonic() - since < 12
             print(child.exitcode)
 
     result = run_program(tmp_path, program)

@@ -2,17 +2,23 @@
 
 import asyncio
 import atexit
+import builtins
+import importlib
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 
 import pytest
 
 import omniloop
 from children import run_child
 from omniloop import configure, go
+from omniloop._process import signals
+from omniloop._process.exit import Clock
 
 
 def interrupt():
@@ -376,6 +382,174 @@ def test_sigterm_in_the_middle_of_a_submission_drains_and_dies_of_it():
     result = run_child(start, program)
 
     assert result == ("quick: done\nquick: done\n", "", -signal.SIGTERM, result.seconds)
+
+
+def terminate_and_see_it():
+    terminate()
+    # Handlers run between two instructions of this thread.
+    time.sleep(0)
+
+
+@pytest.mark.promise(
+    "Or of the first use, of an import or of a log record: what it has interrupted goes on, and the work is done without a wait for the deadline"
+)
+@pytest.mark.parametrize(
+    "interrupted", ["the first use", "a start after shutdown", "an import", "a log record", "another start"]
+)
+def test_a_drain_on_sigterm_waits_for_nothing_that_what_it_interrupted_holds(interrupted, tmp_path):
+    """It drained in the handler, on top of the start that the work needed, and waited for the deadline."""
+    (tmp_path / "slow_to_import.py").write_text("terminate()\n")
+    path = str(tmp_path)
+
+    def program():
+        def factory():
+            if interrupted in ("the first use", "a start after shutdown") and armed:
+                terminate_and_see_it()
+            return asyncio.new_event_loop()
+
+        class Handler(logging.Handler):
+            def emit(self, record):
+                if armed:
+                    armed.clear()
+                    terminate_and_see_it()
+
+        async def work():
+            if interrupted == "an import":
+                import slow_to_import  # noqa: F401
+            elif interrupted == "a log record":
+                logging.getLogger().error("from the work")
+            os.write(1, b"done\n")
+
+        armed = [] if interrupted == "a start after shutdown" else [True]
+        configure(sigterm="drain", exit_timeout=None, loop_factory=factory)
+        if interrupted == "a start after shutdown":
+            omniloop.run(asyncio.sleep(0))
+            omniloop.shutdown()
+            armed.append(True)
+        if interrupted == "an import":
+            builtins.terminate = lambda: (go(work()), terminate_and_see_it())
+            sys.path.insert(0, path)
+            import slow_to_import  # noqa: F401
+        elif interrupted == "a log record":
+            logging.getLogger().addHandler(Handler())
+            go(work())
+            logging.getLogger().error("from main")
+        elif interrupted == "another start":
+            other = omniloop.Runtime(loop_factory=lambda: terminate_and_see_it() or asyncio.new_event_loop())
+            go(work())
+            other.go(work())
+        else:
+            go(work())
+        threading.Event().wait()
+
+    result = run_child(start, program, timeout=20)
+
+    times = 2 if interrupted == "another start" else 1
+    assert (result.stdout, result.code) == ("done\n" * times, -signal.SIGTERM)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.promise(
+    "So it is where no thread can be had for the drain: the process dies of the signal when the start is over"
+)
+@pytest.mark.parametrize("interrupted", ["the first use", "a shutdown", "the last drain"])
+def test_where_no_thread_can_be_had_the_process_dies_of_sigterm_when_what_was_interrupted_is_over(interrupted):
+    def program():
+        def no_more_threads(thread):
+            raise RuntimeError("can't start new thread")
+
+        def factory():
+            if interrupted == "the first use":
+                start_thread, threading.Thread.start = threading.Thread.start, no_more_threads
+                terminate_and_see_it()
+                threading.Thread.start = start_thread
+            return asyncio.new_event_loop()
+
+        async def work():
+            await asyncio.sleep(0.01)
+            os.write(1, b"done\n")
+
+        async def terminates():
+            threading.Thread.start = no_more_threads
+            terminate()
+            await asyncio.sleep(0.3)
+
+        configure(sigterm="drain", exit_timeout=None, loop_factory=factory)
+        go(work())
+        if interrupted != "the first use":
+            go(in_the_drain_do(terminates))
+        if interrupted == "a shutdown":
+            omniloop.shutdown()
+        if interrupted != "the last drain":
+            os.write(1, b"not to be seen\n")
+
+    async def in_the_drain_do(call):
+        main = threading.main_thread()
+        while "drain" not in {frame.name for frame in traceback.extract_stack(sys._current_frames()[main.ident])}:
+            await asyncio.sleep(0.001)
+        await call()
+
+    result = run_child(start, program, timeout=20)
+
+    assert result == ("done\n", "", -signal.SIGTERM, result.seconds)
+
+
+@pytest.mark.promise(
+    "A handler of the program's own may call `shutdown()`: on top of a first use it returns at once, and a thread goes on with it"
+)
+@pytest.mark.parametrize("call", ["go", "run", "to_thread", "call_soon"])
+def test_a_handler_that_shuts_down_in_the_first_use_returns_at_once(call):
+    """It hung, or raised a bare AssertionError."""
+
+    def program():
+        def handler(number, frame):
+            omniloop.shutdown()
+            os.write(1, b"returned\n")
+
+        def factory():
+            if armed:
+                armed.clear()
+                terminate_and_see_it()
+            return asyncio.new_event_loop()
+
+        async def work():
+            os.write(1, b"done\n")
+
+        def plainly():
+            os.write(1, b"done\n")
+
+        armed = [True]
+        signal.signal(signal.SIGTERM, handler)
+        configure(exit_timeout=None, loop_factory=factory)
+        getattr(omniloop, call)(work() if call in ("go", "run") else plainly)
+        for thread in threading.enumerate():
+            if thread.name == "omniloop-shutdown":
+                thread.join(10)
+
+    result = run_child(program, timeout=20)
+
+    assert result == ("returned\ndone\n", "", 0, result.seconds)
+
+
+def test_what_is_known_to_wait_only_is_named_as_it_is():
+    for module, function in signals._WAITING:
+        names = set()
+        for thing in vars(importlib.import_module(module)).values():
+            names |= {getattr(thing, "__name__", None), *getattr(thing, "__dict__", ())}
+        assert function in names, f"{function} of {module}"
+
+
+def test_a_drain_that_is_to_be_brief_is_so_with_its_clean_up():
+    """It took 5 s for the work, and as long as ever for the clean-up."""
+    clock = Clock()
+    clock.start()
+    clock.end_within(5)
+
+    now = time.monotonic()
+    assert clock.deadline(25) <= now + 5
+    assert clock.deadline(25) + clock.clean_up(2) <= now + 5
+    assert clock.clean_up(2) > 0.5
+    assert Clock().clean_up(2) == 2
 
 
 @pytest.mark.promise("A daemon thread in a `shutdown()` without end does not hold up the exit")

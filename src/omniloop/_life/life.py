@@ -242,6 +242,8 @@ class Life:
             self._starter.start(self._start)
         except (RuntimeError, OSError) as error:
             raise CannotStartError(f"omniloop can't start its thread here: {hosts.why_no_thread(error)}") from error
+        finally:
+            exit.make_up_for_signal()
 
     def _start(self) -> None:
         fork.prepare()

@@ -76,6 +76,10 @@ def exiting() -> bool:
 _hooked_pid: int | None = None
 
 
+# Of the time within which a drain is to be over, the part that is kept for the clean-up of what is cancelled.
+_FOR_CLEAN_UP: Final = 0.2
+
+
 class Clock:
     """The time that a drain has taken, in all its parts, and how often Ctrl-C came in it. From any thread."""
 
@@ -85,8 +89,10 @@ class Clock:
         # When the part that goes on began.
         self._since: float | None = None
         self._spent = 0.0
-        # It takes no longer than until then, by `time.monotonic()`, whatever the deadlines of the runtimes are.
+        # It takes no longer than until then, by `time.monotonic()`, whatever the deadlines of the runtimes are: the waiting for work, and all
+        # of it.
         self._latest: float | None = None
+        self._last: float | None = None
         # The first Ctrl-C ends the waiting for work, in all runtimes; the second that for clean-up.
         self.interruptions = 0
 
@@ -118,7 +124,8 @@ class Clock:
 
     def end_within(self, seconds: float) -> None:
         """Have the drain be over in *seconds*, or earlier where a runtime's own deadline is earlier."""
-        self._latest = time.monotonic() + seconds
+        now = time.monotonic()
+        self._latest, self._last = now + seconds * (1 - _FOR_CLEAN_UP), now + seconds
 
     def deadline(self, timeout: float | None) -> float | None:
         """When a runtime that gives the drain *timeout* seconds is to be done, by `time.monotonic()`."""
@@ -126,6 +133,12 @@ class Clock:
             return self._latest
         deadline = time.monotonic() + max(0.0, timeout - self.spent)
         return deadline if self._latest is None else min(deadline, self._latest)
+
+    def clean_up(self, timeout: float) -> float:
+        """How long a runtime that gives the clean-up *timeout* seconds waits for it."""
+        if self._last is None or self._latest is None:
+            return timeout
+        return max(0.0, min(timeout, self._last - max(self._latest, time.monotonic())))
 
 
 # The one of the process's end.
@@ -154,6 +167,31 @@ def leave_behind(ident: int | None) -> None:
     """Note that the thread *ident* of ours did not end. If it hangs in a handler of logging, that is not waited for either."""
     if ident is not None:
         _left_behind.add(ident)
+
+
+# How the process ends after the last drain, if a signal has asked for that; and whether nobody is at that drain, for want of a thread.
+_end: Callable[[], object] | None = None
+_put_off = False
+
+
+def end_with(end: Callable[[], object]) -> None:
+    """Have *end* called after the last drain: it ends the process."""
+    global _end
+    _end = end
+
+
+def put_off() -> None:
+    """Note that a signal handler could not drain, because of what it has interrupted, nor have it done: who holds that does it."""
+    global _put_off
+    _put_off = True
+
+
+def make_up_for_signal() -> None:
+    """At the end of a start or a shutdown: drain, and end the process, if that was put off."""
+    global _put_off
+    if _put_off:
+        _put_off = False
+        drain_at_exit()
 
 
 def is_idle() -> bool:
@@ -311,6 +349,8 @@ def drain_at_exit() -> None:
         _tell()
         leave_out_hung(_left_behind)
     _exiting = True
+    if _end is not None:
+        _end()
 
 
 def _give_up() -> None:
@@ -403,8 +443,9 @@ def flush_streams() -> None:
 
 def _forget() -> None:
     """In a forked child: the parent's end is not its own, unless it was forked by one of the exit hooks, and goes on in them."""
-    global _exiting, _clock
+    global _exiting, _clock, _end, _put_off
     _exiting = _exiting and _hooks_run()
+    _end, _put_off = None, False
     _clock = Clock()
     _left_behind.clear()
 

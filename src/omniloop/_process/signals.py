@@ -10,7 +10,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from .exit import beside, code_of, drain_at_exit, drain_no_longer_than, flush_streams, is_idle
+from .exit import beside, code_of, drain_at_exit, drain_no_longer_than, end_with, flush_streams, is_idle, put_off
 from .hosts import is_multiprocessing_child
 
 if TYPE_CHECKING:
@@ -20,15 +20,58 @@ if TYPE_CHECKING:
 _BRIEFLY: Final = 5.0
 
 
+# A signal handler runs on top of a frame that goes on only when it has returned. So it must not wait for what that frame holds: of ours the
+# start, a shutdown or the drain, say; and the lock of a module that is being imported, or of a handler of logging.
+_HOLDING: Final = frozenset({"omniloop", "importlib", "_frozen_importlib", "logging"})
+
+# Who of ours only waits for work holds nothing.
+_WAITING: Final = frozenset(
+    (module, function)
+    for module, functions in {
+        "omniloop._clock": ("look_up",),
+        "omniloop._runtime": ("run", "_run_to_end", "_run_task"),
+        "omniloop._work.task": ("result", "exception", "_wait", "_wait_until_done", "_wait_for", "_wait_here"),
+        "omniloop._life.waits": ("wait", "_wait_long"),
+    }.items()
+    for function in functions
+)
+
+
 def in_signal_handler() -> bool:
     """Tell whether a function that is set for a signal is under way in this thread, whoever has called it."""
+    return _handler() is not None
+
+
+def handler_must_not_wait() -> bool:
+    """Tell whether a signal handler is under way in this thread, on top of what may hold what a drain waits for."""
+    handler = _handler()
+    return handler is not None and _may_hold(handler.f_back)
+
+
+def _handler() -> FrameType | None:
     if threading.current_thread() is not threading.main_thread():
-        return False
+        return None
     codes = {code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code not in codes:
+        frame = frame.f_back
+    return frame
+
+
+def _may_hold(frame: FrameType | None) -> bool:
+    """Tell whether *frame*, or one that it returns to, may hold what a drain waits for."""
+    start = threading.Thread.start.__code__
     while frame is not None:
-        if frame.f_code in codes:
+        module = frame.f_globals.get("__name__")
+        if frame.f_code is start:
             return True
+        if isinstance(module, str) and module.partition(".")[0] in _HOLDING:
+            if (module, frame.f_code.co_name) not in _WAITING:
+                return True
+            # Where a wait and the outcome meet there is a lock, for a moment.
+            meeting = frame.f_locals.get("meeting")
+            if meeting is not None and meeting.lock._is_owned():
+                return True
         frame = frame.f_back
     return False
 
@@ -69,13 +112,18 @@ def _is_ours(handler: object) -> bool:
 def _drain(number: int, frame: FrameType | None) -> None:
     # As it would have been without us, to the exit status; and a second SIGTERM ends it at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if _a_loop_runs_here():
+    held = _may_hold(frame)
+    if held or _a_loop_runs_here():
+        # Should the exit hooks come to their end first, or no thread be had.
+        end_with(_die)
         try:
-            # The loop goes on meanwhile: its requests, and what the work wants of it.
+            # What was interrupted goes on meanwhile; a loop with its requests, and what the work wants of it.
             beside(_drain_and_die, "omniloop-sigterm")
         except RuntimeError:
             # The interpreter ends, or there is no room for a thread.
-            pass
+            if held:
+                put_off()
+                return
         else:
             return
     _drain_and_die()
@@ -93,6 +141,12 @@ def _drain_briefly(number: int, frame: FrameType | None) -> None:
 def _drain_and_die() -> None:
     try:
         drain_at_exit()
+    finally:
+        _die()
+
+
+def _die() -> None:
+    try:
         flush_streams()
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
