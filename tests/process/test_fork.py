@@ -203,6 +203,36 @@ def deletes_and_collects():
     gc.collect()
 
 
+@pytest.mark.promise("The hook of a fork starts no thread in the child: that comes with its first use, or at its end")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("uses", [True, False])
+def test_the_hook_of_a_fork_starts_no_thread_in_the_child(uses):
+    """Where CPython's `Py_IncRef` is not to be had, one was started that holds what is inherited; PyPy crashes there."""
+
+    def program():
+        sys.modules["_ctypes"] = None
+        event = asyncio.Event()
+        go(holds("work", event))
+        run(answer())
+        parent = os.getpid()
+
+        def child():
+            say("threads", len(os.listdir("/proc/self/task")))
+            if uses:
+                say("child", run(answer()))
+            gc.collect()
+
+        wait(fork(child))
+        omniloop.call_soon(event.set)
+
+    result = run_child(start, program, flags=QUIET)
+
+    assert "CHILD" not in result.stdout and "False" not in result.stdout
+    expected = ["threads 1", *(["child 42"] if uses else [])]
+    assert result.stdout.splitlines()[: len(expected)] == expected
+    assert (result.stderr, result.code) == ("", 0)
+
+
 @pytest.mark.promise("A child that does not use the runtime ends at once, and clean")
 @pytest.mark.parametrize("ending", [ends, shuts_down, calls_os_exit, deletes_and_collects])
 def test_a_child_that_does_not_use_the_runtime_ends_at_once_and_clean(ending):

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Final
 
 from .._clock import time
 from .._report import frame_of, hurried, leave_out_hung, say
-from .fork import forget_after_fork, notice_fork, watched
+from .fork import forget_after_fork, hold_inherited, notice_fork, watched
 from .hosts import is_multiprocessing_child, new_thread
 
 if TYPE_CHECKING:
@@ -331,6 +331,7 @@ def _started() -> int:
 def drain_at_exit() -> None:
     """Finish what is left, cancel what does not end, and close all runtimes; what comes after this is refused."""
     global _exiting
+    hold_inherited()
     if not _clock.interruptions:
         wait_for_all()
     if _too_late():

@@ -31,6 +31,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from weakref import WeakSet
@@ -250,12 +251,12 @@ def _hook_in_child() -> None:
 
 
 def _after_in_child() -> None:
-    global _pid, _counting, _is_child
+    global _pid, _counting, _is_child, _holding
     if same_process[0]:
         # Another's fork hook, before this one, was the first to look.
         return
     _pid = os.getpid()
-    _is_child = True
+    _is_child, _holding = True, False
     _forking.clear()
     _others.clear()
     _others_held.clear()
@@ -298,8 +299,9 @@ def hold_at_fork(other: Other) -> None:
 # CPython's own, by which an object gets a reference that is never given back; see `prepare`.
 _add_reference: Callable[[object], object] | None = None
 
-# Where there is no such function, and no thread either: as good as can be had, until the interpreter ends.
-_inherited: list[object] = []
+# Where there is no such function; and whether a thread holds it.
+_inherited: Final[list[object]] = []
+_holding = False
 
 
 def prepare() -> None:
@@ -310,7 +312,8 @@ def prepare() -> None:
             # The part of `ctypes` that is needed, in a third of the time that the whole takes to load.
             from _ctypes import Py_INCREF
         except (ImportError, OSError):
-            # Not built; or there is no descriptor left, and the next start tries again.
+            # Not built, as on PyPy; or there is no descriptor left, and the next start tries again.
+            hold_inherited()
             return
         _add_reference = Py_INCREF
 
@@ -322,18 +325,25 @@ def keep_for_ever(thing: object) -> None:
     For what a child inherits: destroying a parent's suspended coroutine would run its `finally` blocks in the child. A
     module global is cleared at finalisation; a reference that is never given back is not.
     """
-    if _add_reference is not None:
-        _add_reference(thing)
-        return
-    try:
-        # The frame of a thread that never ends holds it as well. (This call waits for nothing; `Thread.start` does.)
-        _thread.start_new_thread(_hold_on, (thing,))
-    except RuntimeError:
-        _inherited.append(thing)
+    (_add_reference or _inherited.append)(thing)
 
 
-def _hold_on(thing: object) -> None:
+def hold_inherited() -> None:
+    """
+    Where CPython's function is not to be had, have the frame of a thread that never ends hold what this child inherited.
+
+    In its first use, or at its end, and not in the hook of the fork: PyPy crashes where a thread is started there.
+    """
+    global _holding
+    if _inherited and not _holding:
+        _holding = True
+        # No thread to be had: held as long as the module is.
+        with suppress(RuntimeError):
+            _thread.start_new_thread(_hold_on, (_inherited,))
+
+
+def _hold_on(things: list[object]) -> None:
     never = threading.Lock()
     never.acquire()
     never.acquire()
-    del thing
+    del things
