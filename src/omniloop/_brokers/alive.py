@@ -165,7 +165,11 @@ def _is_of_a_stranger(database: str, path: str) -> bool:
     """Whether the sign is of a user who may not write the database, and so holds no calls in it: what they lock stops nobody."""
     if not hasattr(os, "geteuid"):
         return False
-    ours, theirs = os.stat(database), os.lstat(path)
+    try:
+        ours, theirs = os.stat(database), os.lstat(path)
+    except FileNotFoundError:
+        # Whoever looked after a dead one has taken its sign away meanwhile.
+        return False
     shared = stat.S_IMODE(ours.st_mode) & 0o022
     return not shared and theirs.st_uid not in (0, ours.st_uid, os.geteuid())
 

@@ -18,8 +18,8 @@ from .store import connect, make_table, transaction, until_free
 _ABOUT = """\
 A call waits until the process that has it has done it; those of a process that has ended are taken up by the next one that starts
 with their functions. What can't be read, what an engine has refused, and what is for a function that no process had is set
-aside: nobody runs it until it is requeued. (But what is for a function that no process had is taken up by the first one that has it.)
-A call that began before, says its attempt, may have done its work."""
+aside: nobody runs it until it is requeued, but for the last kind, which the first process that has the function takes up.
+A call that has begun may have done its work."""
 
 _LISTED = 100
 

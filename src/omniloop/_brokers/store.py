@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Condition, Lock, RLock
 from typing import Any, Final, NamedTuple, TypeVar
@@ -113,6 +113,10 @@ class Store:
         self._lock = RLock()
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
+        # Held by the one caller that commits by itself; re-entrant for the same reason.
+        self._alone = RLock()
+        # Whether the writer brings calls onto the disk: who comes then waits to go along with the next.
+        self._syncs = False
         # Which file it is; the sign that this process lives, for each time that it is opened, and its name.
         self._file: os.stat_result | None = None
         self._sign: alive.Sign | None = None
@@ -141,11 +145,11 @@ class Store:
         owner = self._owner
         statement = _Statement(_ADD, call_id, owner, function, text, time.time())
         try:
-            if not self._queue and self._lock.acquire(blocking=False):
+            if not self._queue and not self._syncs and self._alone.acquire(blocking=False):
                 try:
                     self._write([statement], alone=True)
                 finally:
-                    self._lock.release()
+                    self._alone.release()
                 if _is_busy(statement.error):
                     self._post_and_wait(statement)
             else:
@@ -243,7 +247,10 @@ class Store:
     def _write_queue(self) -> None:
         with self._posted:
             queue, self._queue = self._queue, []
-        self._write([statement for statements, _ in queue for statement in statements])
+        together = [statement for statements, _ in queue for statement in statements]
+        self._syncs = any(statement.sql is _ADD for statement in together)
+        self._write(together)
+        self._syncs = False
         for _, tell in queue:
             tell()
 
@@ -263,7 +270,7 @@ class Store:
                     self._be_synchronous(durable)
                     work(self._opened())
             else:
-                self._in_transaction(work, durable)
+                self._in_transaction(work, durable, single=len(statements) == 1)
             if durable:
                 self._check_file([statement.parameters[0] for statement in statements if statement.sql is _ADD])
         except BaseException as error:
@@ -276,13 +283,13 @@ class Store:
             if not isinstance(error, Exception) and alone:
                 raise
 
-    def _in_transaction(self, work: Callable[[sqlite3.Connection], T], durable: bool) -> T:
-        """Do *work*, all or nothing; waits for other processes that write."""
+    def _in_transaction(self, work: Callable[[sqlite3.Connection], T], durable: bool, *, single: bool = False) -> T:
+        """Do *work*, all or nothing, a *single* statement by itself; waits for other processes that write."""
 
         def step() -> T:
             connection = self._opened()
             self._be_synchronous(durable)
-            with transaction(connection):
+            with nullcontext() if single else transaction(connection):
                 return work(connection)
 
         return self._patiently(step)
