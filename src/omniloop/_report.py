@@ -330,20 +330,22 @@ _STDERR: Final = 2
 _PIPE: Final[int] = getattr(select, "PIPE_BUF", 512)
 
 
+def frames_of(coro: Any) -> Iterator[FrameType]:
+    """The frames of a suspended coroutine and of what it awaits, the innermost last."""
+    while coro is not None:
+        frame = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None) or getattr(coro, "ag_frame", None)
+        if frame is not None:
+            yield frame
+        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
+
+
 def innermost(coro: Any) -> str:
     """Where a suspended coroutine waits: in the user's code, and in what of the standard library that has come to."""
     frame: FrameType | None = None
     own: FrameType | None = None
-    while coro is not None:
-        frame = (
-            getattr(coro, "cr_frame", None)
-            or getattr(coro, "gi_frame", None)
-            or getattr(coro, "ag_frame", None)
-            or frame
-        )
-        if frame is not None and not _is_library(frame.f_code.co_filename):
+    for frame in frames_of(coro):
+        if not _is_library(frame.f_code.co_filename):
             own = frame
-        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
     if frame is None:
         return "not started"
     own = own or frame

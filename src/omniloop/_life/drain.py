@@ -56,7 +56,7 @@ from .._arguments import close_unstarted
 from .._clock import acquire, holding, time
 from .._errors import CannotStartError, ClosedError
 from .._process import exit
-from .._report import hurried, innermost, say, shown, thread_stack
+from .._report import frames_of, hurried, innermost, say, shown, thread_stack
 from .._work.ledger import is_asked, task_in
 from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of, title_of
 from .._work.task import Kind, Task
@@ -685,7 +685,7 @@ class _End:
                 elif task is not None:
                     self._drop(task)
                     self._cut.add(task)
-                elif runner in ledger.leftovers.in_vain:
+                elif runner in ledger.leftovers.in_vain and not _waits_for_more(runner):
                     self.in_vain.add(_describe_bare, [runner])
                 runner.cancel()
             if not number % _BATCH:
@@ -833,6 +833,12 @@ def describe(task: Task[Any]) -> str:
     since = "" if age is None else f", for {age:.1f} s"
     kind = " (daemon)" if task._kind is Kind.DAEMON else ""
     return f"  {shown(task.get_name())}{kind}{since}, submitted at {task._site().short()}, {task._place()}"
+
+
+def _waits_for_more(runner: asyncio.Future[Any]) -> bool:
+    """Tell whether a task waits at an empty queue: a library's worker, say, that has done all that it was given."""
+    coro = runner.get_coro() if isinstance(runner, asyncio.Task) else None
+    return any(frame.f_code is asyncio.Queue.get.__code__ for frame in frames_of(coro))
 
 
 def _describe_bare(runner: asyncio.Future[Any]) -> str:

@@ -78,15 +78,16 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
     A result is kept in this process, and filled in there: look at it again, or ask `get_result`. Priorities and, without a *broker* that
     can, `run_after` are refused with `InvalidTask`.
 
-    Options:
-        on_commit: True, or the alias of a database: inside `transaction.atomic()` a task is enqueued when that is committed, and
-            never after a rollback. False by default: at once.
-        limit: So many tasks at a time; the rest waits in order. None by default: all at once.
-        timeout: Seconds that a task may run. Then it is cancelled and has failed with TimeoutError; a plain function can't be
-            cancelled, and runs on unheeded. None by default: no limit.
-        keep_results: So many results of finished tasks are kept for `get_result`, 1,000 by default; older ones are dropped.
-        broker: An engine, such as `omniloop.ext.outbox.Outbox(…)`, or the dotted path of one or of a function that makes one: the
-            tasks are handed over to that, outlive this process, and run where its workers are. `limit` and `timeout` are not for it.
+    The options, in `OPTIONS`:
+
+    - *on_commit*: True, or the alias of a database: inside `transaction.atomic()` a task is enqueued when that is committed, and never
+      after a rollback. False by default: at once.
+    - *limit*: so many tasks at a time; the rest waits in order. None by default: all at once.
+    - *timeout*: seconds that a task may run. Then it is cancelled and has failed with `TimeoutError`; a plain function can't be
+      cancelled, and runs on unheeded. None by default: no limit.
+    - *keep_results*: so many results of finished tasks are kept for `get_result`, 1,000 by default; older ones are dropped.
+    - *broker*: an engine, such as `omniloop.ext.outbox.Outbox(…)`, or the dotted path of one or of a function that makes one: the tasks
+      are handed over to that, outlive this process, and run where its workers are. *limit* and *timeout* are not for it.
 
     Raises:
         ImproperlyConfigured: of `django.core.exceptions`, by `enqueue`, if an option is wrong; `manage.py check` says so before.
