@@ -26,10 +26,10 @@ from ._arguments import (
     one_argument,
 )
 from ._clock import acquire, time
-from ._errors import AlreadyRunningError, ClosedError, FullError, TaskTimeoutError, WaitTimeoutError, WouldDeadlockError
+from ._errors import AlreadyRunningError, CannotStartError, ClosedError, FullError, TaskTimeoutError, WaitTimeoutError, WouldDeadlockError
 from ._life import drain, monitoring, waits
 from ._life.life import Life, ThreadWork
-from ._process import exit, fork, signals
+from ._process import exit, fork, hosts, signals
 from ._report import Site, shown
 from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
 from ._work.deadline import within
@@ -533,7 +533,8 @@ class Runtime:
             SettingError: if there is no such setting, or it can't have this value. Nothing is changed then.
             AlreadyRunningError: if `loop_factory`, `max_workers` or `max_waiting_workers` is to change while the thread runs.
             ValueError: for `sigterm`, if not called in the main thread.
-            CannotStartError: for `monitor`, if its socket can't be opened. All settings are changed then.
+            CannotStartError: for `monitor`, if its socket can't be opened; for `slow_callback`, if no thread can be started. All
+                settings are changed then, and the next call tries again.
 
         Example:
             >>> from omniloop import configure
@@ -549,9 +550,13 @@ class Runtime:
         if "sigterm" in settings:
             signals.set_up_sigterm(new.sigterm)
         self._choose(new)
-        self._current().watch()
-        if "monitor" in settings:
-            (monitoring.turn_on if new.monitor else monitoring.turn_off)()
+        try:
+            self._current().watch()
+        except RuntimeError as error:
+            raise CannotStartError(f"The watchdog can't be started: {hosts.why_no_thread(error)}") from error
+        finally:
+            if "monitor" in settings:
+                (monitoring.turn_on if new.monitor else monitoring.turn_off)()
 
     def tasks(self) -> list[Task[Any]]:
         """

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from children import run_child
-from omniloop import Runtime, configure, go
+from omniloop import CannotStartError, Runtime, configure, go
 from omniloop._life.watchdog import Usage, usage_of
 from omniloop._report import CAN_LOOK_AT_WHAT_RUNS, called_frame
 
@@ -126,6 +126,22 @@ def test_the_watchdog_is_off_with_none_and_can_be_turned_on_while_the_loop_runs(
         assert told.wait_for(1)
         gate.set()
         task.result(timeout=5)
+
+
+@pytest.mark.promise("Where the watchdog's thread can't be started, `configure` says so, and its next call starts it")
+def test_a_watchdog_that_can_not_be_started_is_told_and_started_by_the_next_call(monkeypatch):
+    def no_room(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Runtime(name="no room", slow_callback=None) as runtime:
+        runtime.run(noop())
+        monkeypatch.setattr(threading.Thread, "start", no_room)
+        with pytest.raises(CannotStartError, match=r"^The watchdog can't be started: can't start new thread\.$"):
+            runtime.configure(slow_callback=1)
+        monkeypatch.undo()
+        runtime.configure(slow_callback=1)
+
+        assert "no room-watchdog" in {thread.name for thread in threading.enumerate()}
 
 
 def test_short_callbacks_are_not_told_of(told):

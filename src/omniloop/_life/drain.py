@@ -730,8 +730,7 @@ def _end(life: Life, deadline: float, end: _End) -> None:
         blocked = _stop(thread, life.serving, deadline, end.answered)
     dropped = end.lines()
     if thread is not None:
-        # Where something was dropped, the time for the work is over, and the calls in threads were named with it.
-        busy = life.workers.stop(_JOIN_TIMEOUT + (0 if dropped.count else max(0.0, deadline - time.monotonic())))
+        busy = life.workers.stop(_JOIN_TIMEOUT)
         if blocked is not None:
             exit.leave_behind(thread.ident)
             say("%s: the loop's thread did not end, because a callback blocks it here:\n%s", life.name, blocked)
