@@ -26,7 +26,15 @@ from ._arguments import (
     one_argument,
 )
 from ._clock import acquire, time
-from ._errors import AlreadyRunningError, CannotStartError, ClosedError, FullError, TaskTimeoutError, WaitTimeoutError, WouldDeadlockError
+from ._errors import (
+    AlreadyRunningError,
+    CannotStartError,
+    ClosedError,
+    FullError,
+    TaskTimeoutError,
+    WaitTimeoutError,
+    WouldDeadlockError,
+)
 from ._life import drain, monitoring, waits
 from ._life.life import Life, ThreadWork
 from ._process import exit, fork, hosts, signals

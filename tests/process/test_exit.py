@@ -313,7 +313,9 @@ def test_exit_takes_no_longer_than_the_deadlines_when_a_worker_thread_is_blocked
     assert result.seconds < (4 if CAN_LOOK_AT_WHAT_RUNS else 8)
 
 
-@pytest.mark.promise("A call in a thread whose waiter has ended holds up the exit for half a second, not for `cancel_timeout`")
+@pytest.mark.promise(
+    "A call in a thread whose waiter has ended holds up the exit for half a second, not for `cancel_timeout`"
+)
 def test_a_call_in_a_thread_that_a_daemon_waited_for_holds_up_the_exit_for_half_a_second():
     def program():
         omniloop.configure(cancel_timeout=20)
