@@ -98,6 +98,13 @@ def test_the_source_distribution_holds_what_a_packager_needs(built):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="not a git checkout")
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by their names alone: the second could not be collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+
+    assert sorted(names) == sorted(set(names))
+
+
 def test_the_top_level_is_small():
     """A reader knows within a minute where each thing lives."""
     listed = subprocess.run(
