@@ -11,7 +11,21 @@ from contextvars import Context, copy_context
 from functools import partial
 from threading import RLock
 from types import CoroutineType, FrameType, FunctionType, TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, TypeVar, TypeVarTuple, Unpack, final
+from typing import (
+    IO,
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    Never,
+    ParamSpec,
+    Self,
+    TypeVar,
+    TypeVarTuple,
+    Unpack,
+    final,
+)
 
 from . import _hooks
 from ._admission import Admission
@@ -49,7 +63,7 @@ from ._work.tally import Tally
 from ._work.task import DAEMON, KEEPER, WORK, Kind, Task
 
 if TYPE_CHECKING:
-    from ._settings import Changes
+    from ._settings import AllChanges, Changes
     from ._stats import Stats
     from ._work.timings import Timings
 
@@ -83,10 +97,11 @@ class Runtime:
 
     Args:
         name: The name of the thread, and in the log.
-        settings: As for `configure`; for those not given the `OMNILOOP_…` environment variables count, then the defaults.
+        settings: As for `configure`, but for `monitor` and `sigterm`, which are the process's; for those not given the `OMNILOOP_…`
+            environment variables count, then the defaults.
 
     Raises:
-        SettingError: if a setting, or its variable, can't be what it is.
+        SettingError: if a setting, or its variable, can't be what it is, or is the process's.
 
     Example:
         >>> from omniloop import Runtime
@@ -97,13 +112,16 @@ class Runtime:
         42
     """
 
+    # What is set for the whole process is set there.
+    _shared: ClassVar[Runtime]
+
     def __init__(self, *, name: str = "omniloop", **settings: Unpack[Changes]) -> None:
-        self._set_up(name, changed(from_environment(), settings), reopens=False)
+        self._set_up(name, changed(from_environment(), settings, shared=False), reopens=False)
 
     @classmethod
     def _make_shared(cls) -> Self:
         """The one of the process: made at import, but its environment is read, and may be refused, on first use."""
-        runtime = cls.__new__(cls)
+        runtime = cls._shared = cls.__new__(cls)
         runtime._set_up("omniloop", None, reopens=True)
         return runtime
 
@@ -141,6 +159,11 @@ class Runtime:
             self._choose(from_environment())
         assert self._chosen is not None
         return self._chosen
+
+    @staticmethod
+    def _settings_of_process() -> Settings:
+        # Those of the shared runtime, which reads its environment for itself when it is used.
+        return Runtime._shared._chosen or from_environment()
 
     def _choose(self, settings: Settings) -> None:
         self._chosen = settings
@@ -533,12 +556,13 @@ class Runtime:
 
     # --- settings and looks -------------------------------------------------------------------------------------------
 
-    def configure(self, **settings: Unpack[Changes]) -> None:
+    def configure(self, **settings: Unpack[AllChanges]) -> None:
         """
         Change settings; see the reference for what each does. For programs: a library leaves them alone.
 
         Raises:
-            SettingError: if there is no such setting, or it can't have this value. Nothing is changed then.
+            SettingError: if there is no such setting, it can't have this value, or it is the process's (`monitor`, `sigterm`) and this
+                is a runtime of one's own. Nothing is changed then.
             AlreadyRunningError: if `loop_factory`, `max_workers` or `max_waiting_workers` is to change while the thread runs.
             ValueError: for `sigterm`, if not called in the main thread.
             CannotStartError: for `monitor`, if its socket can't be opened; for `slow_callback`, if no thread can be started. All
@@ -548,7 +572,7 @@ class Runtime:
             >>> from omniloop import configure
             >>> configure(exit_timeout=10, slow_callback=0.5)
         """
-        new = changed(self._settings, settings)
+        new = changed(self._settings, settings, shared=self is Runtime._shared)
         for name in SHAPES_THE_THREAD & settings.keys():
             life = self._current()
             if life.made and not life.closed and getattr(new, name) != getattr(self._settings, name):
@@ -936,7 +960,16 @@ class Runtime:
         return True
 
     def _begin(self, generation: int) -> None:
-        life = Life(shown(self.name), generation, lambda: self._settings, self, self._failures, self._tally, self._now)
+        life = Life(
+            shown(self.name),
+            generation,
+            lambda: self._settings,
+            self._settings_of_process,
+            self,
+            self._failures,
+            self._tally,
+            self._now,
+        )
         key = os.getpid(), generation
         life.noted = life.debug or (self._chosen is not None and self._chosen.timings)
         # Two threads that begin one at once agree, because setdefault is atomic.

@@ -45,7 +45,7 @@ class Settings(NamedTuple):
 if TYPE_CHECKING:
     # Made for type checkers alone: at run time it would be a tenth of what the package costs to import.
     class Changes(TypedDict, total=False):
-        """The same, each of them optional: what `configure` and `Runtime` take, for editors and type checkers."""
+        """What a `Runtime` takes, each of them optional: for editors and type checkers."""
 
         exit_timeout: float | None
         cancel_timeout: float
@@ -55,22 +55,33 @@ if TYPE_CHECKING:
         loop_factory: LoopFactory | None
         max_workers: int
         max_waiting_workers: int
-        sigterm: Sigterm | None
         max_pending: int | None
         when_full: WhenFull
-        monitor: bool
         timings: bool
+
+    class AllChanges(Changes, total=False):
+        """What `configure` takes."""
+
+        sigterm: Sigterm | None
+        monitor: bool
 
 
 # The thread, its loop and its pool are made from these: they can't change under a running one.
 SHAPES_THE_THREAD = frozenset({"loop_factory", "max_workers", "max_waiting_workers"})
 
+# There is one SIGTERM and one live view, however many runtimes there are.
+OF_THE_PROCESS = frozenset({"monitor", "sigterm"})
 
-def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-    """*settings* with *changes*, each value checked."""
+
+def changed(settings: Settings, changes: Mapping[str, Any], shared: bool = True) -> Settings:
+    """*settings* with *changes*, each value checked; those of a runtime that is not *shared* by the process without the process's own."""
     for name, value in changes.items():
         if name not in Settings._fields:
             raise SettingError(f"There is no setting {name!r}. The settings are: {', '.join(Settings._fields)}.")
+        if not shared and name in OF_THE_PROCESS:
+            raise SettingError(
+                f"{name}={value!r}: this is a setting of the whole process, and not of one Runtime. Use omniloop.configure({name}=…)."
+            )
         problem = _problem(name, value)
         if problem:
             raise SettingError(f"{name}={value!r}: {problem}.")

@@ -3,6 +3,8 @@
 import pytest
 from targets import place
 
+import omniloop
+
 
 @pytest.fixture
 def env(monkeypatch):
@@ -10,3 +12,5 @@ def env(monkeypatch):
     with place() as made:
         monkeypatch.setenv("XDG_RUNTIME_DIR", made["XDG_RUNTIME_DIR"])
         yield made
+        # One that could not listen is wanted all the same, by the next start.
+        omniloop.configure(monitor=False)

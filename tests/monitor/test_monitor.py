@@ -246,7 +246,7 @@ def test_a_directory_that_is_not_the_users_alone_is_refused(env, how):
 
     with Runtime() as runtime:
         with pytest.raises(CannotStartError, match="The monitor can't listen: .*omniloop"):
-            runtime.configure(monitor=True)
+            omniloop.configure(monitor=True)
         assert runtime.call_soon(int).result(timeout=5) == 0
     with pytest.raises(NoAnswerError, match="can't be asked"):
         Connection(os.getppid())
@@ -366,13 +366,13 @@ def test_the_socket_of_another_process_is_neither_taken_nor_removed(env):
     with socket.socket(socket.AF_UNIX) as other, Runtime() as runtime:
         other.bind(f"{folder}/{os.getpid()}.sock")
         other.listen()
-        runtime.configure(monitor=True)
+        omniloop.configure(monitor=True)
         both = sockets(env)
         # In our place, since somebody has removed ours.
         os.unlink(f"{folder}/{os.getpid()}-1.sock")
         with socket.socket(socket.AF_UNIX) as late:
             late.bind(f"{folder}/{os.getpid()}-1.sock")
-            runtime.configure(monitor=False)
+            omniloop.configure(monitor=False)
 
         assert both == sockets(env) == {f"{os.getpid()}.sock", f"{os.getpid()}-1.sock"}
 
@@ -413,11 +413,24 @@ def test_the_environment_switches_it_on_and_configure_off(env):
     assert sockets(env) == set()
 
 
+def test_a_runtime_that_starts_does_not_switch_on_what_configure_has_switched_off(env):
+    """It did, since the environment counted for each runtime by itself."""
+
+    def program():
+        omniloop.configure(monitor=False)
+        with omniloop.Runtime() as runtime:
+            print(runtime.call_soon(os.listdir, os.environ["XDG_RUNTIME_DIR"]).result(5))
+
+    result = run_child(program, env={**env, "OMNILOOP_MONITOR": "1"})
+
+    assert (result.stdout, result.stderr, result.code) == ("[]\n", "", 0)
+
+
 def test_the_environment_is_checked(env):
     result = run_child("import omniloop; omniloop.go(None)", env={**env, "OMNILOOP_MONITOR": "maybe"})
     assert "OMNILOOP_MONITOR" in result.stderr or result.code
     with pytest.raises(SettingError, match="monitor='yes': give True or False"):
-        Runtime(monitor="yes")
+        omniloop.configure(monitor="yes")
 
 
 def test_a_runtime_starts_also_where_the_monitor_can_not(env):
@@ -760,15 +773,15 @@ def test_no_thread_for_it_is_a_cannot_start_error(env, monkeypatch):
         runtime.call_soon(int).result(timeout=5)
         monkeypatch.setattr(threading.Thread, "start", no_room)
         with pytest.raises(CannotStartError, match="The monitor can't listen: can't start new thread"):
-            runtime.configure(monitor=True)
+            omniloop.configure(monitor=True)
         assert sockets(env) == set()
         monkeypatch.undo()
         # As the thread is ended before a fork.
         monkeypatch.setenv("XDG_RUNTIME_DIR", env["XDG_RUNTIME_DIR"])
-        runtime.configure(monitor=True)
+        omniloop.configure(monitor=True)
         _monitor.hold_still()
         monkeypatch.setattr(threading.Thread, "start", no_room)
         with pytest.raises(CannotStartError, match="The monitor can't listen: can't start new thread"):
             _monitor.start()
         monkeypatch.undo()
-        runtime.configure(monitor=False)
+        omniloop.configure(monitor=False)

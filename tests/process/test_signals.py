@@ -19,6 +19,7 @@ from children import run_child
 from omniloop import configure, go
 from omniloop._process import signals
 from omniloop._process.exit import Clock
+from programs import source_of
 
 
 def interrupt():
@@ -195,22 +196,24 @@ def test_sigterm_kills_at_once_unless_the_drain_is_asked_for():
     assert result == ("", "", -signal.SIGTERM, result.seconds)
 
 
-@pytest.mark.parametrize("how", ["environment", "constructor"])
-def test_the_drain_on_sigterm_can_be_asked_for_in_the_environment_and_for_a_runtime_of_ones_own(how):
-    if how == "environment":
+@pytest.mark.parametrize("whose", ["shared", "own"])
+@pytest.mark.parametrize("how", ["environment", "configure"])
+def test_the_drain_on_sigterm_counts_for_the_process_whichever_runtime_starts(how, whose):
+    """The start of a runtime of one's own, which did not ask for it, took the handler away."""
 
-        def program():
+    def program():
+        if "OMNILOOP_SIGTERM" not in os.environ:
+            configure(sigterm="drain")
+        if sys.argv[1] == "own":
+            omniloop.Runtime().go(quick())
+        else:
             go(quick())
-            terminate()
+        terminate()
 
-        result = run_child(start, program, env={"OMNILOOP_SIGTERM": "drain"})
-    else:
-
-        def program():
-            omniloop.Runtime(sigterm="drain").go(quick())
-            terminate()
-
-        result = run_child(start, program)
+    result = run_child(
+        f"import sys; sys.argv = ['', {whose!r}]\n" + source_of(start, program),
+        env={"OMNILOOP_SIGTERM": "drain"} if how == "environment" else {},
+    )
 
     assert result == ("quick: done\n", "", -signal.SIGTERM, result.seconds)
 

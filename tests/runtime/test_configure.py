@@ -33,7 +33,6 @@ from omniloop import AlreadyRunningError, Runtime, SettingError
         ("max_pending", True),
         ("on_error", "log"),
         ("loop_factory", "uvloop"),
-        ("sigterm", "ignore"),
         ("when_full", "wait"),
     ],
 )
@@ -47,6 +46,32 @@ def test_a_value_that_a_setting_can_not_have_is_refused_by_name_and_nothing_chan
     assert runtime._settings == before
     with pytest.raises(SettingError, match=f"^{name}="):
         Runtime(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("sigterm", "ignore"), ("monitor", 1)])
+def test_a_value_that_a_setting_of_the_process_can_not_have_is_refused(name, value):
+    before = omniloop.shared_runtime()._settings
+
+    with pytest.raises(SettingError, match=f"^{name}={value!r}: give "):
+        omniloop.configure(**{name: value})
+
+    assert omniloop.shared_runtime()._settings == before
+
+
+@pytest.mark.promise("`monitor` and `sigterm` are the process's: a runtime of one's own refuses them, by name")
+@pytest.mark.parametrize(
+    ("name", "value"), [("sigterm", "drain"), ("sigterm", None), ("monitor", True), ("monitor", 1)]
+)
+def test_a_setting_of_the_process_is_refused_for_a_runtime_of_ones_own(runtime, name, value):
+    before = runtime._settings
+    told = f"^{name}={value!r}: this is a setting of the whole process, .* Use omniloop.configure\\({name}=…\\)"
+
+    with pytest.raises(SettingError, match=told):
+        Runtime(**{name: value})
+    with pytest.raises(SettingError, match=told):
+        runtime.configure(**{"on_error": print, name: value})
+
+    assert runtime._settings == before
 
 
 def test_a_setting_that_there_is_not_is_refused_and_all_are_named(runtime):

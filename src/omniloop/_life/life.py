@@ -133,6 +133,7 @@ class Life:
         name: str,
         generation: int,
         settings: Callable[[], Settings],
+        settings_of_process: Callable[[], Settings],
         watched: fork.Watched,
         failures: Failures,
         tally: Tally,
@@ -152,6 +153,7 @@ class Life:
         # Held by whoever ends it. Re-entrant, because a SIGTERM may come in the middle.
         self.closing = RLock()
         self._settings = settings
+        self._settings_of_process = settings_of_process
         self._watched = watched
         self.failures = failures
         # Whether a look is due; only where finalisers may be late.
@@ -257,7 +259,7 @@ class Life:
         assert self.thread is not None and self._workers is not None
         self._workers.start_one()
         self.watch()
-        if self._settings().monitor:
+        if self._settings_of_process().monitor:
             monitoring.turn_on_at_start()
         self._serve(self.thread)
 
@@ -291,7 +293,7 @@ class Life:
                 close_unstarted(loop)
                 raise OmniloopError(f"loop_factory returned {loop!r}, which is not an asyncio event loop.")
             try:
-                self._make_around(loop, pool, settings)
+                self._make_around(loop, pool)
             finally:
                 if self.thread is None:
                     # Interrupted (Ctrl-C); the next use begins anew.
@@ -300,18 +302,19 @@ class Life:
             if self.thread is None:
                 pool.stop(0)
 
-    def _make_around(self, loop: asyncio.AbstractEventLoop, pool: Workers, settings: Settings) -> None:
+    def _make_around(self, loop: asyncio.AbstractEventLoop, pool: Workers) -> None:
+        sigterm = self._settings_of_process().sigterm
         try:
-            signals.set_up_sigterm(settings.sigterm)
+            signals.set_up_sigterm(sigterm)
         except ValueError:
-            if settings.sigterm == "drain":
+            if sigterm == "drain":
                 say(
                     '%s: sigterm="drain" can be set up in the main thread only, and this is the thread %r. '
                     'Call configure(sigterm="drain") in the main thread.',
                     self.name,
                     threading.current_thread().name,
                 )
-        hosts.tell_what_a_stop_loses(self.name, signals.sigterm_handler(), settings.sigterm)
+        hosts.tell_what_a_stop_loses(self.name, signals.sigterm_handler(), sigterm)
         thread = LoopThread(loop, self.name, self._escaped, self._die, exit.end_orphan)
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
