@@ -19,7 +19,7 @@ from omniloop import every, go
 
 
 @pytest.mark.promise("A daemon that submits without end does not hold up the exit", section="At exit")
-@pytest.mark.parametrize("submits", ["awaits go", "go", "to_thread", "call_soon", "every", "a context of its own"])
+@pytest.mark.parametrize("submits", ["awaits go", "go", "to_thread", "call_soon", "every", "a context of its own", "a task"])
 def test_a_daemon_that_submits_without_end_does_not_hold_up_the_exit(submits):
     """The drain waited for its work, of which there was always more: for all of `exit_timeout`."""
 
@@ -46,8 +46,15 @@ def test_a_daemon_that_submits_without_end_does_not_hold_up_the_exit(submits):
             started.set()
             go(asyncio.sleep(0.05))
 
+        async def makes_tasks():
+            # What goes on when its maker has ended.
+            asyncio.create_task(poll())
+            await asyncio.Event().wait()
+
         if submits == "every":
             ticking = every(0.01, turn)
+        elif submits == "a task":
+            go(makes_tasks(), daemon=True)
         else:
             go(poll(), daemon=True)
         started.wait(5)

@@ -1,6 +1,7 @@
 """What work leaves on the loop by asyncio's own means is held, and the end waits for it: in child interpreters, as the programs of newcomers are."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import re
@@ -244,6 +245,66 @@ def test_what_daemons_and_resources_make_is_no_leftover(maker):
 
     assert result[:3] == ("end\n", "", 0)
     assert result.seconds < 3
+
+
+@pytest.mark.promise("What a source leaves that is iterated over, and a manager that is entered, is waited for")
+@pytest.mark.parametrize("way", ["iterate", "enter", "twin's for", "twin's async for", "twin's async with"])
+def test_what_an_iteration_and_a_manager_leave_is_done(way):
+    """They end as daemons do, and what they left was taken for a daemon's: the log of a stream was lost."""
+
+    def program():
+        async def log():
+            await asyncio.sleep(0.3)
+            print("logged")
+
+        @omniloop.blocking
+        class Stream:
+            async def __aiter__(self):
+                asyncio.create_task(log())
+                yield "item"
+
+            async def __aenter__(self):
+                asyncio.create_task(log())
+
+            async def __aexit__(self, *error):
+                pass
+
+            async def items(self):
+                asyncio.create_task(log())
+                yield "item"
+
+        async def items():
+            asyncio.create_task(log())
+            yield "item"
+
+        @contextlib.asynccontextmanager
+        async def manager():
+            asyncio.create_task(log())
+            yield
+
+        async def all_of(items):
+            return [item async for item in items]
+
+        async def enter(manager):
+            async with manager:
+                pass
+
+        match way:
+            case "iterate":
+                list(omniloop.iterate(items()))
+            case "enter":
+                with omniloop.enter(manager()):
+                    pass
+            case "twin's for":
+                list(Stream().items())
+            case "twin's async for":
+                asyncio.run(all_of(Stream().items.aio()))
+            case _:
+                asyncio.run(enter(Stream()))
+
+    result = run_child(program)
+
+    assert result[:3] == ("logged\n", "", 0)
 
 
 @pytest.mark.promise("An `exit_timeout` below it is kept")

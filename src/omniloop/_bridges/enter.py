@@ -232,9 +232,7 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
 
         door.tell = tell
         name = f"enter({type(self._manager).__qualname__})"
-        task = self._task = self._runtime._go(
-            _hold(self._manager, door), name, None, Kind.DAEMON, self._frame, "accept"
-        )
+        task = self._task = self._runtime._go_for_caller(_hold(self._manager, door), name, self._frame)
         task._when_done(tell)
         try:
             await opened

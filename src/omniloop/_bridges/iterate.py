@@ -92,7 +92,7 @@ class Iteration(Generic[T]):
         self._ended = False
         name = _name("iterate", source)
         # Whatever the bounds are: there is no more of it than of those who consume.
-        self._task = runtime._go(_feed(source, queue), name, None, Kind.DAEMON, frame, "accept")
+        self._task = runtime._go_for_caller(_feed(source, queue), name, frame)
         # However it ends, the consumer hears of it, after the items that are there.
         self._task.add_done_callback(lambda _: queue.shutdown())
 

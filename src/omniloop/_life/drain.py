@@ -603,6 +603,8 @@ class _End:
             ]
             if self.rank == UNMARKED and (not stages or stages[0][0] > _DAEMONS):
                 self.rank = OF_WHAT_ENDED
+                # Their makers have ended: what they submit without end is not waited for.
+                leftovers.orphan_others()
                 continue
             if time.monotonic() >= deadline:
                 for _, runners in stages:
@@ -618,7 +620,7 @@ class _End:
             if stage >= _KEEPERS:
                 self._hush(True)
             if stage == _REST:
-                leftovers.late.over = True
+                leftovers.late.over = leftovers.orphans.over = True
             self._ask(now, patient)
             # For closing what is open, and for the rest, a part of the time is kept.
             shares = 1 if len(stages) == 1 else 2 if stage < _KEEPERS else len(stages)
@@ -680,8 +682,9 @@ class _End:
                 asked.add(runner)
                 task = ledger.running.get(runner)
                 if task is not None and patient:
-                    # Submitted by what is past its time.
-                    self.in_vain.add(describe, [task])
+                    # Submitted by what is past its time. Without a word if that was made by a daemon, which has ended.
+                    if ledger.leftovers.is_late(task):
+                        self.in_vain.add(describe, [task])
                 elif task is not None:
                     self._drop(task)
                     self._cut.add(task)

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 from .._errors import ForkedError, TaskTimeoutError
 from .._report import shown
 from .._runtime import Runtime
-from .._work.task import Kind, Task
+from .._work.task import Task
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -65,7 +65,7 @@ class Source(Generic[T]):
         # Wakes the consumer when there will be no item. Not the consumer itself: dropping that is what ends the task.
         last: list[Callable[[], object]] = [_nobody]
         self._last = last
-        self.task: Task[None] = runtime._go(self._drive(source), name, None, Kind.DAEMON, frame, "accept")
+        self.task: Task[None] = runtime._go_for_caller(self._drive(source), name, frame)
         # Whichever is the last by then.
         self.task._when_done(lambda: last[0]())  # noqa: PLW0108
 

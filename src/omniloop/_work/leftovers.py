@@ -54,6 +54,10 @@ class Belongings:
 # What daemons submit, and the turns of `every`.
 OF_DAEMONS: Final = Belongings(over=True)
 
+# What an iteration submits: one that goes on by itself, in a daemon thread, holds up the end no more than a daemon does. But the tasks that
+# its source leaves are leftovers: who iterates has called it.
+OF_CALLERS: Final = Belongings(over=True)
+
 # In the context of what belongs to somebody, and of all that is made in it.
 belongs_to: Final[ContextVar[Belongings]] = ContextVar("omniloop_belongs_to")
 
@@ -102,6 +106,8 @@ class Leftovers:
         self.clean_ups: dict[asyncio.Future[Any], float] = {}
         self.others: dict[asyncio.Future[Any], float] = {}
         self.late = Belongings()
+        # Whose the tasks of daemons are when these have ended; it has no table of its own.
+        self.orphans = Belongings()
         # Of the late ones those that were waited for; and whether their time is over.
         self.in_vain: set[asyncio.Future[Any]] = set()
         self.time_over = False
@@ -156,7 +162,9 @@ class Leftovers:
             self._hold(task, self._table_of(owner), made)
 
     def _table_of(self, owner: Belongings | None) -> dict[asyncio.Future[Any], float]:
-        return self.left if owner is None else self.others if owner is OF_DAEMONS else owner.tasks
+        if owner is None or owner is OF_CALLERS:
+            return self.left
+        return self.others if owner is OF_DAEMONS or owner is self.orphans else owner.tasks
 
     def _hold(self, task: asyncio.Future[Any], table: dict[asyncio.Future[Any], float], made: float) -> None:
         if not asyncio.isfuture(task):
@@ -226,11 +234,17 @@ class Leftovers:
             self.late.tasks[task] = self.left.pop(task, 0.0)
             if in_vain:
                 self.in_vain.add(task)
-            context = context_of(task)
-            if context is not None:
-                with suppress(RuntimeError):
-                    # Another task that shares it is in it.
-                    context.run(belongs_to.set, self.late)
+            _give(task, self.late)
+
+    def orphan_others(self) -> None:
+        """Daemons have ended: wait for nothing that the tasks which they have made submit from now on."""
+        self.look()
+        for task in self.others:
+            _give(task, self.orphans)
+
+    def is_late(self, task: Task[Any]) -> bool:
+        """Tell whether a piece of work that is not done was submitted by a task that is late."""
+        return task._context is not None and task._context.get(belongs_to) is self.late
 
     def give_up_but(self, tasks: Iterable[asyncio.Future[Any]], work: Iterable[Any], in_vain: bool) -> None:
         """Give up those of *tasks* that *work*, which is waited for, does not wait for."""
@@ -327,6 +341,15 @@ def _innermost_frame(task: asyncio.Task[Any]) -> tuple[Any, bool]:
 def _callbacks_of(future: Any) -> list[tuple[str, Any]]:
     found = getattr(future, "_callbacks", None) or ()
     return [(getattr(callback, "__qualname__", ""), callback) for callback, _ in found]
+
+
+def _give(task: asyncio.Future[Any], owner: Belongings) -> None:
+    """Have what *task* makes and submits from now on be its *owner*'s."""
+    context = context_of(task)
+    if context is not None:
+        with suppress(RuntimeError):
+            # Another task that shares it is in it.
+            context.run(belongs_to.set, owner)
 
 
 def context_of(runner: asyncio.Future[Any]) -> Context | None:
