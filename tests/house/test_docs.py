@@ -80,7 +80,9 @@ def is_shown(shown: str, printed: str) -> bool:
 RUNNING = [block for page in PAGES for block in blocks(page) if block.runs]
 
 
-@pytest.mark.promise("Every code block of the README and of these pages runs, each as a file of its own")
+@pytest.mark.promise(
+    "Every code block of the README and of these pages runs, each as a file of its own", section="The package"
+)
 @pytest.mark.parametrize("block", RUNNING, ids=[f"{block.page}:{block.line}" for block in RUNNING])
 def test_every_block_runs_as_a_file_of_its_own(block, tmp_path):
     """In a fresh interpreter; what it prints is what the page shows below it, after what the blocks above print that it goes on from."""
