@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("taskiq")
 
 import services
-from test_refusals import LONG, Queue, _redis
+from test_engine_refusals import LONG, Queue, _redis
 
 import omniloop
 

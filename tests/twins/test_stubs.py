@@ -31,7 +31,7 @@ def omniloop(folder, *args):
         env=child_environment(),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=150,
         check=False,
     )
 

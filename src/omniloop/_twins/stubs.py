@@ -22,13 +22,14 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from . import faces
 from .annotations import AWAITED, SYNC_NAMES
 from .twins import Options, SyncCall, Twin, TwinType, make_class
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+_Node = TypeVar("_Node", bound=ast.AST)
 
 # A method of a subclass may take more than the one that it overrides, as the checkers allow for functions, and not for attributes.
 _HEADER = """\
@@ -36,6 +37,19 @@ _HEADER = """\
 # mypy: disable-error-code="override,misc,type-arg,type-var,overload-overlap"
 # pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOverlappingOverload=false, reportInvalidTypeVarUse=false
 """
+
+
+def _copied(node: _Node) -> _Node:
+    """A copy of a tree, several times faster than `copy.deepcopy`, which was half of the command's time."""
+    made = node.__new__(type(node))
+    vars(made).update({name: _copied_value(value) for name, value in vars(node).items()})
+    return made
+
+
+def _copied_value(value: Any) -> Any:
+    if isinstance(value, ast.AST):
+        return _copied(value)
+    return [_copied_value(item) for item in value] if isinstance(value, list) else value
 
 
 def main(args: list[str]) -> int:
@@ -566,7 +580,7 @@ class _Stub:
         return ast.Constant(None) if node.name in {"__init__", "__aexit__"} else self.need("typing", "Any")
 
     def arguments(self, args: ast.arguments, written: Any, *, method: bool) -> ast.arguments:
-        made = copy.deepcopy(args)
+        made = _copied(args)
         every = [*made.posonlyargs, *made.args, *made.kwonlyargs, *filter(None, (made.vararg, made.kwarg))]
         first = (made.posonlyargs + made.args)[:1]
         for arg in every:
@@ -708,7 +722,7 @@ class _Face:
 
     def annotation(self, node: ast.expr, *, sync: bool = True, goes_in: bool = False) -> ast.expr:
         """An annotation of the original as the stub has it; only with its names, and not their sync face, if not *sync*."""
-        return _Rewriter(self, sync, goes_in=goes_in).visit(copy.deepcopy(node))  # type: ignore[no-any-return]
+        return _Rewriter(self, sync, goes_in=goes_in).visit(_copied(node))  # type: ignore[no-any-return]
 
     def goes_in(self, node: ast.expr) -> ast.expr:
         return self.annotation(node, goes_in=True)
@@ -737,7 +751,7 @@ class _Face:
         stub, module = self.stub, sys.modules[self.module]
         value = vars(module).get(name, _MISSING)
         if name in self.variables:
-            return copy.deepcopy(self.variables[name])
+            return _copied(self.variables[name])
         twin = self.twin_named(ast.Name(name), goes_in) if twins else None
         if twin is not None:
             return twin
@@ -855,7 +869,7 @@ class _Face:
         args = [*node.args.posonlyargs, *node.args.args]
         if not args or args[0].annotation is None or args[0].arg not in {"self", "cls"}:
             return node
-        made = copy.deepcopy(node)
+        made = _copied(node)
         first = [*made.args.posonlyargs, *made.args.args][0]
         annotation = _parsed(first.annotation)
         first.annotation = None
@@ -881,7 +895,7 @@ class _Face:
         typed = [node for node in overloads if node.args.args and node.args.args[0].annotation is not None]
         if not any(self.crosses(node) for node in typed):
             return nodes
-        kept = [copy.deepcopy(node) for node in overloads if node not in typed or self.crosses(node)]
+        kept = [_copied(node) for node in overloads if node not in typed or self.crosses(node)]
         for node in kept:
             node.args.args[0].annotation = None
             if len(kept) == 1:
@@ -1079,7 +1093,7 @@ class _Face:
         if parameters and own:
             written = {each.name: each for each in own}
             made.type_params = [  # type: ignore[attr-defined]
-                copy.deepcopy(written.get(each.id)) or ast.TypeVar(each.id)  # type: ignore[attr-defined]
+                (_copied(written[each.id]) if each.id in written else ast.TypeVar(each.id))  # type: ignore[attr-defined]
                 for each in parameters
                 if isinstance(each, ast.Name)
             ]
@@ -1251,7 +1265,7 @@ class _Replace(ast.NodeTransformer):
 
 def _bound(args: ast.arguments, binding: str) -> ast.arguments:
     """With a first parameter `self`, which a call of a class's instance has, and not that of the method."""
-    made = copy.deepcopy(args)
+    made = _copied(args)
     if binding in {"object", "class"}:
         (made.posonlyargs or made.args).pop(0)
     (made.posonlyargs or made.args).insert(0, ast.arg("self"))
