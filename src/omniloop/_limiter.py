@@ -104,7 +104,7 @@ def to_thread_limited(
     """`Runtime.to_thread`, with a limit; a daemon in a thread of its own, which alone can have a time limit."""
     title = name or getattr(fn, "__qualname__", None) or type(fn).__name__
     if daemon:
-        own = in_own_thread(partial(fn, *args, **kwargs), title)
+        own = in_own_thread(runtime, partial(fn, *args, **kwargs), title)
         return go_limited(runtime, limiter, own, title, context, Kind.DAEMON, frame, timeout)
     if limiter is None:
         return runtime._to_thread(fn, args, kwargs, frame, name, context=context)
@@ -116,14 +116,14 @@ def to_thread_limited(
     return go_limited(runtime, limiter, call(), title, context, Kind.WORK, frame)
 
 
-async def in_own_thread(call: Callable[[], T], name: str, *, or_worker: bool = False) -> T:
+async def in_own_thread(runtime: Runtime, call: Callable[[], T], name: str, *, or_worker: bool = False) -> T:
     """
     Make a call that may block for ever, in a daemon thread of its own: whoever waits for it can leave it, and so can the exit.
 
     Not in a worker: that is joined, and on 3.12 the one that is there may be the last that serves while the interpreter ends. But there
-    no other thread starts any more: *or_worker* takes it then.
+    no other thread starts any more: *or_worker* takes it then. Without that the thread is named where it is left.
     """
-    loop = asyncio.get_running_loop()
+    loop, threads = asyncio.get_running_loop(), runtime._life.daemon_threads
     ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
     def tell(value: Any, error: BaseException | None) -> None:
@@ -136,13 +136,19 @@ async def in_own_thread(call: Callable[[], T], name: str, *, or_worker: bool = F
             value = context.run(call)
         except BaseException as error:
             failure = can_be_thrown(error, name)
+        # Before it is told: what is done is not named.
+        threads.pop(thread, None)
         with suppress(RuntimeError):
             # The loop is closed: nobody waits any more.
             loop.call_soon_threadsafe(tell, value, failure)
 
+    thread = new_thread(partial(make, copy_context()), name)
     try:
-        new_thread(partial(make, copy_context()), name).start()
+        if not or_worker:
+            threads[thread] = []
+        thread.start()
     except RuntimeError as error:
+        threads.pop(thread, None)
         if or_worker:
             return await loop.run_in_executor(None, copy_context().run, call)
         raise CannotStartError(f"No thread can be started for {name}: {why_no_thread(error)}") from error

@@ -341,13 +341,29 @@ def frames_of(coro: Any) -> Iterator[FrameType]:
 
 def innermost(coro: Any) -> str:
     """Where a suspended coroutine waits: in the user's code, and in what of the standard library that has come to."""
+    return _place(frames_of(coro)) or "not started"
+
+
+def thread_place(ident: int | None) -> str:
+    """Where a thread that makes a call of the user's is, likewise. Empty if the thread is gone."""
+    frames: list[FrameType] = []
+    frame = frame_of(ident)
+    while frame is not None:
+        if not str(frame.f_globals.get("__name__")).startswith("omniloop."):
+            frames.append(frame)
+        frame = frame.f_back
+    return _place(reversed(frames))
+
+
+def _place(frames: Iterable[FrameType]) -> str:
+    """The innermost of the user's frames, and of all; empty if there is none."""
     frame: FrameType | None = None
     own: FrameType | None = None
-    for frame in frames_of(coro):
+    for frame in frames:
         if not _is_library(frame.f_code.co_filename):
             own = frame
     if frame is None:
-        return "not started"
+        return ""
     own = own or frame
     place = str(Site(own.f_code, own.f_lasti))
     return place if own is frame else f"{place}, in {shown(frame.f_code.co_qualname)}"

@@ -1001,6 +1001,7 @@ class Runtime:
 
     def _after_fork_in_parent(self) -> None:
         self._life.catch_up()
+        drain.name_left_behind(self._life)
 
     def _after_fork_in_child(self) -> None:
         # Another thread may have held it at the fork.

@@ -6,6 +6,7 @@ import functools
 import gc
 import inspect
 import os
+import re
 import signal
 import threading
 import time
@@ -484,7 +485,7 @@ def test_what_needs_a_running_loop_in_the_call_itself_is_told_so(runtime, fn):
 
 
 @pytest.mark.promise(
-    "A plain function that is a daemon runs in a thread of its own, and nobody waits for it at the end"
+    "A plain function that is a daemon runs in a thread of its own; nobody waits for it at the end, which names it if it still runs"
 )
 def test_a_plain_function_that_is_a_daemon_runs_in_a_thread_of_its_own():
     def program():
@@ -511,10 +512,72 @@ def test_a_plain_function_that_is_a_daemon_runs_in_a_thread_of_its_own():
 
     assert (result.stdout, result.stderr, result.code) == (
         "watch the folder True \nworked\nwatch the folder True \n",
-        "",
+        result.stderr,
         0,
     )
+    # By `shutdown`, and at exit.
+    lines = result.stderr.splitlines()
+    assert lines[::2] == ["omniloop: 1 left running in daemon threads, which nobody waits for:"] * 2
+    assert [re.sub(r"File .*, line \d+", "File …", line) for line in lines[1::2]] == [
+        "  watch the folder, runs at File …, in watch, in Condition.wait"
+    ] * 2
     assert result.seconds < 5
+
+
+def test_a_daemon_call_that_has_ended_or_was_left_in_time_is_named_only_if_it_still_runs():
+    def program():
+        def wait(gate):
+            gate.wait(5)
+
+        first, second = threading.Event(), threading.Event()
+        first.set()
+        background(daemon=True, name="ended")(wait)(first).result(5)
+        try:
+            background(daemon=True, name="left", timeout=0.01)(wait)(second).result(5)
+        except omniloop.TaskTimeoutError:
+            pass
+        omniloop.shutdown()
+        second.set()
+
+    result = run_child(program)
+
+    assert (result.stdout, result.code) == ("", 0)
+    assert result.stderr.startswith(
+        "omniloop: 1 left running in daemon threads, which nobody waits for:\n  left, runs at "
+    )
+    assert len(result.stderr.splitlines()) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="takes fork")
+@pytest.mark.promise("A fork names, once, the daemon calls whose threads the child is without")
+def test_a_fork_names_the_daemon_calls_whose_threads_the_child_is_without():
+    def program():
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        @background(daemon=True, name="watch the folder")
+        def watch(started, gate):
+            started.set()
+            gate.wait(20)
+
+        started, gate = threading.Event(), threading.Event()
+        task = watch(started, gate)
+        started.wait(5)
+        for _ in range(2):
+            if (pid := os.fork()) == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+        gate.set()
+        task.result(5)
+
+    result = run_child(program)
+
+    assert (result.stdout, result.code) == ("", 0)
+    first, second = result.stderr.splitlines()
+    assert first == (
+        "omniloop: 1 left running in daemon threads, which the forked child is without; a lock that one of them held is held there for "
+        "ever. Start them after the fork, or the child by spawn:"
+    )
+    assert second.startswith("  watch the folder, runs at File ")
 
 
 def test_daemon_calls_count_for_no_bound():

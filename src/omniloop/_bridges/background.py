@@ -101,7 +101,7 @@ def background(
         name: For logs and `tasks()`. By default the name of the function.
         context: Run in a copy of this context instead of a copy of each caller's.
         daemon: Cancel the work at exit instead of waiting for it. A plain function runs in a daemon thread of its own then, which counts
-            for no bound; at exit, or where its handle is cancelled, nobody waits for it any more.
+            for no bound; at exit, or where its handle is cancelled, nobody waits for it any more, and the log names it if it still runs.
         timeout: Seconds from each call. What is not done by then is cancelled, and fails with `TaskTimeoutError`. For a plain function
             only with *daemon*: nothing can interrupt a thread, and this one is left.
         limit: So many calls run at once; the others wait their turn, in order, each in its caller's context. Counted for each

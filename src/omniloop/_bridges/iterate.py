@@ -222,7 +222,7 @@ async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame
     name = _name("aiterate", source)
     # Not in a worker, which the exit would wait for while the source blocks. Whatever the bounds are, as in `Iteration`: what fills the
     # queue and what empties it need each other.
-    feeding = in_own_thread(partial(_feed_in_thread, source, queue), name, or_worker=True)
+    feeding = in_own_thread(runtime, partial(_feed_in_thread, source, queue), name, or_worker=True)
     task = runtime._go(feeding, name, None, Kind.DAEMON, frame, "accept")
     # It is in the frame of whoever made this.
     del source, frame, feeding

@@ -49,14 +49,14 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from itertools import chain, islice
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, Final, NamedTuple
 
 from .._arguments import close_unstarted
 from .._clock import acquire, holding, time
 from .._errors import CannotStartError, ClosedError
 from .._process import exit
-from .._report import frames_of, hurried, innermost, say, shown, thread_stack
+from .._report import frames_of, hurried, innermost, say, shown, thread_place, thread_stack
 from .._work.ledger import is_asked, task_in
 from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of, title_of
 from .._work.task import Kind, Task
@@ -741,6 +741,8 @@ def _end(life: Life, deadline: float, end: _End) -> None:
             if stack := thread_stack(worker.ident):
                 exit.leave_behind(worker.ident)
                 say("%s: worker thread %r did not end; it runs here:\n%s", life.name, worker.name, stack)
+    if daemons := list(life.daemon_threads):
+        say("%s: %d left running in daemon threads, which nobody waits for:%s", life.name, *_threads(daemons))
     if dropped.count:
         say("%s: %d unfinished when %s, and cancelled:%s", life.name, dropped.count, end.why, dropped)
     if end.in_vain.count:
@@ -763,6 +765,20 @@ def _end(life: Life, deadline: float, end: _End) -> None:
     life.failures.tell_all()
     if thread is not None:
         thread.close()
+
+
+def name_left_behind(life: Life) -> None:
+    """After a fork, in the parent: name the threads of daemons that the child is without, each once."""
+    unnamed = {daemon: said for daemon, said in list(life.daemon_threads.items()) if not said}
+    if unnamed:
+        for said in unnamed.values():
+            said.append("named")
+        say(
+            "%s: %d left running in daemon threads, which the forked child is without; a lock that one of them held is held there for ever. "
+            "Start them after the fork, or the child by spawn:%s",
+            life.name,
+            *_threads(list(unnamed)),
+        )
 
 
 def _stop(thread: LoopThread, serving: bool, deadline: float, answered: bool) -> str | None:
@@ -835,6 +851,13 @@ def describe(task: Task[Any]) -> str:
     since = "" if age is None else f", for {age:.1f} s"
     kind = " (daemon)" if task._kind is Kind.DAEMON else ""
     return f"  {shown(task.get_name())}{kind}{since}, submitted at {task._site().short()}, {task._place()}"
+
+
+def _threads(threads: list[Thread]) -> tuple[int, _Named]:
+    """Count and name threads that make the calls of daemons."""
+    named = _Named()
+    named.add(lambda thread: f"  {shown(thread.name)}, runs at {thread_place(thread.ident) or 'its end'}", threads)
+    return named.count, named
 
 
 def _waits_for_more(runner: asyncio.Future[Any]) -> bool:

@@ -166,6 +166,8 @@ class Life:
         self._warned_of_crowd = False
         # What other threads wait for; answered where it ends.
         self.asked: set[Any] = set()
+        # The threads that make the calls of daemons, which nobody joins; and the word that a forked child is without one, once it was said.
+        self.daemon_threads: dict[threading.Thread, list[str]] = {}
         # Whether the end has waited, once, for what daemons had submitted by then.
         self.waited_for_daemons = False
         self._starter = Starter()
