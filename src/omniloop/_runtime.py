@@ -354,6 +354,7 @@ class Runtime:
         jitter: float = 0,
         immediately: bool = False,
         name: str | None = None,
+        context: Context | None = None,
         daemon: bool = False,
     ) -> Task[None]:
         """
@@ -370,10 +371,12 @@ class Runtime:
             jitter: Seconds; each turn is late by a random part of this.
             immediately: Take the first turn now, and not after one interval.
             name: For logs and `tasks()`. By default made of the interval and the function's name.
+            context: Take the turns, all of them, in one copy of this context instead of a copy of the caller's.
             daemon: Cancel a turn that is under way at the end too, instead of waiting for it; its clean-up runs.
 
         Raises:
             NotAsyncError: if *fn* can't be called.
+            TypeError: if *context* is no `Context`.
             ValueError: if *interval* or *jitter* is not a number of seconds.
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
@@ -391,7 +394,7 @@ class Runtime:
             >>> beat.cancel()
             True
         """
-        return self._every(interval, fn, jitter, immediately, name, daemon, _getframe(1))
+        return self._every(interval, fn, jitter, immediately, name, context, daemon, _getframe(1))
 
     def to_thread(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """
@@ -769,6 +772,7 @@ class Runtime:
         jitter: float,
         immediately: bool,
         name: str | None,
+        context: Context | None,
         daemon: bool,
         frame: FrameType,
     ) -> Task[None]:
@@ -779,7 +783,7 @@ class Runtime:
         site = Site(frame.f_code, frame.f_lasti)
         late = _seconds("jitter", jitter)
         turns = Turns(interval, fn, late, immediately, daemon, title, site, self._failures.drop)
-        return self._go(turns.run(), title, None, DAEMON, frame, "accept")
+        return self._go(turns.run(), title, context, DAEMON, frame, "accept")
 
     def _to_thread(
         self,

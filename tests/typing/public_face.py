@@ -39,7 +39,10 @@ omniloop.call_soon(add, "1", 2)  # type: ignore[arg-type]
 # Delayed and periodic: plain and async functions.
 assert_type(omniloop.call_later(0.5, add, 1, 2), Task[Any])
 assert_type(omniloop.call_at(0.5, fetch, ""), Task[Any])
-assert_type(omniloop.every(1, lambda: None, jitter=0.1, immediately=True, name="tick"), Task[None])
+assert_type(
+    omniloop.every(1, lambda: None, jitter=0.1, immediately=True, name="tick", context=contextvars.Context()),
+    Task[None],
+)
 omniloop.call_later("soon", add, 1, 2)  # type: ignore[arg-type]
 
 # to_thread: keyword arguments as well.

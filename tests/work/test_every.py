@@ -2,12 +2,16 @@
 
 import asyncio
 import concurrent.futures
+import contextvars
+import functools
 import threading
 import time
 
 import pytest
 
 from omniloop import Runtime
+
+who = contextvars.ContextVar("who")
 
 
 class Turns:
@@ -51,11 +55,58 @@ def test_an_interval_of_almost_nothing_is_no_overflow(runtime, interval):
     assert not task.done()
 
 
-def test_an_async_function_is_awaited_each_turn(runtime):
+class Async:
+    """Its call is async, and `inspect.iscoroutinefunction` does not say so."""
+
+    def __init__(self, turns):
+        self._turns = turns
+
+    async def __call__(self):
+        await self._turns.turn()
+
+
+@pytest.mark.promise("`every` awaits what a turn returns, whatever kind of callable takes it")
+@pytest.mark.parametrize(
+    "callable_of",
+    [
+        lambda turns: turns.turn,
+        lambda turns: lambda: turns.turn(),  # noqa: PLW0108
+        lambda turns: functools.partial(turns.turn),
+        lambda turns: functools.partial(lambda each: each.turn(), turns),
+        Async,
+    ],
+    ids=["function", "lambda", "partial", "partial of a lambda", "object"],
+)
+def test_what_a_turn_returns_is_awaited_whatever_takes_it(runtime, failures, callable_of):
     turns = Turns(5)
-    runtime.every(0.002, turns.turn)
+    task = runtime.every(0.002, callable_of(turns))
 
     assert turns.enough.wait(timeout=5)
+    assert not task.done()
+    assert failures == []
+
+
+@pytest.mark.promise("`every(context=…)` takes its turns in a copy of that context")
+def test_every_takes_its_turns_in_a_copy_of_the_context_that_it_is_given(runtime):
+    given = contextvars.Context()
+    given.run(who.set, "given")
+    who.set("the caller's")
+    seen, enough = [], threading.Event()
+
+    async def turn():
+        seen.append(who.get())
+        # Kept from turn to turn, and none of the context's own.
+        who.set(f"turn {len(seen)}")
+        if len(seen) == 3:
+            enough.set()
+
+    runtime.every(0.001, turn, context=given)
+    assert enough.wait(timeout=5)
+
+    assert seen[:3] == ["given", "turn 1", "turn 2"]
+    assert given.run(who.get) == "given"
+    with pytest.raises(TypeError, match="context=5"):
+        runtime.every(1, turn, context=5)
 
 
 @pytest.mark.parametrize("immediately", [True, False])

@@ -49,7 +49,7 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from itertools import chain, islice
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any, Final, NamedTuple
 
 from .._arguments import close_unstarted
@@ -853,7 +853,7 @@ def describe(task: Task[Any]) -> str:
     return f"  {shown(task.get_name())}{kind}{since}, submitted at {task._site().short()}, {task._place()}"
 
 
-def _threads(threads: list[Thread]) -> tuple[int, _Named]:
+def _threads(threads: list[Any]) -> tuple[int, _Named]:
     """Count and name threads that make the calls of daemons."""
     named = _Named()
     named.add(lambda thread: f"  {shown(thread.name)}, runs at {thread_place(thread.ident) or 'its end'}", threads)
