@@ -2,18 +2,21 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import gc
 import importlib
 import os
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
 import omniloop
 from children import run_child
 from omniloop import Runtime, WouldDeadlockError
+from omniloop._life import waits
 from programs import source_of
 
 # Admission a wait that should end by itself.
@@ -173,6 +176,140 @@ def test_submitting_while_importing_what_imports_the_same_is_fine(tmp_path):
     result = run_child(program_that_imports(module, tmp_path))
 
     assert result == ("imported\nimported\n", "", 0, result.seconds)
+
+
+# --- the caller's own loop --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """Set when a long wait has been looked into."""
+    event = threading.Event()
+    monkeypatch.setattr(waits, "_looks", [*waits._looks, (lambda: True, lambda ident, task: event.set())])
+    return event
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop_factory(request):
+    return asyncio.new_event_loop if request.param == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+
+
+@pytest.mark.promise(
+    "Waiting in an event loop's thread, while omniloop's thread blocks until that loop has done something, is told",
+)
+@pytest.mark.parametrize("asks", ["result", "exception"])
+@pytest.mark.parametrize("place", ["a coroutine", "a done callback"])
+def test_waiting_in_a_loop_that_the_loop_blocks_for_is_told(runtime, place, asks):
+    """As a window's thread that waits, while a callback makes a call there and waits for the answer (Textual's `call_from_thread`)."""
+
+    async def window():
+        mine = asyncio.get_running_loop()
+
+        gate, over = [runtime.call_soon(asyncio.Event).result(timeout=SOON) for _ in range(2)]
+
+        def blocks(task=None):
+            answers.append(getattr(asyncio.run_coroutine_threadsafe(answer(7), mine), asks)())
+            over.set()
+
+        async def work():
+            await gate.wait()
+            if place == "a coroutine":
+                blocks()
+
+        blocked = runtime.go(work())
+        if place == "a done callback":
+            blocked.add_done_callback(blocks)
+        runtime.call_soon(gate.set)
+        with pytest.raises(WouldDeadlockError, match=r"the thread that runs it blocks at File .*, in .*blocks, until"):
+            runtime.go(over.wait()).result()
+        # Only that wait is over: the work goes on, as soon as it has its answer.
+        await runtime.go(over.wait())
+
+    answers = []
+    asyncio.run(window())
+
+    assert answers == [7 if asks == "result" else None]
+
+
+def test_waiting_in_a_loop_that_is_in_the_middle_of_what_the_loop_blocks_for_is_told(runtime, loop_factory):
+    async def window():
+        mine, begun, gate = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+        async def asked():
+            begun.set()
+            await gate.wait()
+
+        blocked = runtime.call_soon(lambda: asyncio.run_coroutine_threadsafe(asked(), mine).result())
+        await begun.wait()
+        with pytest.raises(WouldDeadlockError, match="the thread that runs it blocks at"):
+            runtime.go(answer()).result()
+        gate.set()
+        await blocked
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(window())
+
+
+@pytest.mark.promise(
+    "Waiting in an event loop's thread while omniloop's blocks for anything else is fine, however long it takes"
+)
+@pytest.mark.parametrize("what", ["another loop", "a future", "a timeout"])
+def test_waiting_in_a_loop_while_the_loop_blocks_for_something_else_is_fine(runtime, other, looked, what):
+    async def window():
+        mine = asyncio.get_running_loop()
+        future = concurrent.futures.Future()
+        if what == "another loop":
+            gate = other.call_soon(asyncio.Event).result(timeout=SOON)
+            gate_loop = other.run(get_loop())
+            blocked = runtime.call_soon(lambda: asyncio.run_coroutine_threadsafe(gate.wait(), gate_loop).result())
+            end = partial(gate_loop.call_soon_threadsafe, gate.set)
+        elif what == "a future":
+            blocked, end = runtime.call_soon(future.result), partial(future.set_result, None)
+        else:
+            # It would end by itself: here somebody cancels it sooner.
+            def blocks():
+                asked.append(asyncio.run_coroutine_threadsafe(answer(), mine))
+                with contextlib.suppress(concurrent.futures.CancelledError):
+                    asked[0].result(timeout=60)
+
+            asked = []
+            blocked, end = runtime.call_soon(blocks), lambda: asked[0].cancel()
+
+        def ends():
+            assert looked.wait(timeout=SOON)
+            end()
+
+        thread = threading.Thread(target=ends)
+        thread.start()
+        assert runtime.run(answer()) == 42
+        thread.join()
+        await blocked
+
+    asyncio.run(window())
+
+
+async def get_loop():
+    return asyncio.get_running_loop()
+
+
+def test_waiting_in_a_loop_for_a_worker_while_the_loop_blocks_for_that_loop_is_fine(runtime, looked):
+    """A worker's call ends without the loop."""
+
+    async def window():
+        mine = asyncio.get_running_loop()
+        began = threading.Event()
+
+        def works():
+            began.set()
+            return looked.wait(timeout=SOON)
+
+        call = runtime.to_thread(works)
+        assert began.wait(timeout=SOON)
+        blocked = runtime.call_soon(lambda: asyncio.run_coroutine_threadsafe(answer(), mine).result())
+        assert call.result() is True
+        assert await blocked == 42
+
+    asyncio.run(window())
 
 
 # --- finalisers and logging on the loop's thread ----------------------------------------------------------------------

@@ -148,3 +148,47 @@ asyncio.run(main())
     result = run_child(window("textual") + drive)
 
     assert result == ("100 fetched\ncancelled\n", "", 0, result.seconds)
+
+
+@pytest.mark.promise("In an app of Textual a `run` that a callback's `call_from_thread` waits for is told")
+def test_a_run_in_a_textual_app_that_call_from_thread_waits_for_is_told():
+    pytest.importorskip("textual")
+    program = """
+import asyncio
+from textual.app import App
+from omniloop import WouldDeadlockError, go, run
+
+async def main():
+    app = App()
+    async with app.run_test():
+        gate, over = run(make()), asyncio.Event()
+
+        async def fetch():
+            await gate.wait()
+
+        def callback(task):
+            app.call_from_thread(over.set)
+
+        go(fetch()).add_done_callback(callback)
+
+        async def opens():
+            gate.set()
+            await asyncio.Event().wait()
+
+        waits = go(opens())
+        try:
+            waits.result()
+        except WouldDeadlockError as error:
+            print("in App.call_from_thread, until this thread's own event loop" in str(error))
+        await over.wait()
+        waits.cancel()
+        print("over")
+
+async def make():
+    return asyncio.Event()
+
+asyncio.run(main())
+"""
+    result = run_child(program, env={"OMNILOOP_SLOW_CALLBACK": "none"})
+
+    assert result == ("True\nover\n", "", 0, result.seconds)

@@ -10,26 +10,29 @@ looked at, and in this order:
   the last to do so is told within a second;
 - a circle of threads that wait for each other's loops never ends. Each notes whom it waits for *before* it looks: of two that close a
   circle at once, at least one sees it;
-- a wait longer than a second looks whether the loop waits for an import that this thread is in the middle of; and, as every wait does, it
-  looks up once a second (see `_clock`).
+- a wait longer than a second looks whether the loop waits for an import that this thread is in the middle of, or for the event loop that
+  this thread runs itself; and, as every wait does, it looks up once a second (see `_clock`).
 
 The notes are a dictionary with one entry a thread, written by that thread alone; so there is no lock.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from asyncio import futures
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._arguments import check_timeout
 from .._clock import LOOK_UP, slices
 from .._errors import WouldDeadlockError
 from .._process import fork
-from .._report import frame_of, frames_of_threads, shown
+from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, frames_of_threads, shown
 from . import workers
 
 if TYPE_CHECKING:
@@ -257,6 +260,76 @@ def _import_lost_in_fork(ident: int | None, task: Task[Any]) -> str | None:
 
 look_in_long_waits(fork.is_child, _import_lost_in_fork)
 look_in_long_waits(workers.is_waiting_worker, workers.why_endless)
+
+
+# --- a loop of the caller's own ---------------------------------------------------------------------------------------
+
+
+def _inner(function: Any, name: str) -> CodeType | None:
+    """The code of the function *name* that is made inside *function*; None where this Python has another."""
+    consts = () if function is None else function.__code__.co_consts
+    return next((code for code in consts if getattr(code, "co_name", None) == name), None)
+
+
+# asyncio's own names, the same from 3.11 to 3.15; without them the wait goes on.
+_BEGINS: Final = _inner(asyncio.run_coroutine_threadsafe, "callback")
+_ENDS: Final = _inner(getattr(futures, "_chain_future", None), "_call_check_cancel")
+_BLOCKS: Final = (Future.result.__code__, Future.exception.__code__)
+
+
+def _runs_a_loop() -> bool:
+    return asyncio._get_running_loop() is not None and CAN_LOOK_AT_WHAT_RUNS
+
+
+def _needs_my_loop(ident: int | None, task: Task[Any]) -> str | None:
+    """
+    Whether the thread *ident* blocks, without a timeout, for what it gave by `run_coroutine_threadsafe` to the loop of the calling thread.
+
+    Nothing else runs in the thread *ident* meanwhile, so that no timeout and no cancellation ends *task*, if it is the loop's. A
+    coroutine that *awaits* what this thread has to do may have either, and so may a worker: those are not looked at.
+    """
+    if not isinstance(task._work, asyncio.Task | Coroutine):
+        # Done; or a worker does it, which needs no loop to end.
+        return None
+    inside = frame_of(ident)
+    frame = None if inside is None else inside.f_back
+    if inside is None or frame is None or inside.f_code is not threading.Condition.wait.__code__:
+        return None
+    if frame.f_code not in _BLOCKS or frame.f_locals.get("timeout") is not None:
+        return None
+    future = frame.f_locals.get("self")
+    # Last whether it is done: as long as it is not, its thread has not left the wait.
+    if not isinstance(future, Future) or not _is_for(asyncio._get_running_loop(), future) or future.done():
+        return None
+    caller = frame.f_back or frame
+    return (
+        f"would never end: the thread that runs it blocks at {Site(caller.f_code, caller.f_lasti).short()}, until this thread's own event "
+        "loop has done something, and that waits here. Await it here instead (await go(…)); or send there, and do not wait for the answer."
+    )
+
+
+def _is_for(loop: object, future: Future[Any]) -> bool:
+    """Tell whether *future* is of `run_coroutine_threadsafe`, and only *loop* can end it."""
+    callbacks = list(getattr(future, "_done_callbacks", ()))
+    if any(_closed_over(callback, _ENDS).get("source_loop") is loop for callback in callbacks):
+        return True
+    try:
+        # Of asyncio's own loops: what stands in the queue. In another one it can't be seen before it has begun.
+        ready = list(getattr(loop, "_ready", ()))
+    except RuntimeError:
+        # "deque mutated during iteration", without a GIL.
+        return False
+    return any(_closed_over(getattr(handle, "_callback", None), _BEGINS).get("future") is future for handle in ready)
+
+
+def _closed_over(function: Any, code: CodeType | None) -> dict[str, Any]:
+    """What *function* has closed over, by name, if it is made from *code*; else nothing."""
+    if code is None or getattr(function, "__code__", None) is not code:
+        return {}
+    return {name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)}
+
+
+look_in_long_waits(_runs_a_loop, _needs_my_loop)
 
 
 def _is_importlib(frame: FrameType) -> bool:
