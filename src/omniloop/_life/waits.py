@@ -25,7 +25,7 @@ from asyncio import futures
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._arguments import check_timeout
@@ -324,7 +324,7 @@ def _is_for(loop: object, future: Future[Any]) -> bool:
 
 def _closed_over(function: Any, code: CodeType | None) -> dict[str, Any]:
     """What *function* has closed over, by name, if it is made from *code*; else nothing."""
-    if code is None or getattr(function, "__code__", None) is not code:
+    if code is None or not isinstance(function, FunctionType) or function.__code__ is not code:
         return {}
     return {name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)}
 
