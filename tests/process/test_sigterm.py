@@ -227,3 +227,37 @@ def test_process_1_is_told_that_a_stop_waits_until_it_kills():
     assert (result.stdout, result.returncode) == ("quick: done\nlater hooks run\n", 0)
     assert result.stderr.startswith("omniloop: this is process 1 and has no handler of SIGTERM, so that a stop of the ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.promise("So is a program below a container's init, which is process 1 in its place")
+@pytest.mark.parametrize("init", ["tini", "docker-init", "another"])
+def test_a_program_below_an_init_of_containers_is_told_what_a_stop_will_lose(tmp_path, init):
+    def program():
+        omniloop.run(quick())
+
+    unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no process can be made process 1 here")
+    (tmp_path / init).write_text('#!/bin/sh\n"$@"\nexit $?\n')
+    (tmp_path / init).chmod(0o755)
+
+    result = subprocess.run(
+        [*unshare, tmp_path / init, sys.executable, "-c", source_of(start, program)],
+        env=child_environment(),
+        text=True,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (result.stdout, result.returncode) == ("quick: done\nlater hooks run\n", 0)
+    if init == "another":
+        assert result.stderr == ""
+    else:
+        assert result.stderr.startswith(
+            f"omniloop: {init}, which is process 1 and passes signals on, stops this process by SIGTERM, which it has no handler of, "
+        )
+        assert result.stderr.count("\n") == 1

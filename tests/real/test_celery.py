@@ -25,22 +25,26 @@ print(json.dumps([result.get(timeout=30) for result in sent]))
 """
 
 
-def environment(tmp_path: Path, service: str) -> dict[str, str]:
+def environment(tmp_path: Path, service: str, folder: Path = servers.EXAMPLES / "celery_app") -> dict[str, str]:
     return {
         "SERVICE": service,
         "FOLDER": str(tmp_path),
-        "PYTHONPATH": servers.import_path(servers.EXAMPLES / "celery_app"),
+        "PYTHONPATH": servers.import_path(folder),
         # It warns of running as root, which a container does.
         "C_FORCE_ROOT": "1",
     }
 
 
 @contextmanager
-def worker(tmp_path: Path, service: str, *options: str) -> Iterator[servers.Process]:
+def worker(
+    tmp_path: Path, service: str, *options: str, folder: Path = servers.EXAMPLES / "celery_app"
+) -> Iterator[servers.Process]:
     command = [sys.executable, "-m", "celery", "--app", "app", "worker", "--pool=prefork", "--concurrency=2"]
     quiet = ["--loglevel=INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     log = tmp_path / "celery.log"
-    with servers.process([*command, *quiet, *options], log, tmp_path, environment(tmp_path, service)) as running:
+    with servers.process(
+        [*command, *quiet, *options], log, tmp_path, environment(tmp_path, service, folder)
+    ) as running:
         running.wait_for_log(" ready.")
         yield running
 
@@ -69,6 +73,26 @@ def test_a_warm_shutdown_drains_what_the_tasks_have_left_to_go(tmp_path):
         assert celery.wait() == 0, celery.log()
         servers.assert_all_arrived_once(collector.arrived(), range(1, 11))
         assert "Traceback" not in celery.log()
+        assert "is lost" not in celery.log()
+
+
+@pytest.mark.promise("A Celery prefork worker without that handler is told, once in a process, what it will lose")
+def test_a_prefork_worker_without_the_handler_is_told_what_it_will_lose(tmp_path):
+    (tmp_path / "bare").mkdir()
+    source = (servers.EXAMPLES / "celery_app" / "app.py").read_text(encoding="utf-8")
+    (tmp_path / "bare" / "app.py").write_text(source.replace("@worker_process_shutdown.connect\n", ""))
+    with servers.collector(tmp_path) as collector, worker(tmp_path, collector.url, folder=tmp_path / "bare") as celery:
+        collector.hold(but="mail")
+        send(tmp_path, collector.url, 10)
+        servers.wait_until(lambda: collector.waiting() == 20, "the work that is held")
+        celery.signal(signal.SIGTERM)
+        assert celery.wait() == 0, celery.log()
+
+        lines = [line for line in celery.log().splitlines() if "is lost" in line]
+        assert 1 <= len(lines) <= 2, celery.log()
+        assert all("Celery ends this process" in line and "worker_process_shutdown" in line for line in lines)
+        # As it says.
+        assert {key.split("/")[0] for key in collector.arrived()} == {"mail"}
 
 
 @pytest.mark.long

@@ -22,6 +22,9 @@ lifespans: Final[set[object]] = set()
 
 _told = False
 
+# What `docker run --init` and `podman run --init` call theirs, and what images bring along.
+_INITS: Final = frozenset({"tini", "tini-static", "docker-init", "dumb-init", "catatonit", "podman-init"})
+
 
 def new_thread(target: Callable[[], object], name: str) -> threading.Thread:
     """
@@ -59,10 +62,28 @@ def tell_what_a_stop_loses(name: str, handler: object, sigterm: Sigterm | None) 
     global _told
     if _told:
         return
-    line = _lost_under_uvicorn(handler) or (_lost_by_default(sigterm) if handler is signal.SIG_DFL else None)
+    line = (
+        _lost_in_prefork_child()
+        or _lost_under_uvicorn(handler)
+        or (_lost_by_default(sigterm) if handler is signal.SIG_DFL else None)
+    )
     if line is not None:
         _told = True
         say("%s: %s", name, line)
+
+
+def _lost_in_prefork_child() -> str | None:
+    # Its children are those of billiard, a multiprocessing of its own. Who listens to the signal is taken to drain.
+    process: Any = sys.modules.get("billiard.process")
+    signals: Any = sys.modules.get("celery.signals")
+    if process is None or signals is None or getattr(process.current_process(), "_parent_pid", None) is None:
+        return None
+    if getattr(signals.worker_process_shutdown, "receivers", True):
+        return None
+    return (
+        "Celery ends this process without any exit hook of Python, and what is left to go() and not done by then is lost. Call "
+        "omniloop.shutdown() in a handler of the signal worker_process_shutdown, which is in celery.signals."
+    )
 
 
 def _lost_under_uvicorn(handler: object) -> str | None:
@@ -96,12 +117,26 @@ def _lost_by_default(sigterm: Sigterm | None) -> str | None:
         where = "systemd"
     elif "KUBERNETES_SERVICE_HOST" in os.environ:
         where = "Kubernetes"
+    elif (init := _init_of_container()) is not None:
+        where = f"{init}, which is process 1 and passes signals on,"
     else:
         return None
     return (
         f"{where} stops this process by SIGTERM, which it has no handler of, and what is left to go() and not done by then is lost. "
         f"{say_drain}"
     )
+
+
+def _init_of_container() -> str | None:
+    """The name of process 1, if it has started this one and is an init of containers: those pass on each signal that they get."""
+    if os.getppid() != 1:
+        return None
+    try:
+        with open("/proc/1/comm", encoding="utf-8") as file:
+            name = file.read().strip()
+    except (OSError, ValueError):
+        return None
+    return name if name in _INITS else None
 
 
 def why_no_thread(error: BaseException) -> str:
