@@ -4,8 +4,11 @@ import os
 import re
 import sys
 from importlib.metadata import version as version_of
-from importlib.util import find_spec
 from pathlib import Path
+
+from sphinx import addnodes
+
+import omniloop
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
@@ -34,10 +37,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 # The signatures say the types; the docstrings say what they mean.
 autodoc_typehints = "signature"
-# Described without being imported: the docs need no framework.
-autodoc_mock_imports = [
-    name for name in ("django", "flask", "prometheus_client", "opentelemetry", "pytest") if find_spec(name) is None
-]
 napoleon_numpy_docstring = False
 
 # The Python docs' own list of names. Nothing is fetched unless DOCS_ONLINE=1 says that there is a network: a build without one would
@@ -75,9 +74,33 @@ html_theme_options = {
 
 
 def shorten(app, what, name, thing, options, signature, returns):
-    """Sphinx gives up on a signature with a ParamSpec in it: `~collections.abc.Callable[[~P], …]`."""
-    return signature and (re.sub(r"~(\w+\.)*", "", signature), returns)
+    """
+    Write types as in the source: Sphinx gives up on a signature with a ParamSpec in it, `~collections.abc.Callable[[~P], …]`.
+
+    And the value of a default, where it is a constant of ours that has no public name.
+    """
+    if not signature:
+        return None
+
+    def shorter(text):
+        text = re.sub(r"~(\w+\.)*", "", text or "").replace("Callable[[P], ", "Callable[P, ")
+        text = text.replace("*args: P,", "*args: P.args,").replace("**kwargs: P)", "**kwargs: P.kwargs)")
+        text = re.sub(r"\*args: Unpack\[(\w+)\]", r"*args: *\1", text)
+        return re.sub(r"Unpack\[(\w+)\]", r"*\1", text) or None
+
+    constants = vars(sys.modules.get(getattr(thing, "__module__", None), omniloop))
+    signature = re.sub(r"= (_[A-Z_]+)\b", lambda name: f"= {constants.get(name[1], name[1])!r}", signature)
+    return shorter(signature), shorter(returns)
+
+
+def show_source(app, doctree):
+    """The module's functions are methods of the shared runtime: their source is that of the methods."""
+    for entry in doctree.findall(addnodes.desc_signature):
+        if entry.get("module") == "omniloop" and hasattr(omniloop.Runtime, entry.get("fullname", "")):
+            entry["module"], entry["fullname"] = "omniloop._runtime", f"Runtime.{entry['fullname']}"
 
 
 def setup(app):
     app.connect("autodoc-process-signature", shorten)
+    # Before viewcode, which looks.
+    app.connect("doctree-read", show_source, priority=400)

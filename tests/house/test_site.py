@@ -1,6 +1,7 @@
 """The site of the docs is built, linked throughout, and fits the screen of a telephone, in the light and in the dark."""
 
 import functools
+import html
 import http.server
 import importlib.util
 import os
@@ -124,16 +125,40 @@ def test_every_way_of_which_call_do_i_want_is_linked(site, pages):
 
 
 def test_each_public_name_has_an_entry_with_a_link_to_its_source(site, pages):
-    found = pages[site / "reference" / "api.html"].anchors | pages[site / "reference" / "errors.html"].anchors
-    missing = [name for name in PUBLIC if f"omniloop.{name}" not in found]
-    sources = [link for link in pages[site / "reference" / "api.html"].links if "_modules/" in link]
+    reference = [page for path, page in pages.items() if path.is_relative_to(site / "reference")]
+    missing = [name for name in PUBLIC if not any(f"omniloop.{name}" in page.anchors for page in reference)]
+    sources = pages[site / "reference" / "api" / "starting.html"].links
 
     assert missing == []
-    assert any(link.endswith(("#Runtime.go", "#go")) for link in sources), sources[:5]
+    for call in ("go", "try_go", "call_soon", "call_later", "call_at", "every", "to_thread"):
+        assert f"../../_modules/omniloop/_runtime.html#Runtime.{call}" in sources
+
+
+def test_signatures_read_as_in_the_source(site):
+    """No full path of a module of ours, no marks of Sphinx's, no constant without a public name."""
+    signatures = [
+        html.unescape(re.sub(r"<[^>]+>", "", entry))
+        for path in (site / "reference").rglob("*.html")
+        for entry in re.findall(r'<dt class="sig[^>]*>(.*?)</dt>', path.read_text(encoding="utf-8"), re.DOTALL)
+    ]
+
+    assert len(signatures) > 100
+    assert not [text for text in signatures if re.search(r"~|omniloop\._|Unpack|= _[A-Z]|\[\[P\]", text)]
+    assert any("to_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) → Task[T]" in s for s in signatures)
+
+
+def test_the_sidebar_has_groups_of_a_dozen_at_the_most(site):
+    sidebar = (site / "index.html").read_text(encoding="utf-8").partition('class="sidebar-tree"')[2].partition("</div>")[0]
+    deepest = re.findall(r"<ul>((?:<li class=\"toctree-l\d+\">.*?</li>\s*)+)</ul>", sidebar)
+
+    assert "how-to/frameworks.html" in sidebar
+    assert "reference/api/groups.html" in sidebar
+    assert deepest
+    assert all(group.count("<li") <= 12 for group in deepest)
 
 
 def test_extensions_and_fixtures_have_anchors(site, pages):
-    anchors = pages[site / "reference" / "api.html"].anchors
+    anchors = pages[site / "reference" / "api" / "extensions.html"].anchors
 
     for name in (
         "ext.logging.AsyncHandler",
@@ -233,17 +258,32 @@ def test_nothing_is_wider_than_the_screen_and_the_console_is_silent(site, pages,
     assert not wrong, "\n".join(wrong)
 
 
-def test_search_finds_go(browser, address):
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("go", "api/starting.html#omniloop.go"),
+        ("tkinter", "how-to/windows.html"),
+        ("pyside", "how-to/windows.html"),
+        ("pyside6", "how-to/windows.html"),
+        ("websocket", "how-to/fastapi.html"),
+        ("mcp", "how-to/agents.html"),
+        ("tqdm", "how-to/groups.html"),
+        ("mypy", "how-to/typing.html"),
+        ("nest_asyncio", "how-to/migrating.html"),
+        ("BackgroundTasks", "how-to/fastapi.html"),
+    ],
+)
+def test_search_finds(browser, address, words, page):
     from selenium.webdriver.support.ui import WebDriverWait
 
-    show(browser, address, "search.html?q=go", 1280)
+    show(browser, address, f"search.html?q={words}", 1280)
     links = WebDriverWait(browser, 60).until(
         lambda driver: driver.execute_script(
             "return [...document.querySelectorAll('#search-results li a')].map(a => a.getAttribute('href'))"
         )
     )
 
-    assert any("api.html#omniloop.go" in link for link in links), links
+    assert any(page in link for link in links), links
 
 
 def test_the_dark_is_dark_and_text_stands_out_from_its_ground(browser, address):
