@@ -74,27 +74,28 @@ html_theme_options = {
 
 
 def shorten(app, what, name, thing, options, signature, returns):
-    """
-    Write types as in the source: Sphinx gives up on a signature with a ParamSpec in it, `~collections.abc.Callable[[~P], …]`.
-
-    And the value of a default, where it is a constant of ours that has no public name.
-    """
-    if not signature:
-        return None
+    """Write types as in the source: Sphinx gives up on a signature with a ParamSpec in it, `~collections.abc.Callable[[~P], …]`."""
 
     def shorter(text):
-        text = re.sub(r"~(\w+\.)*", "", text or "").replace("Callable[[P], ", "Callable[P, ")
+        text = re.sub(r"~(\w+\.)*", "", text)
         text = text.replace("*args: P,", "*args: P.args,").replace("**kwargs: P)", "**kwargs: P.kwargs)")
-        text = re.sub(r"\*args: Unpack\[(\w+)\]", r"*args: *\1", text)
-        return re.sub(r"Unpack\[(\w+)\]", r"*\1", text) or None
+        return re.sub(r"Unpack\[(\w+)\]", r"*\1", text)
 
-    constants = vars(sys.modules.get(getattr(thing, "__module__", None), omniloop))
-    signature = re.sub(r"= (_[A-Z_]+)\b", lambda name: f"= {constants.get(name[1], name[1])!r}", signature)
-    return shorter(signature), shorter(returns)
+    return signature and (shorter(signature), returns and shorter(returns))
 
 
-def show_source(app, doctree):
-    """The module's functions are methods of the shared runtime: their source is that of the methods."""
+def finish_signatures(app, doctree):
+    """
+    Drop the brackets that Sphinx puts around a ParamSpec, in overloads too; and let a function of the module have a source.
+
+    Those are methods of the shared runtime: their source is that of the methods.
+    """
+    for bracket in list(doctree.findall(addnodes.desc_sig_punctuation)):
+        # What was taken out meanwhile is in the list still.
+        around = bracket.parent.children
+        at = around.index(bracket) if bracket in around else 0
+        if at and [node.astext() for node in around[at - 1 : at + 3]] == ["[", "[", "P", "]"]:
+            del around[at + 2], around[at]
     for entry in doctree.findall(addnodes.desc_signature):
         if entry.get("module") == "omniloop" and hasattr(omniloop.Runtime, entry.get("fullname", "")):
             entry["module"], entry["fullname"] = "omniloop._runtime", f"Runtime.{entry['fullname']}"
@@ -103,4 +104,4 @@ def show_source(app, doctree):
 def setup(app):
     app.connect("autodoc-process-signature", shorten)
     # Before viewcode, which looks.
-    app.connect("doctree-read", show_source, priority=400)
+    app.connect("doctree-read", finish_signatures, priority=400)

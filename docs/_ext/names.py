@@ -84,7 +84,8 @@ def _ours(name: str) -> tuple[str, str] | None:
     first, _, rest = name.partition(".")
     if first == "ext":
         return "py", f"omniloop.{name}"
-    if first not in omniloop.__all__ or "." in rest:
+    # The two that a star import leaves out, because they would hide others of the name.
+    if first not in (*omniloop.__all__, "map", "queue") or "." in rest:
         return None
     if rest and not hasattr(getattr(omniloop, first), rest):
         return None

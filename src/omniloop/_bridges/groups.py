@@ -41,10 +41,6 @@ _ELSEWHERE: Final = {
     "gather": "Start each with group.go(coro), and ask the tasks for their results after the block.",
 }
 
-# A guess: kind to most servers, and enough to hide their latency.
-_AT_ONCE: Final = 32
-
-
 # Of the failures of a supervised group: each keeps the frames that it went through.
 _MOST_KEPT: Final = 100
 
@@ -517,7 +513,7 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     fn: Callable[[A], Coroutine[Any, Any, T]],
     items: Iterable[A],
     *,
-    limit: int | None = _AT_ONCE,
+    limit: int | None = 32,
     ordered: bool = True,
     timeout: float | None = None,
     return_exceptions: Literal[False] = False,
@@ -529,7 +525,7 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     fn: Callable[[A], Coroutine[Any, Any, T]],
     items: Iterable[A],
     *,
-    limit: int | None = _AT_ONCE,
+    limit: int | None = 32,
     ordered: bool = True,
     timeout: float | None = None,
     return_exceptions: bool,
@@ -541,7 +537,7 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     fn: Callable[[A], T],
     items: Iterable[A],
     *,
-    limit: int | None = _AT_ONCE,
+    limit: int | None = 32,
     ordered: bool = True,
     return_exceptions: Literal[False] = False,
     progress: Callable[[int, int | None], object] | None = None,
@@ -552,7 +548,7 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     fn: Callable[[A], T],
     items: Iterable[A],
     *,
-    limit: int | None = _AT_ONCE,
+    limit: int | None = 32,
     ordered: bool = True,
     return_exceptions: bool,
     progress: Callable[[int, int | None], object] | None = None,
@@ -562,7 +558,7 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     fn: Callable[[Any], Any],
     items: Iterable[Any],
     *,
-    limit: int | None = _AT_ONCE,
+    limit: int | None = 32,
     ordered: bool = True,
     timeout: float | None = None,
     return_exceptions: bool = False,
@@ -580,7 +576,8 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     (for `cancel_timeout` seconds at the most).
 
     Args:
-        limit: So many are taken and not yet handed out, at the most. None takes all items at once.
+        limit: So many are taken and not yet handed out, at the most: by default 32, which is kind to most servers, and enough to
+            hide their latency. None takes all items at once.
         ordered: Results in the order of the items; else as they come.
         timeout: Seconds for each item, from its start. Then it is cancelled, and its error is a `TaskTimeoutError`. For an async
             *fn* alone: a thread can't be interrupted. None for no end.
