@@ -124,3 +124,18 @@ def can_be_thrown(error: BaseException, name: str) -> BaseException:
     instead = RuntimeError(f"{name} raised StopIteration")
     instead.__cause__ = error
     return instead
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs what the package's *extra* asks for, whatever the package itself came from."""
+    # Dear to import, and only for an error.
+    import re
+    import shlex
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        asked = [line.partition(";") for line in requires("omniloop") or ()]
+    except PackageNotFoundError:
+        asked = []
+    needed = [shlex.quote(what.strip()) for what, _, when in asked if re.search(rf"extra == ['\"]{extra}['\"]", when)]
+    return "pip install " + (" ".join(needed) or shlex.quote(f"omniloop[{extra}]"))

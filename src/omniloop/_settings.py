@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict
 
-from ._errors import SettingError
+from ._errors import SettingError, how_to_install
 from ._report import Hook
 
 # A whole number may be larger than any float, and then can't be added to a time.
@@ -178,7 +178,7 @@ def _loop_named(name: str) -> LoopFactory | None:
             from importlib.util import find_spec
 
             if find_spec("uvloop") is None:
-                raise SettingError("OMNILOOP_LOOP=uvloop, but uvloop is not installed: pip install 'omniloop[uvloop]'.")
+                raise SettingError(f"OMNILOOP_LOOP=uvloop, but uvloop is not installed: {how_to_install('uvloop')}.")
             return _new_uvloop
         case _:
             raise SettingError(f"OMNILOOP_LOOP={name!r} is not a loop that is known here: use asyncio or uvloop.")

@@ -175,7 +175,7 @@ def test_top_without_textual_says_what_to_install(env, tmp_path):
         dumped = command("dump", child.pid, env={**env, "PYTHONPATH": path})
 
     assert (result.stdout, result.returncode) == ("", 1)
-    assert "pip install 'omniloop[monitor]'" in result.stderr
+    assert "pip install 'textual>=1.0'" in result.stderr
     assert dumped.returncode == 0
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .._errors import how_to_install
 from .._life.look import as_lines
 from . import places
 from .client import Connection, NoAnswerError, command_of, processes
@@ -118,7 +119,7 @@ def _top(pid: int | None) -> int:
         if (error.name or "").partition(".")[0] not in ("textual", "rich"):
             raise
         print(
-            "`top` needs Textual: pip install 'omniloop[monitor]'. `ps`, `dump` and `web` work without.",
+            f"`top` needs Textual: {how_to_install('monitor')}. `ps`, `dump` and `web` work without.",
             file=sys.stderr,
         )
         return 1

@@ -11,9 +11,11 @@ from __future__ import annotations
 import io
 from typing import NoReturn
 
-from flask import Flask, request, session
-
 from omniloop._errors import OmniloopError
+from omniloop.ext import needs
+
+with needs("flask"):
+    from flask import Flask, request, session
 
 
 class RequestEndedError(OmniloopError, RuntimeError):

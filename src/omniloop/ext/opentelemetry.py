@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
-
 from omniloop import Runtime, shared_runtime
+from omniloop.ext import needs
+
+with needs("opentelemetry"):
+    from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
 
 if TYPE_CHECKING:
     from omniloop import Stats

@@ -19,14 +19,16 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
-from procrastinate import App, JobContext
-from procrastinate.exceptions import AlreadyEnqueued, TaskAlreadyRegistered
-
 from omniloop._bridges.resource import resource
 from omniloop._brokers.handover import Delivery, Engine, Function, due
 from omniloop._brokers.together import Together
 from omniloop._errors import NoResultError, RefusedError
 from omniloop._report import say
+from omniloop.ext import needs
+
+with needs("procrastinate"):
+    from procrastinate import App, JobContext
+    from procrastinate.exceptions import AlreadyEnqueued, TaskAlreadyRegistered
 
 # The task that brings back what a killed worker had.
 _RETRY_STALLED = "omniloop:retry_stalled"

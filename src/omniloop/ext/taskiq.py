@@ -32,12 +32,6 @@ from inspect import BoundArguments, Parameter, Signature
 from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
-from taskiq import AsyncBroker, AsyncTaskiqTask, BrokerMessage, Context, InMemoryBroker, TaskiqDepends, TaskiqMiddleware
-from taskiq.compat import parse_obj_as
-from taskiq.exceptions import ResultGetError, ResultIsReadyError, SendTaskError
-from taskiq.result_backends.dummy import DummyResultBackend
-from taskiq_dependencies import DependencyGraph
-
 from omniloop._bridges.resource import resource
 from omniloop._brokers.handover import Delivery, Engine, Function, signature_of
 from omniloop._brokers.together import Together
@@ -45,6 +39,22 @@ from omniloop._clock import time
 from omniloop._errors import NoResultError, RefusedError, WaitTimeoutError
 from omniloop._report import say
 from omniloop._shared import go
+from omniloop.ext import needs
+
+with needs("taskiq"):
+    from taskiq import (
+        AsyncBroker,
+        AsyncTaskiqTask,
+        BrokerMessage,
+        Context,
+        InMemoryBroker,
+        TaskiqDepends,
+        TaskiqMiddleware,
+    )
+    from taskiq.compat import parse_obj_as
+    from taskiq.exceptions import ResultGetError, ResultIsReadyError, SendTaskError
+    from taskiq.result_backends.dummy import DummyResultBackend
+    from taskiq_dependencies import DependencyGraph
 
 # How soon to ask the result back end again, in seconds: from the first to the longest pause.
 _FIRST_LOOK: Final = 0.01

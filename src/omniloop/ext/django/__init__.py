@@ -4,7 +4,10 @@ For Django: `go_on_commit` and `database` for work that uses the ORM, and from D
 `OmniloopBackend` is there where `django.tasks` is.
 """
 
-import django  # type: ignore[import-untyped,import-not-found,unused-ignore]
+from omniloop.ext import needs
+
+with needs("django"):
+    import django  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 from .orm import database as database
 from .orm import go_on_commit as go_on_commit
