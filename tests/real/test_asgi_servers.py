@@ -27,6 +27,11 @@ SERVERS = {
         "uvicorn.workers",
         "-m gunicorn --bind=127.0.0.1:{port} --no-control-socket --workers=2 --worker-class={worker} asgi_app:{app}",
     ),
+    # One worker: gunicorn loses a SIGTERM that meets a worker which does not listen yet, and waits for that until it kills.
+    "gunicorn, asgi": (
+        "gunicorn.asgi",
+        "-m gunicorn --bind=127.0.0.1:{port} --no-control-socket --worker-class=asgi asgi_app:{app}",
+    ),
     "hypercorn": ("hypercorn", "-m hypercorn --bind=127.0.0.1:{port} asgi_app:{app}"),
     "granian": ("granian", "-m granian --interface=asgi --port={port} asgi_app:{app}"),
 }
@@ -60,7 +65,7 @@ def serving(tmp_path: Path, service: str, name: str, app: str) -> Iterator[tuple
 
 
 @pytest.mark.promise(
-    "Under uvicorn (plain, `--workers`, `--reload`, gunicorn's `UvicornWorker`), hypercorn and granian, with the lifespan, a graceful stop under load drains"
+    "Under uvicorn (plain, `--workers`, `--reload`, gunicorn's `UvicornWorker`), gunicorn's own ASGI worker, hypercorn and granian, with the lifespan, a graceful stop under load drains"
 )
 @pytest.mark.parametrize("name", servers.variants(*SERVERS))
 def test_a_graceful_stop_under_load_drains(tmp_path, name):
