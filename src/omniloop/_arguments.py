@@ -207,3 +207,8 @@ def misplaced_arguments(call: str, work: object, misplaced: tuple[object, ...]) 
     return TypeError(
         f"{call}() takes one coroutine, and was given {first!r} too. Name what it is: {call}({_name(work)}(…), {option}={first!r})."
     )
+
+
+def name_of(thing: object) -> str:
+    """What a function, a coroutine or another callable is called in logs and messages."""
+    return getattr(thing, "__qualname__", None) or type(thing).__name__

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from ._arguments import as_coroutine, check_function, close_unstarted
+from ._arguments import as_coroutine, check_function, close_unstarted, name_of
 from ._errors import CannotStartError, NotAsyncError, can_be_thrown
 from ._process.hosts import new_thread, why_no_thread
 from ._runtime import Runtime
@@ -67,18 +67,13 @@ def go_limited(
 ) -> Task[T]:
     """`Runtime.go`, with a limit."""
     if limiter is None:
-        if timeout is not None:
-            return runtime._go_within(timeout, coro, name, context, kind, frame)
-        return runtime._go(coro, name, context, kind, frame)
+        return runtime._go_within(timeout, coro, name, context, kind, frame)
     inner = as_coroutine(coro, runtime._life.loop)
-    title = name or getattr(inner, "__qualname__", None) or type(inner).__name__
+    title = name or name_of(inner)
     limited = None
     try:
         limited = limiter.run(inner)
-        if timeout is not None:
-            task = runtime._go_within(timeout, limited, title, context, kind, frame)
-        else:
-            task = runtime._go(limited, title, context, kind, frame)
+        task = runtime._go_within(timeout, limited, title, context, kind, frame)
     except BaseException:
         # Refused; or Ctrl-C at any point.
         close_unstarted(limited)
@@ -102,7 +97,7 @@ def to_thread_limited(
     timeout: float | None = None,
 ) -> Task[T]:
     """`Runtime.to_thread`, with a limit; a daemon in a thread of its own, which alone can have a time limit."""
-    title = name or getattr(fn, "__qualname__", None) or type(fn).__name__
+    title = name or name_of(fn)
     if daemon:
         own = in_own_thread(runtime, partial(fn, *args, **kwargs), title)
         return go_limited(runtime, limiter, own, title, context, Kind.DAEMON, frame, timeout)
@@ -185,7 +180,7 @@ def by_result(runtime: Runtime, fn: Callable[..., Any]) -> Callable[..., Any]:
         return runtime._run(value, None, sys._getframe())
 
     update_wrapper(call, fn)
-    call.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__name__
+    call.__qualname__ = name_of(fn)
     return call
 
 

@@ -37,6 +37,7 @@ from ._arguments import (
     checked_name,
     close_unstarted,
     misplaced_arguments,
+    name_of,
     one_argument,
 )
 from ._clock import acquire, time
@@ -219,8 +220,7 @@ class Runtime:
         # `_go` once more, in place: a call less, 30 of 700 ns on 3.12. tests/house/test_twin_of_go.py keeps the two alike.
         frame = _getframe(1)
         if misplaced or timeout is not None:
-            # The second half only says to the type checkers what is known here.
-            if misplaced or timeout is None:
+            if misplaced:
                 raise misplaced_arguments("go", coro, misplaced)
             return self._go_within(timeout, coro, name, context, DAEMON if daemon else WORK, frame)
         if daemon:
@@ -703,7 +703,7 @@ class Runtime:
 
     def _go_within(
         self,
-        timeout: float,
+        timeout: float | None,
         coro: Awaitable[T],
         name: str | None,
         context: Context | None,
@@ -712,7 +712,9 @@ class Runtime:
         when_full: WhenFull | Literal["accept"] | None = None,
         from_start: bool = False,
     ) -> Task[T]:
-        """`_go`, cancelled after *timeout* seconds from now, or from its start."""
+        """`_go`, cancelled after *timeout* seconds from now, or from its start; None for no end."""
+        if timeout is None:
+            return self._go(coro, name, context, kind, frame, when_full)
         try:
             check_timeout(timeout)
         except ValueError:
@@ -720,7 +722,7 @@ class Runtime:
             raise
         until = None if from_start else time.monotonic() + timeout
         inner = as_coroutine(coro, self._life.loop)
-        title = name if name is not None else getattr(inner, "__qualname__", None) or type(inner).__name__
+        title = name if name is not None else name_of(inner)
         try:
             task = self._go(within(inner, str(title), timeout, until), title, context, kind, frame, when_full)
         except BaseException:
@@ -813,9 +815,7 @@ class Runtime:
         frame: FrameType,
     ) -> Task[T] | None:
         try:
-            if timeout is not None:
-                return self._go_within(timeout, coro, name, context, kind, frame, "raise")
-            return self._go(coro, name, context, kind, frame, "raise")
+            return self._go_within(timeout, coro, name, context, kind, frame, "raise")
         except FullError:
             return None
 

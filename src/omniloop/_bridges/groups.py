@@ -17,7 +17,15 @@ from threading import Lock, get_ident
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Never, ParamSpec, Self, TypeVar, TypeVarTuple, final, overload
 
-from .._arguments import check_function, check_timeout, close_unstarted, is_async, misplaced_arguments, one_argument
+from .._arguments import (
+    check_function,
+    check_timeout,
+    close_unstarted,
+    is_async,
+    misplaced_arguments,
+    name_of,
+    one_argument,
+)
 from .._clock import acquire, time
 from .._errors import ClosedError, ForkedError, TaskTimeoutError, WouldDeadlockError
 from .._limiter import by_result, go_limited, limiter, to_thread_limited
@@ -607,7 +615,7 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     check_timeout(timeout)
     if timeout is not None and not is_async(fn):
         raise ValueError(
-            f"timeout={timeout!r}: {_name(fn)} is a plain function, and runs in a thread, which nothing can interrupt. "
+            f"timeout={timeout!r}: {name_of(fn)} is a plain function, and runs in a thread, which nothing can interrupt. "
             "Pass an async function, or give what blocks in there a timeout of its own."
         )
     if progress is not None and not callable(progress):
@@ -677,11 +685,9 @@ class _Window:
         return len(self._tasks)
 
     def add(self, item: Any, frame: FrameType) -> None:
-        if self._timeout is not None:
+        if self._is_async:
             coro = self._fn(item)
             task = self._runtime._go_within(self._timeout, coro, None, None, Kind.WORK, frame, from_start=True)
-        elif self._is_async:
-            task = self._runtime._go(self._fn(item), None, None, Kind.WORK, frame)
         else:
             task = self._runtime._to_thread(self._fn, (item,), {}, frame)
         self._tasks[task] = None
@@ -743,7 +749,3 @@ def _error_of(task: Task[Any]) -> BaseException | None:
         return task.exception()
     except concurrent.futures.CancelledError as error:
         return error
-
-
-def _name(fn: Callable[..., Any]) -> str:
-    return getattr(fn, "__qualname__", None) or type(fn).__name__

@@ -38,7 +38,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import _hooks
-from .._arguments import close_unstarted, not_plain
+from .._arguments import close_unstarted, name_of, not_plain
 from .._clock import time
 from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError
 from .._process import exit, fork, hosts, signals
@@ -83,7 +83,7 @@ class ThreadWork:
     def __init__(self, fn: object, call: Callable[[], Any]) -> None:
         # Resolved when the worker has let go of it; made by the loop, which then looks whether it has.
         self.over: asyncio.Future[None] | None = None
-        self.__name__ = self.__qualname__ = getattr(fn, "__qualname__", None) or type(fn).__name__
+        self.__name__ = self.__qualname__ = name_of(fn)
         self.call = call
         # Of the thread that makes the call, once it does.
         self.ident: int | None = None

@@ -35,7 +35,7 @@ from multiprocessing.reduction import ForkingPickler
 from types import FrameType
 from typing import Any, Final, ParamSpec, TypeVar, final
 
-from .._arguments import check_function
+from .._arguments import check_function, name_of
 from .._errors import CannotStartError, NotPicklableError, ProcessDiedError, can_be_thrown
 from .._life.life import Life
 from .._process import exit, fork, signals
@@ -138,7 +138,7 @@ class ProcessPool:
 
     def _submit(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Task[T]:
         check_function(fn, "to_process")
-        name = _name_of(fn)
+        name = name_of(fn)
         process = multiprocessing.current_process()
         if getattr(process, "_inheriting", False):
             why = f'to_process({name}) was called while a new process imports the script. Put it below `if __name__ == "__main__":`.'
@@ -537,13 +537,6 @@ class _Worker:
             self._sock.close()
 
 
-def _send(sock: socket.socket, message: bytes) -> int:
-    try:
-        return sock.send(message)
-    except (BlockingIOError, InterruptedError):
-        return 0
-
-
 def _is_readable(sock: socket.socket) -> bool:
     if not hasattr(select, "poll"):
         # Windows.
@@ -651,7 +644,7 @@ def _submit_elsewhere(
     frame: FrameType,
 ) -> Task[T]:
     check_function(fn, "to_process")
-    name = _name_of(fn)
+    name = name_of(fn)
     # `concurrent.futures` ends its pools early in the exit: the drain has to come before that.
     exit.drain_before_pools()
     submitted: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -777,10 +770,6 @@ def _pack_error(error: BaseException) -> bytes:
             )
         )
     return _ERROR + packed
-
-
-def _name_of(fn: object) -> str:
-    return getattr(fn, "__qualname__", None) or type(fn).__name__
 
 
 def _cpus() -> int:
