@@ -144,6 +144,9 @@ class Clock:
 # The one of the process's end.
 _clock = Clock()
 
+# Held by whoever is at the last drain. Re-entrant, because what it runs may end the process too.
+_last_drain = threading.RLock()
+
 # Threads of ours that did not end, because something blocks them.
 _left_behind: set[int] = set()
 
@@ -178,6 +181,11 @@ def end_with(end: Callable[[], object]) -> None:
     """Have *end* called after the last drain: it ends the process."""
     global _end
     _end = end
+
+
+def ends() -> bool:
+    """Tell whether a signal has asked for the end of the process."""
+    return _end is not None
 
 
 def put_off() -> None:
@@ -330,8 +338,22 @@ def _started() -> int:
 
 def drain_at_exit() -> None:
     """Finish what is left, cancel what does not end, and close all runtimes; what comes after this is refused."""
-    global _exiting
     hold_inherited()
+    alone = False
+    while not alone:
+        try:
+            # The exit hook of main and the drain on a SIGTERM may come at once: the second would cancel again what the first lets clean up.
+            alone = _last_drain.acquire()
+        except KeyboardInterrupt:
+            _clock.interruptions += 1
+    try:
+        _drain_at_exit()
+    finally:
+        _last_drain.release()
+
+
+def _drain_at_exit() -> None:
+    global _exiting
     if not _clock.interruptions:
         wait_for_all()
     if _too_late():
@@ -444,9 +466,11 @@ def flush_streams() -> None:
 
 def _forget() -> None:
     """In a forked child: the parent's end is not its own, unless it was forked by one of the exit hooks, and goes on in them."""
-    global _exiting, _clock, _end, _put_off
+    global _exiting, _clock, _end, _put_off, _last_drain
     _exiting = _exiting and _hooks_run()
     _end, _put_off = None, False
+    # Another thread may have held it.
+    _last_drain = threading.RLock()
     _clock = Clock()
     _left_behind.clear()
 

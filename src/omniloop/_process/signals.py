@@ -10,7 +10,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from .exit import beside, code_of, drain_at_exit, drain_no_longer_than, end_with, flush_streams, is_idle, put_off
+from .exit import beside, code_of, drain_at_exit, drain_no_longer_than, end_with, ends, flush_streams, is_idle, put_off
 from .hosts import is_multiprocessing_child
 
 if TYPE_CHECKING:
@@ -90,6 +90,9 @@ def set_up_sigterm(sigterm: Sigterm | None) -> None:
 
     Main thread only, as all signal handlers: ValueError elsewhere, if there is something to set.
     """
+    if ends():
+        # One has come, in the middle of this start perhaps. The next one ends the process at once.
+        return
     handler = signal.getsignal(signal.SIGTERM)
     brief = sigterm == "children" and is_multiprocessing_child()
     if sigterm == "drain" or brief:
@@ -112,10 +115,10 @@ def _is_ours(handler: object) -> bool:
 def _drain(number: int, frame: FrameType | None) -> None:
     # As it would have been without us, to the exit status; and a second SIGTERM ends it at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Should the exit hooks come to their end first, or no thread be had.
+    end_with(_die)
     held = _may_hold(frame)
     if held or _a_loop_runs_here():
-        # Should the exit hooks come to their end first, or no thread be had.
-        end_with(_die)
         try:
             # What was interrupted goes on meanwhile; a loop with its requests, and what the work wants of it.
             beside(_drain_and_die, "omniloop-sigterm")
