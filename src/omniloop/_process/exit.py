@@ -339,17 +339,20 @@ def _started() -> int:
 def drain_at_exit() -> None:
     """Finish what is left, cancel what does not end, and close all runtimes; what comes after this is refused."""
     hold_inherited()
+    notice_fork()
+    # The same to the end: a child that is forked in the drain gets another.
+    last_drain = _last_drain
     alone = False
     while not alone:
         try:
             # The exit hook of main and the drain on a SIGTERM may come at once: the second would cancel again what the first lets clean up.
-            alone = _last_drain.acquire()
+            alone = last_drain.acquire()
         except KeyboardInterrupt:
             _clock.interruptions += 1
     try:
         _drain_at_exit()
     finally:
-        _last_drain.release()
+        last_drain.release()
 
 
 def _drain_at_exit() -> None:
