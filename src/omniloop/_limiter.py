@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 from ._arguments import as_coroutine, check_function, close_unstarted, name_of
 from ._errors import CannotStartError, NotAsyncError, can_be_thrown
 from ._process.hosts import new_thread, why_no_thread
+from ._report import shown
 from ._runtime import Runtime
 from ._work.task import Kind, Task
 
@@ -146,7 +147,7 @@ async def in_own_thread(runtime: Runtime, call: Callable[[], T], name: str, *, o
         threads.pop(thread, None)
         if or_worker:
             return await loop.run_in_executor(None, copy_context().run, call)
-        raise CannotStartError(f"No thread can be started for {name}: {why_no_thread(error)}") from error
+        raise CannotStartError(f"No thread can be started for {shown(name)}: {why_no_thread(error)}") from error
     value, failure = await ended
     try:
         if failure is not None:

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 
+import anyio
 import pytest
 
 from omniloop import Runtime
@@ -98,7 +99,18 @@ def test_a_timeout_of_nothing_cancels_at_once(caplog):
     "What it waits for and is known to come is waited for: a timer, a thread, a handle, another task, a child process"
 )
 @pytest.mark.parametrize(
-    "what", ["a timer", "a thread", "a handle", "another task", "a group", "a shield", "a process"]
+    "what",
+    [
+        "a timer",
+        "a thread",
+        "a handle",
+        "another task",
+        "a group",
+        "a shield",
+        "a process",
+        "a process's output",
+        "a library's thread",
+    ],
 )
 def test_what_is_known_to_come_is_waited_for(what):
     """Each takes longer than the half second after which what does not move is given up."""
@@ -119,9 +131,15 @@ def test_what_is_known_to_come_is_waited_for(what):
                     tasks.create_task(asyncio.sleep(0.8))
             case "a shield":
                 await asyncio.shield(asyncio.create_task(asyncio.sleep(0.8)))
+            case "a library's thread":
+                await anyio.to_thread.run_sync(time.sleep, 0.8)
             case _:
                 process = await asyncio.create_subprocess_exec("sleep", "0.8", stdout=asyncio.subprocess.PIPE)
-                await process.communicate()
+                if what == "a process":
+                    await process.communicate()
+                else:
+                    assert [line async for line in process.stdout] == []
+                    await process.wait()
         done.append(1)
 
     runtime = Runtime(name="left")

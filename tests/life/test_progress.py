@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from children import child_environment, run_child
-from omniloop import flush, go, to_thread
+from omniloop import flush, go, run, to_thread
 from programs import source_of
 
 
@@ -95,6 +95,23 @@ def test_the_drain_at_exit_shows_what_is_left_and_for_how_long():
     )
     # Erased at the end.
     assert screen(written) == [""]
+
+
+@pytest.mark.promise("So it does for what work has left on the loop, with the seconds that are left for that")
+def test_the_drain_shows_how_many_leftovers_there_are_and_for_how_long():
+    """It showed "0 unfinished, 25 s left", and the log said that they are waited for as long."""
+
+    def program():
+        async def main():
+            asyncio.create_task(long(2.5), name="the log")
+
+        run(main())
+
+    _, written = run_on_a_terminal(program)
+
+    assert "\romniloop: 1 unfinished, 5 s left" in written
+    assert "omniloop: waits for 1 unfinished for 3 s more at the most: the log." in screen(written)
+    assert "0 unfinished" not in written
 
 
 @pytest.mark.promise("`flush(progress=True)` does so too")

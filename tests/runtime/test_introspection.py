@@ -378,6 +378,10 @@ def test_a_name_can_not_forge_lines_wherever_it_is_shown(runtime, failures, name
     runtime.go(fails(), name=name)
     with pytest.raises(omniloop.WaitTimeoutError) as timed_out:
         task.result(timeout=0)
+    with pytest.raises(omniloop.TaskTimeoutError) as too_late:
+        runtime.go(fails(), name=name, timeout=0).result(timeout=5)
+    with pytest.raises(omniloop.TaskTimeoutError) as cut_off:
+        runtime.go(asyncio.sleep(60), name=name, timeout=0.01).result(timeout=5)
     runtime.call_soon(gate.set)
     runtime.flush(timeout=5)
 
@@ -388,6 +392,9 @@ def test_a_name_can_not_forge_lines_wherever_it_is_shown(runtime, failures, name
     assert task.get_name() == name
     assert f"'{shown}'" in repr(task)
     assert str(timed_out.value).startswith(f"{shown} was not done")
+    assert str(too_late.value).startswith(f"{shown} was not started")
+    # On a busy machine it may not even be started.
+    assert str(cut_off.value).startswith((f"{shown} was not done", f"{shown} was not started"))
     assert failures[0].message == f"Task '{shown}' failed, and nobody asked for its outcome"
     assert failures[0].name == name
 

@@ -107,7 +107,7 @@ def flush(
         return waiting.flush(life.ledger.left(OF_OTHERS))
 
     waiting = _Drain(life, OF_OTHERS, cancel_timeout, leftovers)
-    with Progress(life, shown=progress) as shown:
+    with Progress(life, shown=progress, leftovers_until=leftovers and leftovers.until) as shown:
         return _wait_on_loop(life, begin, deadline, shown)
 
 
@@ -119,7 +119,7 @@ def drain(
     rank: int = UNMARKED,
 ) -> bool:
     """Wait until nothing is left to wait for; what draining work submits is waited for too. False at the *deadline*."""
-    with Progress(life, shown=exit.draining(), told=True) as progress:
+    with Progress(life, shown=exit.draining(), told=True, leftovers_until=leftovers and leftovers.until) as progress:
         try:
             return _wait_on_loop(life, _Drain(life, rank, cancel_timeout, leftovers).run, deadline, progress)
         except CannotStartError:

@@ -45,10 +45,14 @@ class Progress:
     Args:
         shown: As a line on stderr, if it is a terminal; erased when the wait is over.
         told: In the log, once, if the wait is long.
+        leftovers_until: Until when it waits for those, when the work is done.
     """
 
-    def __init__(self, life: Life, *, shown: bool = False, told: bool = False) -> None:
+    def __init__(
+        self, life: Life, *, shown: bool = False, told: bool = False, leftovers_until: float | None = None
+    ) -> None:
         self._life = life
+        self._leftovers_until = leftovers_until
         self._stream = _terminal() if shown else None
         self._start = time.monotonic()
         self._long = self._start + _LONG if told and life not in _told_of else math.inf
@@ -79,9 +83,17 @@ class Progress:
             if left <= min(pause, LOOK_UP):
                 return False
 
+    def _remaining(self, left: float) -> tuple[int, float]:
+        """How much is waited for, and for how long; the leftovers if the work is done."""
+        count = self._life.remaining()
+        if count or self._leftovers_until is None:
+            return count, left
+        return len(self._life.left_over()), min(left, max(0.0, self._leftovers_until - time.monotonic()))
+
     def _show(self, left: float) -> None:
         assert self._stream is not None
-        line = f"{self._life.name}: {self._life.remaining()} unfinished"
+        count, left = self._remaining(left)
+        line = f"{self._life.name}: {count} unfinished"
         if left < math.inf:
             line += f", {math.ceil(left)} s left"
         try:
@@ -105,14 +117,13 @@ class Progress:
             return
         _told_of.add(self._life)
         self._erase()
-        count = self._life.remaining()
         tasks: list[Any] = list(islice(self._life.waited_for(), _NAMED))
+        count, left = self._remaining(left)
         # What a daemon has submitted is waited for though it is one.
         advice = any(rank_of(task) == UNMARKED for task in tasks)
         if not tasks:
             # When the work is done.
-            left_over = self._life.left_over()
-            count, tasks = len(left_over), left_over[:_NAMED]
+            tasks = self._life.left_over()[:_NAMED]
         names = dict.fromkeys(
             title_of(task) if isinstance(task, asyncio.Task) else shown(task.get_name()) for task in tasks
         )

@@ -160,7 +160,7 @@ def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool]
         if count & (count - 1) == 0:
             for why_endless in looks:
                 if (why := why_endless(life.ident, task)) is not None:
-                    raise WouldDeadlockError(f"Waiting for {task.get_name()!r} {why}")
+                    raise WouldDeadlockError(f"{_title(task)} {why}")
         if wait_here(seconds):
             return True
     return False

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from .._clock import time
 from .._errors import TaskTimeoutError
+from .._report import shown
 
 T = TypeVar("T")
 
@@ -17,7 +18,7 @@ async def within(coro: Coroutine[Any, Any, T], name: str, timeout: float, until:
     left = timeout if until is None else until - time.monotonic()
     if left <= 0:
         coro.close()
-        raise _of_handle(f"{name} was not started within {timeout:g} s of its submission, and never will be.")
+        raise _of_handle(f"{shown(name)} was not started within {timeout:g} s of its submission, and never will be.")
     cut_off = None
     try:
         try:
@@ -34,7 +35,7 @@ async def within(coro: Coroutine[Any, Any, T], name: str, timeout: float, until:
         # Not in the handler: as this one's context asyncio's would keep its `Timeout` alive, which refers to the task, in a cycle.
         since = "its start" if until is None else "its submission"
         # The cause shows where the work was at that moment.
-        raise _of_handle(f"{name} was not done {timeout:g} s after {since}, and was cancelled.") from cut_off
+        raise _of_handle(f"{shown(name)} was not done {timeout:g} s after {since}, and was cancelled.") from cut_off
     finally:
         # This frame is in its traceback: another cycle.
         del cut_off

@@ -29,6 +29,7 @@ from collections.abc import Container, Iterable
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
+from threading import Thread
 from typing import Any, Final
 
 from .._arguments import close_unstarted
@@ -261,6 +262,8 @@ class Leftovers:
 
 # asyncio's own names, the same from 3.11 to 3.15. Without them less is known.
 
+_OF_CHILD_PROCESSES: Final = {"SubprocessStreamProtocol", "ReadSubprocessPipeProto", "WriteSubprocessPipeProto"}
+
 
 def _comes(future: Any, until: float, work: Container[Any], seen: set[int]) -> bool:
     """Tell whether *future* is known to be done by *until*."""
@@ -281,6 +284,9 @@ def _comes(future: Any, until: float, work: Container[Any], seen: set[int]) -> b
         if frame is not None and frame.f_code is asyncio.sleep.__code__:
             timer = frame.f_locals.get("h")
             return timer is not None and timer.when() <= until
+        if frame is not None and any(isinstance(it, Thread) and it.is_alive() for it in frame.f_locals.values()):
+            # A thread of a library's own, which it hands work to and then waits for.
+            return True
     elif isinstance(handle := getattr(future, "_task", None), Task):
         return handle._kind is WORK or handle._kind is HANDOVER
     elif any(name.startswith("_chain_future.") for name, _ in _callbacks_of(future)):
@@ -332,10 +338,22 @@ def _innermost_frame(task: asyncio.Task[Any]) -> tuple[Any, bool]:
             or getattr(coro, "ag_frame", None)
             or frame
         )
-        if frame is not None and frame.f_globals.get("__name__") == "asyncio.subprocess":
+        if frame is not None and _is_of_child_process(frame):
             return frame, True
         coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
     return frame, False
+
+
+def _is_of_child_process(frame: Any) -> bool:
+    """Tell whether a frame waits for a child process, or for what goes through its pipes."""
+    module = frame.f_globals.get("__name__")
+    if module != "asyncio.streams":
+        return bool(module == "asyncio.subprocess")
+    stream = frame.f_locals.get("self")
+    transport = getattr(stream, "_transport", None)
+    # uvloop has classes of its own, of the same names.
+    protocol = transport.get_protocol() if hasattr(transport, "get_protocol") else stream
+    return type(protocol).__name__ in _OF_CHILD_PROCESSES
 
 
 def _callbacks_of(future: Any) -> list[tuple[str, Any]]:
