@@ -349,8 +349,8 @@ def _is_of_child_process(frame: Any) -> bool:
     module = frame.f_globals.get("__name__")
     if module != "asyncio.streams":
         return bool(module == "asyncio.subprocess")
-    stream = frame.f_locals.get("self")
-    transport = getattr(stream, "_transport", None)
+    stream: Any = frame.f_locals.get("self")
+    transport: Any = getattr(stream, "_transport", None)
     # uvloop has classes of its own, of the same names.
     protocol = transport.get_protocol() if hasattr(transport, "get_protocol") else stream
     return type(protocol).__name__ in _OF_CHILD_PROCESSES
