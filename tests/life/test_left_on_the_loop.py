@@ -149,6 +149,19 @@ def test_what_is_known_to_come_is_waited_for(what):
     assert done == [1]
 
 
+@pytest.mark.promise("One that waits for a call that is due only after its time is not waited for")
+def test_a_call_that_is_not_due_in_time_is_not_waited_for():
+    async def child():
+        await runtime.call_later(60, int)
+
+    runtime = Runtime(name="left", leftover_timeout=30)
+    leave(runtime, child())
+    start = time.monotonic()
+    runtime.shutdown()
+
+    assert time.monotonic() - start < 15
+
+
 @pytest.mark.promise("A task factory of the user's, set before or after, is used, and what it makes is held")
 def test_a_task_factory_of_the_users_is_used(runtime):
     made = []

@@ -370,7 +370,9 @@ class _Drain:
         if not young or left <= 0:
             return False
         until = ledger.loop.time() + left
-        known = next((task for task in young if ledger.leftovers.comes(task, until, ledger.running)), None)
+        known = next(
+            (task for task in young if ledger.leftovers.comes(task, until, ledger.running, ledger.timers)), None
+        )
         if known is not None:
             self._moved, pause = now, min(left, _STILL)
         else:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
@@ -253,9 +253,15 @@ class Leftovers:
             awaited = _awaited_by(work)
             self.give_up([task for task in tasks if id(task) not in awaited], in_vain)
 
-    def comes(self, task: asyncio.Future[Any], until: float, work: Container[Any]) -> bool:
-        """Tell whether what *task* waits for is known to come by *until*, by the loop's clock; *work* is waited for anyway."""
-        return _comes(task, until, work, set())
+    def comes(
+        self,
+        task: asyncio.Future[Any],
+        until: float,
+        work: Container[Any],
+        timers: Mapping[Task[Any], asyncio.TimerHandle],
+    ) -> bool:
+        """Tell whether what *task* waits for is known to come by *until*, by the loop's clock; *work* is waited for anyway, *timers* are calls that are not due."""
+        return _comes(task, until, work, timers, set())
 
 
 # --- what a task waits for --------------------------------------------------------------------------------------------
@@ -265,7 +271,9 @@ class Leftovers:
 _OF_CHILD_PROCESSES: Final = {"SubprocessStreamProtocol", "ReadSubprocessPipeProto", "WriteSubprocessPipeProto"}
 
 
-def _comes(future: Any, until: float, work: Container[Any], seen: set[int]) -> bool:
+def _comes(
+    future: Any, until: float, work: Container[Any], timers: Mapping[Task[Any], asyncio.TimerHandle], seen: set[int]
+) -> bool:
     """Tell whether *future* is known to be done by *until*."""
     if future.done() or future in work:
         return True
@@ -288,12 +296,14 @@ def _comes(future: Any, until: float, work: Container[Any], seen: set[int]) -> b
             # A thread of a library's own, which it hands work to and then waits for.
             return True
     elif isinstance(handle := getattr(future, "_task", None), Task):
+        if (due := timers.get(handle)) is not None:
+            return due.when() <= until
         return handle._kind is WORK or handle._kind is HANDOVER
     elif any(name.startswith("_chain_future.") for name, _ in _callbacks_of(future)):
         # A worker thread, or another loop.
         return True
     parts = _waits_for(future)
-    return bool(parts) and all(_comes(part, until, work, seen) for part in parts)
+    return bool(parts) and all(_comes(part, until, work, timers, seen) for part in parts)
 
 
 def _waits_for(future: Any) -> list[Any]:
