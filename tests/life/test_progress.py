@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -109,8 +110,9 @@ def test_the_drain_shows_how_many_leftovers_there_are_and_for_how_long():
 
     _, written = run_on_a_terminal(program)
 
-    assert "\romniloop: 1 unfinished, 5 s left" in written
-    assert "omniloop: waits for 1 unfinished for 3 s more at the most: the log." in screen(written)
+    # Fewer where the machine is busy.
+    assert re.search(r"\romniloop: 1 unfinished, [1-5] s left", written)
+    assert re.search(r"omniloop: waits for 1 unfinished for [1-3] s more at the most: the log\.", written)
     assert "0 unfinished" not in written
 
 

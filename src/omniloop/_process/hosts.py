@@ -37,6 +37,11 @@ def new_thread(target: Callable[[], object], name: str) -> threading.Thread:
     return threading.Thread(target=target, name=name, daemon=True, **options)
 
 
+def is_running_thread(thing: object) -> bool:
+    """Tell whether *thing* is a thread that has not ended."""
+    return isinstance(thing, threading.Thread) and thing.is_alive()
+
+
 def warn_of_host() -> None:
     """Warn where threads are not what they are elsewhere: under uWSGI without them, and where they are greenlets."""
     if getattr(sys.modules.get("uwsgi"), "has_threads", 1) == 0:

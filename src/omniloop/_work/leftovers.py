@@ -29,11 +29,11 @@ from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
-from threading import Thread
 from typing import Any, Final
 
 from .._arguments import close_unstarted
 from .._clock import time
+from .._process.hosts import is_running_thread
 from .._report import shown
 from .task import HANDOVER, WORK, Task
 
@@ -292,7 +292,7 @@ def _comes(
         if frame is not None and frame.f_code is asyncio.sleep.__code__:
             timer = frame.f_locals.get("h")
             return timer is not None and timer.when() <= until
-        if frame is not None and any(isinstance(it, Thread) and it.is_alive() for it in frame.f_locals.values()):
+        if frame is not None and any(map(is_running_thread, frame.f_locals.values())):
             # A thread of a library's own, which it hands work to and then waits for.
             return True
     elif isinstance(handle := getattr(future, "_task", None), Task):
