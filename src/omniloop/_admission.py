@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from functools import partial
-from threading import Lock, RLock
+from threading import Lock
 from typing import Any, Final
 
 from ._clock import time
 from ._errors import FullError, WouldDeadlockError
 from ._life.life import Life
+from ._locks import Guard
 from ._process import signals
 from ._report import Failure, Site, shown
 from ._settings import WhenFull
@@ -30,7 +31,7 @@ class Admission:
 
     def __init__(self) -> None:
         self.size: int | None = None
-        self._lock = RLock()
+        self._lock = Guard()
         # In order of admission; true once it is delivered, and so can be ended.
         self._places: dict[Task[Any], bool] = {}
         self._queue: deque[tuple[Task[Any], Lock]] = deque()

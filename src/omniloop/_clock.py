@@ -54,7 +54,7 @@ def look_up() -> None:
     Let come what was meant for this thread while it slept; called right after that, and before it takes a lock.
 
     The beginning of a function is where CPython looks. 3.14 does not look after a call like ``lock.acquire(timeout=1)`` that runs for the
-    first time, but after the `__enter__` of the ``with lock`` that follows: what comes there leaves that lock taken for ever.
+    first time, but in the ``with lock`` that follows, where a signal handler would find the lock taken.
     """
 
 

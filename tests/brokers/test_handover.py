@@ -646,6 +646,16 @@ def test_an_error_of_the_call_itself_ends_as_refused(counter, error):
     assert counter.tries.count("bad") == 20
 
 
+@pytest.mark.promise("A cancellation that nobody has asked for, a client library's own, does not end a hand-over: it is tried again")
+def test_a_stray_cancellation_does_not_end_a_hand_over(counter, caplog):
+    call = counter.call("stray", [asyncio.CancelledError("of a task of the client's")] * 2)
+
+    assert call.accepted.result(timeout=8) is None
+
+    assert counter.taken == ["stray"]
+    assert "CancelledError" in caplog.text
+
+
 @pytest.mark.promise("A call that waits to be tried again holds no place of those that are being sent")
 def test_a_call_that_waits_to_be_tried_again_holds_no_place(counter):
     blocked = [counter.call("blocked", [Exception("queue full")] * 3) for _ in range(10)]

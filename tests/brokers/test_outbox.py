@@ -581,6 +581,82 @@ def test_a_call_that_is_interrupted_leaves_nothing_half_done(book):
     assert result.stdout == "True True True\n", result.stderr
 
 
+def interrupted_again_and_again():
+    import random
+    import signal
+    import warnings
+
+    import omniloop
+    from omniloop import FullError, background
+    from omniloop.ext.outbox import Outbox
+
+    warnings.simplefilter("ignore")
+
+    class Interrupted(BaseException): ...
+
+    def interrupt(*_):
+        raise Interrupted
+
+    @background(broker=Outbox(os.environ["OUTBOX"]), name="work")
+    async def work(): ...
+
+    work()
+    signal.signal(signal.SIGALRM, interrupt)
+    for _ in range(300):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
+            while True:
+                work()
+        except (Interrupted, FullError):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    work().accepted.result(timeout=30)
+    omniloop.flush(timeout=30)
+    print(omniloop.stats().handing_over, flush=True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers")
+@pytest.mark.promise("A call that is interrupted, at whatever point, keeps no later one from being written down, and no place on the way")
+def test_later_calls_go_on_wherever_one_is_interrupted(book):
+    result = run_child(interrupted_again_and_again, env=book.env, timeout=90)
+
+    assert result.stdout == "0\n", result.stderr
+    assert rows(book.env["OUTBOX"]) == 0
+    assert "not this process's" not in result.stderr
+
+
+def interrupting():
+    import signal
+
+    from omniloop import background
+    from omniloop.ext.outbox import Outbox
+
+    # Its calls stay on disk.
+    jobs = Outbox(os.environ["OUTBOX"], Down())
+
+    @background(broker=jobs, name="work")
+    async def work(number): ...
+
+    work(0)
+    store = jobs._office().store
+    signal.signal(signal.SIGUSR1, lambda *_: work(1))
+    for lock in store._lock, store._post_box:
+        with lock:
+            # Something for the writer, which waits for what this thread holds.
+            store._post([], int)
+            signal.raise_signal(signal.SIGUSR1)
+    print("returned", flush=True)
+    os.kill(os.getpid(), 9)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
+@pytest.mark.promise("A signal handler may make a call in the middle of another, at whatever point")
+def test_a_signal_handler_may_make_a_call_in_the_middle_of_another(book):
+    result = run_child(interrupting, env=book.env, timeout=60)
+
+    assert result.stdout == "returned\n", result.stderr
+    assert rows(book.env["OUTBOX"]) == 3
+
+
 def some_begun():
     import asyncio
 
@@ -660,7 +736,7 @@ def test_calls_that_come_together_are_committed_together(tmp_path):
     threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 17)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: jobs._way()._open == 17)
+    wait_until(lambda: len(jobs._way()._open) == 17)
     other.execute("COMMIT")
     other.close()
     for thread in threads:

@@ -25,13 +25,13 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
-from threading import RLock
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar, final
 
 from .._arguments import check_timeout
 from .._clock import time
 from .._errors import FullError, NotAsyncError, RefusedError, WaitTimeoutError
+from .._locks import Guard
 from .._report import say
 from .._runtime import Runtime
 from .._work.task import CANCELLED, DAEMON, FAILED, HANDOVER, SUCCEEDED, Task
@@ -502,8 +502,9 @@ class Way:
         self._at_once = engine.at_once
         self._waiting = engine.waiting
         # Re-entrant, because a signal handler may make a call in the middle of another.
-        self._lock = RLock()
-        self._open = 0
+        self._lock = Guard()
+        # The ids of those on their way: who was interrupted gives back what it has, and nothing twice.
+        self._open: set[str] = set()
         self._lost: list[str] = []
         # On the loop's thread alone. After a shutdown there is another loop, and nothing on its way.
         self._gate: _Gate | None = None
@@ -511,12 +512,12 @@ class Way:
         self._said: dict[tuple[str, type] | None, float] = {}
         self._down = False
 
-    def enter(self, name: str, runtime: Runtime) -> None:
+    def enter(self, name: str, call_id: str, runtime: Runtime) -> None:
         """Take a place; FullError if there is none."""
         with self._lock:
-            if self._open < self._waiting:
-                self._open += 1
-                runtime._tally.count("sent")
+            if len(self._open) < self._waiting:
+                self._open.add(call_id)
+                runtime._tally.handing_over.add(call_id)
                 return
         runtime._tally.count("refused")
         raise FullError(
@@ -524,11 +525,13 @@ class Way:
             "come. Nothing was handed over: make the call again later, or raise the engine's `waiting`."
         )
 
-    def leave(self, runtime: Runtime, lost: str | None = None) -> None:
-        """Give a place back; the last one names those that were lost."""
-        runtime._tally.count("arrived")
+    def leave(self, call_id: str, runtime: Runtime, lost: str | None = None) -> None:
+        """Give a place back, if it has one; the last one names those that were lost."""
         with self._lock:
-            self._open -= 1
+            runtime._tally.handing_over.discard(call_id)
+            if call_id not in self._open:
+                return
+            self._open.remove(call_id)
             if lost is not None:
                 self._lost.append(lost)
             if self._open or not self._lost:
@@ -544,7 +547,7 @@ class Way:
 
     def has_room(self, number: int) -> bool:
         """Whether fewer than *number* are on their way, and one more may be."""
-        return self._open < min(number, self._waiting)
+        return len(self._open) < min(number, self._waiting)
 
     async def hand_over(self, engine: Engine, function: Function, parcel: Any) -> None:
         """Send until the engine has the call; RefusedError if it never will."""
@@ -568,7 +571,9 @@ class Way:
                 self._tell(function, error, None)
                 # The pause is the gate's.
                 continue
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if was_cancelled(error):
+                    raise
                 reached = True
                 self._tell(function, error, (function.name, type(error)))
                 failed += isinstance(error, _OF_THE_CALL)
@@ -589,7 +594,7 @@ class Way:
         if refusal is not None:
             raise refusal
 
-    def _tell(self, function: Function, error: Exception, trouble: tuple[str, type] | None) -> None:
+    def _tell(self, function: Function, error: BaseException, trouble: tuple[str, type] | None) -> None:
         now = time.monotonic()
         if now - self._said.get(trouble, -_SAY_AGAIN) < _SAY_AGAIN:
             return
@@ -599,10 +604,16 @@ class Way:
             "%s does not take the call of %s; %d are on their way, and are tried again. %s: %s",
             self._label,
             function.name,
-            self._open,
+            len(self._open),
             type(error.__cause__ or error).__name__,
             error.__cause__ or error,
         )
+
+
+def was_cancelled(error: BaseException) -> bool:
+    """Whether *error* is a cancellation that somebody has asked this task for, and no stray one, of a client library's own tasks."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def handed_over(
@@ -636,22 +647,22 @@ def _start(
         # Not in a worker far away.
         raise TypeError(f"{function.name}(): {error}") from None
     call_id = uuid.uuid4().hex
-    engine._way().enter(function.name, runtime)
+    way = engine._way()
+    parcel = None
     try:
+        way.enter(function.name, call_id, runtime)
         parcel = engine.pack(function, call_id, _settled(args), _settled(kwargs))
-    except BaseException:
-        engine._way().leave(runtime)
-        raise
-    try:
         return _set_out(engine, function, runtime, call_id, parcel, frame)
     except BaseException:
-        engine._take_back(parcel)
+        way.leave(call_id, runtime)
+        if parcel is not None:
+            engine._take_back(parcel)
         raise
 
 
 def resume(engine: Engine, function: Function, runtime: Runtime, call_id: str, parcel: Any) -> Sent[Any]:
     """Set out again with a call that another process has packed; FullError if there is no room."""
-    engine._way().enter(function.name, runtime)
+    engine._way().enter(function.name, call_id, runtime)
     return _set_out(engine, function, runtime, call_id, parcel, sys._getframe(1))
 
 
@@ -659,6 +670,13 @@ def _set_out(
     engine: Engine, function: Function, runtime: Runtime, call_id: str, parcel: Any, frame: FrameType
 ) -> Sent[Any]:
     way = engine._way()
+
+    def done() -> None:
+        ending, _ = accepted._ended()
+        if ending is SUCCEEDED:
+            runtime._tally.count("handed_over")
+        way.leave(call_id, runtime, f"{function.name} {call_id}" if ending is CANCELLED else None)
+
     try:
         # Named as a whole, so that the log of an exit tells what was lost.
         accepted: Task[None] = runtime._go(
@@ -669,17 +687,10 @@ def _set_out(
             frame,
             "accept",
         )
+        accepted._when_done(done)
     except BaseException:
-        way.leave(runtime)
+        way.leave(call_id, runtime)
         raise
-
-    def done() -> None:
-        ending, _ = accepted._ended()
-        if ending is SUCCEEDED:
-            runtime._tally.count("handed_over")
-        way.leave(runtime, f"{function.name} {call_id}" if ending is CANCELLED else None)
-
-    accepted._when_done(done)
     return Sent(engine, function, call_id, accepted, runtime)
 
 

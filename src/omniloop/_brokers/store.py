@@ -24,9 +24,10 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from threading import Condition, Lock, RLock
+from threading import Condition, Lock
 from typing import Any, Final, NamedTuple, TypeVar
 
+from .._locks import Guard
 from .._process.fork import hold_at_fork, keep_for_ever
 from .._process.hosts import new_thread
 from .._report import say, shown
@@ -65,7 +66,7 @@ class ReplacedError(OSError):
 class Row:
     """A call of this process that is on disk."""
 
-    __slots__ = ("attempt", "call", "id", "key")
+    __slots__ = ("attempt", "call", "id", "key", "taken_back")
 
     def __init__(self, number: int, call_id: str, owner: str, attempt: int, call: Any) -> None:
         self.id = call_id
@@ -75,6 +76,8 @@ class Row:
         self.attempt = attempt
         # As it is read.
         self.call = call
+        # Whether its caller has got an error.
+        self.taken_back = False
 
 
 class Left(NamedTuple):
@@ -110,19 +113,20 @@ class Store:
     def __init__(self, path: str) -> None:
         self.path = path
         # Held while SQLite is called. Re-entrant, because a signal handler may make a call in the middle of another.
-        self._lock = RLock()
+        self._lock = Guard()
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
-        # Held by the one caller that commits by itself; re-entrant for the same reason.
-        self._alone = RLock()
+        # Held by the one caller that commits by itself.
+        self._alone = Lock()
         # Whether the writer brings calls onto the disk: who comes then waits to go along with the next.
         self._syncs = False
         # Which file it is; the sign that this process lives, for each time that it is opened, and its name.
         self._file: os.stat_result | None = None
         self._sign: alive.Sign | None = None
         self._owner = ""
-        # What waits for the writer: statements, and whom to tell.
-        self._posted = Condition(RLock())
+        # What waits for the writer, under a lock that is entered by itself: statements, and whom to tell.
+        self._post_box = Guard()
+        self._posted = Condition(self._post_box)
         self._queue: list[tuple[Sequence[_Statement], Callable[[], object]]] = []
         self._writer: threading.Thread | None = None
         self._ending = False
@@ -145,14 +149,7 @@ class Store:
         owner = self._owner
         statement = _Statement(_ADD, call_id, owner, function, text, time.time())
         try:
-            if not self._queue and not self._syncs and self._alone.acquire(blocking=False):
-                try:
-                    self._write([statement], alone=True)
-                finally:
-                    self._alone.release()
-                if _is_busy(statement.error):
-                    self._post_and_wait(statement)
-            else:
+            if self._queue or self._syncs or not self._write_alone(statement):
                 self._post_and_wait(statement)
             return Row(statement.result(), call_id, owner, 0, call)
         except (sqlite3.Error, OSError):
@@ -164,6 +161,7 @@ class Store:
 
     def take_back(self, row: Row) -> None:
         """Forget a call whose caller gets an error."""
+        row.taken_back = True
         self._post_and_wait(_Statement(_CROSS_OUT, *row.key))
 
     async def begin(self, row: Row) -> bool:
@@ -214,14 +212,32 @@ class Store:
 
         self._post([statement for statement, _ in turn], tell_loop)
 
+    def _write_alone(self, statement: _Statement) -> bool:
+        """Write it here, unless somebody else is writing; tells whether that was done, well or not."""
+        taken: list[bool] = []
+        try:
+            # In one step: Ctrl-C after an `if acquire():` would leave it taken for ever.
+            taken.extend(map(self._alone.acquire, (False,)))
+            if True not in taken:
+                return False
+            self._write([statement], alone=True)
+        finally:
+            if True in taken:
+                self._alone.release()
+        return not _is_busy(statement.error)
+
     def _post_and_wait(self, statement: _Statement) -> None:
+        if self._lock._is_owned() or self._post_box._is_owned():  # type: ignore[attr-defined]
+            # A signal handler in the middle of a call: the writer would wait for what that holds.
+            self._write([statement])
+            return
         written = Lock()
         written.acquire()
         self._post([statement], written.release)
         written.acquire()
 
     def _post(self, statements: Sequence[_Statement], tell: Callable[[], object]) -> None:
-        with self._posted:
+        with self._post_box:
             self._queue.append((statements, tell))
             if self._writer is not None:
                 self._posted.notify()
@@ -233,11 +249,17 @@ class Store:
             except RuntimeError:
                 # At the end of the interpreter, say.
                 self._writer = None
+            except BaseException:
+                # Ctrl-C: it may come to run all the same, and then sees that it is not the one.
+                self._writer = None
+                raise
         self._write_queue()
 
     def _write_on(self) -> None:
         while True:
-            with self._posted:
+            with self._post_box:
+                if self._writer is not threading.current_thread():
+                    return
                 while not self._queue:
                     if self._ending or (not self._posted.wait(_IDLE) and not self._queue):
                         self._writer = None
@@ -245,7 +267,7 @@ class Store:
             self._write_queue()
 
     def _write_queue(self) -> None:
-        with self._posted:
+        with self._post_box:
             queue, self._queue = self._queue, []
         together = [statement for statements, _ in queue for statement in statements]
         self._syncs = any(statement.sql is _ADD for statement in together)
@@ -304,6 +326,8 @@ class Store:
     def _be_synchronous(self, durable: bool) -> None:
         mode = "FULL" if durable else "NORMAL"
         if mode != self._synchronous:
+            # Should it be interrupted, the next one sets it anew.
+            self._synchronous = ""
             self._opened().execute(f"PRAGMA synchronous = {mode}")
             self._synchronous = mode
 
@@ -507,7 +531,7 @@ class Store:
 
     def end_writer(self) -> None:
         """Have the thread write what there is, and end."""
-        with self._posted:
+        with self._post_box:
             self._ending = True
             self._posted.notify_all()
             writer = self._writer

@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 
 from .._errors import CannotStartError
 from .._life.thread import wait_until_gone
+from .._locks import Guard
 from .._process import exit, fork
 from .._process.hosts import new_thread
 from .._report import say
@@ -60,7 +61,7 @@ class Monitor:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = Guard()
         self._thread: threading.Thread | None = None
         self._listener: socket.socket | None = None
         # Where it is, and which file that was.
@@ -194,7 +195,7 @@ class Monitor:
 
     def _after_fork_in_child(self) -> None:
         # Another thread may have held it.
-        self._lock = threading.RLock()
+        self._lock = Guard()
         self._thread = None
         # Those that were kept are the parent's.
         answers.watch_failures(False)

@@ -36,6 +36,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from weakref import WeakSet
 
+from .._locks import Guard
 from .._report import can_read_frames
 
 T = TypeVar("T")
@@ -158,7 +159,7 @@ _others: WeakSet[Other] = WeakSet()
 _others_held: dict[int, list[list[Other]]] = {}
 
 # Re-entrant, because a signal handler may fork in the middle of a hook.
-_counting = threading.RLock()
+_counting = Guard()
 
 
 def is_child() -> bool:
@@ -183,7 +184,7 @@ def notice_fork() -> None:
     pid = os.getpid()
     # Of this process alone: one that a parent had too could be held, for ever, by a thread that is not here. Re-entrant,
     # because what is done in there looks as well, and so may a signal handler.
-    with _catching_up.setdefault(pid, threading.RLock()):
+    with _catching_up.setdefault(pid, Guard()):
         if pid != _pid:
             can_read_frames(False)
             _after_in_child()
@@ -261,7 +262,7 @@ def _after_in_child() -> None:
     _others.clear()
     _others_held.clear()
     # Another thread may have held it.
-    _counting = threading.RLock()
+    _counting = Guard()
     try:
         _each([*_forgets, *(runtime._after_fork_in_child for runtime in list(watched))])
     finally:

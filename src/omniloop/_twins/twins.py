@@ -47,6 +47,7 @@ from .._arguments import close_unstarted
 from .._bridges.enter import AsyncEntered, _Entered
 from .._errors import ClosedError, ForkedError, OmniloopError, TaskTimeoutError, WouldDeadlockError
 from .._life.life import Life
+from .._locks import Guard
 from .._process import fork
 from .._runtime import Runtime
 from .._work.deadline import within
@@ -86,13 +87,13 @@ _TWINS: Final = "_omniloop_twins"
 _of_fixed: dict[type, list[TwinType]] = {}
 # The twin of each object that came out, by the identities of both, and only as long as it lives.
 _live: weakref.WeakValueDictionary[tuple[int, int], Twin] = weakref.WeakValueDictionary()
-_lock = threading.RLock()
+_lock = Guard()
 
 
 def _forget_lock() -> None:
     global _lock
     # Another thread may have held it at the fork.
-    _lock = threading.RLock()
+    _lock = Guard()
 
 
 fork.forget_after_fork(_forget_lock)

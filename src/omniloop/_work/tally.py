@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from threading import RLock
 from typing import Literal, NamedTuple
 
-Entry = Literal["aside", "failed", "cancelled", "dropped", "sent", "arrived", "handed_over", "refused", "marked"]
+from .._locks import Guard
+
+Entry = Literal["aside", "failed", "cancelled", "dropped", "handed_over", "refused", "marked"]
 
 
 class Sums(NamedTuple):
@@ -32,7 +33,6 @@ class Tally:
 
     __slots__ = (
         "_accepted",
-        "_arrived",
         "_aside",
         "_cancelled",
         "_dropped",
@@ -42,7 +42,7 @@ class Tally:
         "_lock",
         "_marked",
         "_refused",
-        "_sent",
+        "handing_over",
         "keeping",
         "taken",
     )
@@ -60,15 +60,14 @@ class Tally:
         self._failed = 0
         self._cancelled = 0
         self._dropped = 0
-        # Calls for engines: on the way, at its end, taken by the engine there; and those that never set out.
-        self._sent = 0
-        self._arrived = 0
+        # Calls for engines: the ids of those on the way; how many the engines have taken, and how many never set out.
+        self.handing_over: set[str] = set()
         self._handed_over = 0
         self._refused = 0
         self._accepted = 0
         self._finished = 0
         # Re-entrant, because a signal handler may submit in the middle of a count.
-        self._lock = RLock()
+        self._lock = Guard()
 
     def count(self, *entries: Entry) -> None:
         """One more of each, in one step. From any thread."""
@@ -82,7 +81,7 @@ class Tally:
         with self._lock:
             return {
                 "handed_over": self._handed_over,
-                "handing_over": self._sent - self._arrived,
+                "handing_over": len(self.handing_over),
                 "refused": self._refused,
             }
 

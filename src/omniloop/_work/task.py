@@ -41,7 +41,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
-from threading import Lock, RLock
+from threading import Lock
 from traceback import StackSummary
 from types import CodeType, CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, final
@@ -50,6 +50,7 @@ from weakref import ref
 from .._arguments import check_timeout, close_unstarted
 from .._clock import look_up, time
 from .._errors import TaskTimeoutError, WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
+from .._locks import Guard
 from .._report import Failure, Site, innermost, shown
 from .failures import Failures, Unclaimed
 from .tally import Entry, Tally
@@ -119,7 +120,7 @@ class _Meeting:
 
     def __init__(self) -> None:
         # Re-entrant, because a signal handler may look at the task that the interrupted frame is looking at.
-        self.lock = RLock()
+        self.lock = Guard()
         self.outcome: Outcome | None = None
         # The runtime's own, called before anybody hears of the outcome.
         self.before: Callable[[], None] | None = None

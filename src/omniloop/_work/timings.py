@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
-from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 
 from .._clock import time
+from .._locks import Guard
 from .._stats import BOUNDS, Histogram, Timing
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Timings:
         self._by_name: dict[str, _Series] = {}
         self._listeners = listeners
         # Re-entrant, because a signal handler may submit what is done at once.
-        self._lock = RLock()
+        self._lock = Guard()
 
     def measure(self, task: Task[Any], batch_began: Callable[[], float]) -> None:
         """Measure *task* from now on. *batch_began* says when the loop came to what it starts just now."""

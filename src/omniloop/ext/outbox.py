@@ -26,13 +26,13 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
-from threading import RLock
 from typing import Any, Final
 
 from omniloop._bridges.resource import resource
-from omniloop._brokers.handover import Delivery, Engine, Function, Sent, resume
+from omniloop._brokers.handover import Delivery, Engine, Function, Sent, resume, was_cancelled
 from omniloop._brokers.store import Row, Store
 from omniloop._errors import NoResultError, RefusedError
+from omniloop._locks import Guard
 from omniloop._report import say
 from omniloop._shared import go, shared_runtime, to_thread
 
@@ -167,7 +167,7 @@ class Outbox(Engine):
             await self.engine.send(function, parcel.call)
         elif await self._office().store.begin(parcel):
             await self._run(function, parcel)
-        else:
+        elif not parcel.taken_back:
             # Only by the hand of a user, who has removed the sign that this process lives.
             say(
                 "%s: the call %s is not this process's any more, and does not run here.",
@@ -181,8 +181,7 @@ class Outbox(Engine):
         try:
             outcome = True, await function.run(Delivery(row.id, row.attempt), tuple(args), kwargs)
         except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            if was_cancelled(error):
                 # The end of this process, and not of the call.
                 raise
             # The call's own end, and not trouble on the way: it is over.
@@ -290,7 +289,7 @@ class _Office:
         # Closed after all work, in each life of the runtime.
         self._open = resource(partial(_kept, self.store))
         # Apart from the store's, which is held while the disk is busy.
-        self._lock = RLock()
+        self._lock = Guard()
         self._looks = False
         self._last_look = -_LOOK
         self._graced = False

@@ -16,6 +16,7 @@ import contextlib
 import copy
 import json
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -129,7 +130,9 @@ class Procrastinate(Engine):
         if self._shared.django and asyncio._get_running_loop() is None:
             self._shared.working().configure_task(function.name, schedule_at=due.get()).defer(**call)
             return None
-        return call, due.get()
+        moment = due.get()
+        # In JSON, because an outbox writes it down.
+        return call, moment and moment.isoformat()
 
     async def send(self, function: Function, parcel: Any) -> None:
         """
@@ -142,8 +145,9 @@ class Procrastinate(Engine):
         if parcel is None:
             return
         try:
-            call, moment = parcel
+            call, text = parcel
             name, _ = function.name, call["call_id"]
+            moment = text and datetime.fromisoformat(text)
         except (TypeError, ValueError, KeyError):
             raise RefusedError(
                 f"{function.name}: what is to be sent was packed for another engine than {self.label}: {parcel!r:.100}. Hand it over "

@@ -33,7 +33,7 @@ from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
 from omniloop._bridges.resource import resource
-from omniloop._brokers.handover import Delivery, Engine, Function, signature_of
+from omniloop._brokers.handover import Delivery, Engine, Function, signature_of, was_cancelled
 from omniloop._brokers.together import Together
 from omniloop._clock import time
 from omniloop._errors import NoResultError, RefusedError, WaitTimeoutError
@@ -455,8 +455,8 @@ class _Line:
                 await kick(connection)
             connection.errors_in_a_row = 0
             return connection.broker
-        except Exception as error:
-            if connection is None or isinstance(error, RefusedError):
+        except (Exception, asyncio.CancelledError) as error:
+            if connection is None or isinstance(error, RefusedError) or was_cancelled(error):
                 raise
             cause = error.__cause__ if isinstance(error, SendTaskError) and error.__cause__ is not None else error
             verdict, cause = await _verdict(cause, connection.broker)
