@@ -646,7 +646,9 @@ def test_an_error_of_the_call_itself_ends_as_refused(counter, error):
     assert counter.tries.count("bad") == 20
 
 
-@pytest.mark.promise("A cancellation that nobody has asked for, a client library's own, does not end a hand-over: it is tried again")
+@pytest.mark.promise(
+    "A cancellation that nobody has asked for, a client library's own, does not end a hand-over: it is tried again"
+)
 def test_a_stray_cancellation_does_not_end_a_hand_over(counter, caplog):
     call = counter.call("stray", [asyncio.CancelledError("of a task of the client's")] * 2)
 

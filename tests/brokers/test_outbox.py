@@ -615,7 +615,9 @@ def interrupted_again_and_again():
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers")
-@pytest.mark.promise("A call that is interrupted, at whatever point, keeps no later one from being written down, and no place on the way")
+@pytest.mark.promise(
+    "A call that is interrupted, at whatever point, keeps no later one from being written down, and no place on the way"
+)
 def test_later_calls_go_on_wherever_one_is_interrupted(book):
     result = run_child(interrupted_again_and_again, env=book.env, timeout=90)
 

@@ -1,6 +1,6 @@
 """`omniloop.ext.procrastinate` behind an outbox: what is written down is JSON."""
 
-import datetime
+import datetime as dt
 
 import pytest
 
@@ -15,7 +15,10 @@ from omniloop.ext.outbox import Outbox
 from omniloop.ext.procrastinate import Procrastinate
 
 
-@pytest.mark.promise("A call that is due later, of Procrastinate behind an outbox, is written down with its moment", section="Beyond the process")
+@pytest.mark.promise(
+    "A call that is due later, of Procrastinate behind an outbox, is written down with its moment",
+    section="Beyond the process",
+)
 def test_a_moment_survives_the_outbox(tmp_path):
     connector = InMemoryConnector()
     engine = Procrastinate(lambda: App(connector=connector))
@@ -23,7 +26,7 @@ def test_a_moment_survives_the_outbox(tmp_path):
     @background(broker=Outbox(tmp_path / "jobs.sqlite", engine), name="work")
     async def work(number: int) -> None: ...
 
-    moment = datetime.datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
+    moment = dt.datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=dt.timezone(dt.timedelta(hours=2)))
     token = due.set(moment)
     try:
         later = work(1)
