@@ -76,12 +76,18 @@ def acquire(lock: Lock | RLock, timeout: float | None) -> bool:
 
 @contextmanager
 def holding(lock: Lock | RLock) -> Iterator[None]:
-    """As ``with lock``, by a wait of ours."""
-    acquire(lock, None)
+    """As ``with lock``, by a wait of ours; an exception that comes while it is taken does not leave it taken."""
+    taken: list[bool] = []
     try:
+        for seconds in slices(None):
+            # In one step: what was taken is noted.
+            taken.extend(map(lock.acquire, (True,), (seconds,)))
+            if True in taken:
+                break
         yield
     finally:
-        lock.release()
+        if True in taken:
+            lock.release()
 
 
 def join(thread: Thread, timeout: float | None) -> bool:
