@@ -77,6 +77,7 @@ if TYPE_CHECKING:
 
 # Who knows which library.
 _hooks.offer("asgiref.sync", "omniloop._guests.asgiref")
+_hooks.offer("asgiref.local", "omniloop._guests.asgiref")
 
 # What is dear to import, and its module: loaded when the name is first used.
 _LAZY = {

@@ -12,6 +12,7 @@ from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
 from types import CoroutineType, FunctionType
 from typing import Any, Final, TypeVar
 
+from . import _hooks
 from ._errors import NotAsyncError
 from ._settings import MOST_SECONDS
 
@@ -138,6 +139,7 @@ def carried(before: Context, after: Context) -> dict[ContextVar[Any], Any]:
 
     Not our own variables, which say what a task is; all of their names begin alike. Nor what belongs to a thread.
     """
+    _hooks.let_in()
     return {
         variable: value
         for variable, value in after.items()

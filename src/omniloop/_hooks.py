@@ -47,8 +47,8 @@ def take_part_in_waits(guest: Waits) -> None:
     _waits[:] = [guest]
 
 
-def guest_of_waits() -> Waits | None:
-    """The guest that has a part in blocking waits, if its library is loaded."""
+def let_in() -> None:
+    """Import the guests whose libraries have been loaded meanwhile."""
     if _offered:
         for library in list(_offered):
             if library in sys.modules:
@@ -56,6 +56,11 @@ def guest_of_waits() -> Waits | None:
                 with suppress(ImportError, KeyError):
                     import_module(_offered[library])
                     del _offered[library]
+
+
+def guest_of_waits() -> Waits | None:
+    """The guest that has a part in blocking waits, if its library is loaded."""
+    let_in()
     return _waits[0] if _waits else None
 
 
