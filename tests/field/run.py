@@ -8,7 +8,6 @@ Only a row that was run is on the page: results.json keeps the last run of each.
 """
 
 import ast
-import datetime
 import json
 import os
 import re
@@ -17,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,13 +144,16 @@ def run(program: Program) -> dict[str, str] | str:
         if ended.stderr:
             print(f"{program.name} wrote:\n{ended.stderr}", file=sys.stderr)
         version = subprocess.run(
-            [python, "-c", "import platform; print(platform.python_version())"], check=True, capture_output=True, text=True
+            [python, "-c", "import platform; print(platform.python_version())"],
+            check=True,
+            capture_output=True,
+            text=True,
         )
     return {
         "kind": program.kind,
         "packages": ", ".join(package.replace("==", " ") for package in program.packages) or "the standard library",
         "python": version.stdout.strip(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "ran": program.ran,
         "right": lines[-1].removeprefix("right: "),
         "differs": program.differs,
@@ -178,7 +181,13 @@ def page(results: dict[str, dict[str, str]]) -> str:
         of_kind = {name: row for name, row in sorted(results.items()) if row["kind"] == kind}
         if not of_kind:
             continue
-        text += ["", f"## {title}", "", "| | what was run | what is right | what differs, and what to do |", "|---|---|---|---|"]
+        text += [
+            "",
+            f"## {title}",
+            "",
+            "| | what was run | what is right | what differs, and what to do |",
+            "|---|---|---|---|",
+        ]
         for row in of_kind.values():
             versions = f"{row['packages']}; Python {row['python']}; {row['date']}"
             text.append(f"| {versions} | {row['ran']} | {row['right']} | {row['differs'] or '–'} |")

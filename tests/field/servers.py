@@ -28,7 +28,8 @@ def wait_for(port: int) -> None:
 def redis_server() -> Iterator[int]:
     port = free_port()
     server = subprocess.Popen(
-        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], stdout=subprocess.DEVNULL
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+        stdout=subprocess.DEVNULL,
     )
     try:
         wait_for(port)
@@ -49,7 +50,9 @@ def postgres() -> Iterator[str]:
         data = f"{folder}/data"
 
         def pg_ctl(*arguments: str) -> None:
-            subprocess.run(["pg_ctl", "-D", data, "-s", "-w", *arguments], check=True, user=user, cwd=folder, timeout=60)
+            subprocess.run(
+                ["pg_ctl", "-D", data, "-s", "-w", *arguments], check=True, user=user, cwd=folder, timeout=60
+            )
 
         pg_ctl("init", "-o", "-A trust -U postgres -N")
         pg_ctl("start", "-l", f"{folder}/log", "-o", f"-p {port} -h 127.0.0.1 -k {folder} -F")

@@ -6,6 +6,7 @@
 An aiohttp server on omniloop's loop; one `ClientSession` by `resource`, used from ten threads; a response read line by line by `iterate`.
 """
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
@@ -41,6 +42,7 @@ runner, address = omniloop.run(serve(), timeout=20)
 
 
 @omniloop.resource
+@contextlib.asynccontextmanager
 async def session():
     async with aiohttp.ClientSession(address) as opened:
         yield opened
@@ -51,19 +53,20 @@ async def ask(opened, number):
         return await response.json()
 
 
-async def read(opened):
-    async with opened.get("/lines") as response:
+async def read():
+    async with aiohttp.ClientSession(address) as opened, opened.get("/lines") as response:
         async for line in response.content:
             yield line
 
 
 def from_a_thread(number):
-    return session.run(ask, number, timeout=20) if hasattr(session, "run") else session.go(ask, number).result(20)
+    return session.run(lambda opened: ask(opened, number), timeout=20)
 
 
 with ThreadPoolExecutor(10) as threads:
     assert list(threads.map(from_a_thread, range(100))) == [2 * number for number in range(100)]
-with omniloop.enter(aiohttp.ClientSession(address)) as opened:
-    assert list(omniloop.iterate(read(opened))) == [b"line %d\n" % number for number in range(5)]
+assert list(omniloop.iterate(read())) == [b"line %d\n" % number for number in range(5)]
 omniloop.run(runner.cleanup(), timeout=20)
-right("A hundred requests of ten threads over one session, which is closed at exit; a streamed response in a `for` loop.")
+right(
+    "A hundred requests of ten threads over one session, which is closed at exit; a streamed response in a `for` loop."
+)

@@ -5,7 +5,7 @@
 """
 `grpc.aio`: a server and a channel on omniloop's loop, a hundred calls at once, a stream by `iterate`; the sync channel beside it.
 
-Differs: `grpc.aio` keeps one poller for the process and delivers to the loop that made the channel: make channels on omniloop's loop (`run`, `enter`, `resource`) and use them there only.
+Differs: A channel belongs to the loop that it was made on: make it in a coroutine, as `run(connect())` does here.
 """
 
 import asyncio
@@ -64,4 +64,6 @@ with omniloop.enter(omniloop.run(connect(), timeout=20)) as channel:
 with grpc.insecure_channel(address) as channel:
     assert channel.unary_unary("/test/Double")(b"sync ", timeout=20) == b"sync sync "
 omniloop.run(server.stop(1), timeout=20)
-right("A hundred calls at once over a channel in `enter`, a stream in a `for` loop, and gRPC's own sync channel to the same server.")
+right(
+    "A hundred calls at once over a channel in `enter`, a stream in a `for` loop, and gRPC's own sync channel to the same server."
+)

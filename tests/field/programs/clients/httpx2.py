@@ -25,7 +25,8 @@ async def hello(request):
 
 
 async def slow(request):
-    await asyncio.sleep(5)
+    await asyncio.sleep(1)
+    return PlainTextResponse("late")
 
 
 async def lines(request):
@@ -37,12 +38,12 @@ async def lines(request):
 
 
 app = Starlette(routes=[Route("/", hello), Route("/slow", slow), Route("/lines", lines)])
-server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
+server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
 thread = threading.Thread(target=server.run)
 thread.start()
 while not server.started:
     time.sleep(0.01)
-address = "http://127.0.0.1:%d" % server.servers[0].sockets[0].getsockname()[1]
+address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
 async def read(client):
@@ -64,4 +65,6 @@ with omniloop.enter(httpx2.AsyncClient(base_url=address)) as client:
         raise AssertionError("no timeout")
 server.should_exit = True
 thread.join(30)
-right("A hundred requests over one client made in sync code, a streamed response in a `for` loop, its timeouts as on any loop.")
+right(
+    "A hundred requests over one client made in sync code, a streamed response in a `for` loop, its timeouts as on any loop."
+)

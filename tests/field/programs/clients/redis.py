@@ -10,10 +10,10 @@
 """
 
 import redis.asyncio
-from servers import redis_server
 
 import omniloop
 from ending import right
+from servers import redis_server
 
 
 async def add(client, number):

@@ -4,7 +4,11 @@
 # ///
 """
 A server of websockets' on omniloop's loop; clients by `enter(connect(…))` in the main thread and its sync client; messages by `iterate`.
+
+Differs: `serve()` wants the running loop where it is called: call it in an async context manager of your own, and give that to `enter`. `connect()` does not.
 """
+
+import contextlib
 
 import websockets.sync.client
 from websockets.asyncio.client import connect
@@ -19,6 +23,12 @@ async def echo(connection):
         await connection.send(message * 2)
 
 
+@contextlib.asynccontextmanager
+async def serving():
+    async with serve(echo, "127.0.0.1", 0) as server:
+        yield server
+
+
 async def three(connection):
     async for message in connection:
         yield message
@@ -26,8 +36,8 @@ async def three(connection):
             return
 
 
-with omniloop.enter(serve(echo, "127.0.0.1", 0)) as server:
-    address = "ws://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+with omniloop.enter(serving()) as server:
+    address = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     with omniloop.enter(connect(address)) as connection:
         for letter in "abc":
             omniloop.run(connection.send(letter), timeout=20)

@@ -34,4 +34,6 @@ async def main():
 
 
 asyncio.run(main())
-right("`run`, `await go(…)` and a nested `asyncio.run` side by side; `asyncio.timeout` and `current_task()` are right on omniloop's loop.")
+right(
+    "`run`, `await go(…)` and a nested `asyncio.run` side by side; `asyncio.timeout` and `current_task()` are right on omniloop's loop."
+)

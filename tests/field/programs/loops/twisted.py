@@ -16,7 +16,7 @@ loop = asyncio.new_event_loop()
 asyncio.set_event_loop(loop)
 asyncioreactor.install(loop)
 
-from twisted.internet import defer, reactor, task
+from twisted.internet import defer, task
 
 import omniloop
 from ending import right
@@ -50,4 +50,6 @@ except SystemExit as ended:
     assert ended.code in (0, None), ended
 assert seen == ["done"]
 assert omniloop.run(double(1), timeout=20) == 2
-right("Ten handles awaited at once under Twisted's reactor; a done callback that goes back to the reactor's thread; `run` after the reactor has stopped.")
+right(
+    "Ten handles awaited at once under Twisted's reactor; a done callback that goes back to the reactor's thread; `run` after the reactor has stopped."
+)

@@ -56,4 +56,6 @@ assert omniloop.run(server_and_client(), timeout=20) == b"over the wire\n"
 assert omniloop.run(child(), timeout=20) == b"42\n"
 assert uvloop.run(elsewhere()) == list(range(100))
 assert started == list(range(100))
-right("A hundred tasks in the order of their submission, awaited from a uvloop of the main thread; a server, a client and a subprocess.")
+right(
+    "A hundred tasks in the order of their submission, awaited from a uvloop of the main thread; a server, a client and a subprocess."
+)

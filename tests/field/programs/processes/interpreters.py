@@ -39,7 +39,9 @@ def main():
         assert omniloop.run(all_of_them(), timeout=60) == [number**2 for number in range(10)]
         said = pool.submit(use_it_there).result(timeout=60)
         assert said.startswith("CannotStartError: "), said
-    right("Ten calls awaited on the loop; inside an interpreter `run` is refused with `CannotStartError`, and nothing hangs.")
+    right(
+        "Ten calls awaited on the loop; inside an interpreter `run` is refused with `CannotStartError`, and nothing hangs."
+    )
 
 
 if __name__ == "__main__":

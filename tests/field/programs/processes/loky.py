@@ -31,7 +31,9 @@ def main():
     executor = loky.get_reusable_executor(max_workers=2)
 
     async def all_of_them():
-        return await asyncio.gather(*(asyncio.wrap_future(executor.submit(square_there, number)) for number in range(10)))
+        return await asyncio.gather(
+            *(asyncio.wrap_future(executor.submit(square_there, number)) for number in range(10))
+        )
 
     results = omniloop.run(all_of_them(), timeout=60)
     assert [value for value, _ in results] == [number**2 for number in range(10)]

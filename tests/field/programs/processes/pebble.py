@@ -32,7 +32,9 @@ def main():
     assert omniloop.run(asyncio.sleep(0, True), timeout=20)
 
     async def all_of(pool):
-        return await asyncio.gather(*(asyncio.wrap_future(pool.schedule(square_there, args=[number])) for number in range(10)))
+        return await asyncio.gather(
+            *(asyncio.wrap_future(pool.schedule(square_there, args=[number])) for number in range(10))
+        )
 
     async def too_long(pool):
         try:

@@ -42,4 +42,6 @@ with blockbuster_ctx():
         assert "time.sleep" in str(error)
     else:
         raise AssertionError("a blocking call on the loop was not seen")
-right("A `time.sleep` on omniloop's loop is refused as on any other; nothing that omniloop does on its loop or yours is.")
+right(
+    "A `time.sleep` on omniloop's loop is refused as on any other; nothing that omniloop does on its loop or yours is."
+)

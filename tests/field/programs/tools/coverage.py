@@ -28,7 +28,6 @@ omniloop.to_thread(print, "in a thread")
 """
 
 
-
 def missing(core, source):
     Path("program.py").write_text(source, encoding="utf-8")
     surroundings = {**os.environ, "COVERAGE_CORE": core, "COVERAGE_FILE": f".coverage-{core}"}
@@ -39,7 +38,10 @@ def missing(core, source):
         text=True,
         timeout=60,
     )
-    assert (sorted(ran.stdout.splitlines()), ran.stderr, ran.returncode) == (["in a thread", "worked"], "", 0), (core, ran)
+    assert (sorted(ran.stdout.splitlines()), ran.stderr, ran.returncode) == (["in a thread", "worked"], "", 0), (
+        core,
+        ran,
+    )
     subprocess.run(
         [sys.executable, "-m", "coverage", "json", "-q", "-o", "report.json"], env=surroundings, check=True, timeout=60
     )
@@ -50,4 +52,6 @@ def missing(core, source):
 for core in ("ctrace", "pytrace", "sysmon"):
     assert missing(core, program + "omniloop.flush()\n") == [], core
     assert missing(core, program) == [5, 6], core
-right("The work is done with each core, and every line of it is seen that runs before the script's last one has: on the loop's thread and in worker threads.")
+right(
+    "The work is done with each core, and every line of it is seen that runs before the script's last one has: on the loop's thread and in worker threads."
+)

@@ -9,8 +9,8 @@ Differs: What compares `time.monotonic()` itself stands still; the loop's clock 
 """
 
 import asyncio
-import datetime
 import threading
+from datetime import date
 
 import freezegun
 
@@ -20,7 +20,7 @@ from ending import right
 
 async def today():
     await asyncio.sleep(0.02)
-    return datetime.date.today().isoformat()
+    return date.today().isoformat()
 
 
 async def never():
@@ -42,4 +42,6 @@ with freezegun.freeze_time("2012-01-14", real_asyncio=True):
     repeated = omniloop.every(0.02, turns.release)
     assert all(turns.acquire(timeout=20) for _ in range(3))
     repeated.cancel()
-right("The date is the frozen one on the loop's thread too, and timeouts, `call_later` and `every` go by real time (`real_asyncio=True`).")
+right(
+    "The date is the frozen one on the loop's thread too, and timeouts, `call_later` and `every` go by real time (`real_asyncio=True`)."
+)

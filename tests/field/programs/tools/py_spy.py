@@ -28,10 +28,15 @@ program = subprocess.Popen([sys.executable, "-c", source], stdin=-1, stdout=-1, 
 try:
     assert program.stdout.readline() == "ready\n"
     dumped = subprocess.run(
-        ["py-spy", "dump", "--json", "--nonblocking", "--pid", str(program.pid)], capture_output=True, text=True, timeout=60
+        ["py-spy", "dump", "--json", "--nonblocking", "--pid", str(program.pid)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert dumped.returncode == 0, dumped
-    threads = {thread["thread_name"]: [frame["name"] for frame in thread["frames"]] for thread in json.loads(dumped.stdout)}
+    threads = {
+        thread["thread_name"]: [frame["name"] for frame in thread["frames"]] for thread in json.loads(dumped.stdout)
+    }
     at = [name for name, frames in threads.items() if "blocks_the_loop" in frames]
     assert len(at) == 1, threads
 finally:

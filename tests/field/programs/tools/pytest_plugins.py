@@ -50,7 +50,10 @@ def test_b():
 
 def pytest(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], capture_output=True, text=True, timeout=100
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
 
 
@@ -60,5 +63,11 @@ for seed in ("1", "2"):
 ran = pytest("-p", "no:randomly", "--timeout=1", "--timeout-method=signal", "test_hangs.py")
 assert "1 failed, 1 passed" in ran.stdout and "Timeout" in ran.stdout, ran
 ran = pytest("-p", "no:randomly", "--timeout=1", "--timeout-method=thread", "test_hangs.py")
-assert ran.returncode == 1 and "never" not in ran.stdout.partition("Stack of MainThread")[0] and "omniloop" in ran.stderr + ran.stdout, ran
-right("Tests in any order, and again after a failure; a timeout by signal fails the test that hangs in `run`, cancels its coroutine, and the next test goes on; one by thread shows the stacks of omniloop's threads.")
+assert (
+    ran.returncode == 1
+    and "never" not in ran.stdout.partition("Stack of MainThread")[0]
+    and "omniloop" in ran.stderr + ran.stdout
+), ran
+right(
+    "Tests in any order, and again after a failure; a timeout by signal fails the test that hangs in `run`, cancels its coroutine, and the next test goes on; one by thread shows the stacks of omniloop's threads."
+)

@@ -7,8 +7,8 @@
 """
 
 import asyncio
-import datetime
 import threading
+from datetime import UTC, date, datetime
 
 import time_machine
 
@@ -18,7 +18,7 @@ from ending import right
 
 async def today():
     await asyncio.sleep(0.02)
-    return datetime.date.today().isoformat()
+    return date.today().isoformat()
 
 
 async def never():
@@ -26,7 +26,7 @@ async def never():
 
 
 for tick in (False, True):
-    with time_machine.travel(datetime.datetime(2012, 1, 14, tzinfo=datetime.UTC), tick=tick):
+    with time_machine.travel(datetime(2012, 1, 14, tzinfo=UTC), tick=tick):
         assert omniloop.run(today(), timeout=20) == "2012-01-14"
         try:
             omniloop.run(never(), timeout=0.2)
@@ -41,4 +41,6 @@ for tick in (False, True):
         repeated = omniloop.every(0.02, turns.release)
         assert all(turns.acquire(timeout=20) for _ in range(3))
         repeated.cancel()
-right("The date is the travelled one on the loop's thread too; timeouts, `call_later` and `every` go by real time, with `tick` or without.")
+right(
+    "The date is the travelled one on the loop's thread too; timeouts, `call_later` and `every` go by real time, with `tick` or without."
+)
