@@ -13,7 +13,7 @@ PACKAGE = Path(omniloop.__file__).parent
 
 # From the ground up. A module imports from lower floors; and from its own, as long as nothing there leads back to it.
 FLOORS = {
-    "words": {"_clock", "_locks", "_hooks", "_errors", "_settings", "_arguments", "_report", "_stats"},
+    "words": {"_clock", "_caller", "_locks", "_hooks", "_errors", "_settings", "_arguments", "_report", "_stats"},
     "_process": {"_process"},
     "_work": {"_work"},
     "_life": {"_life"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from .._arguments import check_timeout, is_async
 from .._brokers.handover import Engine, Sent, checked_function, checked_options, handed_over
+from .._caller import caller
 from .._errors import NotAsyncError
 from .._limiter import Limiter, by_result, go_limited, limiter, to_thread_limited
 from .._report import Hook
@@ -201,7 +201,7 @@ def _async(options: _Options, fn: Callable[..., Any], limiter: Limiter | None) -
 
     def start(*args: Any, **kwargs: Any) -> Task[Any]:
         coro = fn(*args, **kwargs)
-        return _tell(go_limited(runtime, limiter, coro, name, context, kind, sys._getframe(1), timeout), on_error)
+        return _tell(go_limited(runtime, limiter, coro, name, context, kind, caller(), timeout), on_error)
 
     return start
 
@@ -211,7 +211,7 @@ def _plain(options: _Options, fn: Callable[..., T], limiter: Limiter | None) -> 
     call = by_result(runtime, fn)
 
     def start(*args: Any, **kwargs: Any) -> Task[T]:
-        frame = sys._getframe(1)
+        frame = caller()
         task: Task[T] = to_thread_limited(runtime, limiter, call, args, kwargs, name, frame, context, daemon, timeout)
         return _tell(task, on_error)
 

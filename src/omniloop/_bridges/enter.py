@@ -7,7 +7,6 @@ The manager covers its block as in `async with`, though that task has a context 
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
@@ -16,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, Generic, TypeVar, final
 
 from .._arguments import carried
+from .._caller import caller
 from .._errors import ForkedError, NotAsyncError, OmniloopError, WouldDeadlockError
 from .._runtime import Runtime
 from .._shared import chosen
@@ -156,7 +156,7 @@ class _Entered(AbstractContextManager[T, bool]):
             )
         door = self._door
         name = f"enter({getattr(manager, '__qualname__', type(manager).__qualname__)})"
-        task = self._task = self._runtime._make_task(_hold(manager, door), None, None, sys._getframe(1))
+        task = self._task = self._runtime._make_task(_hold(manager, door), None, None, caller())
         task._name, task._kind = name, self._kind
         with self._ending(task):
             # In here, because Ctrl-C may come when the loop has the task already.

@@ -26,6 +26,7 @@ from .._arguments import (
     name_of,
     one_argument,
 )
+from .._caller import caller
 from .._clock import acquire, time
 from .._errors import ClosedError, ForkedError, TaskTimeoutError, WouldDeadlockError
 from .._limiter import by_result, go_limited, limiter, to_thread_limited
@@ -140,7 +141,7 @@ class TaskGroup:
         """
         if misplaced:
             raise misplaced_arguments("go", coro, misplaced)
-        return self._go(coro, name, context, sys._getframe(1), timeout, Kind.DAEMON if daemon else Kind.WORK)
+        return self._go(coro, name, context, caller(), timeout, Kind.DAEMON if daemon else Kind.WORK)
 
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -152,7 +153,7 @@ class TaskGroup:
             NotAsyncError: if *coro* can't be awaited here.
             ClosedError: if the group has ended, or was cancelled. The coroutine is closed.
         """
-        return self._go(coro, name, context, sys._getframe(1))
+        return self._go(coro, name, context, caller())
 
     def call_soon(self, fn: Callable[[*Ts], T], *args: *Ts, context: Context | None = None) -> Task[T]:
         """
@@ -162,7 +163,7 @@ class TaskGroup:
             NotAsyncError: if *fn* is async, or can't be called.
             ClosedError: if the group has ended, or was cancelled.
         """
-        frame = sys._getframe(1)
+        frame = caller()
         return self._add(fn, lambda: self._runtime._call_soon(fn, args, context, frame))
 
     def to_thread(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
@@ -175,7 +176,7 @@ class TaskGroup:
             NotAsyncError: if *fn* is async, or can't be called.
             ClosedError: if the group has ended, or was cancelled.
         """
-        frame = sys._getframe(1)
+        frame = caller()
         return self._add(fn, lambda: to_thread_limited(self._runtime, self._limiter, fn, args, kwargs, None, frame))
 
     def cancel(self) -> None:
@@ -208,7 +209,7 @@ class TaskGroup:
 
     def __enter__(self) -> Self:
         self._runtime._current().check_may_wait("The end of `with TaskGroup()`", "use `async with`")
-        self._enter(sys._getframe(1))
+        self._enter(caller())
         return self
 
     def __exit__(
@@ -265,7 +266,7 @@ class TaskGroup:
 
     async def __aenter__(self) -> Self:
         body = _Body()
-        self._enter(sys._getframe(1))
+        self._enter(caller())
         self._body = body
         if self._asked.locked():
             body.cancel()
@@ -647,7 +648,7 @@ def _results(
                 except StopIteration:
                     more = False
                 else:
-                    window.add(item, sys._getframe(1))
+                    window.add(item, caller())
             if not len(window):
                 return
             value = window.take()

@@ -14,6 +14,7 @@ from typing import Final, Generic, Self, TypeVar, final
 import janus
 
 from .._arguments import close_unstarted
+from .._caller import caller
 from .._clock import slices
 from .._errors import ForkedError, NotAsyncError
 from .._limiter import in_own_thread
@@ -63,7 +64,7 @@ def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | Non
     _check_buffer(buffer)
     if not isinstance(source, AsyncIterable):
         raise NotAsyncError(_not_async_iterable(source))
-    return Iteration(source, buffer, chosen(runtime), sys._getframe(1))
+    return Iteration(source, buffer, chosen(runtime), caller())
 
 
 @final
@@ -214,7 +215,7 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
         close_unstarted(source)
         way_out = "Use `async for` on it" if isinstance(source, AsyncIterable) else "Pass an iterable: aiterate(cursor)"
         raise NotAsyncError(f"aiterate() takes a sync iterable, and {source!r} is none. {way_out}.")
-    return _from_thread(source, buffer, chosen(runtime), sys._getframe(1))
+    return _from_thread(source, buffer, chosen(runtime), caller())
 
 
 async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame: FrameType) -> AsyncGenerator[T, None]:

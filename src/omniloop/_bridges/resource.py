@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any, Generic, Self, TypeVar, final, overload
 
 from .._arguments import check_timeout, close_unstarted
+from .._caller import caller
 from .._errors import CannotStartError, ClosedError, NotAsyncError, WaitTimeoutError, WouldDeadlockError, WrongLoopError
 from .._life.life import Life
 from .._limiter import go_limited
@@ -138,7 +139,7 @@ class Resource(Generic[T]):
             CancelledError: of `concurrent.futures`, if it was cancelled by another.
         """
         self._check(use, "run")
-        return self._runtime._run(self._use(use), timeout, sys._getframe(1))
+        return self._runtime._run(self._use(use), timeout, caller())
 
     def go(
         self,
@@ -170,7 +171,7 @@ class Resource(Generic[T]):
         if life.thread is not None and life.thread.is_current() and life.ledger.is_bereft():
             raise self._bereft_error()
         kind = Kind.DAEMON if daemon else Kind.WORK
-        return go_limited(self._runtime, None, self._use(use), name, context, kind, sys._getframe(1), timeout)
+        return go_limited(self._runtime, None, self._use(use), name, context, kind, caller(), timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """
@@ -190,7 +191,7 @@ class Resource(Generic[T]):
         life = self._runtime._current()
         check_timeout(timeout)
         life.check_may_wait("close()", "await its aclose()")
-        ending = self._begin_end(None, sys._getframe(1))
+        ending = self._begin_end(None, caller())
         if ending is None:
             return
         if not ending._wait_until_done(timeout):
@@ -209,7 +210,7 @@ class Resource(Generic[T]):
             CancelledError: of `asyncio`, if it was cancelled. The closing goes on.
             Exception: whatever the closing of the client raises.
         """
-        ending = self._begin_end(None if is_trio() else asyncio.current_task(), sys._getframe(1))
+        ending = self._begin_end(None if is_trio() else asyncio.current_task(), caller())
         if ending is not None:
             await ending.wait()
             await ending
@@ -238,7 +239,7 @@ class Resource(Generic[T]):
             kept.let_go()
 
     def __await__(self) -> Generator[Any, None, T]:
-        return self._get(sys._getframe(1), False).__await__()
+        return self._get(caller(), False).__await__()
 
     def __repr__(self) -> str:
         return f"<{self._name}{', closed' if self._refuses else ''}>"

@@ -29,6 +29,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar, final
 
 from .._arguments import check_timeout
+from .._caller import caller
 from .._clock import time
 from .._errors import FullError, NotAsyncError, RefusedError, WaitTimeoutError
 from .._locks import Guard
@@ -389,13 +390,11 @@ class Sent(Generic[T]):
         """
         check_timeout(timeout)
         self._runtime._current().check_may_wait("result() of a call that was handed over", "await it")
-        return self._runtime._run(self._value(timeout), None, sys._getframe(1))
+        return self._runtime._run(self._value(timeout), None, caller())
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait for the value in async code, on any event loop. Cancelling the waiter only ends the waiting."""
-        return self._runtime._go(
-            self._value(None), f"value of {self!r}", None, DAEMON, sys._getframe(1), "accept"
-        ).__await__()
+        return self._runtime._go(self._value(None), f"value of {self!r}", None, DAEMON, caller(), "accept").__await__()
 
     async def _value(self, timeout: float | None) -> T:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -628,7 +627,7 @@ def handed_over(
     engine.bind(function)
 
     def start(*args: Any, **kwargs: Any) -> Sent[Any]:
-        return _start(engine, function, runtime, args, kwargs, sys._getframe(1))
+        return _start(engine, function, runtime, args, kwargs, caller())
 
     return start
 
@@ -663,7 +662,7 @@ def _start(
 def resume(engine: Engine, function: Function, runtime: Runtime, call_id: str, parcel: Any) -> Sent[Any]:
     """Set out again with a call that another process has packed; FullError if there is no room."""
     engine._way().enter(function.name, call_id, runtime)
-    return _set_out(engine, function, runtime, call_id, parcel, sys._getframe(1))
+    return _set_out(engine, function, runtime, call_id, parcel, caller())
 
 
 def _set_out(

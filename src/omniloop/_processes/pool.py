@@ -36,6 +36,7 @@ from types import FrameType
 from typing import Any, Final, ParamSpec, TypeVar, final
 
 from .._arguments import check_function, name_of
+from .._caller import caller
 from .._errors import CannotStartError, NotPicklableError, ProcessDiedError, can_be_thrown
 from .._life.life import Life
 from .._process import exit, fork, signals
@@ -70,7 +71,7 @@ def to_process(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task
         >>> to_process(math.factorial, 20).result(timeout=60)  # in a script: below `if __name__ == "__main__":`
         2432902008176640000
     """
-    return _shared_pool._submit(fn, args, kwargs, sys._getframe(1))
+    return _shared_pool._submit(fn, args, kwargs, caller())
 
 
 @final
@@ -133,8 +134,8 @@ class ProcessPool:
             CannotStartError: if no process can be started here.
         """
         if self._elsewhere is not None:
-            return _submit_elsewhere(self._runtime, self._elsewhere, fn, args, kwargs, sys._getframe(1))
-        return self._submit(fn, args, kwargs, sys._getframe(1))
+            return _submit_elsewhere(self._runtime, self._elsewhere, fn, args, kwargs, caller())
+        return self._submit(fn, args, kwargs, caller())
 
     def _submit(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Task[T]:
         check_function(fn, "to_process")

@@ -45,6 +45,7 @@ from typing import Any, Final, NamedTuple
 
 from .._arguments import close_unstarted
 from .._bridges.enter import AsyncEntered, _Entered
+from .._caller import caller
 from .._errors import ClosedError, ForkedError, OmniloopError, TaskTimeoutError, WouldDeadlockError
 from .._life.life import Life
 from .._locks import Guard
@@ -347,7 +348,7 @@ class SyncCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._call(args, kwargs, _getframe(1))
+            return self._call(args, kwargs, caller())
         except BaseException as error:
             # Whoever reads the traceback sees the caller, and then the user's own code. (A bare `raise` adds no frame.)
             error.__traceback__ = trimmed(error.__traceback__)
@@ -415,7 +416,7 @@ class SyncCall:
         if self._kind is GENERATOR or self._kind is STEPWISE:
 
             def iterate(*args: Any, **kwargs: Any) -> Any:
-                return self._iterate(args, kwargs, _getframe(1))
+                return self._iterate(args, kwargs, caller())
 
             call = iterate
         elif self._kind is NATIVE:
@@ -431,7 +432,7 @@ class SyncCall:
         else:
 
             def begin(*args: Any, **kwargs: Any) -> Any:
-                return _Pending(self, args, kwargs, _getframe(1))
+                return _Pending(self, args, kwargs, caller())
 
             call = begin
         functools.update_wrapper(call, fn)
@@ -649,7 +650,7 @@ class _State:
         if self.make is not None:
             args, kwargs = self.make
             old = self.original
-            self.construct(args, kwargs, _getframe(2))
+            self.construct(args, kwargs, caller(2))
             with _lock:
                 twin = _live.pop((id(old), id(self.face)), None)
                 if twin is not None:
@@ -855,7 +856,7 @@ class Twin(metaclass=TwinType):
         args, kwargs = _all_in(args, kwargs)
         if face._omniloop_options.reopen:
             state.make = args, kwargs
-        frame = _getframe(1)
+        frame = caller()
         if asyncio._get_running_loop() is not None and not _is_current(state.life):
             name = type(self).__name__
             _warn(frame, f"{name}()", f"`{name}.aio(…)`")
@@ -939,7 +940,7 @@ class Twin(metaclass=TwinType):
         if state.way_out is not None:
             # Entered when it came out.
             return self
-        _guard(self, "with", _getframe(1))
+        _guard(self, "with", caller())
         # Ended after all work, as what is made is.
         entered = _Entered(original, state.runtime, Kind.KEEPER)
         try:
@@ -956,7 +957,7 @@ class Twin(metaclass=TwinType):
         way_out, state.way_out = state.way_out, None
         if way_out is not None:
             call = _dunder(self, way_out.__aexit__, "with")
-            return bool(call._call((kind, error, tb), {}, _getframe(1)))
+            return bool(call._call((kind, error, tb), {}, caller()))
         me = threading.get_ident()
         entered = state.entered
         # Of those that this thread entered the last; it may be handed to another thread, to be left there.
@@ -995,20 +996,20 @@ class Twin(metaclass=TwinType):
             aiter(original)
             # Its own `__iter__` and `__next__` are made with its class, where pyright can't see them.
             return self  # pyright: ignore[reportReturnType]
-        frame = _getframe(1)
+        frame = caller()
         _guard(self, "for", frame)
         name = f"{state.face.__name__}.__aiter__"
         return Steps(original, state.runtime, frame, name, _outward(options, self), options.timeout)
 
     def _omniloop_next(self) -> Any:
         original = self._omniloop.here()
-        return _dunder(self, _next_or_end, "for")._call((original,), {}, _getframe(1))
+        return _dunder(self, _next_or_end, "for")._call((original,), {}, caller())
 
     def _omniloop_aiter(self) -> AsyncIterator[Any]:
         state = self._omniloop
         original, options = state.here(), state.face._omniloop_options
         name = f"{state.face.__name__}.__aiter__"
-        return AsyncSteps(lambda: original, state.runtime, _getframe(1), name, _outward(options, self), options.timeout)
+        return AsyncSteps(lambda: original, state.runtime, caller(), name, _outward(options, self), options.timeout)
 
 
 async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:

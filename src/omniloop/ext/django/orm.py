@@ -27,6 +27,7 @@ from django.db import (  # type: ignore[import-untyped,import-not-found,unused-i
 
 from omniloop._arguments import as_coroutine, close_unstarted
 from omniloop._brokers.handover import Sent
+from omniloop._caller import caller
 from omniloop._errors import NotAsyncError
 from omniloop._guests.asgiref import SyncThread, bring_along
 from omniloop._shared import shared_runtime
@@ -50,7 +51,7 @@ def go_on_commit(
         NotAsyncError: if *work* is neither. If its function returns something else, that is raised where the commit is.
         ClosedError: if there is no transaction, and the interpreter ends.
     """
-    frame = sys._getframe(1)
+    frame = caller()
     if not callable(work):
         work = as_coroutine(work, None)
     on_commit = _OnCommit(work, name, copy_context(), frame.f_code, frame.f_lasti)
