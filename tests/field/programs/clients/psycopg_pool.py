@@ -36,4 +36,6 @@ with postgres() as dsn, omniloop.enter(AsyncConnectionPool(dsn, min_size=1, max_
     with omniloop.enter(pool.connection()) as connection:
         cursor = omniloop.run(connection.execute("select count(*) from t"), timeout=20)
         assert omniloop.run(cursor.fetchone(), timeout=20) == (0,)
-right("Fifty queries over five connections, whose workers live on omniloop's loop; what sync code's exception rolled back is not there.")
+right(
+    "Fifty queries over five connections, whose workers live on omniloop's loop; what sync code's exception rolled back is not there."
+)

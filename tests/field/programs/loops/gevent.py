@@ -4,6 +4,8 @@
 # ///
 """
 `gevent.monkey.patch_all()` before the import of omniloop: `run` from twenty greenlets, `go`, `to_thread`.
+
+Differs: Where threading is patched, omniloop's thread is a greenlet of the main thread, which a warning says: no other event loop can run beside it, and what does not yield to gevent stops it too. Leave threading unpatched where that counts.
 """
 
 from gevent import monkey

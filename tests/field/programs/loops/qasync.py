@@ -39,7 +39,9 @@ async def double(number):
 
 
 async def main():
-    assert await asyncio.gather(*(omniloop.go(double(number)) for number in range(20))) == [2 * number for number in range(20)]
+    assert await asyncio.gather(*(omniloop.go(double(number)) for number in range(20))) == [
+        2 * number for number in range(20)
+    ]
     assert threading.current_thread() is threading.main_thread()
 
     heard = asyncio.Event()
@@ -64,4 +66,6 @@ async def main():
 
 
 qasync.run(main())
-right("Twenty handles awaited in the GUI's thread; a done callback's signal arrives there; a `QThread` blocks in `run`.")
+right(
+    "Twenty handles awaited in the GUI's thread; a done callback's signal arrives there; a `QThread` blocks in `run`."
+)
