@@ -17,7 +17,7 @@ import asyncpg
 
 import omniloop
 from ending import right
-from servers import postgres
+from local_servers import postgres
 
 
 @contextlib.asynccontextmanager

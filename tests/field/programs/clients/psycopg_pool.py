@@ -10,10 +10,10 @@
 """
 
 from psycopg_pool import AsyncConnectionPool
-from servers import postgres
 
 import omniloop
 from ending import right
+from local_servers import postgres
 
 
 async def double(pool, number):

@@ -13,7 +13,7 @@ import redis.asyncio
 
 import omniloop
 from ending import right
-from servers import redis_server
+from local_servers import redis_server
 
 
 async def add(client, number):

@@ -13,7 +13,7 @@ from nicegui import app, run, ui
 
 import omniloop
 from ending import right
-from servers import free_port, wait_for
+from local_servers import free_port, wait_for
 
 answers = []
 port = free_port()

@@ -43,7 +43,7 @@ import rq
 
 import omniloop
 from ending import right
-from servers import redis_server
+from local_servers import redis_server
 
 omniloop.run(jobs.double(1), timeout=20)
 with redis_server() as port:
