@@ -32,7 +32,8 @@ def called_by_nobody(fn, *args):
 
 
 @pytest.mark.promise(
-    "It may be called by what is no Python code: as the first function of a greenlet or of a bare thread"
+    "It may be called by what is no Python code: as the first function of a greenlet or of a bare thread",
+    section="Submitting",
 )
 @pytest.mark.parametrize("door", [omniloop.go, omniloop.try_go, omniloop.Runtime.go])
 def test_work_is_started_where_no_python_code_calls(door):
