@@ -53,6 +53,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def _what_is_loaded_is_not_searched_for_garbage() -> Iterator[None]:
     """A collection, which many tests ask for, takes a tenth of its time so where Django, mypy and servers are loaded."""
+    if not hasattr(gc, "freeze"):
+        # PyPy.
+        yield
+        return
     gc.freeze()
     yield
     # Hypothesis, say, looks through the collector's lists at the end.

@@ -6,6 +6,7 @@ are gone, and it kills the process groups that were not taken off its list.
 """
 
 import atexit
+import os
 import subprocess
 import sys
 from typing import Any
@@ -30,6 +31,9 @@ _guardian: "subprocess.Popen[str] | None" = None
 def watch(child: "subprocess.Popen[Any]") -> None:
     """Kill the group that *child* leads should this process end before `forget`."""
     global _guardian
+    if os.name != "posix":
+        # Windows has no groups of processes that could be killed so.
+        return
     if _guardian is None:
         _guardian = subprocess.Popen([sys.executable, "-I", "-c", _PROGRAM], stdin=subprocess.PIPE, text=True)
         atexit.register(_end)
@@ -38,6 +42,8 @@ def watch(child: "subprocess.Popen[Any]") -> None:
 
 def forget(child: "subprocess.Popen[Any]") -> None:
     """The group that *child* led is gone."""
+    if _guardian is None:
+        return
     _tell(f"-{child.pid}\n")
 
 

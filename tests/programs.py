@@ -1,12 +1,12 @@
 """Makes the text of a program from functions, so that what runs in an interpreter of its own is formatted and linted as code."""
 
 import ast
+import dis
 import inspect
-import symtable
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 
 
 def source_of(*programs: Callable[..., object]) -> str:
@@ -48,16 +48,28 @@ def _add(part: str, owner: Callable[..., object] | str, parts: dict[str, None], 
 
 def _names_in(part: str) -> set[str]:
     """The names that *part* takes from elsewhere, built-in ones among them."""
-    top = symtable.symtable(part, "<program>", "exec")
-    used, bound = set(), set()
-    for symbol in top.get_symbols():
-        (bound if symbol.is_assigned() or symbol.is_imported() else used).add(symbol.get_name())
-    tables = top.get_children()
-    while tables:
-        table = tables.pop()
-        used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
-        tables += table.get_children()
-    return used - bound
+    top = compile(part, "<program>", "exec")
+    used: set[str] = set()
+    codes = [top]
+    while codes:
+        code = codes.pop()
+        # Of a class's body too, which looks for a name in itself first.
+        used |= _loaded(code) - _stored(code)
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return used - _stored(top)
+
+
+def _loaded(code: CodeType) -> set[str]:
+    """The names that *code* looks for outside of functions."""
+    return {step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_") and _is_by_name(step)}
+
+
+def _stored(code: CodeType) -> set[str]:
+    return {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_NAME"}
+
+
+def _is_by_name(step: dis.Instruction) -> bool:
+    return step.opname.endswith(("_NAME", "_GLOBAL", "_GLOBALS"))
 
 
 def _taken_from_around(function: Callable[..., object]) -> dict[str, object]:
@@ -128,7 +140,6 @@ def _top_level(file: str) -> list[tuple[str, frozenset[str]]]:
     """The statements of *file*'s top level that bind names, and those names."""
     found = []
     for statement in _tree(file).body:
-        table = symtable.symtable("\n".join(_text(file, statement)), file, "exec")
-        names = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+        names = _stored(compile("\n".join(_text(file, statement)), file, "exec"))
         found.append(("\n".join(_text(file, statement)), frozenset(names)))
     return found

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 # Who knows which library.
 _hooks.offer("asgiref.sync", "omniloop._guests.asgiref")
 _hooks.offer("asgiref.local", "omniloop._guests.asgiref")
+_hooks.offer("pyodide.webloop", "omniloop._guests.pyodide")
 
 # What is dear to import, and its module: loaded when the name is first used.
 _LAZY = {

@@ -29,12 +29,32 @@ if TYPE_CHECKING:
         def leave(self, loop: asyncio.AbstractEventLoop) -> None:
             """The *loop* is over."""
 
+    class Host(Protocol):
+        """A guest whose loop serves where no thread can be started: it runs in the one thread, and is never replaced or closed."""
+
+        # A `LoopThread` that starts none.
+        Thread: Any
+        # What to do where a wait would block that thread, as a sentence.
+        INSTEAD: str
+
+        def loop(self) -> asyncio.AbstractEventLoop:
+            """The loop that is there already."""
+
+        def can_wait(self) -> bool:
+            """Tell whether the loop can go on while the calling code blocks."""
+
+        def wait(self, done: asyncio.Future[None], timeout: float | None) -> None:
+            """Block until *done* is, or for *timeout* seconds; the loop goes on meanwhile."""
+
 
 # By the library's module: the guest's, as long as that is not loaded.
 _offered: Final[dict[str, str]] = {}
 
 # The one that has a part in blocking waits.
 _waits: list[Waits] = []
+
+# The one that has a loop, where no thread can be started.
+_host: list[Host] = []
 
 
 def offer(library: str, guest: str) -> None:
@@ -45,6 +65,18 @@ def offer(library: str, guest: str) -> None:
 def take_part_in_waits(guest: Waits) -> None:
     """Leave the blocking waits to *guest*."""
     _waits[:] = [guest]
+
+
+def take_the_loop_of(host: Host) -> None:
+    """Have the loop of *host* serve."""
+    _host[:] = [host]
+
+
+def host() -> Host | None:
+    """The guest that has a loop, where no thread can be started."""
+    if sys.platform == "emscripten":
+        let_in()
+    return _host[0] if _host else None
 
 
 def let_in() -> None:

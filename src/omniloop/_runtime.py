@@ -840,7 +840,8 @@ class Runtime:
         try:
             check_timeout(timeout)
             life = self._current()
-            life.check_may_wait("run()")
+            if waits.host_that_goes_on(life) is None:
+                life.check_may_wait("run()")
             coro = as_coroutine(coro, life.loop, "run")
         except BaseException:
             close_unstarted(coro)

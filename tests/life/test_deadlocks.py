@@ -409,6 +409,7 @@ def test_a_collection_on_the_loops_thread_inside_a_logging_handler_with_a_plain_
 # --- fork hooks -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 def test_waiting_inside_a_fork_hook_is_told():
     def program():
         def hook():

@@ -283,6 +283,7 @@ def test_a_cancelled_call_cancels_the_second_run_in_it_too(runtime):
     asyncio.run(main())
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 @pytest.mark.promise(
     "A child that is forked in a call of `sync_to_async` does not go on with what `run()` waits for in the parent",
     section="Fork",

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import os
 import re
-import resource
 import socket
 import sys
 import threading
@@ -14,6 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+
+try:
+    import resource
+except ImportError:
+    # Not on Windows.
+    resource = None
 
 import omniloop
 from children import LAZY, run_child

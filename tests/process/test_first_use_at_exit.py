@@ -161,6 +161,7 @@ def test_a_first_use_by_what_outlives_main_is_done(how, loaded):
     assert (result.stderr, result.code) == ("", 0)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 @pytest.mark.skipif(not STARTS_THREADS, reason="this Python does not fork either once main has ended")
 @pytest.mark.promise("A child that an exit hook forks after the last drain refuses too")
 def test_a_child_that_is_forked_after_the_last_drain_refuses():

@@ -9,7 +9,6 @@ import importlib.abc
 import importlib.util
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -17,6 +16,12 @@ import threading
 import time
 
 import pytest
+
+try:
+    import resource
+except ImportError:
+    # Not on Windows.
+    resource = None
 
 import omniloop
 from children import LAZY, run_child

@@ -15,7 +15,9 @@ import omniloop
 from children import child_environment, without_remarks
 from programs import source_of
 
-pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing forks here")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork") or "fork" not in multiprocessing.get_all_start_methods(), reason="nothing forks here"
+)
 
 
 def run_program(tmp_path, program, timeout=20):

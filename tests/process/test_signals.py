@@ -75,6 +75,9 @@ def test_ctrl_c_in_the_drain_ends_the_waiting_and_the_clean_up_is_awaited():
     assert result.seconds < 4
 
 
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="two within a second are one there: a wait for a lock can not be interrupted"
+)
 @pytest.mark.promise("A second Ctrl-C ends the waiting for the clean-up too")
 def test_a_second_ctrl_c_in_the_drain_ends_the_waiting_for_the_clean_up_too():
     def program():

@@ -592,6 +592,7 @@ def test_what_was_dropped_is_told_of_in_the_log_at_exit():
     assert (result.stdout, result.code) == ("", 0)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 @pytest.mark.promise("A forked child has all the room, and the parent's waiter goes on")
 def test_a_forked_child_has_all_the_room_and_the_parents_waiter_goes_on():
     def program():

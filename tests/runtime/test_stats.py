@@ -206,6 +206,7 @@ def test_at_exit_a_handler_of_the_program_can_read_how_long_the_drain_took():
     assert result[:3] == ("True 1\n", "", 0)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 @pytest.mark.promise("In a forked child they begin at 0")
 def test_a_forked_child_counts_from_0():
     def program():

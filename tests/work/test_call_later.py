@@ -34,6 +34,54 @@ def test_it_is_not_called_before_it_is_due(runtime):
     assert [moment >= when for moment, when in zip(called_at, times)] == [True] * 50
 
 
+class CoarseLoop(asyncio.SelectorEventLoop):
+    """As on Windows with Python 3.11 and 3.12: what is due within 15.6 ms is called when the loop is awake."""
+
+    def __init__(self):
+        super().__init__()
+        self._clock_resolution = 1 / 64
+
+
+@pytest.fixture
+def coarse():
+    """A runtime whose loop is always awake."""
+    with Runtime(name="coarse", loop_factory=CoarseLoop) as runtime:
+
+        async def be_awake():
+            while True:
+                await asyncio.sleep(0)
+
+        awake = runtime.go(be_awake(), daemon=True)
+        yield runtime
+        awake.cancel()
+
+
+@pytest.mark.promise("Where the system's clock is a coarse one, no call is early all the same")
+def test_on_a_coarse_clock_nothing_is_called_before_it_is_due(coarse):
+    early = []
+    for _ in range(5):
+        when = time.monotonic() + 0.03
+        early.append(coarse.call_at(when, time.monotonic).result(timeout=5) < when)
+
+    assert early == [False] * 5
+
+
+def test_on_a_coarse_clock_no_turn_is_early(coarse):
+    turns, enough = [], threading.Event()
+
+    def turn():
+        turns.append(time.monotonic())
+        if len(turns) == 5:
+            enough.set()
+
+    start = time.monotonic()
+    beat = coarse.every(0.03, turn)
+    assert enough.wait(10)
+    beat.cancel()
+
+    assert [number for number, moment in enumerate(turns, 1) if moment < start + 0.03 * number] == []
+
+
 def test_what_is_due_first_is_called_first(runtime):
     order = []
     tasks = [runtime.call_later(delay, order.append, delay) for delay in (0.4, 0.05, 0.2)]

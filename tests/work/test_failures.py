@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import threading
 
 import pytest
@@ -154,6 +155,7 @@ def test_dropping_a_failure_never_logs_on_the_thread_that_drops_it(reported):
     assert len(threads) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 @pytest.mark.promise("A forked child does not tell of its parent's failures")
 def test_a_forked_child_does_not_tell_of_its_parents_failures():
     def program():

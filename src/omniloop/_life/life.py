@@ -233,6 +233,10 @@ class Life:
         """Tell whether the calling thread is one of this life's workers."""
         return self._workers is not None and self._workers.is_worker()
 
+    def is_starting(self) -> bool:
+        """Tell whether the loop is in a first step, or in a call: in the middle of what starts all others."""
+        return self._ledger is not None and self._ledger.beginning is not None
+
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -259,7 +263,8 @@ class Life:
             # A thread that starts now would be in the fork's way; `catch_up` starts it afterwards.
             return
         assert self.thread is not None and self._workers is not None
-        self._workers.start_one()
+        if self._watchdog is not None:
+            self._workers.start_one()
         self.watch()
         if self._settings_of_process().monitor:
             monitoring.turn_on_at_start()
@@ -283,6 +288,10 @@ class Life:
 
     def _make(self) -> None:
         settings = self._settings()
+        host = _hooks.host() if settings.loop_factory is None else None
+        if host is not None:
+            self._make_on_host(host, settings)
+            return
         _check_descriptors()
         pool = workers.Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
         try:
@@ -304,6 +313,17 @@ class Life:
             if self.thread is None:
                 pool.stop(0)
 
+    def _make_on_host(self, host: _hooks.Host, settings: Settings) -> None:
+        """On a loop that is not its own, and without threads: it has no watchdog, and calls in workers are refused."""
+        thread = host.Thread(host.loop(), self.name, self._escaped, self._die, exit.end_orphan)
+        self._workers = workers.Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
+        self._ledger = Ledger(
+            thread.loop, thread.context, self.inbox, self.failures, self.tally, self._clock, owns_loop=False
+        )
+        self.debug = self.debug or thread.loop.get_debug()
+        self.thread = thread
+        self.stage = Stage.PARKED
+
     def _make_around(self, loop: asyncio.AbstractEventLoop, pool: Workers) -> None:
         sigterm = self._settings_of_process().sigterm
         try:
@@ -321,7 +341,7 @@ class Life:
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
         pool.serve(loop)
-        self._ledger = Ledger(loop, thread.context, self.inbox, self.failures, self.tally, self._clock)
+        self._ledger = Ledger(loop, thread.context, self.inbox, self.failures, self.tally, self._clock, owns_loop=True)
         self._watchdog = Watchdog(
             self.name,
             lambda: self._settings().slow_callback,

@@ -106,6 +106,11 @@ class LoopThread:
         # All callbacks of ours run in this one, empty context: without it each would copy its submitter's, and keep
         # that alive. Not the thread's own, which can't be entered twice.
         self.context = contextvars.Context()
+        self._own()
+
+    def _own(self) -> None:
+        """Have nobody but this stop and run the loop, which is its own."""
+        loop = self.loop
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(_handle)
         if type(loop).time is asyncio.BaseEventLoop.time:

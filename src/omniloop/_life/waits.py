@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from types import CodeType, FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from .. import _hooks
 from .._arguments import check_timeout
 from .._clock import LOOK_UP, slices
 from .._errors import WouldDeadlockError
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         def ident(self) -> int | None: ...
         def check_process(self) -> None: ...
         def is_worker(self) -> bool: ...
+        def is_starting(self) -> bool: ...
 
 
 # Given the ident of the loop's thread, and the task: why the wait would never end, or None.
@@ -75,6 +77,10 @@ def check_may_wait(
     """Raise if this thread can't wait for the loop: `WouldDeadlockError`, or `ForkedError` if it was the parent process's."""
     life.check_process()
     if life.ident == threading.get_ident():
+        if (host := _hooks.host()) is not None:
+            raise WouldDeadlockError(
+                f"{_title(what)} would block the one thread that there is, which does the work. {host.INSTEAD}"
+            )
         raise WouldDeadlockError(
             f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Instead {instead}."
         )
@@ -82,6 +88,12 @@ def check_may_wait(
         raise WouldDeadlockError(
             f"{_title(what)} would wait for the loop, which holds still until this thread has forked."
         )
+
+
+def host_that_goes_on(life: Waited) -> _hooks.Host | None:
+    """The host, if its loop can go on while the calling code blocks. It can't in a first step: nothing else would be started before its end."""
+    host = _hooks.host()
+    return host if host is not None and host.can_wait() and not life.is_starting() else None
 
 
 def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
@@ -93,6 +105,11 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
     check_timeout(timeout)
     if timeout is not None and timeout <= 0:
         life.check_process()
+        return wait_here(0)
+    if (host := host_that_goes_on(life)) is not None:
+        done: asyncio.Future[None] = host.loop().create_future()
+        task._when_done(lambda: None if done.done() else done.set_result(None))
+        host.wait(done, timeout)
         return wait_here(0)
     check_may_wait(life, task, "await it")
     if not life.serving:

@@ -59,14 +59,14 @@ class FirstSteps:
         """The batch is over."""
         count = self.waiting - self._before
         if count:
-            self._over = time.monotonic()
+            self._over = time.perf_counter()
             self._others = process_time() - time.thread_time()
             self._loop.call_soon(self._taken, count, context=self._context)
 
     def _measure(self) -> None:
         # Unless other processes had the machine meanwhile: larger batches help against threads that hold the interpreter, and those alone.
         others = process_time() - time.thread_time() - self._others
-        self._turn = time.monotonic() - self._over if others > _BUSY else 0.0
+        self._turn = time.perf_counter() - self._over if others > _BUSY else 0.0
         # Of this thread alone: what others do meanwhile, or the machine, is not the steps' fault.
         self._since = time.thread_time()
 

@@ -36,7 +36,7 @@ from .failures import LATE_FINALISERS, Failures
 from .first_steps import FirstSteps
 from .inbox import Inbox
 from .leftovers import Leftovers, rank_of
-from .periodic import turns_of
+from .periodic import COARSEST, coarse_resolution, turns_of
 from .tally import Tally
 from .task import HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
 from .trio import say_asyncio
@@ -48,10 +48,6 @@ _BATCH: Final = 0.002
 # Looked up once: 60 ns of the 1,100 that starting and settling a no-op takes on 3.13.
 _AsyncTask: Final = asyncio.Task
 _EAGER: Final = sys.version_info >= (3, 12)
-
-
-# uvloop counts in whole milliseconds, from the one that has begun, and calls early by up to this.
-_EARLY: Final = 0.002
 
 
 class Later:
@@ -103,6 +99,7 @@ class Ledger:
         failures: Failures,
         tally: Tally,
         clock: Callable[[], float],
+        owns_loop: bool,
     ) -> None:
         self.loop = loop
         self.inbox = inbox
@@ -120,7 +117,7 @@ class Ledger:
         # Work in worker threads, by its call; these add and remove themselves, from any thread.
         self.in_threads: dict[Any, Task[Any]] = {}
         # What is made on the loop without the runtime.
-        self.leftovers = Leftovers(loop, context)
+        self.leftovers = Leftovers(loop, context, owns_loop)
         # Whether it is counted who has submitted what begins: in a drain.
         self.heeds_marks = False
         # Asked to end before they were started, from any thread; and the arguments of the cancellation.
@@ -130,15 +127,16 @@ class Ledger:
         # What the `when` of scheduled calls is told by.
         self._clock = clock
         self._context = context
-        # Whether timers may come early: uvloop's may, asyncio's never do. The loop without a selector is uvloop.
-        self._may_be_early = not hasattr(loop, "_selector")
+        # What is added where a timer has come early: see there.
+        self._again = coarse_resolution(loop)
         self._now = 0.0
         # When the batch is to end, and whether the next one is due in the loop's next turn.
         self._until = 0.0
         self._next_is_due = False
         self._first_steps = FirstSteps(loop, context, _BATCH)
         self._says_asyncio = False
-        self._honour_factories()
+        if owns_loop:
+            self._honour_factories()
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -245,9 +243,9 @@ class Ledger:
         call = self._call if eager else self._call_in_turn
         if not eager:
             self._first_steps.begin()
-        monotonic = time.monotonic
-        now = self._now = monotonic()
-        self._until = now + _BATCH
+        self._now = time.monotonic()
+        ticks = time.perf_counter
+        self._until = ticks() + _BATCH
         heeds_marks = self.heeds_marks
         item: Any = None
         try:
@@ -277,7 +275,7 @@ class Ledger:
                         start(item)
                     else:
                         call(item)
-                if monotonic() > self._until:
+                if ticks() > self._until:
                     # The token stays held: this is the look that is due.
                     self._next_batch_soon()
                     break
@@ -460,14 +458,15 @@ class Ledger:
         # After that, as in `empty`.
         self._tally.taken += 1
 
-    def _wait_until(self, when: float, task: Task[Any]) -> None:
+    def _wait_until(self, when: float, task: Task[Any], more: float = 0.0) -> None:
         # Relative, because uvloop's clock is not the runtime's.
-        delay = max(0.0, when - self._clock())
+        delay = max(0.0, when - self._clock()) + more
         self.timers[task] = self.loop.call_later(delay, self._due, when, task, context=self._context)
 
     def _due(self, when: float, task: Task[Any]) -> None:
-        if self._may_be_early and 0 < when - self._clock() < _EARLY:
-            self._wait_until(when, task)
+        # uvloop counts in whole milliseconds, from the one that has begun.
+        if 0 < when - self._clock() < COARSEST:
+            self._wait_until(when, task, self._again)
             return
         self.beginning = task
         del self.timers[task]

@@ -102,7 +102,7 @@ def title_of(task: asyncio.Task[Any]) -> str:
 class Leftovers:
     """What is on a loop besides the work of its life. For the loop's thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, owns_loop: bool) -> None:
         self.left: dict[asyncio.Future[Any], float] = {}
         self.clean_ups: dict[asyncio.Future[Any], float] = {}
         self.others: dict[asyncio.Future[Any], float] = {}
@@ -124,9 +124,10 @@ class Leftovers:
         self._new_of_others: list[tuple[Any, Belongings]] = []
         self._timer: asyncio.TimerHandle | None = None
         self.make_task = loop.create_task
-        with suppress(AttributeError):
-            # A loop with slots: what is left on it is not seen here.
-            loop.create_task = self._hooked()  # type: ignore[method-assign]
+        if owns_loop:
+            with suppress(AttributeError):
+                # A loop with slots: what is left on it is not seen here.
+                loop.create_task = self._hooked()  # type: ignore[method-assign]
 
     def _hooked(self) -> Any:
         make, new, append, owner_of = self.make_task, self._new, self._new.append, belongs_to.get

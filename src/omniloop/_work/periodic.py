@@ -11,6 +11,23 @@ from weakref import WeakKeyDictionary
 
 from .._report import Failure, Site, shown
 
+# A clock that stands still for longer than the first, in seconds, is a coarse one; none does for as long as the second. (15.6 ms, with
+# Python 3.11 and 3.12 on Windows.)
+_COARSE: Final = 0.001
+COARSEST: Final = 0.02
+
+
+def coarse_resolution(loop: asyncio.AbstractEventLoop) -> float:
+    """
+    The resolution of the loop's clock, in seconds, if it is a coarse one; else 0.
+
+    asyncio takes a timer for due that is within it. Whoever is called early by less waits once more, for the rest and this, because the rest alone would be
+    taken for due again at once.
+    """
+    # asyncio's own name for it, the same from 3.11 to 3.15.
+    resolution: float = getattr(loop, "_clock_resolution", 0.0)
+    return resolution if resolution > _COARSE else 0.0
+
 
 class Turns:
     """The turns of one function. All of it on the loop's thread."""
@@ -46,12 +63,16 @@ class Turns:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         _of[task] = self
+        resolution = coarse_resolution(loop)
         start = loop.time()
         turn = self._first
         while not self._over:
             # Counted from the start, so that the length of a turn and the lateness of a timer do not add up.
             due = start + turn * self._interval + (random.uniform(0, self._jitter) if self._jitter else 0)
             await asyncio.sleep(max(0.0, due - loop.time()))
+            while 0 < (left := due - loop.time()) < COARSEST:
+                # asyncio takes for due what is within the resolution of its clock.
+                await asyncio.sleep(left + resolution)
             await self._take(task)
             # What is past is left out: late turns do not pile up.
             turn = max(turn + 1, math.ceil((loop.time() - start) / self._interval))

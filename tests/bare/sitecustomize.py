@@ -1,0 +1,212 @@
+"""
+Takes from an interpreter what Windows lacks, and from its children: `tox -e bare`, which has this folder on `PYTHONPATH`.
+
+What is gone for everybody: forks, SIGHUP, Unix sockets, numbers of users, `fcntl`, `resource`, /proc, pidfds, `add_reader` and `add_signal_handler`
+of a loop. The clock stands still for 15.6 ms at a time, as that of Python 3.11 and 3.12 does there, and Ctrl-C interrupts no wait for a lock.
+What the standard library could not do without on this system, only omniloop and the tests are told: that this is win32, that an open file can't be
+removed, and that `os.kill(pid, 0)` is no question.
+"""
+
+import asyncio
+import builtins
+import ctypes
+import errno
+import functools
+import math
+import os
+import signal
+import socket
+import sys
+import time
+import types
+
+_TOLD = ("omniloop", "_omniloop_pytest", "__main__", "children", "conftest", "guardian", "programs", "test_")
+
+
+def _told() -> bool:
+    """Whether omniloop or a test calls the function that asks."""
+    return sys._getframe(2).f_globals.get("__name__", "").startswith(_TOLD)
+
+
+# --- what is gone -----------------------------------------------------------------------------------------------------
+
+for module, names in (
+    (os, "fork forkpty register_at_fork geteuid pidfd_open sched_setaffinity"),
+    (signal, "SIGHUP SIGSTOP pthread_kill"),
+    (socket, "AF_UNIX"),
+    (time, "clock_gettime"),
+):
+    for name in names.split():
+        if hasattr(module, name):
+            delattr(module, name)
+
+# asyncio is loaded, which can't do without the first here.
+sys.modules["fcntl"] = sys.modules["resource"] = None
+
+
+def _not_there(path: object) -> None:
+    if isinstance(path, (str, bytes)) and os.fsdecode(path).startswith("/proc"):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def _without_proc(function):
+    @functools.wraps(function)
+    def wrapped(path=".", *args, **kwargs):
+        _not_there(path)
+        return function(path, *args, **kwargs)
+
+    return wrapped
+
+
+_stat, _listdir = os.stat, os.listdir
+os.stat, os.listdir, builtins.open = _without_proc(os.stat), _without_proc(os.listdir), _without_proc(builtins.open)
+
+
+def _socketpair(family=None, kind=socket.SOCK_STREAM, proto=0):
+    """As the standard library makes them where there are no Unix sockets."""
+    with socket.socket(socket.AF_INET, kind, proto) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        one = socket.socket(socket.AF_INET, kind, proto)
+        one.connect(listener.getsockname())
+        other, _ = listener.accept()
+    return one, other
+
+
+socket.socketpair = _socketpair
+
+
+def _not_there_for_us(function):
+    """The default loop of Windows has none of these; asyncio itself calls some of them here."""
+
+    @functools.wraps(function)
+    def wrapped(self, *args):
+        if _told():
+            raise NotImplementedError
+        return function(self, *args)
+
+    return wrapped
+
+
+for name in [
+    "add_reader",
+    "remove_reader",
+    "add_writer",
+    "remove_writer",
+    "add_signal_handler",
+    "remove_signal_handler",
+]:
+    setattr(asyncio.SelectorEventLoop, name, _not_there_for_us(getattr(asyncio.SelectorEventLoop, name)))
+
+# --- a coarse clock ---------------------------------------------------------------------------------------------------
+
+_TICK = 1 / 64
+_monotonic, _get_clock_info = time.monotonic, time.get_clock_info
+
+
+def _coarse() -> float:
+    return math.floor(_monotonic() / _TICK) * _TICK
+
+
+def _coarse_info(name):
+    info = _get_clock_info(name)
+    if name == "monotonic":
+        info.resolution = _TICK
+    return info
+
+
+time.monotonic, time.get_clock_info = _coarse, _coarse_info
+
+# --- waits that can't be interrupted ----------------------------------------------------------------------------------
+
+
+def _have_another_thread_take_interrupts() -> None:
+    """
+    Leave SIGINT to a thread that Python knows nothing of, and that waits for a lock for ever.
+
+    So no call of the main thread is interrupted by it; the handler is called when the main thread runs Python again. But a sleep is.
+    """
+    libc = ctypes.CDLL(None)
+    _KEPT.append(lock := ctypes.create_string_buffer(256))
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, libc.pthread_mutex_lock, lock)
+    _block()
+    time.sleep, signal.raise_signal = _interruptible(time.sleep), _interruptible(signal.raise_signal)
+
+
+def _interruptible(function):
+    @functools.wraps(function)
+    def wrapped(*args):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        try:
+            return function(*args)
+        finally:
+            _block()
+
+    return wrapped
+
+
+def _block() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+
+
+_KEPT = []
+if "-c" in sys.orig_argv:
+    _have_another_thread_take_interrupts()
+
+# --- what only we are told --------------------------------------------------------------------------------------------
+
+
+class _Sys(types.ModuleType):
+    @property
+    def platform(self) -> str:
+        return "win32" if _told() else "linux"
+
+
+# It makes every module of the class that `sys` has.
+sys.modules["_frozen_importlib"]._new_module = types.ModuleType
+sys.__class__ = _Sys
+signal.SIGBREAK = signal.SIGTTIN
+
+
+def _unless_open(function, place: int):
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        if _told() and not kwargs and _is_open(args[place]):
+            raise PermissionError(
+                errno.EACCES, "The process cannot access the file because it is being used", args[place]
+            )
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def _is_open(path: str) -> bool:
+    try:
+        wanted = _stat(path)
+    except OSError:
+        return False
+    for fd in _listdir("/proc/self/fd"):
+        try:
+            found = os.fstat(int(fd))
+        except OSError:
+            # The list's own.
+            continue
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return True
+    return False
+
+
+os.unlink = os.remove = _unless_open(os.unlink, 0)
+os.replace = _unless_open(os.replace, 1)
+
+_kill = os.kill
+
+
+def _kill_as_there(pid: int, number: int) -> None:
+    if number == 0 and _told():
+        raise AssertionError("os.kill(pid, 0) is Ctrl-C on Windows")
+    _kill(pid, number)
+
+
+os.kill = _kill_as_there
