@@ -128,6 +128,8 @@ def _have_another_thread_take_interrupts() -> None:
     """
     libc = ctypes.CDLL(None)
     _KEPT.append(lock := ctypes.create_string_buffer(256))
+    # What has started this one may have it blocked, in the same way.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     libc.pthread_mutex_lock(lock)
     libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, libc.pthread_mutex_lock, lock)
     _block()
