@@ -42,6 +42,8 @@ for module, names in (
 
 # asyncio is loaded, which can't do without the first here.
 sys.modules["fcntl"] = sys.modules["resource"] = None
+# It takes this for a Unix, where it needs what is gone.
+sys.modules["trio"] = None
 
 
 def _not_there(path: object) -> None:
