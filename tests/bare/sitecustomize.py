@@ -33,7 +33,6 @@ def _told() -> bool:
 for module, names in (
     (os, "fork forkpty register_at_fork geteuid pidfd_open sched_setaffinity"),
     (signal, "SIGHUP SIGSTOP pthread_kill"),
-    (socket, "AF_UNIX"),
     (time, "clock_gettime"),
 ):
     for name in names.split():
@@ -42,8 +41,6 @@ for module, names in (
 
 # asyncio is loaded, which can't do without the first here.
 sys.modules["fcntl"] = sys.modules["resource"] = None
-# It takes this for a Unix, where it needs what is gone.
-sys.modules["trio"] = None
 
 
 def _not_there(path: object) -> None:
@@ -171,6 +168,18 @@ class _Sys(types.ModuleType):
 sys.modules["_frozen_importlib"]._new_module = types.ModuleType
 sys.__class__ = _Sys
 signal.SIGBREAK = signal.SIGTTIN
+
+
+class _Socket(types.ModuleType):
+    @property
+    def AF_UNIX(self) -> int:
+        # trio takes this for a Unix.
+        if _told():
+            raise AttributeError("AF_UNIX")
+        return self.__dict__["AF_UNIX"]
+
+
+socket.__class__ = _Socket
 
 
 def _unless_open(function, place: int):
