@@ -75,7 +75,7 @@ def page(pyodide, tmp_path):
 
 @pytest.mark.promise(
     "In a page (Pyodide) the work runs on the page's own loop, of which nothing is replaced",
-    section="Where there are no threads",
+    section="Other worlds",
 )
 def test_work_runs_on_the_pages_loop(page):
     said = page("""
