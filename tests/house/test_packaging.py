@@ -113,5 +113,5 @@ def test_the_top_level_is_small():
 
     assert {name.split("/")[0] for name in listed.splitlines()} == {
         ".ci", ".github", ".gitignore", "CONTRIBUTING.md", "LICENSE", "README.md",
-        "docs", "examples", "pyproject.toml", "src", "tests",
+        "docs", "examples", "findings", "pyproject.toml", "src", "tests",
     }  # fmt: skip
