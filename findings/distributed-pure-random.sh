@@ -33,8 +33,10 @@ def main():
         own = random.Random(3)
         print("own generator", twice())
         print("own generator, used here in between", twice(own.random))
+        state = random.getstate()
         first = client.submit(random.random)
         value = first.result()
+        print("the global generator is as before the submit", random.getstate() == state)
         print("random.random", value == client.submit(random.random).result())
 
 if __name__ == "__main__":
@@ -44,5 +46,6 @@ seen=$(env/bin/python program.py 2>/dev/null)
 env/bin/python -VV; echo "distributed 2026.8.0; are the values of two equal submits, the first of them held, the same?"; echo "$seen"
 [ "$seen" = "own generator True
 own generator, used here in between False
+the global generator is as before the submit False
 random.random False" ]
-echo "as stated: the key holds the state of the generator, so a generator at rest gives one value for both, and random.random another, as distributed itself draws from that generator meanwhile"
+echo "as stated: the key holds the state of the generator, so a generator at rest gives one value for both, and random.random another, as that generator has moved on by then"
