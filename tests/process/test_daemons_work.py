@@ -20,7 +20,7 @@ from omniloop import every, go
 
 @pytest.mark.promise("A daemon that submits without end does not hold up the exit", section="At exit")
 @pytest.mark.parametrize(
-    "submits", ["awaits go", "go", "to_thread", "call_soon", "every", "a context of its own", "a task"]
+    "submits", ["awaits go", "go", "to_thread", "call_soon", "every", "a context of its own", "a task", "go in each turn"]
 )
 def test_a_daemon_that_submits_without_end_does_not_hold_up_the_exit(submits):
     """The drain waited for its work, of which there was always more: for all of `exit_timeout`."""
@@ -34,7 +34,7 @@ def test_a_daemon_that_submits_without_end_does_not_hold_up_the_exit(submits):
                 match submits:
                     case "awaits go":
                         await go(asyncio.sleep(0.05))
-                    case "go":
+                    case "go" | "go in each turn":
                         go(asyncio.sleep(0.05))
                     case "to_thread":
                         await omniloop.to_thread(time.sleep, 0.05)
@@ -42,7 +42,8 @@ def test_a_daemon_that_submits_without_end_does_not_hold_up_the_exit(submits):
                         await omniloop.call_soon(int)
                     case _:
                         await go(asyncio.sleep(0.05), context=contextvars.Context())
-                await asyncio.sleep(0.001)
+                # In each turn of the loop, so also between two drains.
+                await asyncio.sleep(0 if submits == "go in each turn" else 0.001)
 
         def turn():
             started.set()

@@ -297,6 +297,7 @@ class _Drain:
 
     async def run(self) -> bool:
         ledger = self._life.ledger
+        # To the end of the life: a daemon that submits in every turn does so between two drains as well, and each would begin another.
         ledger.heeds_marks = True
         try:
             self._give_up_late_ones()
@@ -305,7 +306,6 @@ class _Drain:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            ledger.heeds_marks = False
         return True
 
     def _give_up_late_ones(self) -> None:

@@ -118,7 +118,7 @@ class Ledger:
         self.in_threads: dict[Any, Task[Any]] = {}
         # What is made on the loop without the runtime.
         self.leftovers = Leftovers(loop, context, owns_loop)
-        # Whether it is counted who has submitted what begins: in a drain.
+        # Whether it is counted who has submitted what begins: from the first drain on.
         self.heeds_marks = False
         # Asked to end before they were started, from any thread; and the arguments of the cancellation.
         self.cancelled_early: dict[Task[Any], tuple[object, ...]] = {}
