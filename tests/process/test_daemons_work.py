@@ -20,7 +20,8 @@ from omniloop import every, go
 
 @pytest.mark.promise("A daemon that submits without end does not hold up the exit", section="At exit")
 @pytest.mark.parametrize(
-    "submits", ["awaits go", "go", "to_thread", "call_soon", "every", "a context of its own", "a task", "go in each turn"]
+    "submits",
+    ["awaits go", "go", "to_thread", "call_soon", "every", "a context of its own", "a task", "go in each turn"],
 )
 def test_a_daemon_that_submits_without_end_does_not_hold_up_the_exit(submits):
     """The drain waited for its work, of which there was always more: for all of `exit_timeout`."""

@@ -104,12 +104,15 @@ class Queue(janus.Queue[T]):
         life = self._runtime._current()
         keeper = self._keeper
         if keeper is None:
+            # Outside of the lock: this may start the runtime, and call the user's `loop_factory`.
+            made = self._runtime._go(_keep(), "queue", contextvars.Context(), KEEPER, sys._getframe())
             with self._joining:
-                if self._keeper is None:
-                    self._keeper = keeper = self._runtime._go(
-                        _keep(), "queue", contextvars.Context(), KEEPER, sys._getframe()
-                    )
-                    keeper.add_done_callback(partial(_shut_down, weakref.ref(self)))
+                keeper = self._keeper = self._keeper or made
+            if keeper is made:
+                made.add_done_callback(partial(_shut_down, weakref.ref(self)))
+            else:
+                # Another thread was first.
+                made.cancel()
             life = self._runtime._current()
         if keeper is not None and keeper._owner is not life and not self._is_shutdown:
             raise ForkedError("This queue belongs to the parent process, which has used it. Make one in this process.")

@@ -793,13 +793,15 @@ def _enterable(face: TwinType) -> TwinType:
     """A class derived from *face* whose twins can be entered: of what came out of something that could be."""
     if hasattr(face, "__enter__"):
         return face
-    with _lock:
-        found: TwinType | None = vars(face).get("_omniloop_enterable")
-        if found is None:
-            own = {"__enter__": vars(Twin)["_omniloop_enter"], "__exit__": vars(Twin)["_omniloop_exit"]}
-            found = TwinType(face.__name__, (face,), {"__slots__": (), "__module__": face.__module__, **own})
+    found: TwinType | None = vars(face).get("_omniloop_enterable")
+    if found is None:
+        own = {"__enter__": vars(Twin)["_omniloop_enter"], "__exit__": vars(Twin)["_omniloop_exit"]}
+        # Outside of the lock: a metaclass may be the user's.
+        made = TwinType(face.__name__, (face,), {"__slots__": (), "__module__": face.__module__, **own})
+        with _lock:
+            found = vars(face).get("_omniloop_enterable") or made
             type.__setattr__(face, "_omniloop_enterable", found)
-        return found
+    return found
 
 
 def _check_derived(name: str, faces: list[TwinType], namespace: dict[str, Any]) -> None:
@@ -1196,22 +1198,29 @@ _OWN: Final = frozenset(
 
 def make_class(original: type, options: Options, *, asked_for: bool = False) -> TwinType:
     """The twin of a class; the same one for the same options. Objects that come out are twins of those that were asked for first."""
-    with _lock:
-        made = _exactly(original, options)
-        if made is None:
-            made = _make_class(original, options, asked_for)
-            twins = original.__dict__.get(_TWINS)
-            if twins is None:
-                twins = []
-                try:
-                    setattr(original, _TWINS, twins)
-                except (TypeError, AttributeError):
-                    twins = _of_fixed.setdefault(original, twins)
-            twins.append(made)
-        elif asked_for:
-            _check_renames(original, options)
-        made._omniloop_asked_for |= asked_for
-        return made
+    made = _exactly(original, options)
+    if made is None:
+        # Outside of the lock: a metaclass and descriptors may be the user's.
+        made = _make_class(original, options, asked_for)
+        with _lock:
+            made = _exactly(original, options) or _noted(original, made)
+    elif asked_for:
+        _check_renames(original, options)
+    made._omniloop_asked_for |= asked_for
+    return made
+
+
+def _noted(original: type, made: TwinType) -> TwinType:
+    """Note *made* among the twins of *original*; with the lock held."""
+    twins = original.__dict__.get(_TWINS)
+    if twins is None:
+        twins = []
+        try:
+            type.__setattr__(original, _TWINS, twins)
+        except (TypeError, AttributeError):
+            twins = _of_fixed.setdefault(original, twins)
+    twins.append(made)
+    return made
 
 
 def _check_renames(original: type, options: Options) -> None:
