@@ -138,7 +138,9 @@ def test_the_application_of_the_page_drains(tmp_path):
     if not installed("uvicorn"):
         pytest.skip("uvicorn is not installed")
     page = (servers.EXAMPLES.parent / "docs" / "how-to" / "fastapi.md").read_text(encoding="utf-8")
-    first, second, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    first = next(block for block in blocks if "FastAPI(lifespan=lifespan)" in block)
+    second = next(block for block in blocks if "FastAPI(lifespan=lifespan(mine))" in block)
     (tmp_path / "page.py").write_text(f"{first}\nfirst_app = app\n{second}")
     for app in ("first_app", "app"):
         port = servers.free_port()

@@ -93,6 +93,10 @@ class Progress:
     def _show(self, left: float) -> None:
         assert self._stream is not None
         count, left = self._remaining(left)
+        if not count:
+            # The last has just ended.
+            self._erase()
+            return
         line = f"{self._life.name}: {count} unfinished"
         if left < math.inf:
             line += f", {math.ceil(left)} s left"
