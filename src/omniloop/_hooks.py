@@ -39,9 +39,11 @@ if TYPE_CHECKING:
 
         def loop(self) -> asyncio.AbstractEventLoop:
             """The loop that is there already."""
+            ...
 
         def can_wait(self) -> bool:
             """Tell whether the loop can go on while the calling code blocks."""
+            ...
 
         def wait(self, done: asyncio.Future[None], timeout: float | None) -> None:
             """Block until *done* is, or for *timeout* seconds; the loop goes on meanwhile."""

@@ -19,7 +19,8 @@ from threading import RLock
 if sys.version_info[:2] == (3, 14) and sys.implementation.name == "cpython":
     import _thread
 
-    class Guard(_thread.RLock):
+    # typeshed has its base class final, which it is not.
+    class Guard(_thread.RLock):  # pyright: ignore[reportGeneralTypeIssues]
         """An `RLock` that is never left taken."""
 
         __slots__ = ()
@@ -36,6 +37,6 @@ if sys.version_info[:2] == (3, 14) and sys.implementation.name == "cpython":
             return True
 
 else:
-    Guard = RLock
+    Guard = RLock  # pyright: ignore[reportAssignmentType]
 
 __all__ = ["Guard"]

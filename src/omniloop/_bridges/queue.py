@@ -186,13 +186,16 @@ class _SyncSide(janus._SyncQueueProxy[T]):
         if timeout is not None and timeout < 0:
             # janus' own error for it.
             return attempt(timeout)
+        missed: Exception | None = None
         with self._parent._waiting(call):
             for seconds in slices(timeout):
                 try:
                     return attempt(seconds)
                 except (janus.SyncQueueFull, janus.SyncQueueEmpty) as error:
                     missed = error
-            raise missed
+        # There is one slice at least.
+        assert missed is not None
+        raise missed
 
 
 async def _keep() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar, cast
 
 from .. import _hooks
 from .._arguments import THREAD_BOUND, close_unstarted
@@ -420,7 +420,8 @@ def _serving(runtime: Runtime) -> Life | None:
     return life
 
 
-_hooks.take_part_in_waits(sys.modules[__name__])
+# mypy knows that a module has what the protocol asks for, pyright does not.
+_hooks.take_part_in_waits(cast(Any, sys.modules[__name__]))
 
 
 # --- a wait that could never end --------------------------------------------------------------------------------------

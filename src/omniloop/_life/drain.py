@@ -378,7 +378,7 @@ class _Drain:
         if known is not None:
             self._moved, pause = now, min(left, _STILL)
         else:
-            waiters = {task: getattr(task, "_fut_waiter", None) for task in young}
+            waiters: dict[asyncio.Future[Any], object] = {task: getattr(task, "_fut_waiter", None) for task in young}
             if waiters.keys() != self._waiters.keys() or any(
                 waiter is not self._waiters[task] for task, waiter in waiters.items()
             ):

@@ -220,9 +220,10 @@ class Workers(ThreadPoolExecutor):
                 # `gather`, and the bridge to a task of a runtime.
                 else getattr(future, "_children", None) or [getattr(future, "_task", None)]
             )
-            if not all(isinstance(each, (asyncio.Task, Task)) for each in next_ones):
+            known = [each for each in next_ones if isinstance(each, (asyncio.Task, Task))]
+            if len(known) < len(next_ones):
                 return True
-            found += [each for each in next_ones if not each.done()]
+            found += [each for each in known if not each.done()]
         return False
 
     def _futures_of_asked(self) -> set[int]:

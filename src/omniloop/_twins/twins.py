@@ -794,14 +794,15 @@ def _enterable(face: TwinType) -> TwinType:
     if hasattr(face, "__enter__"):
         return face
     found: TwinType | None = vars(face).get("_omniloop_enterable")
-    if found is None:
-        own = {"__enter__": vars(Twin)["_omniloop_enter"], "__exit__": vars(Twin)["_omniloop_exit"]}
-        # Outside of the lock: a metaclass may be the user's.
-        made = TwinType(face.__name__, (face,), {"__slots__": (), "__module__": face.__module__, **own})
-        with _lock:
-            found = vars(face).get("_omniloop_enterable") or made
-            type.__setattr__(face, "_omniloop_enterable", found)
-    return found
+    if found is not None:
+        return found
+    own = {"__enter__": vars(Twin)["_omniloop_enter"], "__exit__": vars(Twin)["_omniloop_exit"]}
+    # Outside of the lock: a metaclass may be the user's.
+    made = TwinType(face.__name__, (face,), {"__slots__": (), "__module__": face.__module__, **own})
+    with _lock:
+        first: TwinType = vars(face).get("_omniloop_enterable") or made
+        type.__setattr__(face, "_omniloop_enterable", first)
+    return first
 
 
 def _check_derived(name: str, faces: list[TwinType], namespace: dict[str, Any]) -> None:

@@ -12,5 +12,5 @@ with needs("django"):
 from .orm import database as database
 from .orm import go_on_commit as go_on_commit
 
-if django.VERSION >= (6, 0):
+if django.VERSION[0] >= 6:
     from .tasks import OmniloopBackend as OmniloopBackend

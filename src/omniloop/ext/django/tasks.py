@@ -118,7 +118,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
         if self._engine is not None:
             self._function_of(task)
 
-    def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
+    def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Start a task, or leave it to the commit. Returns at once; with a *broker* its call is packed here, and sent by the loop."""
         result = self._new_result(task, args, kwargs)
         alias = self._commit_alias()
@@ -128,7 +128,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
             transaction.on_commit(functools.partial(self._announce_and_start, result, copy_context()), using=alias)
         return result
 
-    async def aenqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
+    async def aenqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Do as `enqueue`, from async code, on any loop."""
         if self._commit_alias() is not None:
             # The transaction belongs to the thread of `sync_to_async`.
@@ -364,8 +364,9 @@ def _fail(result: TaskResult, error: BaseException) -> None:
 async def _call(result: TaskResult, timeout: float | None) -> Any:
     task = result.task
     args = ([TaskContext(task_result=result)] if task.takes_context else []) + list(result.args)
+    limit = asyncio.timeout(timeout)
     try:
-        async with asyncio.timeout(timeout) as limit:
+        async with limit:
             if inspect.iscoroutinefunction(task.func):
                 return await task.func(*args, **result.kwargs)
             return await to_thread(_in_thread, task.func, args, result.kwargs)
