@@ -8,6 +8,7 @@ import gc
 import os
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -308,6 +309,35 @@ def test_every_waiter_gets_a_clear_error_when_the_thread_dies_and_the_next_use_s
     assert runtime.run(running_loop(), timeout=5) is not loop
     assert loop.is_closed()
     runtime.shutdown()
+
+
+@pytest.mark.promise("A wait that the loop has begun in the turn in which it dies ends without a word of asyncio's")
+def test_a_wait_that_was_begun_in_the_turn_in_which_the_loop_dies_ends_in_silence(caplog):
+    """asyncio told of a task that was destroyed, and Python of a coroutine that was never awaited, at the next collection."""
+    runtime = Runtime(name="breaks", loop_factory=Breakable, on_error=lambda failure: None)
+    loop = runtime.run(running_loop())
+    gate = threading.Event()
+    # One batch: the flush is begun in it, and has not had its first step when the loop breaks.
+    held = threading.Event()
+    runtime.call_soon(lambda: (held.set(), gate.wait(5)))
+    assert held.wait(5)
+    flushing = threading.Thread(target=runtime.flush)
+    flushing.start()
+    while not runtime._life.inbox:
+        time.sleep(0.001)
+    runtime.call_soon(loop.break_down)
+    gate.set()
+
+    flushing.join(timeout=5)
+    assert not flushing.is_alive()
+    runtime.shutdown(timeout=1)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        del loop, runtime, flushing
+        gc.collect()
+
+    assert [str(warning.message) for warning in warned] == []
+    assert "destroyed" not in caplog.text
 
 
 async def running_loop():

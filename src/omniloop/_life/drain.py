@@ -199,8 +199,6 @@ class _Asked:
             if self in life.asked:
                 # A task of asyncio's own, whatever factory the user has set.
                 self._runner = asyncio.Task(self._begin(), loop=life.thread.loop, context=Context())
-                # asyncio's own name for it: should the loop die under it, who asked is told, and asyncio has nothing to add.
-                self._runner._log_destroy_pending = False  # type: ignore[attr-defined]
                 life.ledger.leftovers.helpers.add(self._runner)
                 self._runner.add_done_callback(self._done, context=life.thread.context)
 

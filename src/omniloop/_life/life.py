@@ -622,8 +622,9 @@ class Life:
 
         undelivered = self.inbox.close()
         self.failures.tell(Failure(what, cause or make_error(), "loop thread"))
-        for runner in [*self.ledger.running, *self.ledger.daemons, *self.ledger.keepers]:
-            # asyncio's own name for it: their handles tell of it already.
+        held = (self.ledger.running, self.ledger.daemons, self.ledger.keepers, self.ledger.leftovers.helpers)
+        for runner in [runner for runners in held for runner in runners]:
+            # asyncio's own name for it: their handles, or who asked for a wait, tell of it already.
             runner._log_destroy_pending = False  # type: ignore[attr-defined]
             if isinstance(runner, asyncio.Task):
                 close_unstarted(runner.get_coro())
