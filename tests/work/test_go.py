@@ -582,7 +582,8 @@ def test_what_a_signal_handler_submitted_before_it_raised_is_not_left_asleep(run
         assert reached.wait(timeout=5), f"left asleep by an interruption at line {point}"
         rest()
 
-    assert point > (1 if ON_UVLOOP else 2)
+    # uvloop wakes its loop by one call in C.
+    assert point >= (1 if ON_UVLOOP else 3)
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
