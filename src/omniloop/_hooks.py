@@ -76,8 +76,10 @@ def take_the_loop_of(host: Host) -> None:
 
 def host() -> Host | None:
     """The guest that has a loop, where no thread can be started."""
-    if sys.platform == "emscripten":
-        let_in()
+    if sys.platform != "emscripten":
+        # Also where a tool has imported all modules of this package.
+        return None
+    let_in()
     return _host[0] if _host else None
 
 

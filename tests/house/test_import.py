@@ -87,3 +87,22 @@ def test_a_star_import_hides_no_builtin():
 def test_the_types_that_calls_return_can_be_imported(name):
     assert getattr(omniloop, name) is not None
     assert name in dir(omniloop)
+
+
+def test_a_tool_that_imports_every_module_breaks_nothing():
+    """The guest for a page without threads hooked itself in wherever it was imported, and took the place of the thread."""
+
+    def program():
+        import asyncio
+        import importlib
+        import pkgutil
+
+        import omniloop
+
+        for module in pkgutil.iter_modules([f"{omniloop.__path__[0]}/_guests"], "omniloop._guests."):
+            importlib.import_module(module.name)
+        print(omniloop.run(asyncio.sleep(0, "done")))
+
+    result = run_child(program)
+
+    assert result == ("done\n", "", 0, result.seconds)
