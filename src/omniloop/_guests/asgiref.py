@@ -29,6 +29,7 @@ from .._life import waits
 from .._life.workers import Workers
 from .._process import fork
 from .._process.exit import end_orphan
+from .._report import frames_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -452,11 +453,9 @@ def _waits_for_this_thread(coro: Any) -> bool:
         return False
     code = sync.SyncToAsync.__call__.__code__
     executor: Any = None
-    while coro is not None:
-        frame = getattr(coro, "cr_frame", None)
-        if frame is not None and frame.f_code is code:
+    for frame in frames_of(coro):
+        if frame.f_code is code:
             executor = frame.f_locals.get("executor")
-        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
     if isinstance(executor, Caller):
         # Between two calls it waits for the next.
         return executor._thread == threading.get_ident() and executor._in_call

@@ -34,7 +34,7 @@ from typing import Any, Final
 from .._arguments import close_unstarted
 from .._clock import time
 from .._process.hosts import is_running_thread
-from .._report import shown
+from .._report import frames_of, shown
 from .task import HANDOVER, WORK, Task
 
 # How long new tasks are left alone, in seconds.
@@ -342,16 +342,9 @@ def _innermost_frame(task: asyncio.Task[Any]) -> tuple[Any, bool]:
     """The last of the frames in which a task waits, and whether one of them waits for a child process."""
     coro: Any = task.get_coro()
     frame: Any = None
-    while coro is not None:
-        frame = (
-            getattr(coro, "cr_frame", None)
-            or getattr(coro, "gi_frame", None)
-            or getattr(coro, "ag_frame", None)
-            or frame
-        )
-        if frame is not None and _is_of_child_process(frame):
+    for frame in frames_of(coro):
+        if _is_of_child_process(frame):
             return frame, True
-        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
     return frame, False
 
 
