@@ -92,7 +92,8 @@ def test_a_timeout_of_nothing_cancels_at_once(caplog):
 
     assert ended == [1]
     assert caplog.records == []
-    assert time.monotonic() - start < 0.45
+    # With a timer ahead it would be waited for, for five seconds by default.
+    assert time.monotonic() - start < 4
 
 
 @pytest.mark.promise(

@@ -113,10 +113,10 @@ def test_every_takes_its_turns_in_a_copy_of_the_context_that_it_is_given(runtime
 def test_the_first_turn_comes_after_one_interval_or_at_once(runtime, immediately):
     turns = Turns(1)
     start = time.monotonic()
-    runtime.every(0.2, turns, immediately=immediately)
+    runtime.every(1.0, turns, immediately=immediately)
     assert turns.enough.wait(timeout=5)
 
-    assert (turns.times[0] - start < 0.19) is immediately
+    assert (turns.times[0] - start < 0.9) is immediately
 
 
 @pytest.mark.promise("Periodic turns do not drift, do not overlap, and do not pile up")
