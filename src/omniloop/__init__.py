@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from . import _hooks
 from ._errors import (
     AlreadyRunningError,
     CannotStartError,
@@ -75,10 +75,9 @@ if TYPE_CHECKING:
     from ._twins.blocking import Blocking as Blocking
     from ._twins.blocking import blocking as blocking
 
-# Who knows which library.
-_hooks.offer("asgiref.sync", "omniloop._guests.asgiref")
-_hooks.offer("asgiref.local", "omniloop._guests.asgiref")
-_hooks.offer("pyodide.webloop", "omniloop._guests.pyodide")
+with suppress(ImportError):
+    # Not where the core is alone.
+    from . import _guests as _guests
 
 # What is dear to import, and its module: loaded when the name is first used.
 _LAZY = {

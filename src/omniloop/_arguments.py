@@ -127,9 +127,6 @@ def check_timeout(timeout: object) -> None:
     raise ValueError(f"timeout={timeout!r}: give seconds as a number, or None to wait without end.")
 
 
-# Tell whether a value in a context belongs to the thread that has set it. Whoever knows of such values adds a function.
-THREAD_BOUND: Final[list[Callable[[object], bool]]] = []
-
 _MISSING: Final = object()
 
 
@@ -139,13 +136,13 @@ def carried(before: Context, after: Context) -> dict[ContextVar[Any], Any]:
 
     Not our own variables, which say what a task is; all of their names begin alike. Nor what belongs to a thread.
     """
-    _hooks.let_in()
+    guest = _hooks.waits()
     return {
         variable: value
         for variable, value in after.items()
         if before.get(variable, _MISSING) is not value
         and not variable.name.startswith("omniloop")
-        and not any(is_bound(value) for is_bound in THREAD_BOUND)
+        and not (guest is not None and guest.is_thread_bound(value))
     }
 
 

@@ -1,16 +1,26 @@
 """
-What guests hook into: modules of this package that know another library, as the core knows none.
+What guests hook into. The core names nobody else's library: what it needs to know of one, a guest knows.
 
-A guest is offered by the name of the library's module that it waits for, and imported when that is loaded: who does not use the library
-pays one look into `sys.modules` for each `run`.
+| hook | asked | contract |
+|---|---|---|
+| `waits` | around a blocking wait; where a thread begins or ends to run a loop; where a context is carried | `Waits`: makes calls in the thread that waits |
+| `elsewhere` | where a handle is awaited; in SIGTERM's handler | `Elsewhere`: async code that asyncio does not run |
+| `surroundings` | in the start of a runtime | `Surroundings`: what the process runs under |
+| `host` | in the start of a runtime, and before a wait | `Host`: a loop that is there, where no thread can be started |
+| `LOOPS` | where `OMNILOOP_LOOP` is read | the guest whose `factory()` returns a loop factory, or raises `SettingError` |
+| `on_use` | `dump`, `timings`, a long drain, `monitor` | a module that lies above the core, loaded on its first use |
+
+Others stand with what they belong to: `fork.forget_after_fork`, `hold_at_fork` and `keep_for_ever`; `exit.watch`, `tell_at_exit` and
+`end_orphan`; `waits.look_in_long_waits`.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,6 +38,37 @@ if TYPE_CHECKING:
 
         def leave(self, loop: asyncio.AbstractEventLoop) -> None:
             """The *loop* is over."""
+
+        def is_thread_bound(self, value: object) -> bool:
+            """Tell whether *value*, of a variable in a context, belongs to the thread that has set it: it is carried to no other context."""
+            ...
+
+    class Elsewhere(Protocol):
+        """A guest that knows async code which asyncio does not run."""
+
+        def runs_here(self) -> bool:
+            """Tell whether the calling code is such code; an asyncio loop may run in the same thread."""
+            ...
+
+        def serves_here(self) -> bool:
+            """Tell whether a loop of that kind runs in this thread, whatever has interrupted it."""
+            ...
+
+        async def wait(self, task: Any, asks: bool, timeout: float | None) -> None:
+            """Wait there until *task* is done or *timeout* passed; what cancels the waiter asks the work to end, if that *asks*."""
+
+        def say_asyncio(self) -> bool:
+            """Have asyncio named as what runs the calling thread, whatever a submitter's context says; False if it is to be said again."""
+            ...
+
+    class Surroundings(Protocol):
+        """A guest that knows what a process may run under."""
+
+        def warn_of_threads(self) -> None:
+            """Warn the caller's caller where threads are not what they are elsewhere."""
+
+        def tell_what_a_stop_loses(self, name: str, handler: object, sigterm: str | None) -> None:
+            """Log, once in a process, what a SIGTERM that meets *handler* will lose, and what to set; nothing if it loses nothing."""
 
     class Host(Protocol):
         """A guest whose loop serves where no thread can be started: it runs in the one thread, and is never replaced or closed."""
@@ -49,64 +90,79 @@ if TYPE_CHECKING:
             """Block until *done* is, or for *timeout* seconds; the loop goes on meanwhile."""
 
 
-# By the library's module: the guest's, as long as that is not loaded.
-_offered: Final[dict[str, str]] = {}
-
-# The one that has a part in blocking waits.
-_waits: list[Waits] = []
-
-# The one that has a loop, where no thread can be started.
-_host: list[Host] = []
+G = TypeVar("G")
 
 
-def offer(library: str, guest: str) -> None:
-    """Have the module *guest* of this package imported when the module *library* is loaded."""
-    _offered[library] = guest
+class Hook(Generic[G]):
+    """
+    What one guest may hook into. Calling it returns the guest, or None.
 
+    A guest is a module of this package. It is offered by the names of the library's modules, and imported once one of them is loaded, or a
+    condition holds; who does not use the library pays a look into `sys.modules`.
+    """
 
-def take_part_in_waits(guest: Waits) -> None:
-    """Leave the blocking waits to *guest*."""
-    _waits[:] = [guest]
+    __slots__ = ("_also", "_libraries", "_module", "guest")
 
+    def __init__(self) -> None:
+        # For where nothing may be imported; elsewhere the hook is called.
+        self.guest: G | None = None
+        self._module = ""
+        # None of them once it is in.
+        self._libraries: tuple[str, ...] = ()
+        self._also: Callable[[], bool] | None = None
 
-def take_the_loop_of(host: Host) -> None:
-    """Have the loop of *host* serve."""
-    _host[:] = [host]
+    def offer(self, module: str, *libraries: str, also: Callable[[], bool] | None = None) -> None:
+        """Have *module* imported where one of *libraries* is loaded, or *also* holds; it then takes the hook."""
+        self._module, self._libraries, self._also = module, libraries, also
 
+    def take(self, guest: Any) -> None:
+        """Be asked from now on."""
+        self.guest = guest
 
-def host() -> Host | None:
-    """The guest that has a loop, where no thread can be started."""
-    if sys.platform != "emscripten":
-        # Also where a tool has imported all modules of this package.
-        return None
-    let_in()
-    return _host[0] if _host else None
-
-
-def let_in() -> None:
-    """Import the guests whose libraries have been loaded meanwhile."""
-    if _offered:
-        for library in list(_offered):
+    def __call__(self) -> G | None:
+        for library in self._libraries:
             if library in sys.modules:
-                # The interpreter ends, and imports no more: then its library serves nobody either.
-                with suppress(ImportError, KeyError):
-                    import_module(_offered[library])
-                    del _offered[library]
+                self._let_in()
+                break
+        else:
+            if self._also is not None and self._also():
+                self._let_in()
+        return self.guest
+
+    def _let_in(self) -> None:
+        # The interpreter ends, and imports no more: then its library serves nobody either.
+        with suppress(ImportError, KeyError):
+            import_module(self._module)
+            self._libraries, self._also = (), None
 
 
-def guest_of_waits() -> Waits | None:
-    """The guest that has a part in blocking waits, if its library is loaded."""
-    let_in()
-    return _waits[0] if _waits else None
+waits: Final[Hook[Waits]] = Hook()
+elsewhere: Final[Hook[Elsewhere]] = Hook()
+surroundings: Final[Hook[Surroundings]] = Hook()
+host: Final[Hook[Host]] = Hook()
+
+# By the name of the loop: the module of its guest.
+LOOPS: Final[dict[str, str]] = {}
+
+
+def who_runs_here() -> Elsewhere | None:
+    """Who runs the calling async code, where asyncio does not."""
+    guest = elsewhere()
+    return guest if guest is not None and guest.runs_here() else None
 
 
 def serve(loop: asyncio.AbstractEventLoop, spare: Executor) -> None:
-    """Tell the guest that a thread is about to run *loop*."""
-    if (guest := guest_of_waits()) is not None:
+    """Tell the guest of the waits that a thread is about to run *loop*."""
+    if (guest := waits()) is not None:
         guest.serve(loop, spare)
 
 
 def leave(loop: asyncio.AbstractEventLoop) -> None:
-    """Tell the guest that *loop* is over."""
-    for guest in _waits:
+    """Tell the guest of the waits that *loop* is over; a guest that comes in only now knows nothing of it."""
+    if (guest := waits.guest) is not None:
         guest.leave(loop)
+
+
+def on_use(module: str) -> Any:
+    """The module of that name in this package, which lies above what asks for it."""
+    return import_module(f"{__package__}.{module}")

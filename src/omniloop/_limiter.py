@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from ._arguments import as_coroutine, check_function, close_unstarted, name_of
 from ._errors import CannotStartError, NotAsyncError, can_be_thrown
-from ._process.hosts import new_thread, why_no_thread
+from ._process.threads import new_thread, why_no_thread
 from ._report import shown
 from ._runtime import Runtime
 from ._work.task import Kind, Task

@@ -53,7 +53,8 @@ from ._errors import (
 )
 from ._life import drain, monitoring, waits
 from ._life.life import Life, ThreadWork
-from ._process import exit, fork, hosts, signals
+from ._process import exit, fork, signals
+from ._process.threads import why_no_thread
 from ._report import Site, shown
 from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
 from ._work.deadline import within
@@ -601,7 +602,7 @@ class Runtime:
         try:
             self._current().watch()
         except RuntimeError as error:
-            raise CannotStartError(f"The watchdog can't be started: {hosts.why_no_thread(error)}") from error
+            raise CannotStartError(f"The watchdog can't be started: {why_no_thread(error)}") from error
         finally:
             if "monitor" in settings:
                 (monitoring.turn_on if new.monitor else monitoring.turn_off)()
@@ -846,7 +847,7 @@ class Runtime:
         except BaseException:
             close_unstarted(coro)
             raise
-        guest = _hooks.guest_of_waits()
+        guest = _hooks.waits()
         if guest is not None:
             task: Task[T] = guest.run(self, coro, timeout, frame)
             return task

@@ -5,9 +5,11 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict
 
-from ._errors import SettingError, how_to_install
+from . import _hooks
+from ._errors import SettingError
 from ._report import Hook
 
 # A whole number may be larger than any float, and then can't be added to a time.
@@ -171,24 +173,13 @@ def _text_or_none(text: str) -> str | None:
 
 
 def _loop_named(name: str) -> LoopFactory | None:
-    match name.lower():
-        case "asyncio" | "":
-            return None
-        case "uvloop":
-            from importlib.util import find_spec
-
-            if find_spec("uvloop") is None:
-                raise SettingError(f"OMNILOOP_LOOP=uvloop, but uvloop is not installed: {how_to_install('uvloop')}.")
-            return _new_uvloop
-        case _:
-            raise SettingError(f"OMNILOOP_LOOP={name!r} is not a loop that is known here: use asyncio or uvloop.")
-
-
-def _new_uvloop() -> asyncio.AbstractEventLoop:
-    # Imported in a start, which a fork waits for: a child of a fork in the middle of an import can never import that module.
-    import uvloop
-
-    return uvloop.new_event_loop()
+    if name.lower() in ("asyncio", ""):
+        return None
+    if name.lower() not in _hooks.LOOPS:
+        known = " or ".join(["asyncio", *_hooks.LOOPS])
+        raise SettingError(f"OMNILOOP_LOOP={name!r} is not a loop that is known here: use {known}.")
+    factory: LoopFactory = import_module(_hooks.LOOPS[name.lower()]).factory()
+    return factory
 
 
 _READERS: dict[str, Callable[[str], object]] = {

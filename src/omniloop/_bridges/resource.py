@@ -15,13 +15,13 @@ from typing import Any, Generic, Self, TypeVar, final, overload
 from .._arguments import check_timeout, close_unstarted
 from .._caller import caller
 from .._errors import CannotStartError, ClosedError, NotAsyncError, WaitTimeoutError, WouldDeadlockError, WrongLoopError
+from .._hooks import who_runs_here
 from .._life.life import Life
 from .._limiter import go_limited
 from .._process.fork import same_process
 from .._runtime import Runtime
 from .._shared import chosen
 from .._work.task import KEEPER, Kind, Task
-from .._work.trio import is_trio
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -210,7 +210,7 @@ class Resource(Generic[T]):
             CancelledError: of `asyncio`, if it was cancelled. The closing goes on.
             Exception: whatever the closing of the client raises.
         """
-        ending = self._begin_end(None if is_trio() else asyncio.current_task(), caller())
+        ending = self._begin_end(asyncio.current_task() if who_runs_here() is None else None, caller())
         if ending is not None:
             await ending.wait()
             await ending
@@ -272,7 +272,7 @@ class Resource(Generic[T]):
     async def _get(self, frame: FrameType, accepted: bool) -> T:
         life = self._runtime._current()
         thread = life.thread
-        if thread is None or is_trio() or asyncio.get_running_loop() is not thread.loop:
+        if thread is None or who_runs_here() is not None or asyncio.get_running_loop() is not thread.loop:
             raise WrongLoopError(
                 f"{self!r} lives on the runtime's loop, and another one runs here. Hand over what is to be done with it: "
                 "await client.go(lambda c: c.get(url))."

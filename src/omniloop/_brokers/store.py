@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from .._locks import Guard
 from .._process.fork import hold_at_fork, keep_for_ever
-from .._process.hosts import new_thread
+from .._process.threads import new_thread
 from .._report import say, shown
 from . import alive
 

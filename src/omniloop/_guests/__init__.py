@@ -1,1 +1,30 @@
-"""What other libraries need of the core: each is loaded when its library is, and hooks itself in."""
+"""What other libraries need of the core: each guest is loaded when its library is, and hooks itself in."""
+
+import os
+import sys
+
+from .. import _hooks
+
+
+def _is_told_by_system() -> bool:
+    # Process 1 of a container, or started by it.
+    return os.getpid() == 1 or os.getppid() == 1 or not os.environ.keys().isdisjoint(_VARIABLES)
+
+
+_VARIABLES = ("KUBERNETES_SERVICE_HOST", "SYSTEMD_EXEC_PID")
+
+_hooks.waits.offer(f"{__name__}.asgiref", "asgiref.sync", "asgiref.local")
+# What trio itself sets its name in, and loads.
+_hooks.elsewhere.offer(f"{__name__}.trio", "sniffio")
+_hooks.surroundings.offer(
+    f"{__name__}.surroundings",
+    "uwsgi",
+    "gevent.monkey",
+    "eventlet.patcher",
+    "billiard.process",
+    "uvicorn",
+    also=_is_told_by_system,
+)
+if sys.platform == "emscripten":
+    _hooks.host.offer(f"{__name__}.pyodide", "pyodide.webloop")
+_hooks.LOOPS["uvloop"] = f"{__name__}.uvloop"

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
 
 from .. import _hooks
-from .._arguments import THREAD_BOUND, close_unstarted
+from .._arguments import close_unstarted
 from .._clock import look_up, time
 from .._life import waits
 from .._life.workers import Workers
@@ -357,17 +357,14 @@ def bring_along(ident: int | None) -> None:
     From asgiref 3.12 on a `Local` belongs to the thread that has set it, and is empty in a context that was copied to another.
     """
     for variable, value in copy_context().items():
-        if _is_storage(value):
+        if is_thread_bound(value):
             variable.set(type(value)(ident, value.data))
 
 
-def _is_storage(value: object) -> TypeGuard[Any]:
+def is_thread_bound(value: object) -> TypeGuard[Any]:
+    """Tell whether *value* is what a `Local` holds: see above."""
     storage = getattr(sys.modules.get("asgiref.local"), "_Storage", None)
     return storage is not None and isinstance(value, storage)
-
-
-# What a `Local` holds: see above.
-THREAD_BOUND.append(_is_storage)
 
 
 # --- the hook ---------------------------------------------------------------------------------------------------------
@@ -421,8 +418,7 @@ def _serving(runtime: Runtime) -> Life | None:
     return life
 
 
-# mypy knows that a module has what the protocol asks for, pyright does not.
-_hooks.take_part_in_waits(cast(Any, sys.modules[__name__]))
+_hooks.waits.take(sys.modules[__name__])
 
 
 # --- a wait that could never end --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from .. import _hooks
 from .._life.thread import LoopThread
@@ -52,4 +52,6 @@ def _ffi() -> Any:
     return sys.modules["pyodide.ffi"]
 
 
-_hooks.take_the_loop_of(cast(Any, sys.modules[__name__]))
+if sys.platform == "emscripten":
+    # Not where a tool imports all modules of this package.
+    _hooks.host.take(sys.modules[__name__])

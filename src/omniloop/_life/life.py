@@ -41,7 +41,8 @@ from .. import _hooks
 from .._arguments import close_unstarted, name_of, not_plain
 from .._clock import time
 from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError
-from .._process import exit, fork, hosts, signals
+from .._process import exit, fork, signals
+from .._process.threads import why_no_thread
 from .._report import Failure, Site, say, thread_stack
 from .._settings import Settings
 from .._work.failures import LATE_FINALISERS, Failures, Unclaimed
@@ -249,7 +250,7 @@ class Life:
         try:
             self._starter.start(self._start)
         except (RuntimeError, OSError) as error:
-            raise CannotStartError(f"omniloop can't start its thread here: {hosts.why_no_thread(error)}") from error
+            raise CannotStartError(f"omniloop can't start its thread here: {why_no_thread(error)}") from error
         finally:
             exit.make_up_for_signal()
 
@@ -336,7 +337,8 @@ class Life:
                     self.name,
                     threading.current_thread().name,
                 )
-        hosts.tell_what_a_stop_loses(self.name, signals.sigterm_handler(), sigterm)
+        if (around := _hooks.surroundings()) is not None:
+            around.tell_what_a_stop_loses(self.name, signals.sigterm_handler(), sigterm)
         thread = LoopThread(loop, self.name, self._escaped, self._die, exit.end_orphan)
         # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
         # task looks up a host name would fail.
@@ -550,9 +552,7 @@ class Life:
             if work.claim():
                 self._let_go(work)
             if isinstance(error, RuntimeError):
-                raise CannotStartError(
-                    f"omniloop can't start a worker thread here: {hosts.why_no_thread(error)}"
-                ) from error
+                raise CannotStartError(f"omniloop can't start a worker thread here: {why_no_thread(error)}") from error
             raise
         self.tally.count(*(("aside", "marked") if rank_of(task) else ("aside",)))
         return True

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from .._clock import join, time
 from .._errors import OmniloopError
-from .._process.hosts import new_thread, warn_of_host
+from .._hooks import surroundings
+from .._process.threads import new_thread
 
 # How long to wait for the system to forget a thread that `join` says is gone: on 3.12.1 it returned before that in 30
 # of 400 forks.
@@ -151,7 +152,8 @@ class LoopThread:
     def start(self, first: Callable[[], object]) -> None:
         """Start the thread; *first* is the first thing that the loop calls."""
         self._told_to_stop = False
-        warn_of_host()
+        if (around := surroundings()) is not None:
+            around.warn_of_threads()
         self.post(first)
         thread = new_thread(self._main, self._name)
         try:

@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Any, Final, NamedTuple
 
 from .._clock import time
-from .._process.hosts import new_thread
+from .._process.threads import new_thread
 from .._report import CAN_LOOK_AT_WHAT_RUNS, frame_of
 
 # So much of *slow* is compared at the least, and so a report may come later by as much. On a starved machine a thread has a core for 10 ms

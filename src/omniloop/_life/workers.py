@@ -32,9 +32,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .._clock import join, time
 from .._errors import CannotStartError, can_be_thrown
-from .._process import hosts
 from .._process.fork import forget_after_fork
-from .._process.hosts import new_thread
+from .._process.threads import new_thread, why_no_thread
 from .._work.task import DAEMON, Task
 from .thread import Starter
 
@@ -122,7 +121,7 @@ class Workers(ThreadPoolExecutor):
             if future.cancel():
                 if isinstance(error, RuntimeError):
                     raise CannotStartError(
-                        f"omniloop can't start a worker thread here: {hosts.why_no_thread(error)}"
+                        f"omniloop can't start a worker thread here: {why_no_thread(error)}"
                     ) from error
                 raise
         return future

@@ -22,7 +22,7 @@ from .._errors import CannotStartError
 from .._life.thread import wait_until_gone
 from .._locks import Guard
 from .._process import exit, fork
-from .._process.hosts import new_thread
+from .._process.threads import new_thread
 from .._report import say
 from . import answers, places
 

@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING, Final
 
 from .._clock import time
 from .._report import frame_of, hurried, leave_out_hung, say
-from .fork import forget_after_fork, hold_inherited, notice_fork, watched
-from .hosts import is_multiprocessing_child, new_thread
+from .fork import forget_after_fork, hold_inherited, is_multiprocessing_child, notice_fork, watched
+from .threads import new_thread
 
 if TYPE_CHECKING:
     from .fork import Watched

@@ -167,6 +167,12 @@ def is_child() -> bool:
     return _is_child
 
 
+def is_multiprocessing_child() -> bool:
+    """Tell whether this process was started by multiprocessing, which ends its children in its own way."""
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    return multiprocessing is not None and multiprocessing.parent_process() is not None
+
+
 def is_forking() -> bool:
     """Tell whether some thread is between the hooks of a fork."""
     return bool(_forking)

@@ -10,8 +10,9 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from .._hooks import elsewhere
 from .exit import beside, code_of, drain_at_exit, drain_no_longer_than, end_with, ends, flush_streams, is_idle, put_off
-from .hosts import is_multiprocessing_child
+from .fork import is_multiprocessing_child
 
 if TYPE_CHECKING:
     from .._settings import Sigterm
@@ -156,5 +157,7 @@ def _die() -> None:
 
 
 def _a_loop_runs_here() -> bool:
-    trio = sys.modules.get("trio")
-    return asyncio._get_running_loop() is not None or (trio is not None and bool(trio.lowlevel.in_trio_run()))
+    if asyncio._get_running_loop() is not None:
+        return True
+    other = elsewhere()
+    return other is not None and other.serves_here()

@@ -28,6 +28,7 @@ from contextvars import Context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from .. import _hooks
 from .._arguments import as_coroutine, not_plain
 from .._clock import time
 from .._errors import NotAsyncError
@@ -39,7 +40,6 @@ from .leftovers import Leftovers, rank_of
 from .periodic import COARSEST, coarse_resolution, turns_of
 from .tally import Tally
 from .task import HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
-from .trio import say_asyncio
 
 # How long the emptying may keep the loop from its timers and sockets, in seconds: measured in time and not in items,
 # because an eager start runs the coroutine up to its first suspension. A turn of the loop costs 10 to 20 µs, 1 % of it.
@@ -237,7 +237,8 @@ class Ledger:
         take = inbox.take
         tally = self._tally
         if not self._says_asyncio:
-            self._says_asyncio = say_asyncio()
+            other = _hooks.elsewhere()
+            self._says_asyncio = other is not None and other.say_asyncio()
         eager = _EAGER and self.loop.get_task_factory() is None
         start = self._start_coroutine if eager else self._start_in_turn
         call = self._call if eager else self._call_in_turn

@@ -33,7 +33,7 @@ from typing import Any, Final
 
 from .._arguments import close_unstarted
 from .._clock import time
-from .._process.hosts import is_running_thread
+from .._process.threads import is_running_thread
 from .._report import frames_of, shown
 from .task import HANDOVER, WORK, Task
 

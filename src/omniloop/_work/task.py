@@ -50,11 +50,11 @@ from weakref import ref
 from .._arguments import check_timeout, close_unstarted
 from .._clock import look_up, time
 from .._errors import TaskTimeoutError, WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
+from .._hooks import who_runs_here
 from .._locks import Guard
 from .._report import Failure, Site, innermost, shown
 from .failures import Failures, Unclaimed
 from .tally import Entry, Tally
-from .trio import is_trio, wait_in_trio
 
 T = TypeVar("T")
 
@@ -95,6 +95,7 @@ Outcome = tuple[Ending, Any]
 
 
 if TYPE_CHECKING:
+    from .._hooks import Elsewhere
 
     class Owner(Protocol):
         """What a task needs of the runtime that runs it; handed down, so that a task knows no runtime."""
@@ -324,12 +325,12 @@ class Task(concurrent.futures.Future[T]):
         Cancelling the waiter asks the work to end and waits until it has, as awaiting an `asyncio.Task` does. Of work that can't be
         cancelled any more (a function that runs) it ends the waiting at once, and the work goes on. `wait()` leaves the work alone.
         """
-        under_trio = is_trio()
+        elsewhere = who_runs_here()
         if self._outcome() is None:
-            yield from self._wait_async(under_trio, True)
+            yield from self._wait_async(elsewhere, True)
         value: T
-        # asyncio's own is nothing that trio knows.
-        value, error = self._take(concurrent.futures.CancelledError if under_trio else asyncio.CancelledError)
+        # asyncio's own is nothing that another loop knows.
+        value, error = self._take(asyncio.CancelledError if elsewhere is None else concurrent.futures.CancelledError)
         if error is None:
             return value
         try:
@@ -500,7 +501,9 @@ class Task(concurrent.futures.Future[T]):
             with meeting.lock:
                 meeting.callbacks.pop(call, None)
 
-    def _wait_async(self, under_trio: bool, asks: bool, timeout: float | None = None) -> Generator[Any, None, None]:
+    def _wait_async(
+        self, elsewhere: Elsewhere | None, asks: bool, timeout: float | None = None
+    ) -> Generator[Any, None, None]:
         """
         Wait on the loop that runs here until the outcome is known or *timeout* passed.
 
@@ -508,8 +511,8 @@ class Task(concurrent.futures.Future[T]):
         """
         self._owner.check_process()
         self._meet().awaited = True
-        if under_trio:
-            yield from wait_in_trio(self, asks, timeout).__await__()
+        if elsewhere is not None:
+            yield from elsewhere.wait(self, asks, timeout).__await__()
             return
         loop = asyncio._get_running_loop()
         if loop is None:
@@ -708,7 +711,7 @@ class _Leaving:
         self._timeout = timeout
 
     def __await__(self) -> Generator[Any, None, None]:
-        yield from self._task._wait_async(is_trio(), False, self._timeout)
+        yield from self._task._wait_async(who_runs_here(), False, self._timeout)
 
 
 class _Bridge(asyncio.Future[None]):

@@ -20,16 +20,20 @@ from typing import Any, Final
 from omniloop._arguments import close_unstarted
 from omniloop._clock import time
 from omniloop._errors import NotAsyncError
+from omniloop._hooks import who_runs_here
 from omniloop._process.exit import beside, wait_in_the_middle
-from omniloop._process.hosts import lifespans
+from omniloop._process.fork import forget_after_fork
 from omniloop._shared import shared_runtime
-from omniloop._work.trio import is_trio
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Those of this process that have begun and not ended: while there is one, an end of it drains. In a forked child they are yet to begin.
+_lifespans: Final[set[object]] = set()
+forget_after_fork(_lifespans.clear)
 
 
 def lifespan(app: object = None, *, shutdown: bool = True) -> Lifespan:
@@ -67,7 +71,7 @@ class Lifespan:
 
     async def __aenter__(self) -> Any:
         async with AsyncExitStack() as stack:
-            lifespans.add(self)
+            _lifespans.add(self)
             stack.push_async_callback(self._end)
             state = None if self._own is None else await stack.enter_async_context(self._own(self._app))
             self._stack = stack.pop_all()
@@ -80,8 +84,8 @@ class Lifespan:
         return await self._stack.__aexit__(kind, error, traceback)
 
     async def _end(self) -> None:
-        lifespans.discard(self)
-        if not lifespans and not _on_the_loop_itself():
+        _lifespans.discard(self)
+        if not _lifespans and not _on_the_loop_itself():
             await _off_the_loop(partial(_finish, self._shutdown))
 
 
@@ -164,7 +168,7 @@ def _finish(shutdown: bool) -> None:
 
 
 async def _off_the_loop(call: Callable[[], None]) -> None:
-    if is_trio():
+    if who_runs_here() is not None:
         await sys.modules["trio"].to_thread.run_sync(call, abandon_on_cancel=True)
         return
     done: Future[None] = Future()

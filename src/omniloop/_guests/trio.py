@@ -7,15 +7,23 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from .. import _hooks
 
-def is_trio() -> bool:
+
+def runs_here() -> bool:
     """Tell whether the calling code runs under trio: in guest mode and under trio-asyncio an asyncio loop runs as well."""
     # What trio itself sets around each step of a task.
     sniffio = sys.modules.get("sniffio")
     return sniffio is not None and getattr(sniffio.thread_local, "name", None) == "trio"
 
 
-async def wait_in_trio(task: Any, asks: bool, timeout: float | None) -> None:
+def serves_here() -> bool:
+    """Tell whether trio runs in this thread, in whatever step."""
+    trio = sys.modules.get("trio")
+    return trio is not None and bool(trio.lowlevel.in_trio_run())
+
+
+async def wait(task: Any, asks: bool, timeout: float | None) -> None:
     """
     Wait under trio until *task* is done, wherever that ends, or *timeout* passed.
 
@@ -68,3 +76,6 @@ def say_asyncio() -> bool:
         return False
     sniffio.thread_local.name = "asyncio"
     return True
+
+
+_hooks.elsewhere.take(sys.modules[__name__])

@@ -1,24 +1,16 @@
-"""What the process runs under: what that makes of threads, and how it ends the process."""
+"""Servers, systems and libraries that a process may run under: what they make of threads, and how they end the process."""
 
 from __future__ import annotations
 
-import contextvars
 import os
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from .. import _hooks
+from .._process.fork import forget_after_fork, is_multiprocessing_child
 from .._report import say
-from .fork import forget_after_fork
-
-if TYPE_CHECKING:
-    from .._settings import Sigterm
-
-# The lifespans of this process that have begun and not ended: while there is one, an end of it drains.
-lifespans: Final[set[object]] = set()
 
 _told = False
 
@@ -26,23 +18,7 @@ _told = False
 _INITS: Final = frozenset({"tini", "tini-static", "docker-init", "dumb-init", "catatonit", "podman-init"})
 
 
-def new_thread(target: Callable[[], object], name: str) -> threading.Thread:
-    """
-    A daemon thread, to be started, in an empty context.
-
-    From 3.14 on a thread may inherit the context of who starts it (without a GIL it does), and would keep what a request left in it alive for as long
-    as it lives itself.
-    """
-    options: dict[str, Any] = {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
-    return threading.Thread(target=target, name=name, daemon=True, **options)
-
-
-def is_running_thread(thing: object) -> bool:
-    """Tell whether *thing* is a thread that has not ended."""
-    return isinstance(thing, threading.Thread) and thing.is_alive()
-
-
-def warn_of_host() -> None:
+def warn_of_threads() -> None:
     """Warn where threads are not what they are elsewhere: under uWSGI without them, and where they are greenlets."""
     if getattr(sys.modules.get("uwsgi"), "has_threads", 1) == 0:
         # Seen on 2.0.21; newer ones always have them.
@@ -62,7 +38,7 @@ def warn_of_host() -> None:
         )
 
 
-def tell_what_a_stop_loses(name: str, handler: object, sigterm: Sigterm | None) -> None:
+def tell_what_a_stop_loses(name: str, handler: object, sigterm: str | None) -> None:
     """Log, once in a process, what a SIGTERM that meets *handler* will lose, and what to set; nothing if it loses nothing."""
     global _told
     if _told:
@@ -94,10 +70,11 @@ def _lost_in_prefork_child() -> str | None:
 def _lost_under_uvicorn(handler: object) -> str | None:
     # Its handler is a method of the server, gunicorn's UvicornWorker has the same.
     server: Any = getattr(handler, "__self__", None)
-    if type(server).__module__.partition(".")[0] != "uvicorn" or lifespans:
+    if type(server).__module__.partition(".")[0] != "uvicorn":
         return None
-    if "omniloop.ext.asgi" in sys.modules and not getattr(server, "started", False):
-        # The application is being imported, or starts: its lifespan is still to come.
+    asgi: Any = sys.modules.get("omniloop.ext.asgi")
+    if asgi is not None and (asgi._lifespans or not getattr(server, "started", False)):
+        # While a lifespan lasts its end drains; where the application is being imported, or starts, it is still to come.
         return None
     return (
         "on SIGTERM uvicorn ends this process without any exit hook of Python, and what is left to go() and not done by then is "
@@ -106,7 +83,7 @@ def _lost_under_uvicorn(handler: object) -> str | None:
     )
 
 
-def _lost_by_default(sigterm: Sigterm | None) -> str | None:
+def _lost_by_default(sigterm: str | None) -> str | None:
     if sigterm == "drain" or is_multiprocessing_child():
         return None
     say_drain = 'Set OMNILOOP_SIGTERM=drain in its environment, or call configure(sigterm="drain") in the main thread.'
@@ -144,23 +121,6 @@ def _init_of_container() -> str | None:
     return name if name in _INITS else None
 
 
-def why_no_thread(error: BaseException) -> str:
-    """Say why no thread can be started here, as a sentence's end, and the way out where there is one."""
-    if "daemon threads are disabled" in str(error):
-        # CPython's words from 3.12 on; what tells it beforehand is private, and has another name in each version.
-        return (
-            "this is an isolated sub-interpreter, and those have no daemon threads. Use omniloop in the main interpreter, and "
-            "asyncio.run() in this one."
-        )
-    return f"{error}."
-
-
-def is_multiprocessing_child() -> bool:
-    """Tell whether this process was started by multiprocessing, which ends its children in its own way."""
-    multiprocessing = sys.modules.get("multiprocessing.process")
-    return multiprocessing is not None and multiprocessing.parent_process() is not None
-
-
 def _green_library() -> str | None:
     """The library that has made greenlets of threads, if one has."""
     gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
@@ -172,10 +132,10 @@ def _green_library() -> str | None:
 
 
 def _forget() -> None:
-    """In a forked child: it is stopped in its own way, and its lifespans are yet to begin."""
+    """In a forked child: it is stopped in its own way."""
     global _told
     _told = False
-    lifespans.clear()
 
 
 forget_after_fork(_forget)
+_hooks.surroundings.take(sys.modules[__name__])

@@ -1,0 +1,36 @@
+"""The threads of this package: how they are made, and why one can't be."""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+def new_thread(target: Callable[[], object], name: str) -> threading.Thread:
+    """
+    A daemon thread, to be started, in an empty context.
+
+    From 3.14 on a thread may inherit the context of who starts it (without a GIL it does), and would keep what a request left in it alive for as long
+    as it lives itself.
+    """
+    options: dict[str, Any] = {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
+    return threading.Thread(target=target, name=name, daemon=True, **options)
+
+
+def is_running_thread(thing: object) -> bool:
+    """Tell whether *thing* is a thread that has not ended."""
+    return isinstance(thing, threading.Thread) and thing.is_alive()
+
+
+def why_no_thread(error: BaseException) -> str:
+    """Say why no thread can be started here, as a sentence's end, and the way out where there is one."""
+    if "daemon threads are disabled" in str(error):
+        # CPython's words from 3.12 on; what tells it beforehand is private, and has another name in each version.
+        return (
+            "this is an isolated sub-interpreter, and those have no daemon threads. Use omniloop in the main interpreter, and "
+            "asyncio.run() in this one."
+        )
+    return f"{error}."
