@@ -13,7 +13,7 @@ from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
 import omniloop
-from omniloop._settings import Settings
+from omniloop._settings import SETTINGS
 
 # What the pages call an instance of which class.
 INSTANCES = {
@@ -73,7 +73,7 @@ def target(text: str) -> tuple[str, str] | None:
         return _ours(f"{INSTANCES[first]}.{rest}")
     if first in STANDARD and rest and not match["dotted"].startswith("omniloop."):
         return "py", dotted
-    if first in Settings._fields and not is_call:
+    if first in SETTINGS and not is_call:
         return "setting", first
     if dotted in ONLY_AS_CALL and not is_call and not match["dotted"].startswith("omniloop."):
         return None

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import _hooks
 from ._errors import SettingError
@@ -20,8 +20,8 @@ WhenFull = Literal["block", "raise", "drop_new", "drop_old"]
 Sigterm = Literal["drain", "children"]
 
 
-class Settings(NamedTuple):
-    """The settings of one runtime. Immutable: a change makes a new one, so a reader never sees half of it."""
+class Settings:
+    """The settings of one runtime, each with its default. Immutable: a change makes a new one, so a reader never sees half of it."""
 
     # Below the 30 s after which gunicorn and Kubernetes kill by default, the clean-up included: only a
     # deadline that passes first can name what is lost.
@@ -45,6 +45,8 @@ class Settings(NamedTuple):
 
 
 if TYPE_CHECKING:
+    from typing import TypedDict
+
     # Made for type checkers alone: at run time it would be a tenth of what the package costs to import.
     class Changes(TypedDict, total=False):
         """What a `Runtime` takes, each of them optional: for editors and type checkers."""
@@ -78,60 +80,34 @@ OF_THE_PROCESS = frozenset({"monitor", "sigterm"})
 def changed(settings: Settings, changes: Mapping[str, Any], shared: bool = True) -> Settings:
     """*settings* with *changes*, each value checked; those of a runtime that is not *shared* by the process without the process's own."""
     for name, value in changes.items():
-        if name not in Settings._fields:
-            raise SettingError(f"There is no setting {name!r}. The settings are: {', '.join(Settings._fields)}.")
+        if name not in SETTINGS:
+            raise SettingError(f"There is no setting {name!r}. The settings are: {', '.join(SETTINGS)}.")
         if not shared and name in OF_THE_PROCESS:
             raise SettingError(
                 f"{name}={value!r}: this is a setting of the whole process, and not of one Runtime. Use omniloop.configure({name}=…)."
             )
-        problem = _problem(name, value)
-        if problem:
-            raise SettingError(f"{name}={value!r}: {problem}.")
-    return settings._replace(**changes)
+        allows, what, _ = SETTINGS[name]
+        if not allows(value):
+            raise SettingError(f"{name}={value!r}: give {what}.")
+    new = Settings()
+    vars(new).update(vars(settings), **changes)
+    return new
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
     """The defaults, changed by the `OMNILOOP_…` variables; called when a runtime is made, never at import."""
-    changes: dict[str, Any] = {}
-    for name, read in _READERS.items():
+    settings = Settings()
+    for name, (_, _, read) in SETTINGS.items():
         variable = f"OMNILOOP_{name.upper()}"
         text = environ.get(variable)
-        if text is None:
-            continue
-        try:
-            changes[name] = read(text)
-            changed(Settings(), {name: changes[name]})
-        except ValueError as error:
-            raise SettingError(f"{variable}={text!r} can't be used: {error}") from error
+        if read is not None and text is not None:
+            try:
+                settings = changed(settings, {name: read(text)})
+            except ValueError as error:
+                raise SettingError(f"{variable}={text!r} can't be used: {error}") from error
     if (loop := environ.get("OMNILOOP_LOOP")) is not None:
-        changes["loop_factory"] = _loop_named(loop)
-    return changed(Settings(), changes)
-
-
-def _problem(name: str, value: object) -> str | None:
-    match name:
-        case "slow_callback":
-            return None if value is None or (_is_seconds(value) and value) else "give seconds above 0, or None"
-        case "exit_timeout":
-            return None if value is None or _is_seconds(value) else "give seconds as a number of 0 or more, or None"
-        case "cancel_timeout" | "leftover_timeout":
-            return None if _is_seconds(value) else "give seconds as a number of 0 or more"
-        case "max_workers" | "max_waiting_workers":
-            return None if _is_whole(value) else "give a whole number of 1 or more"
-        case "max_pending":
-            return None if value is None or _is_whole(value) else "give a whole number of 1 or more, or None"
-        case "on_error" | "loop_factory":
-            return None if value is None or callable(value) else "give a callable, or None"
-        case "monitor" | "timings":
-            return None if isinstance(value, bool) else "give True or False"
-        case "sigterm":
-            return None if value in (None, "drain", "children") else 'give "drain", "children" or None'
-        case _:
-            return (
-                None
-                if value in ("block", "raise", "drop_new", "drop_old")
-                else 'give "block", "raise", "drop_new" or "drop_old"'
-            )
+        settings = changed(settings, {"loop_factory": _loop_named(loop)})
+    return settings
 
 
 def _is_seconds(value: object) -> bool:
@@ -146,19 +122,11 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _seconds(text: str) -> float:
-    return float(text)
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool)
 
 
-def _seconds_or_none(text: str) -> float | None:
-    return None if text.lower() == "none" else float(text)
-
-
-def _whole_or_none(text: str) -> int | None:
-    return None if text.lower() == "none" else int(text)
-
-
-def _switch(text: str) -> bool:
+def _as_switch(text: str) -> bool:
     match text.lower():
         case "1" | "true" | "yes" | "on":
             return True
@@ -166,10 +134,6 @@ def _switch(text: str) -> bool:
             return False
         case _:
             raise ValueError("give 1 or 0")
-
-
-def _text_or_none(text: str) -> str | None:
-    return None if text.lower() in ("", "none") else text
 
 
 def _loop_named(name: str) -> LoopFactory | None:
@@ -182,16 +146,42 @@ def _loop_named(name: str) -> LoopFactory | None:
     return factory
 
 
-_READERS: dict[str, Callable[[str], object]] = {
-    "exit_timeout": _seconds_or_none,
-    "cancel_timeout": _seconds,
-    "leftover_timeout": _seconds,
-    "slow_callback": _seconds_or_none,
-    "max_workers": int,
-    "max_waiting_workers": int,
-    "sigterm": _text_or_none,
-    "max_pending": _whole_or_none,
-    "when_full": str,
-    "monitor": _switch,
-    "timings": _switch,
+# Whether a value is allowed, what is, in words, and how an environment variable is read, where there is one.
+_Setting = tuple[Callable[[Any], bool], str, Callable[[str], object] | None]
+
+
+def _or_none(allows: Callable[[Any], bool], what: str, read: Callable[[str], object] | None = None) -> _Setting:
+    return (
+        lambda value: value is None or allows(value),
+        f"{what}, or None",
+        read and (lambda text: None if text.lower() == "none" else read(text)),
+    )
+
+
+_SECONDS: Final = "seconds as a number of 0 or more"
+_WHOLE: Final = "a whole number of 1 or more"
+
+# Of every setting all but its name for the reader, its default, and its type, which are above.
+SETTINGS: Final[dict[str, _Setting]] = {
+    "exit_timeout": _or_none(_is_seconds, _SECONDS, float),
+    "cancel_timeout": (_is_seconds, _SECONDS, float),
+    "leftover_timeout": (_is_seconds, _SECONDS, float),
+    "on_error": _or_none(callable, "a callable"),
+    "slow_callback": _or_none(lambda it: _is_seconds(it) and it > 0, "seconds above 0", float),
+    "loop_factory": _or_none(callable, "a callable"),
+    "max_workers": (_is_whole, _WHOLE, int),
+    "max_waiting_workers": (_is_whole, _WHOLE, int),
+    "sigterm": (
+        lambda it: it in (None, "drain", "children"),
+        '"drain", "children" or None',
+        lambda text: None if text.lower() in ("", "none") else text,
+    ),
+    "max_pending": _or_none(_is_whole, _WHOLE, int),
+    "when_full": (
+        lambda it: it in ("block", "raise", "drop_new", "drop_old"),
+        '"block", "raise", "drop_new" or "drop_old"',
+        str,
+    ),
+    "monitor": (_is_switch, "True or False", _as_switch),
+    "timings": (_is_switch, "True or False", _as_switch),
 }
