@@ -113,6 +113,12 @@ class ProcessDiedError(OmniloopError, RuntimeError):
     exitcode: int | None = None
 
 
+for _error in list(globals().values()):
+    if isinstance(_error, type) and issubclass(_error, OmniloopError):
+        # As tracebacks show it, and as pickle finds it: where one imports it from.
+        _error.__module__ = "omniloop"
+
+
 def can_be_thrown(error: BaseException, name: str) -> BaseException:
     """
     Return *error*, or a RuntimeError in the place of a StopIteration.

@@ -8,9 +8,11 @@ import gc
 import inspect
 import io
 import math
+import pickle
 import re
 import sys
 import threading
+import traceback
 import warnings
 
 import pytest
@@ -431,3 +433,16 @@ def test_what_gather_returns_is_refused_with_what_to_do_instead():
 def test_the_place_for_misplaced_arguments_is_not_shown():
     for call in (omniloop.go, omniloop.try_go, omniloop.run, TaskGroup.go, Runtime.go):
         assert "misplaced" not in str(inspect.signature(call))
+
+
+# --- how errors are shown ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("A traceback names each error of omniloop's as one imports it: `omniloop.ClosedError`")
+@pytest.mark.parametrize("name", [name for name in omniloop.__all__ if name.endswith("Error")])
+def test_an_error_is_shown_and_pickled_by_the_name_that_one_imports(name):
+    error = getattr(omniloop, name)("what happened")
+
+    assert traceback.format_exception_only(error) == [f"omniloop.{name}: what happened\n"]
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.args) == (type(error), ("what happened",))

@@ -240,4 +240,4 @@ def test_a_timeout_that_nobody_asked_for_is_reported_with_the_place_where_it_wai
     assert result.seconds < 6
     assert "slow was not done 0.3 s after its submission, and was cancelled." in result.stderr
     assert "in slow" in result.stderr
-    assert result.stderr.count("omniloop._errors.TaskTimeoutError") == 1
+    assert result.stderr.count("omniloop.TaskTimeoutError") == 1
