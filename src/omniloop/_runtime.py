@@ -841,8 +841,7 @@ class Runtime:
         try:
             check_timeout(timeout)
             life = self._current()
-            if waits.host_that_goes_on(life) is None:
-                life.check_may_wait("run()")
+            life.check_may_wait("run()", by_host=True)
             coro = as_coroutine(coro, life.loop, "run")
         except BaseException:
             close_unstarted(coro)

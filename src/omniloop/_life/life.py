@@ -364,7 +364,7 @@ class Life:
         thread = self.thread
         if self.inbox.closed:
             self.inbox.give_token_back()
-        elif thread is not None and self.serving:
+        elif thread is not None and self.stage is Stage.SERVING:
             thread.post(self._empty)
             if self._watchdog is not None and self._watchdog.must_be_told:
                 self._watchdog.wake()
@@ -455,7 +455,7 @@ class Life:
         """Raise ForkedError if this life was the parent process's."""
         if not fork.same_process[0]:
             fork.notice_fork()
-        if self.foreign:
+        if self.stage is Stage.FOREIGN:
             raise ForkedError(
                 "This work belongs to the parent process, and is not done. Submit it in this process to run it here."
             )

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
         inbox: Inbox
 
         @property
-        def serving(self) -> bool: ...
-        @property
         def ident(self) -> int | None: ...
         def check_process(self) -> None: ...
         def is_worker(self) -> bool: ...
@@ -72,28 +70,33 @@ _waits: dict[int, int] = {}
 
 
 def check_may_wait(
-    life: Waited, what: str | Task[Any], instead: str = "call it from another thread, or await the work itself"
-) -> None:
-    """Raise if this thread can't wait for the loop: `WouldDeadlockError`, or `ForkedError` if it was the parent process's."""
+    life: Waited,
+    what: str | Task[Any],
+    instead: str = "call it from another thread, or await the work itself",
+    by_host: bool = False,
+) -> _hooks.Host | None:
+    """
+    Raise if this thread can't wait for the loop: `WouldDeadlockError`, or `ForkedError` if it was the parent process's.
+
+    Returns the host whose loop runs in this thread and goes on while it waits *by_host*, if there is one. It can't in a first step: nothing
+    else would be started before that ends.
+    """
     life.check_process()
     if life.ident == threading.get_ident():
-        if (host := _hooks.host()) is not None:
+        if (host := _hooks.host()) is None:
             raise WouldDeadlockError(
-                f"{_title(what)} would block the one thread that there is, which does the work. {host.INSTEAD}"
+                f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Instead {instead}."
             )
+        if by_host and host.can_wait() and not life.is_starting():
+            return host
         raise WouldDeadlockError(
-            f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Instead {instead}."
+            f"{_title(what)} would block the one thread that there is, which does the work. {host.INSTEAD}"
         )
     if fork.is_forking() and fork.this_thread_forks():
         raise WouldDeadlockError(
             f"{_title(what)} would wait for the loop, which holds still until this thread has forked."
         )
-
-
-def host_that_goes_on(life: Waited) -> _hooks.Host | None:
-    """The host, if its loop can go on while the calling code blocks. It can't in a first step: nothing else would be started before its end."""
-    host = _hooks.host()
-    return host if host is not None and host.can_wait() and not life.is_starting() else None
+    return None
 
 
 def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
@@ -106,29 +109,29 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
     if timeout is not None and timeout <= 0:
         life.check_process()
         return wait_here(0)
-    if (host := host_that_goes_on(life)) is not None:
+    if (host := check_may_wait(life, task, "await it", by_host=True)) is not None:
         done: asyncio.Future[None] = host.loop().create_future()
         task._when_done(lambda: None if done.done() else done.set_result(None))
         host.wait(done, timeout)
         return wait_here(0)
-    check_may_wait(life, task, "await it")
-    if not life.serving:
+    if life.ident is None:
         life.inbox.wake_reader()
-    ident = life.ident
+    me = threading.get_ident()
+    pool = workers.pools.get(me)
     try:
-        workers.begin_wait(task)
-        if ident is not None and not _begin(ident):
-            raise WouldDeadlockError(
-                f"Waiting for '{shown(task.get_name())}' would never end: the thread that runs it waits for this one."
-            )
+        if pool is not None:
+            pool.begin_wait(task)
+        if not _begin(me, life.ident):
+            raise WouldDeadlockError(f"{_title(task)} would never end: the thread that runs it waits for this one.")
         if timeout is None or timeout > LOOK_UP:
             return wait_here(LOOK_UP) or _wait_long(
                 life, task, wait_here, None if timeout is None else timeout - LOOK_UP
             )
         return wait_here(timeout)
     finally:
-        _end()
-        workers.end_wait()
+        _waits.pop(me, None)
+        if pool is not None:
+            pool.end_wait()
 
 
 @contextmanager
@@ -139,13 +142,13 @@ def waiting_for_all(life: Waited, what: str) -> Iterator[None]:
         raise WouldDeadlockError(
             f"{what} in a worker thread of the same runtime would wait for itself. Call it from another thread."
         )
-    ident = life.ident
+    me = threading.get_ident()
     try:
-        if ident is not None and not _begin(ident):
+        if not _begin(me, life.ident):
             raise WouldDeadlockError(f"{what} would never end: the loop {life.name!r} waits for this thread.")
         yield
     finally:
-        _end()
+        _waits.pop(me, None)
 
 
 @contextmanager
@@ -156,14 +159,18 @@ def giving_place(what: str | None = None) -> Iterator[None]:
     Where something stands in the queue, no worker is left for it and no thread can be started, that raises `WouldDeadlockError` if
     *what* is given.
     """
+    pool = workers.pools.get(threading.get_ident())
+    if pool is None:
+        yield
+        return
     try:
-        if not workers.begin_wait(None) and what is not None:
+        if not pool.begin_wait(None) and what is not None:
             raise WouldDeadlockError(
                 f"{what} would block the last worker thread, and no other can be started to end the wait."
             )
         yield
     finally:
-        workers.end_wait()
+        pool.end_wait()
 
 
 def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
@@ -186,16 +193,16 @@ def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool]
 # --- who waits for whom -----------------------------------------------------------------------------------------------
 
 
-def _begin(ident: int) -> bool:
-    """Note that this thread waits for the thread *ident*; False where that closes a circle. Call `_end` afterwards."""
-    me = threading.get_ident()
+def _begin(me: int, ident: int | None) -> bool:
+    """
+    Note that this thread, *me*, waits for the thread *ident*; False where that closes a circle. The caller takes the note out again.
+
+    (Signal handlers and finalisers do not wait, so that waits are not nested.)
+    """
+    if ident is None:
+        return True
     _waits[me] = ident
     return ident not in _waits or not _leads_to(ident, me)
-
-
-def _end() -> None:
-    """This thread waits no more. (Signal handlers and finalisers do not wait, so that waits are not nested.)"""
-    _waits.pop(threading.get_ident(), None)
 
 
 @contextmanager
@@ -224,49 +231,36 @@ def _leads_to(start: int, end: int) -> bool:
 # In a child only the forking thread is left, and it does not wait.
 fork.forget_after_fork(_waits.clear)
 
+look_in_long_waits(workers.is_waiting_worker, workers.why_endless)
+
 
 # --- imports ----------------------------------------------------------------------------------------------------------
 
 
-def _imports_now() -> bool:
-    """Tell whether this thread is in the middle of an import, and so holds a module's lock."""
-    return any(_is_importlib(frame) for frame in _frames(sys._getframe()))
+def _may_meet_an_import() -> bool:
+    """Tell whether this thread is in the middle of an import, and so holds a module's lock; or one may have been lost in a fork."""
+    return fork.is_child() or _imports(sys._getframe())
 
 
-def _needs_my_import(ident: int | None, task: Task[Any]) -> str | None:
+def _needs_an_import(ident: int | None, task: Task[Any]) -> str | None:
     """
-    Whether the thread *ident* waits for the lock of a module that the calling thread is importing.
+    Whether the thread *ident* waits for the lock of a module that the calling thread is importing; or that no thread of this process is.
 
-    Read off the frames: importlib keeps no public record. `_ModuleLock.acquire` and its `owner` are in 3.11 to 3.15.
-    """
-    me = threading.get_ident()
-    for frame in _frames(frame_of(ident)):
-        if _is_importlib(frame) and frame.f_code.co_name == "acquire":
-            lock = frame.f_locals.get("self")
-            if getattr(lock, "owner", None) == me:
-                return (
-                    "while importing would never end: the loop waits for this very import. "
-                    "Wait after the import, or import that module first."
-                )
-    return None
-
-
-look_in_long_waits(_imports_now, _needs_my_import)
-
-
-def _import_lost_in_fork(ident: int | None, task: Task[Any]) -> str | None:
-    """
-    Whether the thread *ident* waits to import a module that no thread of this process is in the middle of importing.
-
-    CPython clears the locks of modules in no child: whoever held one when the process was forked holds it there for ever.
+    CPython clears the locks of modules in no child: whoever held one when the process was forked holds it there for ever. Read off the
+    frames: importlib keeps no public record. `_ModuleLock.acquire` and its `owner` are in 3.11 to 3.15.
     """
     threads = frames_of_threads()
     for frame in _frames(None if ident is None else threads.get(ident)):
         if _is_importlib(frame) and frame.f_code.co_name == "acquire":
             lock = frame.f_locals.get("self")
             owner = getattr(lock, "owner", None)
+            if owner == threading.get_ident():
+                return (
+                    "while importing would never end: the loop waits for this very import. "
+                    "Wait after the import, or import that module first."
+                )
             # A thread of this process may have got the same number; but it imports nothing.
-            if owner is not None and not any(map(_is_importlib, _frames(threads.get(owner)))):
+            if owner is not None and fork.is_child() and not _imports(threads.get(owner)):
                 return (
                     f"would never end: it imports {getattr(lock, 'name', 'a module')!r}, which another thread was in the middle of "
                     "importing when this process was forked, and which so can never be imported here. Import it before the fork, at "
@@ -275,8 +269,22 @@ def _import_lost_in_fork(ident: int | None, task: Task[Any]) -> str | None:
     return None
 
 
-look_in_long_waits(fork.is_child, _import_lost_in_fork)
-look_in_long_waits(workers.is_waiting_worker, workers.why_endless)
+look_in_long_waits(_may_meet_an_import, _needs_an_import)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    return any(map(_is_importlib, _frames(frame)))
+
+
+def _is_importlib(frame: FrameType) -> bool:
+    # Which of the two depends on whether anybody has imported `importlib` itself.
+    return frame.f_globals.get("__name__") in ("importlib._bootstrap", "_frozen_importlib")
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 # --- a loop of the caller's own ---------------------------------------------------------------------------------------
@@ -347,17 +355,6 @@ def _closed_over(function: Any, code: CodeType | None) -> dict[str, Any]:
 
 
 look_in_long_waits(_runs_a_loop, _needs_my_loop)
-
-
-def _is_importlib(frame: FrameType) -> bool:
-    # Which of the two depends on whether anybody has imported `importlib` itself.
-    return frame.f_globals.get("__name__") in ("importlib._bootstrap", "_frozen_importlib")
-
-
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _title(what: str | Task[Any]) -> str:

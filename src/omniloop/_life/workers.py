@@ -156,9 +156,14 @@ class Workers(ThreadPoolExecutor):
 
     def is_worker(self) -> bool:
         """Tell whether the calling thread is one of this pool's."""
-        return _pools.get(threading.get_ident()) is self
+        return pools.get(threading.get_ident()) is self
 
-    def _begin_wait(self, task: Task[Any] | None) -> bool:
+    def begin_wait(self, task: Task[Any] | None) -> bool:
+        """
+        The calling worker is about to wait for *task*, or for whom knows what: another may take its place.
+
+        Returns False where something stands in the queue, no worker is left for it, and no thread can be started.
+        """
         self._blocked[threading.get_ident()] = task
         me = threading.current_thread()
         if self._kept is me and self._has_room():
@@ -173,7 +178,8 @@ class Workers(ThreadPoolExecutor):
             return self._jobs.empty()
         return True
 
-    def _end_wait(self) -> None:
+    def end_wait(self) -> None:
+        """The wait is over; if the place was taken meanwhile, one worker too many ends when it has nothing to do."""
         self._blocked.pop(threading.get_ident(), None)
 
     def _stands(self) -> bool:
@@ -354,7 +360,7 @@ class Workers(ThreadPoolExecutor):
     def _serve_asked(self) -> None:
         """Do what the loop asks, and nothing else, until nothing is asked."""
         me, pid = threading.current_thread(), os.getpid()
-        _pools[threading.get_ident()] = self
+        pools[threading.get_ident()] = self
         try:
             # Not any more, if a wait made it one of the others.
             while self._kept is me and self._asked:
@@ -365,7 +371,7 @@ class Workers(ThreadPoolExecutor):
                     over()
                     del over
         finally:
-            del _pools[threading.get_ident()]
+            del pools[threading.get_ident()]
             self._staff.discard(me)
             self._keep_no_more(me)
             # Who asked just before this counted on it.
@@ -378,7 +384,7 @@ class Workers(ThreadPoolExecutor):
         pid = os.getpid()
         # Again, should the start have been interrupted.
         self._staff.add(threading.current_thread())
-        _pools[threading.get_ident()] = self
+        pools[threading.get_ident()] = self
         try:
             while True:
                 try:
@@ -406,34 +412,17 @@ class Workers(ThreadPoolExecutor):
                     over()
                     del over
         finally:
-            del _pools[threading.get_ident()]
+            del pools[threading.get_ident()]
             self._staff.discard(threading.current_thread())
 
 
-# Whose worker a thread is. Of the whole process, because a worker of one runtime may wait for another.
-_pools: dict[int, Workers] = {}
-
-
-def begin_wait(task: Task[Any] | None) -> bool:
-    """
-    Called by a thread that is about to wait for *task*, or for whom knows what: if it is a worker, another may take its place.
-
-    Returns False where something stands in the queue, no worker is left for it, and no thread can be started.
-    """
-    pool = _pools.get(threading.get_ident())
-    return pool is None or pool._begin_wait(task)
-
-
-def end_wait() -> None:
-    """The wait is over; if the place was taken meanwhile, one worker too many ends when it has nothing to do."""
-    pool = _pools.get(threading.get_ident())
-    if pool is not None:
-        pool._end_wait()
+# Whose worker a thread is, by its ident. Of the whole process, because a worker of one runtime may wait for another.
+pools: dict[int, Workers] = {}
 
 
 def is_waiting_worker() -> bool:
     """Tell whether the calling thread is a worker, of any pool."""
-    return threading.get_ident() in _pools
+    return threading.get_ident() in pools
 
 
 def why_endless(ident: int | None, task: Task[Any]) -> str | None:
@@ -442,7 +431,7 @@ def why_endless(ident: int | None, task: Task[Any]) -> str | None:
 
     Said to the one that began to wait last, and to the next if that does not help: an error for each would be more than it takes.
     """
-    pool = _pools.get(threading.get_ident())
+    pool = pools.get(threading.get_ident())
     if pool is None or not pool._stands():
         return None
     try:
@@ -461,4 +450,4 @@ def why_endless(ident: int | None, task: Task[Any]) -> str | None:
 
 
 # In a forked child only the forking thread is left, and it is nobody's worker.
-forget_after_fork(_pools.clear)
+forget_after_fork(pools.clear)
