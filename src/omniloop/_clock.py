@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time as _time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock, RLock
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Final, Protocol
@@ -77,6 +77,12 @@ def slices(timeout: float | None) -> Iterator[float]:
 def acquire(lock: Lock | RLock, timeout: float | None) -> bool:
     """Acquire *lock*; False if that took longer than *timeout* seconds. None waits without end."""
     return any(lock.acquire(timeout=seconds) for seconds in slices(timeout))
+
+
+def let_through(gate: Lock) -> None:
+    """Let through who waits at *gate*, or comes next; if it is open already, nobody has come since."""
+    with suppress(RuntimeError):
+        gate.release()
 
 
 @contextmanager

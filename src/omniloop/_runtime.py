@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from contextvars import Context, copy_context
 from functools import partial
@@ -60,7 +60,7 @@ from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, chan
 from ._work.deadline import within
 from ._work.failures import Failures
 from ._work.ledger import Later
-from ._work.leftovers import OF_CALLERS, OF_DAEMONS, belongs_to, copied
+from ._work.leftovers import OF_DAEMONS, belongs_to, copied
 from ._work.periodic import Turns
 from ._work.tally import Tally
 from ._work.task import DAEMON, KEEPER, WORK, Kind, Task
@@ -891,15 +891,6 @@ class Runtime:
         if life.noted:
             self._note(life, task, frame)
         return task
-
-    def _go_for_caller(self, coro: Coroutine[Any, Any, T], name: str, frame: FrameType) -> Task[T]:
-        """Start what ends as a daemon does, but runs the caller's code step by step: what that leaves on the loop is waited for."""
-        task = self._make_task(coro, None, None, frame)
-        task._name, task._kind = name, DAEMON
-        context = task._context
-        if context is not None and belongs_to not in context:
-            context.run(belongs_to.set, OF_CALLERS)
-        return self._put(task)
 
     def _note(self, life: Life, task: Task[Any], frame: FrameType) -> None:
         """Note more of a submission than its work needs, because that was asked for."""

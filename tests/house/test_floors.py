@@ -20,7 +20,7 @@ FLOORS = {
     "_runtime": {"_admission", "_runtime"},
     "_guests": {"_guests"},
     "_shared": {"_shared"},
-    "_limiter": {"_limiter"},
+    "shared by guests": {"_limiter", "_steps"},
     "_brokers": {"_brokers"},
     "_processes": {"_processes"},
     "_bridges": {"_bridges"},

@@ -7,19 +7,20 @@ The manager covers its block as in `async with`, though that task has a context 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
+import concurrent.futures
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar, Token, copy_context
+from functools import partial
 from types import FrameType, TracebackType
-from typing import Any, Generic, TypeVar, final
+from typing import Any, TypeVar, final
 
 from .._arguments import carried
 from .._caller import caller
-from .._errors import ForkedError, NotAsyncError, OmniloopError, WouldDeadlockError
+from .._errors import NotAsyncError, OmniloopError
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import Kind, Task
+from .._steps import END, AsyncSteps, Drive, Source, SyncSteps
+from .._work.task import Kind
 
 T = TypeVar("T")
 E = TypeVar("E", bound=bool | None)
@@ -65,25 +66,7 @@ def enter(
     if not hasattr(type(manager), "__aenter__") or not hasattr(type(manager), "__aexit__"):
         raise NotAsyncError(_not_async_manager(manager))
     # Its `__exit__` returns a bool, where E, the manager's own, may be None.
-    return _Entered(manager, chosen(runtime))  # type: ignore[return-value]
-
-
-@final
-class _Door(Generic[T]):
-    """What the block's thread and the task on the loop share."""
-
-    def __init__(self) -> None:
-        # Set when the value is there, or never will be.
-        self.open = threading.Event()
-        # Of those who do not wait in a thread.
-        self.tell: Callable[[], object] | None = None
-        self.values: list[T] = []
-        # Its result is the error that the block raised, if it did, and the context variables that the block has set.
-        self.leave: asyncio.Future[tuple[BaseException | None, _Variables]] | None = None
-        # The context variables that entering has set; and those that leaving has set, and removed.
-        self.set_by_entering: _Variables = {}
-        self.set_by_leaving: _Variables = {}
-        self.removed: list[ContextVar[Any]] = []
+    return Entered(manager, chosen(runtime))  # type: ignore[return-value]
 
 
 _Variables = dict[ContextVar[Any], Any]
@@ -102,12 +85,57 @@ class _Cover:
     another thread, say) nothing is carried, because what that has set is not the block's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, manager: AbstractAsyncContextManager[Any, Any]) -> None:
+        # Let go of with the first entering.
+        self.manager: AbstractAsyncContextManager[Any, Any] | None = manager
+        self.name = f"enter({getattr(manager, '__qualname__', type(manager).__qualname__)})"
+        # On the loop: what entering has set; and what leaving has set, removed and suppressed.
+        self._set_by_entering: _Variables = {}
+        self._set_by_leaving: _Variables = {}
+        self._removed: list[ContextVar[Any]] = []
+        self.suppressed = False
+        # In the block.
         self._tokens: dict[ContextVar[Any], Token[Any]] = {}
         self._inside: Token[None] | None = None
 
-    def begin(self, door: _Door[Any]) -> None:
-        self._tokens = {variable: variable.set(value) for variable, value in door.set_by_entering.items()}
+    async def hold(self, manager: AbstractAsyncContextManager[Any, Any], steps: Source) -> None:
+        """On the loop: enter, wait until the block is left, and leave."""
+        error: BaseException | None = None
+        before = copy_context()
+        try:
+            async with manager as value:
+                self._set_by_entering = carried(before, copy_context())
+                before = copy_context()
+                steps.hand_on(value)
+                del value
+                error, changed = await steps.wish()
+                for variable, new in changed.items():
+                    variable.set(new)
+                before = copy_context()
+                if error is not None:
+                    raise error
+            self.suppressed = error is not None
+        except BaseException as raised:
+            if raised is not error:
+                raise
+        finally:
+            after = copy_context()
+            self._set_by_leaving = carried(before, after)
+            self._removed = [variable for variable in before if variable not in after]
+            # This frame is in the error's traceback.
+            del error
+
+    def drive(self) -> Drive:
+        manager, self.manager = self.manager, None
+        if manager is None:
+            raise OmniloopError(
+                "This was entered before, and an async context manager can be entered once. Call enter() again, with a new one."
+            )
+        return partial(self.hold, manager)
+
+    def begin(self) -> None:
+        """The block begins."""
+        self._tokens = {variable: variable.set(value) for variable, value in self._set_by_entering.items()}
         self._inside = _inside.set(None)
         self._begun = copy_context()
 
@@ -122,13 +150,14 @@ class _Cover:
             pass
         return {}
 
-    def end(self, door: _Door[Any]) -> None:
+    def end(self) -> None:
+        """The block was left."""
         if self._inside is None:
             return
         self._inside = None
-        for variable, value in door.set_by_leaving.items():
+        for variable, value in self._set_by_leaving.items():
             variable.set(value)
-        for variable in door.removed:
+        for variable in self._removed:
             # What the block has set, and the manager found when it was left, is nothing that the manager could remove.
             if variable in self._tokens:
                 variable.reset(self._tokens.pop(variable))
@@ -136,79 +165,46 @@ class _Cover:
 
 
 @final
-class _Entered(AbstractContextManager[T, bool]):
+class Entered(AbstractContextManager[T, bool]):
+    """A sync context manager over an async one, whose whole life is one task on the runtime's loop."""
+
     def __init__(
         self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, kind: Kind = Kind.DAEMON
     ) -> None:
-        self._kind = kind
-        self._manager: AbstractAsyncContextManager[T, Any] | None = manager
-        self._runtime = runtime
-        self._door: _Door[T] = _Door()
-        self._cover = _Cover()
-        self._task: Task[bool] | None = None
+        self._cover = _Cover(manager)
+        self._runtime, self._kind = runtime, kind
+        self._steps: SyncSteps[Any] | None = None
 
     def __enter__(self) -> T:
         self._runtime._current().check_may_wait("enter()")
-        manager, self._manager = self._manager, None
-        if manager is None:
-            raise OmniloopError(
-                "This was entered before, and an async context manager can be entered once. Call enter() again, with a new one."
-            )
-        door = self._door
-        name = f"enter({getattr(manager, '__qualname__', type(manager).__qualname__)})"
-        task = self._task = self._runtime._make_task(_hold(manager, door), None, None, caller())
-        task._name, task._kind = name, self._kind
-        with self._ending(task):
-            # In here, because Ctrl-C may come when the loop has the task already.
-            self._runtime._put(task)
-            task.add_done_callback(lambda _: door.open.set())
-            task._wait_for(door.open.wait, None)
-            if not door.values:
-                # Raises what `__aenter__` raised; else it returned, and only the loop's end can have come between.
-                task.result(0)
-            self._cover.begin(door)
-            return door.values.pop()
+        cover = self._cover
+        steps: SyncSteps[Any] = SyncSteps(cover.drive(), self._runtime, caller(), cover.name, kind=self._kind)
+        self._steps = steps
+        with steps._ending():
+            value: T = steps._start()._take()
+        if value is END:
+            steps._source.task.result(0)
+        cover.begin()
+        return value
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
-        task, leave = self._task, self._door.leave
-        if task is None or leave is None:
+        if self._steps is None:
             raise OmniloopError("This was never entered. Use it in a `with` statement.")
-        changed = self._cover.set_by_block()
-        if not task.done():
-            task._check_process()
-            # The loop may be closed by now: then the task is done.
-            with suppress(RuntimeError):
-                leave.get_loop().call_soon_threadsafe(_set, leave, (error, changed))
         try:
-            with self._ending(task):
-                task._wait_until_done(None)
-            if error is not None and task.cancelled():
-                # At exit, say. The block's own error tells more.
-                return False
-            return task.result(0)
+            self._steps._resume((error, self._cover.set_by_block()))
+        except StopIteration:
+            pass
+        except concurrent.futures.CancelledError:
+            # At exit, say. The block's own error tells more.
+            if error is None or not self._steps._source.task.cancelled():
+                raise
         finally:
-            self._cover.end(self._door)
+            self._cover.end()
             if error is not None:
                 # Without the frames that it went through on the loop.
                 error.__traceback__ = tb
             del error, tb
-
-    @contextmanager
-    def _ending(self, task: Task[bool]) -> Iterator[None]:
-        """On Ctrl-C, cancel the task and wait, bounded, for its clean-up. A second Ctrl-C ends this wait too."""
-        try:
-            yield
-        except BaseException:
-            if task.cancel():
-                with suppress(WouldDeadlockError):
-                    task._wait_until_done(self._runtime._settings.cancel_timeout)
-            raise
-
-    def __del__(self) -> None:
-        # Entered, and dropped without leaving. Asks only: a finaliser must not wait.
-        if self._task is not None:
-            with suppress(ForkedError):
-                self._task.cancel()
+        return self._cover.suppressed
 
 
 @final
@@ -216,102 +212,30 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
     """The same for async code on any loop of asyncio's: the manager's whole life is one task on the runtime's."""
 
     def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, frame: FrameType) -> None:
-        self._manager, self._runtime, self._frame = manager, runtime, frame
-        self._door: _Door[T] = _Door()
-        self._cover = _Cover()
-        self._task: Task[bool] | None = None
+        self._cover = _Cover(manager)
+        self._steps: AsyncSteps[Any, Any] = AsyncSteps(self._cover.drive, runtime, frame, self._cover.name)
 
     async def __aenter__(self) -> T:
-        door, loop = self._door, asyncio.get_running_loop()
-        opened: asyncio.Future[None] = loop.create_future()
-
-        def tell() -> None:
-            # Closed by now: nobody waits there.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_open, opened)
-
-        door.tell = tell
-        name = f"enter({type(self._manager).__qualname__})"
-        task = self._task = self._runtime._go_for_caller(_hold(self._manager, door), name, self._frame)
-        task._when_done(tell)
-        try:
-            await opened
-        except BaseException:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            raise
-        if not door.values:
-            await task
-        self._cover.begin(door)
-        return door.values.pop()
+        source = self._steps._begin()
+        value: T = await self._steps._take(source)
+        if value is END:
+            await source.task
+        self._cover.begin()
+        return value
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> bool:
-        task, leave = self._task, self._door.leave
-        if task is None or leave is None:
-            raise OmniloopError("This was never entered. Use it in an `async with` statement.")
-        with suppress(RuntimeError):
-            leave.get_loop().call_soon_threadsafe(_set, leave, (error, self._cover.set_by_block()))
         try:
-            return await task
+            await self._steps._resume((error, self._cover.set_by_block()))
+        except StopAsyncIteration:
+            pass
         finally:
-            self._cover.end(self._door)
+            self._cover.end()
             if error is not None:
                 error.__traceback__ = tb
             del error, tb
-
-    def __del__(self) -> None:
-        if self._task is not None:
-            with suppress(ForkedError):
-                self._task.cancel()
-
-
-async def _hold(manager: AbstractAsyncContextManager[T, Any], door: _Door[T]) -> bool:
-    """Enter, wait until the block is left, and leave; returns whether the block's error was suppressed."""
-    error: BaseException | None = None
-    before = copy_context()
-    try:
-        async with manager as value:
-            door.set_by_entering = carried(before, copy_context())
-            before = copy_context()
-            door.leave = asyncio.get_running_loop().create_future()
-            door.values.append(value)
-            del value
-            door.open.set()
-            if door.tell is not None:
-                door.tell()
-            error, changed = await door.leave
-            for variable, new in changed.items():
-                variable.set(new)
-            before = copy_context()
-            if error is not None:
-                raise error
-    except BaseException as raised:
-        if raised is not error:
-            raise
-        return False
-    finally:
-        after = copy_context()
-        door.set_by_leaving = carried(before, after)
-        door.removed = [variable for variable in before if variable not in after]
-        suppressed = error is not None
-        # This frame is in the error's traceback.
-        del error
-    return suppressed
-
-
-def _set(
-    leave: asyncio.Future[tuple[BaseException | None, _Variables]], how: tuple[BaseException | None, _Variables]
-) -> None:
-    if not leave.done():
-        leave.set_result(how)
-
-
-def _open(opened: asyncio.Future[None]) -> None:
-    if not opened.done():
-        opened.set_result(None)
+        return self._cover.suppressed
 
 
 def _not_async_manager(manager: object) -> str:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
 from functools import partial
-from types import FrameType, TracebackType
-from typing import Final, Generic, Self, TypeVar, final
-
-import janus
+from threading import Lock
+from types import FrameType
+from typing import Any, Final, TypeVar, final
 
 from .._arguments import close_unstarted
 from .._caller import caller
-from .._clock import slices
-from .._errors import ForkedError, NotAsyncError
+from .._clock import acquire, let_through
+from .._errors import NotAsyncError
 from .._limiter import in_own_thread
 from .._report import say, shown
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import Kind, Task
+from .._steps import END, Items, SyncSteps, iterating
+from .._work.task import DAEMON, WORK
+from .._work.trio import is_trio
 
 T = TypeVar("T")
 
@@ -64,11 +63,13 @@ def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | Non
     _check_buffer(buffer)
     if not isinstance(source, AsyncIterable):
         raise NotAsyncError(_not_async_iterable(source))
-    return Iteration(source, buffer, chosen(runtime), caller())
+    runtime = chosen(runtime)
+    runtime._current().check_may_wait("iterate()")
+    return Iteration(iterating(source), runtime, caller(), _name("iterate", source), ahead=buffer + 1)._start()
 
 
 @final
-class Iteration(Generic[T]):
+class Iteration(SyncSteps[T]):
     """
     A sync iterator over an async iterable; made by `iterate`. As a context manager it is closed at the end.
 
@@ -84,101 +85,6 @@ class Iteration(Generic[T]):
         ...     next(numbers), next(numbers)
         (0, 1)
     """
-
-    def __init__(self, source: AsyncIterable[T], buffer: int, runtime: Runtime, frame: FrameType) -> None:
-        runtime._current().check_may_wait("iterate()")
-        queue: janus.Queue[T] = janus.Queue(buffer)
-        self._queue = queue
-        # Its end, whichever it was, was told.
-        self._ended = False
-        name = _name("iterate", source)
-        # Whatever the bounds are: there is no more of it than of those who consume.
-        self._task = runtime._go_for_caller(_feed(source, queue), name, frame)
-        # However it ends, the consumer hears of it, after the items that are there.
-        self._task.add_done_callback(lambda _: queue.shutdown())
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
-        if self._ended:
-            raise StopIteration
-        try:
-            return self._queue.sync_q.get_nowait()
-        except janus.SyncQueueEmpty:
-            items = self._wait()
-            if items:
-                return items[0]
-        except janus.SyncQueueShutDown:
-            pass
-        # Again, because `close` may have come in between, in another thread.
-        if not self._ended:
-            self._ended = True
-            self._task.result(0)
-        raise StopIteration
-
-    def _wait(self) -> list[T]:
-        items: list[T] = []
-
-        def wait_here(seconds: float) -> bool:
-            try:
-                items.append(self._queue.sync_q.get(timeout=seconds))
-            except janus.SyncQueueEmpty:
-                return False
-            except janus.SyncQueueShutDown:
-                # The source has ended.
-                pass
-            return True
-
-        self._task._wait_for(wait_here, None)
-        return items
-
-    def close(self) -> None:
-        """
-        End the iteration: a generator is closed on the loop, and this waits until its `finally` blocks ran.
-
-        An error in them is raised here. Closing again is harmless.
-
-        Raises:
-            WouldDeadlockError: if called on the loop's own thread.
-            ForkedError: if the iteration is a parent process's.
-        """
-        self._ended = True
-        if self._task.cancel():
-            self._task._wait_until_done(None)
-            if not self._task.cancelled():
-                self._task.result(0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if is_finalizing():
-            # As a resource's.
-            return
-        # Asks only: a finaliser must not wait. A task that was refused was never made.
-        task = getattr(self, "_task", None)
-        if task is not None:
-            with suppress(ForkedError):
-                task.cancel()
-
-
-async def _feed(source: AsyncIterable[T], queue: janus.Queue[T]) -> None:
-    task = asyncio.current_task()
-    iterator = aiter(source)
-    try:
-        async for item in iterator:
-            if task is not None and task.cancelling():
-                # The source has swallowed its cancellation, and nobody wants more.
-                break
-            await queue.async_q.put(item)
-    finally:
-        # As dropping it would, but here and now. Other iterators are the caller's to close.
-        if isinstance(iterator, AsyncGenerator):
-            await iterator.aclose()
 
 
 def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = None) -> AsyncGenerator[T, None]:
@@ -219,33 +125,29 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
 
 
 async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame: FrameType) -> AsyncGenerator[T, None]:
-    queue: janus.Queue[T] = janus.Queue(buffer)
+    items = _Fed(buffer)
     name = _name("aiterate", source)
-    # Not in a worker, which the exit would wait for while the source blocks. Whatever the bounds are, as in `Iteration`: what fills the
+    # Not in a worker, which the exit would wait for while the source blocks. Whatever the bounds are, as in `SyncSteps`: what fills the
     # queue and what empties it need each other.
-    feeding = in_own_thread(runtime, partial(_feed_in_thread, source, queue), name, or_worker=True)
-    task = runtime._go(feeding, name, None, Kind.DAEMON, frame, "accept")
+    feeding = in_own_thread(runtime, partial(items.feed, source), name, or_worker=True)
+    task = runtime._go(feeding, name, None, DAEMON, frame, "accept")
     # It is in the frame of whoever made this.
     del source, frame, feeding
-    task.add_done_callback(lambda _: queue.shutdown())
+    task._when_done(partial(items.put, END))
     try:
         while True:
-            try:
-                item = queue.sync_q.get_nowait()
-            except janus.SyncQueueShutDown:
+            # Under trio the runtime's loop is the one that takes.
+            taking = items.take()
+            item = await (runtime._go(taking, None, None, WORK, sys._getframe(), "accept") if is_trio() else taking)
+            if item is END:
                 break
-            except janus.SyncQueueEmpty:
-                try:
-                    item = await _get(queue, runtime)
-                except janus.AsyncQueueShutDown:
-                    break
             yield item
             # Not kept alive while the next one is waited for.
             del item
         await task
     except GeneratorExit:
-        queue.close()
-        if not await _is_done_soon(task):
+        items.close()
+        if not await task.wait(_CLOSING_TIME):
             say(
                 "%s: its source has blocked for %g s, and closing waits for it no longer. Its thread closes a generator when it comes back. "
                 "Give what blocks in there a time limit, so that it can be closed at once.",
@@ -256,54 +158,42 @@ async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame
             await task
         raise
     finally:
-        queue.close()
+        items.close()
 
 
-async def _is_done_soon(task: Task[None]) -> bool:
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
+class _Fed(Items[Any]):
+    """What a thread feeds with the items of its source, and waits while there are more than are to be read ahead."""
 
-    def tell() -> None:
-        with suppress(RuntimeError):
-            # That loop is closed.
-            loop.call_soon_threadsafe(_set, done)
+    def __init__(self, buffer: int) -> None:
+        super().__init__()
+        self._buffer = buffer
+        self._open = True
+        self._room = Lock()
+        self._room.acquire()
 
-    task._when_done(tell)
-    await asyncio.wait([done], timeout=_CLOSING_TIME)
-    return task.done()
+    def feed(self, source: Iterable[Any]) -> None:
+        iterator = iter(source)
+        try:
+            for item in iterator:
+                self.put(item)
+                del item
+                while self._open and len(self) > self._buffer:
+                    acquire(self._room, None)
+                if not self._open:
+                    return
+        finally:
+            if isinstance(iterator, Generator):
+                iterator.close()
 
+    async def take(self) -> Any:
+        item = await self.get()
+        let_through(self._room)
+        return item
 
-def _set(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
-
-
-async def _get(queue: janus.Queue[T], runtime: Runtime) -> T:
-    """The next item, on whichever loop: the queue is the runtime's."""
-    thread = runtime._current().thread
-    if thread is not None and asyncio._get_running_loop() is thread.loop:
-        return await queue.async_q.get()
-    return await runtime._go(queue.async_q.get(), None, None, Kind.WORK, sys._getframe(), "accept")
-
-
-def _feed_in_thread(source: Iterable[T], queue: janus.Queue[T]) -> None:
-    iterator = iter(source)
-    try:
-        for item in iterator:
-            _put(queue, item)
-    except janus.SyncQueueShutDown:
-        # Nobody wants more.
-        pass
-    finally:
-        if isinstance(iterator, Generator):
-            iterator.close()
-
-
-def _put(queue: janus.Queue[T], item: T) -> None:
-    for seconds in slices(None):
-        with suppress(janus.SyncQueueFull):
-            queue.sync_q.put(item, timeout=seconds)
-            return
+    def close(self) -> None:
+        """Nobody wants more."""
+        self._open = False
+        let_through(self._room)
 
 
 def _name(call: str, source: object) -> str:

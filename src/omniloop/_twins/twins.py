@@ -44,17 +44,17 @@ from types import (
 from typing import Any, Final, NamedTuple
 
 from .._arguments import close_unstarted
-from .._bridges.enter import AsyncEntered, _Entered
+from .._bridges.enter import AsyncEntered, Entered
 from .._caller import caller
 from .._errors import ClosedError, ForkedError, OmniloopError, TaskTimeoutError, WouldDeadlockError
 from .._life.life import Life
 from .._locks import Guard
 from .._process import fork
 from .._runtime import Runtime
+from .._steps import AsyncSteps, Steps, iterating, trimmed
 from .._work.deadline import within
 from .._work.task import Kind
 from . import faces
-from .steps import AsyncSteps, Steps, trimmed
 
 _getframe: Final = sys._getframe
 
@@ -480,7 +480,7 @@ class SyncCall:
 
         def make() -> Any:
             items = fn(*args, **kwargs)
-            return _stepwise(items) if stepwise else items
+            return iterating(_stepwise(items) if stepwise else items)
 
         return AsyncSteps(make, options.runtime, frame, self._title, _outward(options, twin), options.timeout)
 
@@ -583,7 +583,12 @@ class _Pending(Coroutine[Any, Any, Any]):
         call = self._call
         options = call._options
         return AsyncSteps(
-            self._make, options.runtime, self._frame, call._title, _outward(options, call._twin), options.timeout
+            lambda: iterating(self._make()),
+            options.runtime,
+            self._frame,
+            call._title,
+            _outward(options, call._twin),
+            options.timeout,
         )
 
 
@@ -636,7 +641,7 @@ class _State:
         # Of what was both awaited and entered.
         self.way_out: Any = None
         # Who entered it: the thread, and the way out.
-        self.entered: list[tuple[int, _Entered[Any]]] = []
+        self.entered: list[tuple[int, Entered[Any]]] = []
 
     def here(self) -> Any:
         """The original, if it can be used here and now."""
@@ -945,7 +950,7 @@ class Twin(metaclass=TwinType):
             return self
         _guard(self, "with", caller())
         # Ended after all work, as what is made is.
-        entered = _Entered(original, state.runtime, Kind.KEEPER)
+        entered = Entered(original, state.runtime, Kind.KEEPER)
         try:
             value = entered.__enter__()
         except BaseException as error:
@@ -1012,7 +1017,8 @@ class Twin(metaclass=TwinType):
         state = self._omniloop
         original, options = state.here(), state.face._omniloop_options
         name = f"{state.face.__name__}.__aiter__"
-        return AsyncSteps(lambda: original, state.runtime, caller(), name, _outward(options, self), options.timeout)
+        out = _outward(options, self)
+        return AsyncSteps(lambda: iterating(original), state.runtime, caller(), name, out, options.timeout)
 
 
 async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:
