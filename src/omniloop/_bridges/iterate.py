@@ -14,13 +14,13 @@ from .._arguments import close_unstarted
 from .._caller import caller
 from .._clock import acquire, let_through
 from .._errors import NotAsyncError
+from .._hooks import who_runs_here
 from .._limiter import in_own_thread
 from .._report import say, shown
 from .._runtime import Runtime
 from .._shared import chosen
 from .._steps import END, Items, SyncSteps, iterating
 from .._work.task import DAEMON, WORK
-from .._work.trio import is_trio
 
 T = TypeVar("T")
 
@@ -136,9 +136,11 @@ async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame
     task._when_done(partial(items.put, END))
     try:
         while True:
-            # Under trio the runtime's loop is the one that takes.
+            # Elsewhere than under asyncio the runtime's loop is the one that takes.
             taking = items.take()
-            item = await (runtime._go(taking, None, None, WORK, sys._getframe(), "accept") if is_trio() else taking)
+            item = await (
+                runtime._go(taking, None, None, WORK, sys._getframe(), "accept") if who_runs_here() else taking
+            )
             if item is END:
                 break
             yield item
