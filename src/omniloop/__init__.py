@@ -51,6 +51,7 @@ from ._shared import (
 from ._work.task import Task
 
 if TYPE_CHECKING:
+    from . import _seen as _seen
     from ._bridges.background import background as background
     from ._bridges.enter import enter as enter
     from ._bridges.groups import TaskGroup as TaskGroup
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from ._brokers.handover import Function as Function
     from ._brokers.handover import Sent as Sent
     from ._brokers.handover import current_delivery as current_delivery
+    from ._monitor import server as _server  # noqa: F401
     from ._processes.pool import ProcessPool as ProcessPool
     from ._processes.pool import to_process as to_process
     from ._stats import Histogram as Histogram

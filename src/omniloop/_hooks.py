@@ -17,7 +17,7 @@ Others stand with what they belong to: `fork.forget_after_fork`, `hold_at_fork` 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
@@ -88,6 +88,16 @@ if TYPE_CHECKING:
 
         def wait(self, done: asyncio.Future[None], timeout: float | None) -> None:
             """Block until *done* is, or for *timeout* seconds; the loop goes on meanwhile."""
+
+    class Timings(Protocol):
+        """Measures how long work takes, by name; loaded where that is switched on."""
+
+        def measure(self, task: Any, batch_began: Callable[[], float]) -> None:
+            """Measure *task* from now on. *batch_began* says when the loop came to what it starts just now."""
+
+        def read(self) -> Mapping[str, Any]:
+            """What was measured so far."""
+            ...
 
 
 G = TypeVar("G")
@@ -163,6 +173,7 @@ def leave(loop: asyncio.AbstractEventLoop) -> None:
         guest.leave(loop)
 
 
-def on_use(module: str) -> Any:
-    """The module of that name in this package, which lies above what asks for it."""
-    return import_module(f"{__package__}.{module}")
+def on_use(module: str, load: bool = True) -> Any:
+    """The module of that name in this package, which lies above what asks for it; None if it is not loaded, and not to be."""
+    name = f"{__package__}.{module}"
+    return import_module(name) if load else sys.modules.get(name)

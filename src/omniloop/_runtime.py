@@ -51,7 +51,7 @@ from ._errors import (
     WaitTimeoutError,
     WouldDeadlockError,
 )
-from ._life import drain, monitoring, waits
+from ._life import drain, waits
 from ._life.life import Life, ThreadWork
 from ._process import exit, fork, signals
 from ._process.threads import why_no_thread
@@ -68,7 +68,6 @@ from ._work.task import DAEMON, KEEPER, WORK, Kind, Task
 if TYPE_CHECKING:
     from ._settings import AllChanges, Changes
     from ._stats import Stats
-    from ._work.timings import Timings
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -140,7 +139,7 @@ class Runtime:
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
         # Loaded and made where it is switched on; and who is told of each measurement.
-        self._timings: Timings | None = None
+        self._timings: _hooks.Timings | None = None
         self._timing_listeners: list[Callable[[str, float | None, float], object]] = []
         self._admission = Admission()
         # Whether submissions go by way of `_admission`: looked at on the hot path. True until the settings are known.
@@ -171,9 +170,7 @@ class Runtime:
     def _choose(self, settings: Settings) -> None:
         self._chosen = settings
         if settings.timings and self._timings is None:
-            from ._work.timings import Timings
-
-            self._timings = Timings(self._timing_listeners)
+            self._timings = _hooks.on_use("_seen.timings").Timings(self._timing_listeners)
         self._admission.resize(settings.max_pending)
         self._bounded = settings.max_pending is not None
 
@@ -605,7 +602,9 @@ class Runtime:
             raise CannotStartError(f"The watchdog can't be started: {why_no_thread(error)}") from error
         finally:
             if "monitor" in settings:
-                (monitoring.turn_on if new.monitor else monitoring.turn_off)()
+                server = _hooks.on_use("_monitor.server", load=new.monitor)
+                if server is not None:
+                    (server.start if new.monitor else server.stop)()
 
     def tasks(self) -> list[Task[Any]]:
         """
@@ -657,8 +656,7 @@ class Runtime:
             ...     runtime.dump(sys.stdout)
             reports: 0 unfinished
         """
-        from ._life import look
-
+        look = _hooks.on_use("_seen.look")
         out = sys.stderr if file is None else file
         looked = look.look(self.name, self._current())
         if json:

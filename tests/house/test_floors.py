@@ -18,6 +18,7 @@ FLOORS = {
     "_work": {"_work"},
     "_life": {"_life"},
     "_runtime": {"_admission", "_runtime"},
+    "_seen": {"_seen"},
     "_guests": {"_guests"},
     "_shared": {"_shared"},
     "shared by guests": {"_limiter", "_steps"},
@@ -151,7 +152,8 @@ def test_contributing_shows_the_floors_as_they_are():
 
 
 @pytest.mark.parametrize(
-    "package", ["_process", "_work", "_life", "_brokers", "_processes", "_bridges", "_twins", "_monitor"]
+    "package",
+    ["_process", "_work", "_life", "_seen", "_guests", "_brokers", "_processes", "_bridges", "_twins", "_monitor"],
 )
 def test_contributing_says_where_each_part_of_a_package_is(package):
     text = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -190,7 +190,8 @@ def look_up_more_often():
     """Not once a second: a test waits until a wait is past its first look."""
     from omniloop import _clock
     from omniloop._bridges import queue
-    from omniloop._life import progress, waits
+    from omniloop._life import waits
+    from omniloop._seen import progress
 
     for module in (_clock, queue, progress, waits):
         module.LOOK_UP = 0.05

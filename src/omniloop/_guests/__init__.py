@@ -2,8 +2,17 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from .. import _hooks
+
+if TYPE_CHECKING:
+    # They are loaded by name; here tools that look for imports find them, PyInstaller for one.
+    from . import asgiref as asgiref
+    from . import pyodide as pyodide
+    from . import surroundings as surroundings
+    from . import trio as trio
+    from . import uvloop as uvloop
 
 
 def _is_told_by_system() -> bool:

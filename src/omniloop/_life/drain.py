@@ -52,6 +52,7 @@ from itertools import chain, islice
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
+from .. import _hooks
 from .._arguments import close_unstarted
 from .._clock import acquire, holding, time
 from .._errors import CannotStartError, ClosedError
@@ -61,11 +62,13 @@ from .._work.ledger import is_asked, task_in
 from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of, title_of
 from .._work.task import Kind, Task
 from .life import Life, ThreadWork, resolve
-from .progress import Progress
 from .thread import LoopThread
 
 # How soon to look again whether another thread has started the loop's.
 _STARTING: Final = 0.0005
+
+# A wait that is over sooner says nothing. Half a second is where people begin to wonder (a guess).
+_QUIET: Final = 0.5
 
 # Beyond the deadlines: for a thread that was told to end to be gone.
 _JOIN_TIMEOUT: Final = 0.5
@@ -107,8 +110,7 @@ def flush(
         return waiting.flush(life.ledger.left(OF_OTHERS))
 
     waiting = _Drain(life, OF_OTHERS, cancel_timeout, leftovers)
-    with Progress(life, shown=progress, leftovers_until=leftovers and leftovers.until) as shown:
-        return _wait_on_loop(life, begin, deadline, shown)
+    return _wait_on_loop(life, begin, deadline, leftovers, shown=progress, told=False)
 
 
 def drain(
@@ -119,12 +121,12 @@ def drain(
     rank: int = UNMARKED,
 ) -> bool:
     """Wait until nothing is left to wait for; what draining work submits is waited for too. False at the *deadline*."""
-    with Progress(life, shown=exit.draining(), told=True, leftovers_until=leftovers and leftovers.until) as progress:
-        try:
-            return _wait_on_loop(life, _Drain(life, rank, cancel_timeout, leftovers).run, deadline, progress)
-        except CannotStartError:
-            # What is left has nothing to run on, and whoever submitted it was told.
-            return False
+    begin = _Drain(life, rank, cancel_timeout, leftovers).run
+    try:
+        return _wait_on_loop(life, begin, deadline, leftovers, shown=exit.draining(), told=True)
+    except CannotStartError:
+        # What is left has nothing to run on, and whoever submitted it was told.
+        return False
 
 
 @hurried()
@@ -232,7 +234,13 @@ class _Asked:
 
 
 def _wait_on_loop(
-    life: Life, begin: Callable[[], Coroutine[Any, Any, bool]], deadline: float | None, progress: Progress
+    life: Life,
+    begin: Callable[[], Coroutine[Any, Any, bool]],
+    deadline: float | None,
+    leftovers: LeftoverTime | None,
+    *,
+    shown: bool,
+    told: bool,
 ) -> bool:
     """Have the loop begin a wait, after all that was submitted before, and wait for its end. False at the deadline."""
     thread = life.thread
@@ -243,6 +251,7 @@ def _wait_on_loop(
         return True
     if life.inbox.closed:
         return True
+    since = time.monotonic()
     asked = _Asked(life, begin)
     try:
         if not life.inbox.put(asked):
@@ -257,7 +266,20 @@ def _wait_on_loop(
                 return bool(asked.value)
             if deadline is not None and time.monotonic() >= deadline:
                 return False
-        return progress.acquire(asked.gate, deadline) and bool(asked.value)
+        ended = acquire(asked.gate, _QUIET if deadline is None else min(_QUIET, deadline - time.monotonic()))
+        if not ended and (deadline is None or time.monotonic() < deadline):
+            until = leftovers and leftovers.until
+            try:
+                wait = _hooks.on_use("_seen.progress").Progress(
+                    life, shown=shown, told=told, since=since, leftovers_until=until
+                )
+            except (ImportError, OSError):
+                # The core is alone, or the process is short of descriptors: the wait goes on without a word.
+                ended = acquire(asked.gate, None if deadline is None else deadline - time.monotonic())
+            else:
+                with wait:
+                    ended = wait.acquire(asked.gate, deadline)
+        return ended and bool(asked.value)
     except BaseException:
         life.inbox.take_back(asked)
         raise

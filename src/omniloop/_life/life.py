@@ -51,7 +51,7 @@ from .._work.ledger import Later, Ledger, task_in
 from .._work.leftovers import rank_of
 from .._work.tally import Tally
 from .._work.task import KEEPER, SUCCEEDED, Task, traceback_without
-from . import monitoring, waits, workers
+from . import waits, workers
 from .thread import LoopThread, Starter, wait_until_gone
 from .watchdog import Watchdog, usage_of
 
@@ -268,7 +268,7 @@ class Life:
             self._workers.start_one()
         self.watch()
         if self._settings_of_process().monitor:
-            monitoring.turn_on_at_start()
+            _hooks.on_use("_monitor.server").start_with_runtime()
         self._serve(self.thread)
 
     def _serve(self, thread: LoopThread) -> None:

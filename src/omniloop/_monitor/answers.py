@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from .. import _report
 from .._life.life import Stage
-from .._life.look import MOST_GROUPS, look
 from .._process import fork
 from .._report import Failure, shown, thread_stack
 from .._runtime import Runtime
+from .._seen.look import MOST_GROUPS, look
 from .._shared import shared_runtime
 
 # Seconds. A loop that answers within this is not called blocked.

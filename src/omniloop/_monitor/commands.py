@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._errors import how_to_install
-from .._life.look import as_lines
+from .._seen.look import as_lines
 from . import places
 from .client import Connection, NoAnswerError, command_of, processes
 

@@ -338,6 +338,16 @@ def start() -> None:
     _monitor.start()
 
 
+def start_with_runtime() -> None:
+    """As `start`, in the start of a runtime, which goes on without a monitor."""
+    try:
+        start()
+    except CannotStartError as error:
+        say("%s", error)
+    except Exception as error:
+        say("The monitor can't listen, because of an error of omniloop's own, which should be reported.", error=error)
+
+
 def stop() -> None:
     """Turn the monitor of this process off."""
     _monitor.stop()

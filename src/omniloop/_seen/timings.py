@@ -12,7 +12,7 @@ from .._locks import Guard
 from .._stats import BOUNDS, Histogram, Timing
 
 if TYPE_CHECKING:
-    from .task import Task
+    from .._work.task import Task
 
 # Names that are told apart; further ones are one. Who gives each task a name of its own would make a label of each.
 _MOST_NAMES: Final = 100

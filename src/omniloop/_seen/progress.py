@@ -17,10 +17,7 @@ from .._report import say, shown
 from .._work.leftovers import UNMARKED, rank_of, title_of
 
 if TYPE_CHECKING:
-    from .life import Life
-
-# A wait that is over sooner says nothing. Half a second is where people begin to wonder (a guess).
-_PATIENCE: Final = 0.5
+    from .._life.life import Life
 
 # Between two looks; the seconds that are left change more slowly.
 _REFRESH: Final = 0.25
@@ -45,17 +42,15 @@ class Progress:
     Args:
         shown: As a line on stderr, if it is a terminal; erased when the wait is over.
         told: In the log, once, if the wait is long.
+        since: When the wait began, by `time.monotonic`.
         leftovers_until: Until when it waits for those, when the work is done.
     """
 
-    def __init__(
-        self, life: Life, *, shown: bool = False, told: bool = False, leftovers_until: float | None = None
-    ) -> None:
+    def __init__(self, life: Life, *, shown: bool, told: bool, since: float, leftovers_until: float | None) -> None:
         self._life = life
         self._leftovers_until = leftovers_until
         self._stream = _terminal() if shown else None
-        self._start = time.monotonic()
-        self._long = self._start + _LONG if told and life not in _told_of else math.inf
+        self._long = since + _LONG if told and life not in _told_of else math.inf
         self._shown = 0
 
     def __enter__(self) -> Self:
@@ -74,10 +69,8 @@ class Progress:
                 self._tell(left)
             pause = self._long - now
             if self._stream is not None:
-                quiet = self._start + _PATIENCE - now
-                if quiet <= 0:
-                    self._show(left)
-                pause = min(pause, quiet if quiet > 0 else _REFRESH)
+                self._show(left)
+                pause = min(pause, _REFRESH)
             if gate.acquire(timeout=min(left, pause, LOOK_UP)):
                 return True
             if left <= min(pause, LOOK_UP):

@@ -18,7 +18,7 @@ from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frames_of_threads, innermost,
 from .._work.task import Task
 
 if TYPE_CHECKING:
-    from .life import Life
+    from .._life.life import Life
 
 # More than that nobody reads; the rest is counted.
 MOST_GROUPS: Final = 40
