@@ -11,13 +11,14 @@ import asyncio
 import concurrent.futures
 import enum
 import inspect
-import sys
 import typing
 import weakref
 from collections.abc import Iterator
 from functools import partial, partialmethod
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, UnionType
 from typing import Any, Final
+
+from typing_extensions import Format, get_annotations
 
 _FUNCTIONS: Final = (FunctionType, MethodType, partial)
 # Neither is the caller's to wait for, or each is used by sync code as it is.
@@ -184,12 +185,8 @@ def annotated_classes(fn: FunctionType, name: str) -> tuple[type, ...]:
 
 
 def _annotations(fn: FunctionType) -> dict[str, Any]:
-    if sys.version_info >= (3, 14):
-        # They are evaluated when asked for, and may name what is imported for type checkers only.
-        from annotationlib import Format, get_annotations
-
-        return get_annotations(fn, format=Format.FORWARDREF)
-    return fn.__annotations__
+    # From 3.14 on they are evaluated when asked for, and may name what is imported for type checkers only.
+    return get_annotations(fn, format=Format.FORWARDREF)
 
 
 def is_union(annotation: Any) -> bool:

@@ -4,6 +4,11 @@ Writes the types of a module's sync twins as a stub beside it: `python -m omnilo
 A type checker can't compute the type of ``blocking(AsyncClient)``. So the module is imported, to see which of its names are twins,
 and their classes are written from the source of the originals: signatures, overloads and docstrings are kept, what is awaited is
 there, and where an original has a twin in the module the twin is named. Everything else in the module is written as it stands.
+
+Step by step: `_Stub` goes through the statements of the module. For a twin it asks a `_Face` for each class of the original's bases,
+which writes the members that this class defines. Annotations name what is known in the module of *that* class: `_Rewriter` gives
+them the names that the stub has, and notes what is to be imported. A class that comes out of a twin, and has no name in the module,
+gets one, and is written at the end.
 """
 
 from __future__ import annotations
@@ -11,25 +16,30 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
-import contextlib
 import copy
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, get_origin
+
+from typing_extensions import override
 
 from . import faces
-from .annotations import AWAITED, SYNC_NAMES
+from .annotations import AWAITED, SYNC_NAMES, SyncFace, last_name, parsed, parts_of
 from .twins import Options, SyncCall, Twin, TwinType, make_class
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-_Node = TypeVar("_Node", bound=ast.AST)
+_IMPORTS = ast.Import | ast.ImportFrom
 
 # A method of a subclass may take more than the one that it overrides, as the checkers allow for functions, and not for attributes.
 _HEADER = """\
@@ -39,17 +49,7 @@ _HEADER = """\
 """
 
 
-def _copied(node: _Node) -> _Node:
-    """A copy of a tree, several times faster than `copy.deepcopy`, which was half of the command's time."""
-    made = node.__new__(type(node))
-    vars(made).update({name: _copied_value(value) for name, value in vars(node).items()})
-    return made
-
-
-def _copied_value(value: Any) -> Any:
-    if isinstance(value, ast.AST):
-        return _copied(value)
-    return [_copied_value(item) for item in value] if isinstance(value, list) else value
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def main(args: list[str]) -> int:
@@ -80,95 +80,48 @@ def main(args: list[str]) -> int:
             return 2
         path = _path(module, chosen.output)
         if not chosen.check:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
             print(f"wrote {path}")
             continue
-        old = _read(path)
-        if not _say_the_same(old, text):
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        if _meaning(old) != _meaning(text):
             stale = 1
             print(f"{path} is {'stale' if old else 'missing'}. Run: python -m omniloop stubs {name}", file=sys.stderr)
             sys.stderr.writelines(
-                difflib.unified_diff(old.splitlines(True), text.splitlines(True), path, f"{name}, as it is now")
+                difflib.unified_diff(old.splitlines(True), text.splitlines(True), str(path), f"{name}, as it is now")
             )
     return stale
 
 
-def _path(module: ModuleType, folder: str | None) -> str:
+def _path(module: ModuleType, folder: str | None) -> Path:
     source = inspect.getsourcefile(module)
     assert source is not None
-    if folder is None:
-        return os.path.splitext(source)[0] + ".pyi"
-    parts = module.__name__.split(".")
-    if os.path.basename(source) == "__init__.py":
-        parts.append("__init__")
-    return os.path.join(folder, *parts) + ".pyi"
+    path = Path(source)
+    if folder is not None:
+        path = Path(folder, *module.__name__.split("."), *["__init__"] * (path.stem == "__init__"))
+        return path.with_name(f"{path.name}.pyi")
+    return path.with_suffix(".pyi")
 
 
-def _say_the_same(old: str, new: str) -> bool:
-    """Tell whether two stubs differ in no more than what a formatter may change."""
+def _meaning(text: str) -> object:
+    """What a stub says, without what a formatter may change."""
     try:
-        return _meaning(old) == _meaning(new)
+        tree = ast.parse(text)
     except SyntaxError:
-        return False
-
-
-def _meaning(text: str) -> tuple[set[tuple[str, str, str]], str]:
-    tree = ast.parse(text)
-    imports: set[tuple[str, str, str]] = set()
-    rest: list[ast.stmt] = []
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            imports |= {("", alias.name, alias.asname or "") for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            imports |= {(base, alias.name, alias.asname or "") for alias in node.names}
-        else:
-            rest.append(node)
-    for inner in ast.walk(tree):
-        body = getattr(inner, "body", None)
-        if isinstance(body, list) and len(body) > 1 and ast.get_docstring(inner) is not None:  # type: ignore[arg-type]
-            inner.body = [node for node in body if ast.unparse(node) != "..."]  # type: ignore[attr-defined]
-            first = inner.body[0].value  # type: ignore[attr-defined]
-            first.value = inspect.cleandoc(first.value)
-        elif isinstance(body, list) and body and ast.get_docstring(inner) is not None:  # type: ignore[arg-type]
-            first = body[0].value
-            first.value = inspect.cleandoc(first.value)
-    return imports, ast.dump(ast.Module(rest, []))
-
-
-def _without_unused_imports(body: list[ast.stmt]) -> list[ast.stmt]:
-    """What a stub imports is seen by others only as `from x import y as y`; else it is for the stub itself."""
-    used = {node.id for part in body for node in ast.walk(part) if isinstance(node, ast.Name)}
-    for part in body:
-        if isinstance(part, ast.Assign) and getattr(part.targets[0], "id", "") == "__all__":
-            used |= {
-                node.value for node in ast.walk(part) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-            }
-    kept: list[ast.stmt] = []
-    for part in body:
-        if isinstance(part, (ast.Import, ast.ImportFrom)):
-            names = [
-                alias
-                for alias in part.names
-                if alias.name == "*" or alias.asname == alias.name or (alias.asname or alias.name.split(".")[0]) in used
-            ]
-            if names:
-                made = copy.copy(part)
-                made.names = names
-                kept.append(made)
-        else:
-            kept.append(part)
-    return kept
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except FileNotFoundError:
-        return ""
+        return text
+    for node in ast.walk(tree):
+        docstring = ast.get_docstring(node) if isinstance(node, (ast.ClassDef, ast.Module, Function)) else None
+        if isinstance(node, (ast.ClassDef, ast.Module, Function)) and docstring is not None:
+            rest = [each for each in node.body[1:] if ast.unparse(each) != "..."]
+            node.body = [ast.Expr(ast.Constant(docstring)), *rest]
+    imports = [node for node in tree.body if isinstance(node, _IMPORTS)]
+    names = {
+        (getattr(node, "level", 0), getattr(node, "module", ""), alias.name, alias.asname)
+        for node in imports
+        for alias in node.names
+    }
+    return names, ast.dump(ast.Module([node for node in tree.body if node not in imports], []))
 
 
 def stub(module: ModuleType) -> str:
@@ -188,170 +141,222 @@ def _tree(module: str) -> ast.Module | None:
         return None
 
 
-def _flat(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements, also of the branches of an `if` or `try`."""
-    for node in body:
-        if isinstance(node, ast.If):
-            yield from _flat(node.body)
-            yield from _flat(node.orelse)
-        elif isinstance(node, ast.Try):
-            yield from _flat(node.body)
-            for handler in node.handlers:
-                yield from _flat(handler.body)
+def _flat(of: ast.AST | None) -> Iterator[ast.stmt]:
+    """The statements in the body of *of*, also those of the branches of an `if` or `try` there."""
+    parts = [getattr(of, part, []) for part in ("body", "orelse", "handlers")]
+    for node in [each for part in parts for each in part]:
+        if isinstance(node, (ast.If, ast.Try, ast.ExceptHandler)):
+            yield from _flat(node)
         else:
             yield node
+
+
+def _class_in(node: ast.Module | ast.ClassDef | None, name: str) -> ast.ClassDef | None:
+    return next((each for each in _flat(node) if isinstance(each, ast.ClassDef) and each.name == name), None)
 
 
 @functools.cache
 def _home(cls: type) -> str:
     """The module in which *cls* is written: libraries set the `__module__` of what they show to their own name."""
-    name = cls.__module__
-    tree = _tree(name)
-    if tree is not None and any(
-        isinstance(node, ast.ClassDef) and node.name == cls.__name__ for node in _flat(tree.body)
-    ):
-        return name
-    for member in vars(cls).values():
-        found: Any = getattr(inspect.unwrap(member) if callable(member) else member, "__globals__", None)
-        if found is not None and found.get("__name__") in sys.modules and _tree(found["__name__"]) is not None:
-            home: str = found["__name__"]
-            return home
-    return name
+    if _class_in(_tree(cls.__module__), cls.__name__) is None:
+        for member in vars(cls).values():
+            found: Any = getattr(inspect.unwrap(member) if callable(member) else member, "__globals__", {})
+            home: str = found.get("__name__", "")
+            if _tree(home) is not None:
+                return home
+    return cls.__module__
 
 
 def _class_node(cls: type) -> ast.ClassDef | None:
-    tree = _tree(_home(cls))
-    body: list[ast.stmt] = [] if tree is None else tree.body
-    found = None
+    """The source of *cls*; None for one that is written in a function, or in C."""
+    found: Any = _tree(_home(cls))
     for part in cls.__qualname__.split("."):
-        if part == "<locals>":
-            return None
-        found = next((node for node in _flat(body) if isinstance(node, ast.ClassDef) and node.name == part), None)
-        if found is None:
-            return None
-        body = found.body
-    return found
+        found = _class_in(found, part)
+    return found  # type: ignore[no-any-return]
 
 
 @functools.cache
 def _imports(module: str) -> dict[str, tuple[str, str | None]]:
-    """For each name that *module* imports, also for types only: from where, and what; None for a module itself."""
-    tree = _tree(module)
-    if tree is None:
-        return {}
+    """For each name that *module* imports, also for types only: from where, and what; None for a module itself, as for `import a.b`."""
     package = module if hasattr(sys.modules[module], "__path__") else module.rpartition(".")[0]
     found: dict[str, tuple[str, str | None]] = {}
-    for node in _flat(tree.body if tree else []):
-        if isinstance(node, ast.Import):
+    for node in _flat(_tree(module)):
+        if isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            found |= {alias.asname or alias.name: (base, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
             for alias in node.names:
-                found[alias.asname or alias.name.split(".")[0]] = (
-                    alias.name if alias.asname else alias.name.split(".")[0],
-                    None,
-                )
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = package.split(".")
-                parts = parts[: len(parts) - node.level + 1]
-                base = ".".join([*parts, *([node.module] if node.module else [])])
-            for alias in node.names:
-                found[alias.asname or alias.name] = (base, alias.name)
+                first = alias.name.partition(".")[0]
+                found[alias.asname or alias.name] = alias.name, None
+                found.setdefault(alias.asname or first, (first, None))
     return found
+
+
+class _Namespace(dict[str, Any]):
+    """What names stand for in a module, also those that it imports for types only."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(vars(sys.modules[module]))
+        self._imports = _imports(module)
+
+    def __missing__(self, name: str) -> Any:
+        module, attribute = self._imports[name]
+        found = importlib.import_module(module)
+        # A name of the module, or a module in the package.
+        return found if attribute is None else (
+            getattr(found, attribute, None) or importlib.import_module(f"{module}.{attribute}")
+        )  # fmt: skip
+
+
+_namespace = functools.cache(_Namespace)
+
+
+@functools.cache
+def _evaluated(module: str, written: str) -> Any:
+    try:
+        return eval(written, {}, _namespace(module))
+    except Exception:
+        return None
 
 
 def _resolved(module: str, node: ast.expr) -> Any:
-    """What a name or dotted name in *module* stands for, also where it is imported for types only; None if that can't be told."""
-    if isinstance(node, ast.Attribute):
-        outer = _resolved(module, node.value)
-        return None if outer is None else getattr(outer, node.attr, None)
-    if not isinstance(node, ast.Name):
-        return None
-    found = vars(sys.modules[module]).get(node.id)
-    origin = _imports(module).get(node.id)
-    if found is None and origin is not None:
-        try:
-            found = importlib.import_module(origin[0])
-            if origin[1] is not None:
-                # A name of the module, or a module in the package.
-                found = getattr(found, origin[1], None) or importlib.import_module(f"{origin[0]}.{origin[1]}")
-        except Exception:
-            return None
-    return found
+    """What an annotation in *module* stands for; None if that can't be told."""
+    return _evaluated(module, node.id if isinstance(node, ast.Name) else ast.unparse(node))
 
 
 # What stands for anything of its shape: its sync face has a name of its own.
 _ABSTRACT = {"typing", "collections.abc", "contextlib", "abc"}
 
 
-def _needs_twin(kind: Any, depth: int = 2) -> bool:
+@functools.cache
+def _needs_twin(kind: type, depth: int = 2) -> bool:
     """Tell whether what is of the class *kind* comes out as a twin, as far as annotations and its `__init__` tell."""
     if not isinstance(kind, type) or faces.is_never(kind) or kind.__module__ in _ABSTRACT:
         return False
-    if faces.is_faced(kind):
-        return True
-    if faces.is_data(kind):
-        return False
+    if faces.is_faced(kind) or faces.is_data(kind):
+        return faces.is_faced(kind)
     if faces.class_leads(kind) <= depth or faces.wraps(kind):
         return True
-    node = _class_node(kind)
-    return (
-        node is not None
-        and depth > 0
-        and any(
-            annotation is not None and _needs_twin(_resolved(_home(kind), _plain(annotation)), depth - 1)
-            for _, annotation in _instance_attributes(node)
-        )
-    )
+    attributes = _instance_attributes(_class_node(kind)) if depth else {}
+    return any(each and _needs_twin(_resolved(_home(kind), _plain(each)), depth - 1) for each in attributes.values())
 
 
 def _plain(annotation: ast.expr) -> ast.expr:
-    annotation = _parsed(annotation) or annotation
+    """The class of which something is made by a call, or with parameters."""
+    annotation = parsed(annotation)
     if isinstance(annotation, ast.Call):
         return annotation.func
     return annotation.value if isinstance(annotation, ast.Subscript) else annotation
 
 
-@functools.cache
-def _dotted(module: str) -> set[str]:
-    """What *module* imports as `import a.b.c`."""
-    tree = _tree(module)
-    nodes = [node for node in _flat(tree.body if tree else []) if isinstance(node, ast.Import)]
-    return {alias.name for node in nodes for alias in node.names if "." in alias.name and alias.asname is None}
-
-
 def _docstring(node: ast.ClassDef | Function | ast.Module) -> list[ast.stmt]:
-    return [node.body[0]] if ast.get_docstring(node, clean=False) is not None else []
+    return node.body[:1] if ast.get_docstring(node, clean=False) is not None else []
 
 
-def _yields(node: Function) -> bool:
-    """Tell whether it is a generator: whether it yields, and not only a function in it."""
+def _decorators(node: Function) -> set[str]:
+    return {last_name(each) for each in node.decorator_list}
+
+
+def _is_coroutine_function(node: Function) -> bool:
+    """Tell whether its call is to be awaited: it neither yields itself, as far as the function reaches, nor is decorated as one that does."""
+    if not isinstance(node, ast.AsyncFunctionDef) or "asynccontextmanager" in _decorators(node):
+        return False
     waiting: list[ast.AST] = list(node.body)
     while waiting:
         inner = waiting.pop()
         if isinstance(inner, (ast.Yield, ast.YieldFrom)):
-            return True
-        if not isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            return False
+        if not isinstance(inner, (Function, ast.Lambda, ast.ClassDef)):
             waiting.extend(ast.iter_child_nodes(inner))
-    return False
+    return True
 
 
-def _without_private(node: ast.ClassDef) -> ast.ClassDef:
-    """For what nobody has asked for: what is public, and what Python itself calls."""
-    made = copy.copy(node)
-    made.body = [
-        inner for inner in node.body
-        if not isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)) or not re.match("_(?!_)", inner.name)
-    ]  # fmt: skip
-    return made
+def _instance_attributes(node: ast.ClassDef | None) -> dict[str, ast.expr | None]:
+    """The public ones that `__init__` sets on `self`, with their annotation; or that of the parameter, or a call of the class, they are set from."""
+    found: dict[str, ast.expr | None] = {}
+    for init in getattr(node, "body", ()):
+        if not isinstance(init, ast.FunctionDef) or init.name != "__init__":
+            continue
+        parameters = {arg.arg: arg.annotation for arg in _parameters(init.args)}
+        for inner in ast.walk(init):
+            annotation: ast.expr | None = None
+            match inner:
+                case ast.AnnAssign(target=ast.Attribute(value=ast.Name("self"), attr=name), annotation=annotation):
+                    pass
+                case ast.Assign(targets=[ast.Attribute(value=ast.Name("self"), attr=name)], value=value):
+                    match value:
+                        case ast.Name():
+                            annotation = parameters.get(value.id)
+                        case ast.Constant() if value.value is not None:
+                            annotation = ast.Name(type(value.value).__name__)
+                        case ast.Call():
+                            annotation = ast.Call(value.func, [], [])
+                case _:
+                    continue
+            if found.get(name) is None and not name.startswith("_"):
+                found[name] = annotation
+    return found
 
 
-def _last_name(node: ast.expr) -> str:
-    if isinstance(node, ast.Call):
-        node = node.func
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+def _parameters(args: ast.arguments) -> list[ast.arg]:
+    return [*args.posonlyargs, *args.args, *args.kwonlyargs]
+
+
+@functools.cache
+def _has(kind: type | None, name: str) -> bool:
+    """Tell whether there is something of this name in the class, which hides others' of the same name in it."""
+    return kind is not None and (
+        hasattr(kind, name)
+        or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
+        or any(name in _instance_attributes(_class_node(base)) for base in kind.__mro__[:-1])
+    )
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
+
+
+def _no_body() -> list[ast.stmt]:
+    return [ast.Expr(ast.Constant(...))]
+
+
+def _attribute(name: str, annotation: ast.expr, value: ast.expr | None = None) -> ast.AnnAssign:
+    return ast.AnnAssign(ast.Name(name), annotation, value, 1)
+
+
+def _given(parameters: Iterable[str]) -> str:
+    given = ", ".join(parameters)
+    return f"[{given}]" if given else ""
+
+
+def _short(default: ast.expr | None, arg: ast.arg) -> Any:
+    """The default, if it says something, and its type is plainly that of the parameter: not that of `x: int = None`."""
+    written = "" if arg.annotation is None else ast.unparse(arg.annotation)
+    if isinstance(default, ast.Constant) and (not isinstance(default.value, str) or len(default.value) < 40):
+        kind = type(default.value)
+        names = {type(None): ["None", "Optional"], int: ["int", "float"]}.get(kind, [kind.__name__])
+        if any(name in written for name in (*names, "Any", "object", "Literal")):
+            return default
+    return default and ast.Constant(...)
+
+
+# What stays as it is written: it makes a type.
+_MAKE_TYPES = {"TypeVar", "ParamSpec", "TypeVarTuple", "NewType", "namedtuple", "NamedTuple", "TypedDict", "Enum"}
+_GENERIC = {"list": "[{0}]", "set": "[{0}]", "frozenset": "[{0}]", "tuple": "[{0}, ...]", "dict": "[{0}, {0}]"}
+
+
+class _Either(NamedTuple):
+    """What goes in where the original may, or its twin, if there will be one: written when all that comes out is known."""
+
+    name: ast.Name
+    plain: ast.expr
+    kind: type
+    # Its type parameters.
+    given: ast.expr | None = None
+
+    def write(self, nested: dict[type, tuple[Options, str]]) -> None:
+        given = "" if self.given is None else f"[{ast.unparse(self.given)}]"
+        twin = f" | {nested[self.kind][1]}{given}" if self.kind in nested else ""
+        self.name.id = f"{ast.unparse(self.plain)}{given}{twin}"
 
 
 class _Stub:
@@ -366,63 +371,57 @@ class _Stub:
         for name, value in vars(module).items():
             if isinstance(value, TwinType) and value is not Twin:
                 self.twins.setdefault(value._omniloop_original, name)
-        functions = [value for value in vars(module).values() if isinstance(value, SyncCall)]
-        if not self.twins and not functions:
+        if not self.twins and not any(isinstance(value, SyncCall) for value in vars(module).values()):
             raise ValueError(f"There is no twin in {module.__name__}. Name the module in which blocking() is called.")
         # What has to be imported besides: the local name by origin.
         self.needed: dict[tuple[str, str | None], str] = {}
         self.taken = {*vars(module), *dir(builtins), *_imports(module.__name__)}
-        self.dotted: set[str] = set()
         # What comes out of the twins as twins of which the module has no name: the options, and the name here.
-        self.nested: dict[type, tuple[Any, str]] = {}
-        self.unwritten: list[type] = []
-        # Where what goes in may be the original or its twin, if there is one: what stands there, and the class.
-        self.either: dict[str, tuple[ast.expr, type]] = {}
+        self.nested: dict[type, tuple[Options, str]] = {}
+        self.either: list[_Either] = []
         self.self_variable: str | None = None
 
     def text(self) -> str:
-        body = [out for node in self.tree.body for out in self.statement(node)]
-        while self.unwritten:
-            kind = self.unwritten.pop(0)
-            options, local = self.nested[kind]
+        body = [out for node in self.tree.body for out in self.statement(node, vars(self.module))]
+        written = 0
+        while written < len(self.nested):
+            kind, (options, local) = list(self.nested.items())[written]
             body += self.twin(local, make_class(kind, options), None)
-        body = [_Either(self).visit(node) for node in body]
+            written += 1
+        for each in self.either:
+            each.write(self.nested)
         docstring = _docstring(self.tree)
-        body = body[len(docstring) :]
+        imports = [node for node in body if isinstance(node, _IMPORTS)]
+        body = [node for node in body[len(docstring) :] if node not in imports]
         if self.self_variable is not None:
-            variable = ast.Call(self.need("typing", "TypeVar"), [ast.Constant(self.self_variable)], [])
-            first = next(at for at, node in enumerate(body) if not isinstance(node, (ast.Import, ast.ImportFrom)))
-            body.insert(first, ast.Assign([ast.Name(self.self_variable)], variable))
-        futures = [node for node in body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
-        body = [node for node in body if node not in futures]
-        plain = {module: local for (module, name), local in self.needed.items() if name is None}
-        plain |= {each: each for each in self.dotted}
-        imports: list[ast.stmt] = [
-            ast.Import([ast.alias(module, None if local == module else local)])
-            for module, local in sorted(plain.items())
-        ]
+            variable = f"{self.self_variable} = {self.need('typing', 'TypeVar').id}({self.self_variable!r})"
+            body[:0] = ast.parse(variable).body
         named: dict[str, list[ast.alias]] = {}
         for (module, name), local in sorted(self.needed.items(), key=str):
-            if name is not None:
-                named.setdefault(module, []).append(ast.alias(name, None if local == name else local))
+            alias = ast.alias(name or module, None if local == (name or module) else local)
+            if name is None:
+                imports.append(ast.Import([alias]))
+            else:
+                named.setdefault(module, []).append(alias)
         imports += [ast.ImportFrom(module, aliases, 0) for module, aliases in named.items()]
-        tree = ast.Module([*docstring, *futures, *imports, *_without_unused_imports(body)], [])
-        lines = ast.unparse(ast.fix_missing_locations(tree))
-        # As formatters have it in a stub.
-        lines = re.sub(r":\n +\.\.\.$", ": ...", lines, flags=re.MULTILINE)
-        return _HEADER.format(self.module.__name__) + lines + "\n"
+        lines = _unparsed(body)
+        words = set(re.findall(r"(?<!def )(?<![\w.])\w+", lines))
+        imports = [used for node in imports if (used := _used(node, words))]
+        return "".join([_HEADER.format(self.module.__name__), _unparsed(docstring), _unparsed(imports), lines])
 
     def need(self, module: str, name: str | None) -> ast.Name:
         """The local name of what is imported from *module*; of the module itself for None."""
-        mine = _imports(self.module.__name__)
-        for local, origin in mine.items():
+        for local, origin in _imports(self.module.__name__).items():
             if origin == (module, name):
                 return ast.Name(local)
         if (module, name) not in self.needed:
             self.needed[module, name] = self.free(name or module.partition(".")[0])
         return ast.Name(self.needed[module, name])
 
-    def nested_name(self, kind: type, options: Any) -> str | None:
+    def any(self) -> ast.Name:
+        return self.need("typing", "Any")
+
+    def nested_name(self, kind: type, options: Options) -> str | None:
         """The name of the twin of *kind*, which comes out of a twin with these options; None if it comes out as it is."""
         if kind in self.twins:
             return self.twins[kind]
@@ -432,7 +431,6 @@ class _Stub:
             if _class_node(kind) is None:
                 return None
             self.nested[kind] = options, self.free(f"_{kind.__name__.lstrip('_')}")
-            self.unwritten.append(kind)
         return self.nested[kind][1]
 
     def free(self, name: str) -> str:
@@ -441,268 +439,218 @@ class _Stub:
         self.taken.add(name)
         return name
 
-    def one_or_the_other(self, plain: ast.expr, kind: type) -> ast.expr:
-        """For what goes in: the original, or its twin, if one comes out somewhere."""
-        mark = f"@{len(self.either)}"
-        self.either[mark] = plain, kind
-        return ast.Name(mark)
-
-    def variable_for_self(self) -> ast.Name:
-        if self.self_variable is None:
-            self.self_variable = self.free("_Self")
-        return ast.Name(self.self_variable)
+    def variable_for_self(self) -> str:
+        self.self_variable = self.self_variable or self.free("_Self")
+        return self.self_variable
 
     # --- statements of the module -------------------------------------------------------------------------------------
 
-    def statement(self, node: ast.stmt) -> list[ast.stmt]:
-        value: Any
+    def statement(self, node: ast.stmt, namespace: Mapping[str, Any]) -> list[ast.stmt]:
+        """What is written for a statement of the module, or of a class in it."""
         match node:
-            case ast.Import() | ast.ImportFrom():
+            case ast.Import() | ast.ImportFrom() | ast.Expr(ast.Constant(str())):
                 return [node]
             case ast.If():
-                body = [out for inner in node.body for out in self.statement(inner)]
-                orelse = [out for inner in node.orelse for out in self.statement(inner)]
+                body, orelse = (
+                    [out for inner in part for out in self.statement(inner, namespace)]
+                    for part in (node.body, node.orelse)
+                )
                 return [ast.If(node.test, body or [ast.Pass()], orelse)]
             case ast.Try():
-                return [out for inner in node.body for out in self.statement(inner)]
-            case ast.ClassDef():
-                value = vars(self.module).get(node.name)
+                return [out for inner in node.body for out in self.statement(inner, namespace)]
+            case ast.ClassDef(name=name) | ast.Assign(targets=[ast.Name(name)]):
+                value = namespace.get(name)
                 if isinstance(value, TwinType):
-                    return self.twin(node.name, value, node)
-                return [self.plain_class(node)]
+                    return self.twin(name, value, node if isinstance(node, ast.ClassDef) else None)
+                if isinstance(node, ast.ClassDef):
+                    return [self.plain_class(node, vars(value) if isinstance(value, type) else {})]
+                return self.function(name, value) if isinstance(value, SyncCall) else self.assignment(name, value, node)
             case ast.FunctionDef() | ast.AsyncFunctionDef():
-                return [self.plain_function(node, self.module.__name__)]
-            case ast.AnnAssign(target=ast.Name()):
-                return [ast.AnnAssign(node.target, node.annotation, self.kept(node.value), 1)]
-            case ast.Assign(targets=[ast.Name(name)]):
-                value = vars(self.module).get(name)
-                if isinstance(value, TwinType):
-                    return self.twin(name, value, None)
-                if isinstance(value, SyncCall):
-                    return self.function(name, value)
-                return self.assignment(name, value, node)
-            case ast.Expr(ast.Constant(str())):
-                return [node]
-            case _ if isinstance(node, getattr(ast, "TypeAlias", ())):
-                return [node]
-        return []
-
-    def kept(self, value: ast.expr | None) -> ast.expr | None:
-        """The value of an annotated name, where a stub needs it: that of a `TypeAlias`, and any as `...`."""
-        return value if isinstance(value, (ast.Subscript, ast.BinOp)) else None
+                return [self.declaration(node, lambda each: each, is_coroutine=_is_coroutine_function(node))]
+            case ast.AnnAssign(target=ast.Name(name), value=value):
+                # That of a `TypeAlias` is needed.
+                is_type = isinstance(value, (ast.Subscript, ast.BinOp))
+                return [_attribute(name, node.annotation, value if is_type else value and ast.Constant(...))]
+        return [node] if isinstance(node, getattr(ast, "TypeAlias", ())) else []
 
     def assignment(self, name: str, value: Any, node: ast.Assign) -> list[ast.stmt]:
-        written = node.value
-        if name == "__all__" or (name.startswith("__") and name.endswith("__") and isinstance(written, ast.Constant)):
+        match node.value:
+            case ast.Constant():
+                as_it_stands = value is not None
+            case ast.Call():
+                as_it_stands = last_name(node.value) in _MAKE_TYPES
+            case ast.Name() | ast.Attribute() | ast.Subscript() | ast.BinOp():
+                # An alias.
+                as_it_stands = isinstance(value, ModuleType) or get_origin(value) is not None or callable(value)
+            case _:
+                as_it_stands = False
+        if as_it_stands or name in {"__all__", "__slots__", "__match_args__"} or isinstance(value, Enum):
             return [node]
-        if isinstance(written, ast.Call) and _last_name(written) in {
-            "TypeVar", "ParamSpec", "TypeVarTuple", "NewType", "namedtuple", "NamedTuple", "TypedDict", "Enum",
-        }:  # fmt: skip
-            return [node]
-        if isinstance(written, (ast.Name, ast.Attribute, ast.Subscript, ast.BinOp)) and (
-            isinstance(value, (type, ModuleType)) or get_origin(value) is not None or callable(value)
-        ):
-            # An alias.
-            return [node]
-        return [ast.AnnAssign(ast.Name(name), self.type_of(value), None, 1)]
-
-    def type_of(self, value: Any) -> ast.expr:
         kind = type(value)
-        if value is None:
-            return self.need("typing", "Any")
-        if kind.__module__ == "builtins" and hasattr(builtins, kind.__name__):
-            if kind in (list, dict, set, frozenset, tuple):
-                items: list[ast.expr] = [self.need("typing", "Any") for _ in range(2 if kind is dict else 1)]
-                inner: ast.expr = ast.Tuple([*items, ast.Constant(...)]) if kind is tuple else items[0]
-                return ast.Subscript(ast.Name(kind.__name__), ast.Tuple(items) if kind is dict else inner)
-            return ast.Name(kind.__name__)
-        if "<locals>" in kind.__qualname__ or "." in kind.__qualname__:
-            return self.need("typing", "Any")
-        if kind.__module__ == self.module.__name__:
-            return ast.Name(kind.__name__)
-        return self.need(kind.__module__, kind.__name__)
+        if value is None or getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:
+            return [_attribute(name, self.any())]
+        known = kind.__module__ in {"builtins", self.module.__name__}
+        written = kind.__name__ if known else self.need(kind.__module__, kind.__name__).id
+        return [_attribute(name, ast.Name(written + _GENERIC.get(written, "").format(self.any().id)))]
 
-    # --- what is no twin ----------------------------------------------------------------------------------------------
-
-    def plain_class(self, node: ast.ClassDef) -> ast.ClassDef:
-        body: list[ast.stmt] = _docstring(node)
-        known: set[str] = set()
-        for inner in _flat(node.body):
-            if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                body.append(self.plain_function(inner, self.module.__name__))
-                known.add(inner.name)
-            elif isinstance(inner, ast.ClassDef):
-                body.append(self.plain_class(inner))
-            elif isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
-                body.append(ast.AnnAssign(inner.target, inner.annotation, inner.value and ast.Constant(...), 1))
-                known.add(inner.target.id)
-            elif isinstance(inner, ast.Assign):
-                for target in inner.targets:
-                    if isinstance(target, ast.Name):
-                        body.append(self.constant(target.id, inner.value))
-                        known.add(target.id)
-        for name, annotation in _instance_attributes(node):
-            if name not in known:
-                written = None if isinstance(annotation, ast.Call) else annotation
-                body.append(ast.AnnAssign(ast.Name(name), written or self.need("typing", "Any"), None, 1))
-                known.add(name)
+    def plain_class(self, node: ast.ClassDef, namespace: Mapping[str, Any]) -> ast.ClassDef:
         made = copy.copy(node)
-        made.body = body or [ast.Expr(ast.Constant(...))]
+        made.body = [out for inner in node.body for out in self.statement(inner, namespace)]
+        known = {each.name for each in _flat(node) if isinstance(each, Function)}
+        known |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+        for name, annotation in _instance_attributes(node).items():
+            if name not in known:
+                is_call = annotation is None or isinstance(annotation, ast.Call)
+                made.body.append(_attribute(name, self.any() if annotation is None or is_call else annotation))
+        made.body = made.body or _no_body()
         return made
 
-    def constant(self, name: str, value: ast.expr) -> ast.stmt:
-        if name in {"__slots__", "__match_args__"}:
-            return ast.Assign([ast.Name(name)], value)
-        if isinstance(value, ast.Constant) and value.value is not None:
-            return ast.AnnAssign(ast.Name(name), ast.Name(type(value.value).__name__), None, 1)
-        return ast.AnnAssign(ast.Name(name), self.need("typing", "Any"), None, 1)
+    def declaration(
+        self, node: Function, written: Callable[[ast.expr], ast.expr], *, is_coroutine: bool, **changed: Any
+    ) -> Function:
+        """A function without its body, with annotations for all that goes in, as they are *written* here, and short defaults."""
+        args = node.args
+        first = (args.posonlyargs + args.args)[:1]
 
-    def plain_function(self, node: Function, module: str) -> Function:
-        """A function as it stands, without its body."""
-        decorators = node.decorator_list
-        manager = any(_last_name(decorator) == "asynccontextmanager" for decorator in decorators)
-        is_async = isinstance(node, ast.AsyncFunctionDef) and (manager or not _yields(node))
-        kind: type[Function] = ast.AsyncFunctionDef if is_async else ast.FunctionDef
-        if manager:
-            # It yields, which a stub does not show: the type of the function that is decorated.
-            kind = ast.FunctionDef
-        made = kind(
-            name=node.name,
-            args=self.arguments(node.args, lambda annotation: annotation, method=False),
-            body=_docstring(node) or [ast.Expr(ast.Constant(...))],
-            decorator_list=decorators,
-            returns=node.returns or self.any_unless_init(node),
-        )
-        _copy_type_parameters(node, made)
-        return made
+        def declared(arg: ast.arg) -> ast.arg:
+            if arg.annotation is None and arg in first and arg.arg in {"self", "cls", "mcs"}:
+                return arg
+            return ast.arg(arg.arg, self.any() if arg.annotation is None else written(arg.annotation))
 
-    def any_unless_init(self, node: Function) -> ast.expr:
-        return ast.Constant(None) if node.name in {"__init__", "__aexit__"} else self.need("typing", "Any")
+        made = copy.copy(args)
+        for name in ("posonlyargs", "args", "kwonlyargs"):
+            setattr(made, name, [*map(declared, getattr(args, name))])
+        made.vararg, made.kwarg = (each and declared(each) for each in (args.vararg, args.kwarg))
+        made.kw_defaults = [*map(_short, args.kw_defaults, made.kwonlyargs)]
+        # Those of the last ones.
+        made.defaults = [*map(_short, args.defaults[::-1], (made.posonlyargs + made.args)[::-1])][::-1]
+        returns = changed.pop("returns", node.returns)
+        if returns is None:
+            returns = ast.Constant(None) if node.name in {"__init__", "__aexit__"} else self.any()
+        body = _docstring(node) or _no_body()
+        kind = ast.AsyncFunctionDef if is_coroutine else ast.FunctionDef
+        return kind(**{**vars(node), "args": made, "body": body, "returns": returns, **changed})
 
-    def arguments(self, args: ast.arguments, written: Any, *, method: bool) -> ast.arguments:
-        made = _copied(args)
-        every = [*made.posonlyargs, *made.args, *made.kwonlyargs, *filter(None, (made.vararg, made.kwarg))]
-        first = (made.posonlyargs + made.args)[:1]
-        for arg in every:
-            if arg.annotation is not None:
-                arg.annotation = written(arg.annotation)
-            elif not (arg in first and arg.arg in {"self", "cls", "mcs"}):
-                arg.annotation = self.need("typing", "Any")
-        positional = [*made.posonlyargs, *made.args][-len(made.defaults) :] if made.defaults else []
-        made.defaults = [_short(default, arg) for default, arg in zip(made.defaults, positional, strict=True)]
-        made.kw_defaults = [
-            None if default is None else _short(default, arg)
-            for default, arg in zip(made.kw_defaults, made.kwonlyargs, strict=True)
-        ]
-        return made
-
-    # --- functions that are twins -------------------------------------------------------------------------------------
+    # --- twins --------------------------------------------------------------------------------------------------------
 
     def function(self, name: str, call: SyncCall) -> list[ast.stmt]:
         """``fetch = blocking(_fetch)``."""
         original = inspect.unwrap(call._fn)
         home = getattr(original, "__globals__", {}).get("__name__", "")
-        tree = _tree(home)
-        nodes = [] if tree is None else [
-            node for node in _flat(tree.body)
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == getattr(original, "__name__", "")
+        nodes = [
+            node for node in _flat(_tree(home)) if isinstance(node, Function) and node.name == getattr(original, "__name__", "")
         ]  # fmt: skip
-        if not nodes:
-            return [ast.AnnAssign(ast.Name(name), self.need("typing", "Any"), None, 1)]
         face = _Face(self, name, home, None, call._options)
-        return face.several(name, nodes, "function") if len(nodes) > 1 else face.decorated(name, nodes[-1])
-
-    # --- classes that are twins ---------------------------------------------------------------------------------------
+        if not nodes:
+            return [_attribute(name, self.any())]
+        return (
+            face.several(name, nodes, "function")
+            if len(nodes) > 1
+            else [face.decorated(face.declared(name, nodes[0], sync=False))]
+        )
 
     def twin(self, name: str, twin: TwinType, node: ast.ClassDef | None) -> list[ast.stmt]:
-        return _Face.of_class(self, name, twin, node if "_omniloop_original" not in vars(twin) else None)
-
-
-class _Face:
-    """The sync face of what is defined in one module of the originals, as the stub has it."""
-
-    def __init__(
-        self,
-        stub: _Stub,
-        name: str,
-        module: str,
-        original: type | None,
-        options: Options,
-        outer: type | None = None,
-    ) -> None:
-        self.stub = stub
-        self.options = options
-        # Whose face it is; *original* may be a base of it.
-        self.outer = outer or original
-        self.name = name
-        self.module = module
-        self.original = original
-        # The classes of callables that its members need.
-        self.before: list[ast.stmt] = []
-        # What stands for the type parameters of *original*, a base of it.
-        self.variables: dict[str, ast.expr] = {}
-
-    @classmethod
-    def of_class(cls, stub: _Stub, name: str, twin: TwinType, derived: ast.ClassDef | None) -> list[ast.stmt]:
+        """The class of a twin, after those that it needs; *node* if it is written as a class that is derived from a twin."""
         original, options = twin._omniloop_original, twin._omniloop_options
-        bases, covered = _bases(stub, twin)
+        derived = node if "_omniloop_original" not in vars(twin) else None
         own = _class_node(original)
+        bases: list[ast.expr] = []
+        covered: set[type] = {object}
+        for base in original.__mro__[1:]:
+            if base in self.twins and base not in covered:
+                bases.append(ast.Name(self.twins[base]))
+                covered |= set(base.__mro__)
         decorators: list[ast.expr] = []
-        docstring = _docstring(derived) if derived is not None else []
         if own is not None:
-            face = cls(stub, name, _home(original), original, options)
-            docstring = docstring or _docstring(own)
-            bases = [
-                *bases,
-                *[face.annotation(base) for base in own.bases if _last_base(base) in {"Generic", "Protocol"}],
-            ]
-            if not any(_last_base(base) in {"Generic", "Protocol"} for base in own.bases):
-                bases = _parametrized(bases, own, face)
-                parameters = [face.lookup(each) for each in face.ordered_parameters()]
-                if (
-                    parameters
-                    and not any(isinstance(base, ast.Subscript) for base in bases)
-                    and not getattr(own, "type_params", ())
-                ):
-                    bases.append(_with(stub.need("typing", "Generic"), parameters))
-            decorators = [
-                face.annotation(decorator) for decorator in own.decorator_list if _last_name(decorator) == "dataclass"
-            ]
-        body: list[ast.stmt] = []
+            face = _Face(self, name, _home(original), original, options)
+            bases = face.bases(own, bases)
+            decorators = [face.annotation(each) for each in own.decorator_list if last_name(each) == "dataclass"]
+        body = (derived and _docstring(derived)) or (own and _docstring(own)) or []
         before: list[ast.stmt] = []
+        # The names of the members that are written, and what the bases get for their type parameters.
         seen: set[str] = set()
-        renamed = dict(twin._omniloop_hidden)
-        is_dataclass = bool(decorators)
         arguments: dict[type, dict[str, ast.expr]] = {}
         for base in original.__mro__:
-            if base in covered or base is object or base.__module__ in {"typing", "abc", "builtins"}:
-                continue
-            node = _class_node(base)
-            if node is None:
-                continue
-            if original in stub.nested:
-                node = _without_private(node)
-            face = cls(stub, name, _home(base), base, options, original)
-            face.variables = arguments.get(base, {})
-            face.pass_on(node, arguments)
-            body += face.members(node, original, renamed, seen, is_dataclass and base is original, options)
-            before += face.before
-        if derived is not None:
-            body += [
-                stub.plain_function(inner, stub.module.__name__)
-                for inner in derived.body
-                if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)) and inner.name not in seen
-            ]
-        made = ast.ClassDef(
-            name=name,
-            bases=bases,
-            keywords=[],
-            body=[*docstring, *body] or [ast.Expr(ast.Constant(...))],
-            decorator_list=decorators,
+            found = None if base in covered or base.__module__ in {"typing", "abc", "builtins"} else _class_node(base)
+            if found is not None:
+                face = _Face(self, name, _home(base), base, options, original, arguments.get(base, {}))
+                face.pass_on(found, arguments)
+                body += face.members(found, twin._omniloop_hidden, seen, bool(decorators) and base is original)
+                before += face.before
+        for inner in derived.body if derived is not None else ():
+            if isinstance(inner, Function) and inner.name not in seen:
+                body += self.statement(inner, {})
+        # There are none up to 3.11.
+        own_parameters: Any = (
+            {"type_params": own.type_params} if own is not None and hasattr(own, "type_params") else {}
         )
-        if own is not None:
-            _copy_type_parameters(own, made)
-        return [*before, made]
+        return [*before, ast.ClassDef(name, bases, [], body or _no_body(), decorators, **own_parameters)]
+
+
+def _unparsed(body: Sequence[ast.stmt]) -> str:
+    lines = ast.unparse(ast.fix_missing_locations(ast.Module(list(body), [])))
+    # As formatters have it in a stub.
+    return re.sub(r":\n +\.\.\.$", ": ...", lines, flags=re.MULTILINE) + "\n" * bool(lines)
+
+
+def _used(node: ast.Import | ast.ImportFrom, words: set[str]) -> ast.Import | ast.ImportFrom | None:
+    """The import without what the stub does not use: others see of it only what is imported as `from x import y as y`."""
+    made = copy.copy(node)
+    if getattr(node, "module", "") != "__future__":
+        words = words | {"*", *[alias.name for alias in node.names if alias.name == alias.asname]}
+        made.names = [alias for alias in node.names if (alias.asname or alias.name.partition(".")[0]) in words]
+    return made if made.names else None
+
+
+# What is async, and the sync one beside it.
+_SPECIAL = {
+    "__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "__anext__": "__next__", "__await__": "wait",
+}  # fmt: skip
+
+
+def _is_self(node: ast.AST) -> bool:
+    return last_name(node).lstrip("_") == "Self"
+
+
+@dataclass
+class _Face:
+    """The sync face of what one module, or one class in it, defines: a class of the original's, or a base of it."""
+
+    stub: _Stub
+    name: str
+    module: str
+    original: type | None
+    options: Options
+    # Whose face it is; *original* may be a base of it.
+    outer: type | None = None
+    # What is written for type variables, such as those of a base, and for `Self`, if that has to be another name.
+    variables: dict[str, ast.expr] = field(default_factory=dict)
+    # The classes of callables that its members need.
+    before: list[ast.stmt] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> list[str]:
+        return [each.__name__ for each in getattr(self.original, "__parameters__", ())]
+
+    # --- annotations --------------------------------------------------------------------------------------------------
+
+    def annotation(self, node: ast.expr, *, sync: bool = True, goes_in: bool = False) -> ast.expr:
+        """An annotation of the original as the stub has it; only with its names, and not their sync face, if not *sync*."""
+        return _Rewriter(self, sync, goes_in=goes_in).visit(node)  # type: ignore[no-any-return]
+
+    def bases(self, own: ast.ClassDef, twins: list[ast.expr]) -> list[ast.expr]:
+        """The *twins* of its bases with the parameters that the source gives them, `Base[int]`; and what says that it is generic."""
+        generic = [each for each in own.bases if last_name(_plain(each)) in {"Generic", "Protocol"}]
+        written = [self.annotation(base) for base in generic or own.bases]
+        if generic:
+            return [*twins, *written]
+        given = {ast.unparse(each.value): each for each in written if isinstance(each, ast.Subscript)}
+        twins = [given.get(ast.unparse(each), each) for each in twins]
+        parameters = [ast.unparse(self.lookup(each)) for each in self.parameters]
+        has_parameters = any(isinstance(each, ast.Subscript) for each in twins) or getattr(own, "type_params", [])
+        if parameters and not has_parameters:
+            twins.append(ast.Name(self.stub.need("typing", "Generic").id + _given(parameters)))
+        return twins
 
     def pass_on(self, node: ast.ClassDef, arguments: dict[type, dict[str, ast.expr]]) -> None:
         """Write down what the bases of the class get for their type parameters: `class Pages(Base[int])`."""
@@ -711,649 +659,337 @@ class _Face:
             parameters = getattr(base, "__parameters__", ())
             if not isinstance(base, type) or not parameters or base in arguments:
                 continue
-            given: list[ast.expr] = []
-            if isinstance(written, ast.Subscript):
-                given = written.slice.elts if isinstance(written.slice, ast.Tuple) else [written.slice]
-            found = [self.annotation(each) for each in given] if len(given) == len(parameters) else []
-            found = found or [self.stub.need("typing", "Any") for _ in parameters]
+            given = [self.annotation(each) for each in parts_of(written)]
+            found = given if len(given) == len(parameters) else [self.stub.any()] * len(parameters)
             arguments[base] = {parameter.__name__: each for parameter, each in zip(parameters, found, strict=True)}
 
-    # --- annotations --------------------------------------------------------------------------------------------------
-
-    def annotation(self, node: ast.expr, *, sync: bool = True, goes_in: bool = False) -> ast.expr:
-        """An annotation of the original as the stub has it; only with its names, and not their sync face, if not *sync*."""
-        return _Rewriter(self, sync, goes_in=goes_in).visit(_copied(node))  # type: ignore[no-any-return]
-
-    def goes_in(self, node: ast.expr) -> ast.expr:
-        return self.annotation(node, goes_in=True)
-
-    def twin_named(self, node: ast.expr, goes_in: bool) -> ast.expr | None:
+    def twin_named(self, node: ast.Name | ast.Attribute, goes_in: bool) -> ast.expr | None:
         """For a name or dotted name of a class: its twin, if it comes out as one; the one or the other, if it goes in."""
         kind = _resolved(self.module, node)
         if not isinstance(kind, type):
             return None
-        if kind in self.stub.twins:
-            return ast.Name(self.stub.twins[kind])
-        if goes_in:
-            if not _needs_twin(kind):
-                return None
-            plain = (
-                self.lookup(node.id, twins=False)
-                if isinstance(node, ast.Name)
-                else _Rewriter(self, False, twins=False).visit(node)
-            )
-            return self.stub.one_or_the_other(plain, kind)
-        name = self.stub.nested_name(kind, self.options)
-        return None if name is None else ast.Name(name)
+        if kind in self.stub.twins or not goes_in:
+            name = self.stub.nested_name(kind, self.options)
+            return None if name is None else ast.Name(name)
+        if not _needs_twin(kind):
+            return None
+        either = _Either(ast.Name(""), _Rewriter(self, False, twins=False).visit(node), kind)
+        self.stub.either.append(either)
+        return either.name
 
-    def lookup(self, name: str, *, twins: bool = True, goes_in: bool = False) -> ast.expr:
+    def lookup(self, name: str) -> ast.expr:
         """What *name*, in the module of the original, is called in the stub."""
-        stub, module = self.stub, sys.modules[self.module]
-        value = vars(module).get(name, _MISSING)
         if name in self.variables:
-            return _copied(self.variables[name])
-        twin = self.twin_named(ast.Name(name), goes_in) if twins else None
-        if twin is not None:
-            return twin
-        if value is _MISSING and name not in _imports(self.module):
+            return self.variables[name]
+        if name not in vars(sys.modules[self.module]) and name not in _imports(self.module):
             if hasattr(builtins, name):
                 # A method may have its name.
-                hidden = self.outer is not None and not name.startswith("__") and _has(self.outer, name)
-                return stub.need("builtins", name) if hidden else ast.Name(name)
+                hidden = not name.startswith("__") and _has(self.outer, name)
+                return self.stub.need("builtins", name) if hidden else ast.Name(name)
             if self.original is not None and isinstance(getattr(self.original, name, None), type):
                 # A class in the class.
-                owner: ast.expr = self.plain(self.original.__name__)
-                return ast.Attribute(owner, name)
+                return ast.Attribute(self.plain(self.original.__name__), name)
             return ast.Name(name)
         return self.plain(name)
 
     def plain(self, name: str) -> ast.expr:
         if self.module == self.stub.module.__name__:
             return ast.Name(name)
-        origin = _imports(self.module).get(name)
+        origin = _imports(self.module).get(name, (self.module, name))
         package = self.module.partition(".")[0]
-        while origin is not None and origin[0].partition(".")[0] == package and origin[1] in _imports(origin[0]):
+        while origin[0].partition(".")[0] == package and origin[1] in _imports(origin[0]):
             # Where it is defined: a module need not show what it imports itself.
             origin = _imports(origin[0])[origin[1]]
-        if origin is not None:
-            if origin[1] is None and origin[0] == name:
-                # `import a.b.c`: what follows the name may need it.
-                self.stub.dotted |= {each for each in _dotted(self.module) if each.partition(".")[0] == name}
-            return self.stub.need(*origin)
-        return self.stub.need(self.module, name)
+        if origin == (name, None):
+            # `import a.b.c`: what follows the name may need it.
+            for each in _imports(self.module):
+                if each.startswith(f"{name}."):
+                    self.stub.needed[each, None] = each
+        return self.stub.need(*origin)
 
     # --- members ------------------------------------------------------------------------------------------------------
 
     def members(
-        self, node: ast.ClassDef, original: type, renamed: dict[str, str], seen: set[str], fields: bool, options: Any
+        self, node: ast.ClassDef, renamed: dict[str, str], seen: set[str], is_dataclass: bool
     ) -> Iterator[ast.stmt]:
+        """The members that *node* defines, but those that are *seen*, to which they are added."""
         functions: dict[str, list[Function]] = {}
         # What has an async one beside it, whose face it would be.
-        hidden = {face for name, face in _SPECIAL.items() if hasattr(original, name)}
-        shown_names = set(renamed.values())
+        hidden = {face for name, face in _SPECIAL.items() if hasattr(self.outer, name)}
+        hidden |= {"__post_init__"} if is_dataclass else set()
         found: set[str] = set()
-        for inner in _flat(node.body):
-            if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                functions.setdefault(inner.name, []).append(inner)
-            elif isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
-                name = inner.target.id
-                if name in seen:
-                    continue
-                found.add(name)
-                value = ast.Constant(...) if inner.value is not None and fields else None
-                yield ast.AnnAssign(inner.target, self.annotation(inner.annotation), value, 1)
-            elif isinstance(inner, ast.Assign) and isinstance(inner.targets[0], ast.Name):
-                name = inner.targets[0].id
-                if isinstance(inner.value, ast.Name) and inner.value.id in functions and name not in seen:
-                    # Another name of a method.
-                    functions[name] = functions[inner.value.id]
-                elif name not in seen and not name.startswith("__") and not callable(getattr(original, name, None)):
+        for inner in _flat(node):
+            match inner:
+                case ast.FunctionDef() | ast.AsyncFunctionDef():
+                    functions.setdefault(inner.name, []).append(inner)
+                case ast.AnnAssign(target=ast.Name(name)) if name not in seen:
                     found.add(name)
-                    yield self.stub.constant(name, inner.value)
+                    value = ast.Constant(...) if inner.value is not None and is_dataclass else None
+                    yield _attribute(name, self.annotation(inner.annotation), value)
+                case ast.Assign(targets=[ast.Name(name), *_], value=ast.Name(other)) if other in functions:
+                    # Another name of a method.
+                    functions[name] = functions[other]
+                case ast.Assign(targets=[ast.Name(name), *_]) if not (
+                    name in seen or name.startswith("__") or callable(getattr(self.outer, name, None))
+                ):
+                    found.add(name)
+                    says = isinstance(inner.value, ast.Constant) and inner.value.value is not None
+                    yield inner if says else _attribute(name, self.stub.any())
         for name, nodes in functions.items():
             shown = renamed.get(name, name)
-            if shown in seen or (shown == name and name in shown_names):
-                continue
-            if name in hidden or (fields and name == "__post_init__"):
+            # What nobody has asked for has what is public, and what Python itself calls.
+            private = self.outer in self.stub.nested and re.match("_(?!_)", name)
+            if shown in seen | hidden or private or (shown == name and name in renamed.values()):
                 continue
             found.add(shown)
             yield from self.method(shown, name, nodes)
-        for name, annotation in _instance_attributes(node):
-            if name not in seen and name not in found:
+        for name, annotation in _instance_attributes(node).items():
+            if name not in seen | found:
                 found.add(name)
-                written = self.stub.need("typing", "Any") if annotation is None else self.attribute(annotation)
-                yield ast.AnnAssign(ast.Name(name), written, None, 1)
+                yield _attribute(name, self.stub.any() if annotation is None else self.attribute(annotation))
         seen |= found
 
     def attribute(self, annotation: ast.expr) -> ast.expr:
         """The type of an attribute, which may be written as a call of its class."""
         if isinstance(annotation, ast.Call):
             kind = _resolved(self.module, annotation.func)
-            if not isinstance(kind, type) or hasattr(kind, "__parameters__"):
-                return self.stub.need("typing", "Any")
+            if not isinstance(kind, type) or hasattr(kind, "__class_getitem__"):
+                return self.stub.any()
             annotation = annotation.func
         return self.annotation(annotation)
 
     def method(self, shown: str, name: str, nodes: list[Function]) -> Iterator[ast.stmt]:
-        nodes = [self.with_plain_self(each) for each in self.of_async_clients(nodes)]
-        node = nodes[-1]
-        decorators = {_last_name(decorator) for decorator in node.decorator_list}
-        if name in _SPECIAL:
-            yield from self.special(name, node)
-            return
-        if decorators & {"property", "cached_property", "setter", "deleter", "getter"}:
-            for each in nodes:
-                yield self.sync(shown, each, keep={"property", "cached_property", "setter", "deleter"})
-            return
+        docstring = _docstring(nodes[-1])
+        overloads = [node for node in nodes if "overload" in _decorators(node)]
+        nodes = self.of_async_clients(overloads) or nodes
+        node, decorators = nodes[-1], _decorators(nodes[-1])
         binding = "class" if "classmethod" in decorators else "none" if "staticmethod" in decorators else "object"
-        if not any(self.crosses(each) for each in nodes):
-            for each in nodes:
-                yield self.sync(shown, each, keep={"classmethod", "staticmethod", "overload", "abstractmethod"})
-            return
-        if len(nodes) > 1 or binding != "object" or self.is_generic(node) or any(map(self.names_self, nodes)):
-            *classes, member = self.several(shown, nodes, binding)
-            self.before += classes
-            yield member
-        else:
-            yield from self.decorated(shown, node)
-
-    def names_self(self, node: Function) -> bool:
-        """Tell whether its signature names the class of the object by `Self`."""
-        made = self.sync("f", node, keep=set(), sync=False)
-        return any(
-            _is_self(inner) for part in (made.args, made.returns) if part is not None for inner in ast.walk(part)
-        )
-
-    def with_plain_self(self, node: Function) -> Function:
-        """Without an annotation of `self`, which is of the original; a variable that stands for its type is `Self`."""
-        args = [*node.args.posonlyargs, *node.args.args]
-        if not args or args[0].annotation is None or args[0].arg not in {"self", "cls"}:
-            return node
-        made = _copied(node)
-        first = [*made.args.posonlyargs, *made.args.args][0]
-        annotation = _parsed(first.annotation)
-        first.annotation = None
-        if isinstance(annotation, ast.Subscript):
-            # `type[T]`, of a class method.
-            annotation = _parsed(annotation.slice)
-        name = getattr(annotation, "id", "")
-        own = [each for each in getattr(made, "type_params", ()) if each.name == name]
-        if own or type(_resolved(self.module, ast.Name(name))).__name__ == "TypeVar":
-            itself = _Replace({name: self.stub.need("typing", "Self")})
-            made.args = itself.visit(made.args)
-            if made.returns is not None:
-                made.returns = itself.visit(made.returns)
-            if own:
-                vars(made)["type_params"] = [each for each in vars(made)["type_params"] if each not in own]
-        return made
-
-    def of_async_clients(self, nodes: list[Function]) -> list[Function]:
-        """Without the overloads that are for a sync class by the annotation of `self`: redis has such pairs."""
-        if not any("overload" in map(_last_name, node.decorator_list) for node in nodes):
-            return nodes
-        overloads = [node for node in nodes if "overload" in map(_last_name, node.decorator_list)]
-        typed = [node for node in overloads if node.args.args and node.args.args[0].annotation is not None]
-        if not any(self.crosses(node) for node in typed):
-            return nodes
-        kept = [_copied(node) for node in overloads if node not in typed or self.crosses(node)]
-        for node in kept:
-            node.args.args[0].annotation = None
-            if len(kept) == 1:
-                node.decorator_list = [each for each in node.decorator_list if _last_name(each) != "overload"]
-                node.body = _docstring(nodes[-1]) or node.body
-        return kept
-
-    def special(self, name: str, node: Function) -> Iterator[ast.stmt]:
-        """`__aenter__` and its kin: the sync one beside it."""
         if name == "__await__":
-            made = self.sync("wait", node, keep=set())
-            made.returns = self.awaited_by(node)
-            if self.original is not None and not hasattr(self.original, "wait"):
+            if not hasattr(self.original, "wait"):
+                yield self.wait(node)
+        elif name in _SPECIAL:
+            yield self.declared(_SPECIAL[name], node, keep={"overload"})
+            yield self.declared(name, node, sync=False, keep={"overload"})
+        elif decorators & {"property", "cached_property", "setter", "deleter", "getter"}:
+            for each in nodes:
+                yield self.declared(shown, each, keep={"property", "cached_property", "setter", "deleter"})
+        elif not any(map(self.crosses, nodes)):
+            for each in nodes:
+                made = self.declared(shown, each, keep={"classmethod", "staticmethod", "overload", "abstractmethod"})
+                made.body = docstring if overloads and docstring and each is nodes[0] else made.body
                 yield made
-            return
-        made = self.sync(_SPECIAL[name], node, keep={"overload"})
-        yield made
-        itself = self.sync(name, node, keep={"overload"}, sync=False)
-        yield _as_async(itself) if isinstance(node, ast.AsyncFunctionDef) and not _yields(node) else itself
+        else:
+            made = self.declared(shown, node, sync=False)
+            if len(nodes) > 1 or binding != "object" or self.is_generic(node) or _names_self(made):
+                *classes, member = self.several(shown, nodes, binding, docstring)
+                self.before += classes
+                yield member
+            else:
+                made.body = docstring or made.body
+                yield self.decorated(made)
 
-    def awaited_by(self, node: Function) -> ast.expr:
-        """What comes out of `__await__`: the last parameter of its generator."""
-        returns = node.returns
-        if isinstance(returns, ast.Subscript) and isinstance(returns.slice, ast.Tuple):
-            return self.annotation(returns.slice.elts[-1])
-        return self.stub.need("typing", "Any")
+    def itself(self, node: Function) -> dict[str, ast.expr]:
+        """The variable by which a method names the class of its object, `def f(self: T) -> T` or `cls: type[T]`: it is `Self`."""
+        first = [*node.args.posonlyargs, *node.args.args][:1]
+        if not first or first[0].annotation is None or first[0].arg not in {"self", "cls"}:
+            return {}
+        annotation = parsed(first[0].annotation)
+        if isinstance(annotation, ast.Subscript):
+            annotation = parsed(annotation.slice)
+        name = getattr(annotation, "id", "")
+        is_own = name in [each.name for each in getattr(node, "type_params", ())]
+        if is_own or type(_resolved(self.module, annotation)).__name__ == "TypeVar":
+            return {name: self.variables.get("Self") or self.stub.need("typing", "Self")}
+        return {}
+
+    def of_async_clients(self, overloads: list[Function]) -> list[Function]:
+        """Without those that are for a sync class by the annotation of `self`: redis has such pairs."""
+        typed = [node for node in overloads if node.args.args and node.args.args[0].annotation is not None]
+        if not any(map(self.crosses, typed)):
+            return overloads
+        return [node for node in overloads if node not in typed or self.crosses(node)]
+
+    def wait(self, node: Function) -> Function:
+        """What waits, for an `__await__`; it gives the last parameter of its generator."""
+        made, given = self.declared("wait", node), parts_of(node.returns)
+        made.returns = self.annotation(given[-1]) if len(given) > 1 else self.stub.any()
+        return made
 
     def crosses(self, node: Function) -> bool:
         """Tell whether a call gives something that was awaited, entered or iterated over."""
         if isinstance(node, ast.AsyncFunctionDef):
             return True
-        returns = node.returns
-        if isinstance(returns, ast.Constant) and isinstance(returns.value, str):
-            returns = ast.parse(returns.value, mode="eval").body
-        if isinstance(returns, ast.Subscript):
-            returns = returns.value
-        return returns is not None and _last_name(returns) in {*SYNC_NAMES, *AWAITED}
+        return node.returns is not None and last_name(_plain(node.returns)) in {*SYNC_NAMES, *AWAITED}
 
     def is_generic(self, node: Function) -> bool:
         """Tell whether the method has type parameters of its own."""
-        if getattr(node, "type_params", None):
-            return True
-        mine = self.class_parameters()
-        namespace = vars(sys.modules[self.module])
-        for inner in ast.walk(node.args):
-            if isinstance(inner, ast.Name) and inner.id not in mine:
-                kind = type(namespace.get(inner.id)).__name__
-                if kind in {"TypeVar", "ParamSpec", "TypeVarTuple"}:
-                    return True
-        return False
-
-    def ordered_parameters(self) -> list[str]:
-        return [parameter.__name__ for parameter in getattr(self.original, "__parameters__", ())]
-
-    def class_parameters(self) -> set[str]:
-        return set(self.ordered_parameters())
+        known = {*self.parameters, *self.itself(node)}
+        return any(each.name not in known for each in getattr(node, "type_params", ())) or any(
+            type(vars(sys.modules[self.module]).get(each.id)).__name__ in {"TypeVar", "ParamSpec", "TypeVarTuple"}
+            for each in ast.walk(node.args)
+            if isinstance(each, ast.Name) and each.id not in known
+        )
 
     # --- one function -------------------------------------------------------------------------------------------------
 
-    def sync(self, shown: str, node: Function, keep: set[str], *, sync: bool = True) -> ast.FunctionDef:
-        """A plain `def` with the sync face of the annotations."""
-        made = ast.FunctionDef(
-            name=shown,
-            args=self.stub.arguments(node.args, self.goes_in, method=True),
-            body=_docstring(node) or [ast.Expr(ast.Constant(...))],
-            decorator_list=[self.annotation(each) for each in node.decorator_list if _last_name(each) in keep],
-            returns=self.returned(node, sync=sync),
-        )
-        _copy_type_parameters(node, made)
+    def declared(self, shown: str, node: Function, *, sync: bool = True, keep: Iterable[str] = ()) -> Function:
+        """A function with the names of the stub; its sync face, or what async code has of it."""
+        own = self.itself(node)
+        face = replace(self, variables=self.variables | own)
+        is_coroutine = not sync and _is_coroutine_function(node)
+        decorators = [face.annotation(each) for each in node.decorator_list if last_name(each) in keep]
+        goes_in = functools.partial(face.annotation, goes_in=True)
+        changed = {"name": shown, "decorator_list": decorators, "returns": face.returned(node, sync)}
+        made = self.stub.declaration(node, goes_in, is_coroutine=is_coroutine, **changed)
+        for first in [*made.args.posonlyargs, *made.args.args][:1]:
+            if first.arg in {"self", "cls"}:
+                # It is the original's.
+                first.annotation = None
+        if own and hasattr(made, "type_params"):
+            made.type_params = [each for each in made.type_params if each.name not in own]
         return made
 
-    def returned(self, node: Function, *, sync: bool = True) -> ast.expr:
-        if node.returns is None:
-            return self.stub.any_unless_init(node)
-        if any(_last_name(each) == "asynccontextmanager" for each in node.decorator_list):
-            inner = node.returns
-            if isinstance(inner, ast.Subscript):
-                first = inner.slice.elts[0] if isinstance(inner.slice, ast.Tuple) else inner.slice
-                manager = self.stub.need(
-                    "contextlib", "AbstractContextManager" if sync else "AbstractAsyncContextManager"
-                )
-                suppresses = ast.BinOp(ast.Name("bool"), ast.BitOr(), ast.Constant(None))
-                return ast.Subscript(manager, ast.Tuple([self.annotation(first), suppresses]))
-        if isinstance(node, ast.AsyncFunctionDef) and not _yields(node):
+    def returned(self, node: Function, sync: bool) -> ast.expr | None:
+        returns, given = node.returns, parts_of(node.returns)
+        if returns is None:
+            return None
+        if given and "asynccontextmanager" in _decorators(node):
+            manager = self.stub.need("contextlib", f"Abstract{'' if sync else 'Async'}ContextManager")
+            return ast.Subscript(manager, ast.Tuple([self.annotation(given[0]), ast.Name("bool | None")]))
+        if _is_coroutine_function(node):
             # What comes out of it is as it is, unless it has a twin.
-            return self.annotation(node.returns, sync=False)
-        both = self.both_ways(node.returns) if sync else None
-        return both or self.annotation(node.returns, sync=sync)
+            return self.annotation(returns, sync=False)
+        return (self.both_ways(returns) if sync else None) or self.annotation(returns, sync=sync)
 
     def both_ways(self, returns: ast.expr) -> ast.expr | None:
         """For what can be both awaited and entered: what comes out of it."""
-        try:
-            kind = eval(ast.unparse(returns), vars(sys.modules[self.module]))
-        except Exception:
-            return None
+        kind = _resolved(self.module, returns)
         kind = get_origin(kind) or kind
-        if get_origin(kind) is not None and any(get_origin(arg) in _AWAITABLES for arg in get_args(kind)):
-            return self.stub.need("typing", "Any")
-        if any(get_origin(arg) is not None and get_origin(arg) in _AWAITABLES for arg in get_args(kind)):
-            return self.stub.need("typing", "Any")
-        if not (isinstance(kind, type) and hasattr(kind, "__await__") and hasattr(kind, "__aenter__")):
+        if kind in self.stub.twins or not (hasattr(kind, "__await__") and hasattr(kind, "__aenter__")):
             return None
-        if kind in self.stub.twins:
-            return None
-        enter = inspect.getattr_static(kind, "__aenter__")
         owner = next(base for base in kind.__mro__ if "__aenter__" in vars(base))
-        node = _class_node(owner)
-        for inner in _flat(node.body if node is not None else []):
+        face = replace(self, module=_home(owner), original=owner, variables={})
+        for inner in _flat(_class_node(owner)):
             if isinstance(inner, ast.AsyncFunctionDef) and inner.name == "__aenter__" and inner.returns is not None:
-                return _Face(self.stub, self.name, _home(owner), owner, self.options).annotation(
-                    inner.returns, sync=False
-                )
-        del enter
-        return self.stub.need("typing", "Any")
+                return face.annotation(inner.returns, sync=False)
+        return self.stub.any()
 
-    def decorated(self, shown: str, node: Function) -> list[ast.stmt]:
+    def decorated(self, made: Function) -> Function:
         """As the source has it, with `@blocking`: from this a type checker knows the call, `.aio` and `.options`."""
-        plain = self.sync(shown, node, keep=set(), sync=False)
-        is_async = isinstance(node, ast.AsyncFunctionDef) and not _yields(node) and "asynccontextmanager" not in {
-            _last_name(each) for each in node.decorator_list
-        }  # fmt: skip
-        hidden = self.outer is not None and _has(self.outer, "blocking")
-        plain.decorator_list = [
+        if _has(self.outer, "blocking"):
             # redis' lock has an attribute of this name.
-            ast.Attribute(self.stub.need("omniloop", None), "blocking")
-            if hidden
-            else self.stub.need("omniloop", "blocking")
-        ]
-        if not is_async:
-            return [plain]
-        return [_as_async(plain)]
+            made.decorator_list = [ast.Attribute(self.stub.need("omniloop", None), "blocking")]
+        else:
+            made.decorator_list = [self.stub.need("omniloop", "blocking")]
+        return made
 
-    def several(self, shown: str, nodes: list[Function], binding: str) -> list[ast.stmt]:
+    def several(
+        self, shown: str, nodes: list[Function], binding: str, docstring: list[ast.stmt] | None = None
+    ) -> list[ast.stmt]:
         """
         Classes of callables for what one decorated function can't say: overloads, type parameters, class methods, `Self`; and the member.
 
         They have the parameters of the object's class that they name, and one for the object's class itself, where they name that.
         """
-        docstring = _docstring(nodes[-1])
-        nodes = [
-            node for node in nodes if any(_last_name(each) == "overload" for each in node.decorator_list)
-        ] or nodes[-1:]
-        itself = any(map(self.names_self, nodes))
-        calls: list[ast.FunctionDef] = []
-        aios: list[Function] = []
-        for node in nodes:
-            made, aio = (self.sync("__call__", node, keep={"overload"}, sync=sync) for sync in (True, False))
-            if calls:
-                # Once is enough.
-                made.body = [ast.Expr(ast.Constant(...))]
-            aio.body = [ast.Expr(ast.Constant(...))]
-            for each in (made, aio):
-                each.args = _bound(each.args, binding)
-                if itself:
-                    _SelfAs(self.stub.variable_for_self()).visit(each)
-            is_async = isinstance(node, ast.AsyncFunctionDef) and not _yields(node)
-            calls.append(made)
-            aios.append(_as_async(aio) if is_async else aio)
-        names = {inner.id for each in calls for inner in ast.walk(each) if isinstance(inner, ast.Name)}
-        parameters = [self.lookup(each) for each in self.ordered_parameters()] if binding == "object" else []
-        parameters = [each for each in parameters if ast.unparse(each) in names]
-        of_class = [self.stub.variable_for_self(), *parameters] if itself else parameters
-        name = self.stub.free(f"_{self.name.lstrip('_')}_{shown}")
-        seconds = ast.BinOp(ast.Name("float"), ast.BitOr(), ast.Constant(None))
-        options = _function("options", self.stub.need("typing", "Self"))
-        options.args.kwonlyargs, options.args.kw_defaults = [ast.arg("timeout", seconds)], [None]
-        aio_face = self.callable_class(f"{name}_aio", of_class, aios)
-        more = [_function("aio", _with(ast.Name(aio_face.name), of_class), "property"), options]
-        classes = [aio_face, self.callable_class(name, of_class, [*calls, *more])]
+        nodes = [node for node in nodes if "overload" in _decorators(node)] or nodes[-1:]
+        face, own = self, list[str]()
+        if any(_names_self(self.declared("", node, sync=False)) for node in nodes):
+            own = [self.stub.variable_for_self()]
+            face = replace(self, variables=self.variables | {"Self": ast.Name(own[0])})
+        keep = {"overload"} if len(nodes) > 1 else set[str]()
+        calls, aios = (
+            [face.declared("__call__", node, sync=sync, keep=keep) for node in nodes] for sync in (True, False)
+        )
+        for made in (*calls, *aios):
+            # Once is enough.
+            made.body = made.body if made is calls[0] else _no_body()
+            # An instance of the class that is made here, and not the object or class of the method.
+            first = made.args.posonlyargs or made.args.args
+            first[: binding in {"object", "class"}] = [ast.arg("self")]
+        named = {inner.id for each in calls for inner in ast.walk(each) if isinstance(inner, ast.Name)}
+        parameters = [ast.unparse(self.lookup(each)) for each in self.parameters] if binding == "object" else []
+        parameters = [each for each in parameters if each in named]
+        name, of = self.stub.free(f"_{self.name.lstrip('_')}_{shown}"), _given([*own, *parameters])
+        itself = self.stub.need("typing", "Self").id
+        classes: list[Any] = ast.parse(
+            f"class {name}_aio: ...\n"
+            f"class {name}:\n"
+            f"    @property\n"
+            f"    def aio(self) -> {name}_aio{of}: ...\n"
+            f"    def options(self, *, timeout: float | None) -> {itself}: ...\n"
+        ).body
+        classes[0].body, classes[1].body[:0] = aios, calls
+        for each in classes:
+            self.parametrize(each, [*own, *parameters])
         if binding == "object":
-            own = [self.stub.need("typing", "Self"), *parameters] if itself else parameters
-            member = _function(shown, _with(ast.Name(name), own), "property")
-            member.body = docstring or member.body
+            itself_of = _given([*[itself] * len(own), *parameters])
+            (member,) = ast.parse(f"@property\ndef {shown}(self) -> {name}{itself_of}: ...").body
+            member.body = docstring or _no_body()  # type: ignore[attr-defined]
             return [*classes, member]
-        found: ast.expr = ast.Name(name)
         if binding == "function":
-            return [*classes, ast.AnnAssign(ast.Name(shown), found, None, 1)]
-        if itself:
+            return [*classes, _attribute(shown, ast.Name(name))]
+        if own:
             # A descriptor is told for which class it is asked.
-            get = _function("__get__", _with(found, of_class))
-            get.args.args += [
-                ast.arg("obj", ast.Name("object")),
-                ast.arg("owner", ast.Subscript(ast.Name("type"), self.stub.variable_for_self())),
-            ]
-            found = ast.Name(f"{name}_of")
-            classes.append(self.callable_class(found.id, [], [get]))
-        return [
-            *classes,
-            ast.AnnAssign(ast.Name(shown), ast.Subscript(self.stub.need("typing", "ClassVar"), found), None, 1),
-        ]
+            name += "_of"
+            get = f"def __get__(self, obj: object, owner: type[{own[0]}]) -> {classes[1].name}{of}: ..."
+            classes += ast.parse(f"class {name}:\n    {get}").body
+        return [*classes, _attribute(shown, ast.Subscript(self.stub.need("typing", "ClassVar"), ast.Name(name)))]
 
-    def callable_class(self, name: str, parameters: list[ast.expr], body: Sequence[ast.stmt]) -> ast.ClassDef:
-        made = ast.ClassDef(name=name, bases=[], keywords=[], body=list(body), decorator_list=[])
-        own = getattr(_class_node(self.original) if self.original is not None else None, "type_params", None)
-        if parameters and own:
-            written = {each.name: each for each in own}
-            made.type_params = [  # type: ignore[attr-defined]
-                (_copied(written[each.id]) if each.id in written else ast.TypeVar(each.id))  # type: ignore[attr-defined]
-                for each in parameters
-                if isinstance(each, ast.Name)
-            ]
-        elif parameters:
-            made.bases = [_with(self.stub.need("typing", "Generic"), parameters)]
-        return made
+    def parametrize(self, made: ast.ClassDef, names: list[str]) -> None:
+        """Give a class of callables the type parameters *names*, in the way that the source has its own."""
+        node = None if self.original is None else _class_node(self.original)
+        own = {each.name: each for each in getattr(node, "type_params", ())}
+        if names and own:
+            made.type_params = [own.get(each) or ast.TypeVar(each) for each in names]  # type: ignore[attr-defined]
+        elif names:
+            made.bases = [ast.Name(self.stub.need("typing", "Generic").id + _given(names))]
 
 
-def _function(name: str, returns: ast.expr, *decorators: str) -> ast.FunctionDef:
-    return ast.FunctionDef(
-        name=name,
-        args=ast.arguments([], [ast.arg("self")], None, [], [], None, []),
-        body=[ast.Expr(ast.Constant(...))],
-        decorator_list=[ast.Name(each) for each in decorators],
-        returns=returns,
-    )
+def _names_self(made: Function) -> bool:
+    """Tell whether its signature names the class of the object by `Self`."""
+    return any(_is_self(inner) for part in (made.args, made.returns) if part is not None for inner in ast.walk(part))
 
 
-def _as_async(node: ast.FunctionDef) -> ast.AsyncFunctionDef:
-    return ast.AsyncFunctionDef(**{field: getattr(node, field) for field in node._fields if hasattr(node, field)})
-
-
-def _with(generic: ast.expr, parameters: Sequence[ast.expr]) -> ast.expr:
-    if not parameters:
-        return generic
-    return ast.Subscript(generic, ast.Tuple(list(parameters)) if len(parameters) > 1 else parameters[0])
-
-
-def _is_self(node: ast.AST) -> bool:
-    return (isinstance(node, ast.Name) and node.id.lstrip("_") == "Self") or (
-        isinstance(node, ast.Attribute) and node.attr == "Self"
-    )
-
-
-def _parsed(annotation: ast.expr | None) -> ast.expr | None:
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        with contextlib.suppress(SyntaxError):
-            return ast.parse(annotation.value, mode="eval").body
-    return annotation
-
-
-class _SelfAs(ast.NodeTransformer):
-    """Names the class of the object by a variable, where the callable's own class would be meant."""
-
-    def __init__(self, variable: ast.Name) -> None:
-        self._variable = variable
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self._variable if _is_self(node) else node
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        return self._variable if _is_self(node) else ast.Attribute(self.visit(node.value), node.attr)
-
-
-_MISSING: Any = object()
-_SPECIAL = {
-    "__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "__anext__": "__next__", "__await__": "wait",
-}  # fmt: skip
-
-
-def _awaitables() -> set[object]:
-    import asyncio
-    import collections.abc
-
-    return {collections.abc.Awaitable, collections.abc.Coroutine, asyncio.Future, asyncio.Task}
-
-
-_AWAITABLES = _awaitables()
-
-
-class _Rewriter(ast.NodeTransformer):
+class _Rewriter(SyncFace):
     """Gives the names of the stub to an annotation, and, if asked, its sync face."""
 
     def __init__(self, face: _Face, sync: bool, twins: bool = True, goes_in: bool = False) -> None:
+        self.sync = sync
         self._face = face
-        self._sync = sync
         self._twins = twins
         self._goes_in = goes_in
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if self._sync and node.id in SYNC_NAMES:
-            return self._standard(SYNC_NAMES[node.id])
-        if not self._twins and _is_self(node) and self._face.outer is not None:
-            return self._face.plain(self._face.outer.__name__)
-        return self._face.lookup(node.id, twins=self._twins, goes_in=self._goes_in)
-
-    def _standard(self, name: str) -> ast.expr:
+    def standard(self, name: str) -> ast.expr:
         return self._face.stub.need("contextlib" if "Context" in name else "collections.abc", name)
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        if self._sync and node.attr in SYNC_NAMES:
-            return self._standard(SYNC_NAMES[node.attr])
-        twin = self._face.twin_named(node, self._goes_in) if self._twins else None
+    def named(self, node: ast.Name | ast.Attribute) -> ast.expr:
+        face = self._face
+        if _is_self(node):
+            if not self._twins and face.outer is not None:
+                return face.plain(face.outer.__name__)
+            if "Self" in face.variables:
+                return face.variables["Self"]
+        if isinstance(node, ast.Name) and node.id in face.variables:
+            return face.variables[node.id]
+        twin = face.twin_named(node, self._goes_in) if self._twins else None
         if twin is not None:
             return twin
-        return ast.Attribute(self.visit(node.value), node.attr)
+        return face.lookup(node.id) if isinstance(node, ast.Name) else ast.Attribute(self.visit(node.value), node.attr)
 
-    def visit_Constant(self, node: ast.Constant) -> ast.expr:
-        if isinstance(node.value, str):
-            try:
-                inner: ast.expr = self.visit(ast.parse(node.value, mode="eval").body)
-            except SyntaxError:
-                return node
-            return inner
-        return node
+    def called(self, node: ast.Subscript) -> Any:
+        return _Rewriter(self._face, sync=False, twins=False).generic_visit(node)
 
+    @override
     def visit_Call(self, node: ast.Call) -> ast.expr:
         # A decorator: its arguments are values.
         return ast.Call(self.visit(node.func), node.args, node.keywords)
 
-    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
-        name = _last_name(node.value)
-        parts = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
-        if name in {"Literal", "Annotated"}:
-            kept = parts if name == "Literal" else [self.visit(parts[0]), *parts[1:]]
-            return ast.Subscript(self.visit(node.value), ast.Tuple(kept) if len(kept) > 1 else kept[0])
-        if self._sync and name in AWAITED and len(parts) > AWAITED[name]:
-            inner: ast.expr = self.visit(parts[AWAITED[name]])
-            return inner
-        if name == "Callable":
-            # It is called on the loop, with the originals.
-            return _Rewriter(self._face, sync=False, twins=False).generic_visit(node)  # type: ignore[return-value]
-        value = self.visit(node.value)
-        parts = [self.visit(part) for part in parts]
-        if self._sync and name == "AsyncGenerator":
-            parts = [*parts, *[ast.Constant(None)] * (3 - len(parts))]
-        several = len(parts) > 1 or isinstance(node.slice, ast.Tuple)
-        return ast.Subscript(value, ast.Tuple(parts) if several else parts[0])
-
-
-class _Either(ast.NodeTransformer):
-    """Writes what was left open: whether what goes in may be a twin."""
-
-    def __init__(self, stub: _Stub) -> None:
-        self._stub = stub
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if node.id not in self._stub.either:
-            return node
-        plain, kind = self._stub.either[node.id]
-        if kind not in self._stub.nested:
-            return plain
-        return ast.BinOp(plain, ast.BitOr(), ast.Name(self._stub.nested[kind][1]))
-
-    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
-        made: ast.expr = self.generic_visit(node)  # type: ignore[assignment]
-        if isinstance(node.value, ast.BinOp):
-            # `AsyncStream[T]`, both with the parameter.
-            both = [ast.Subscript(side, node.slice) for side in (node.value.left, node.value.right)]
-            made = ast.BinOp(both[0], ast.BitOr(), both[1])
+    @override
+    def visit_Subscript(self, node: ast.Subscript) -> Any:
+        made = super().visit_Subscript(node)
+        either = self._face.stub.either
+        if either and isinstance(made, ast.Subscript) and made.value is either[-1].name:
+            # `AsyncStream[T]`: both with the parameter.
+            either[-1] = either[-1]._replace(given=made.slice)
+            return made.value
         return made
-
-
-class _Replace(ast.NodeTransformer):
-    def __init__(self, names: dict[str, ast.expr]) -> None:
-        self._names = names
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self._names.get(node.id, node)
-
-    def visit_Constant(self, node: ast.Constant) -> ast.expr:
-        # An annotation in quotes.
-        inner = _parsed(node)
-        return node if inner is None or inner is node else self.visit(inner)
-
-    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        return node if _last_name(node.value) == "Literal" else self.generic_visit(node)
-
-
-def _bound(args: ast.arguments, binding: str) -> ast.arguments:
-    """With a first parameter `self`, which a call of a class's instance has, and not that of the method."""
-    made = _copied(args)
-    if binding in {"object", "class"}:
-        (made.posonlyargs or made.args).pop(0)
-    (made.posonlyargs or made.args).insert(0, ast.arg("self"))
-    return made
-
-
-def _copy_type_parameters(source: ast.stmt, made: ast.stmt) -> None:
-    # There are none up to 3.11.
-    for name in ("type_params",):
-        if hasattr(source, name):
-            setattr(made, name, getattr(source, name))
-
-
-def _short(default: ast.expr, arg: ast.arg) -> ast.expr:
-    """The default, if it says something, and its type is plainly that of the parameter: not that of `x: int = None`."""
-    written = "" if arg.annotation is None else ast.unparse(arg.annotation)
-    if isinstance(default, ast.Constant) and (not isinstance(default.value, str) or len(default.value) < 40):
-        kind = type(default.value)
-        names = {type(None): ["None", "Optional"], int: ["int", "float"]}.get(kind, [kind.__name__])
-        if any(name in written for name in (*names, "Any", "object", "Literal")):
-            return default
-    return ast.Constant(...)
-
-
-def _instance_attributes(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None]]:
-    """What `__init__` sets on `self`, with the annotation, or that of the parameter that it is set from."""
-    for function in node.body:
-        if not isinstance(function, ast.FunctionDef) or function.name != "__init__":
-            continue
-        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-        of = {arg.arg: arg.annotation for arg in arguments}
-        found: dict[str, ast.expr | None] = {}
-        for inner in ast.walk(function):
-            target: ast.expr | None = None
-            value: ast.expr | None = None
-            annotation: ast.expr | None = None
-            if isinstance(inner, ast.AnnAssign):
-                target, annotation = inner.target, inner.annotation
-            elif isinstance(inner, ast.Assign) and len(inner.targets) == 1:
-                target, value = inner.targets[0], inner.value
-            if isinstance(target, ast.Attribute) and getattr(target.value, "id", "") == "self":
-                if annotation is None and isinstance(value, ast.Name):
-                    annotation = of.get(value.id)
-                elif annotation is None and isinstance(value, ast.Constant) and value.value is not None:
-                    annotation = ast.Name(type(value.value).__name__)
-                elif annotation is None and isinstance(value, ast.Call):
-                    # By the class that is called, if it is one.
-                    annotation = ast.Call(value.func, [], [])
-                if found.get(target.attr) is None:
-                    found[target.attr] = annotation
-        yield from ((name, annotation) for name, annotation in found.items() if not name.startswith("_"))
-
-
-@functools.cache
-def _has(kind: type, name: str) -> bool:
-    """Tell whether there is something of this name in the class, which hides others' of the same name in it."""
-    nodes = filter(None, map(_class_node, kind.__mro__[:-1]))
-    return (
-        hasattr(kind, name)
-        or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
-        or any(name == found for node in nodes for found, _ in _instance_attributes(node))
-    )
-
-
-def _last_base(base: ast.expr) -> str:
-    return _last_name(base.value if isinstance(base, ast.Subscript) else base)
-
-
-def _bases(stub: _Stub, twin: TwinType) -> tuple[list[ast.expr], set[type]]:
-    """The bases that have a name in the stub, and the classes whose members they bring along."""
-    bases: list[ast.expr] = []
-    covered: set[type] = set()
-    original = twin._omniloop_original
-    for base in original.__mro__[1:]:
-        name = stub.twins.get(base)
-        if name is not None and base not in covered:
-            bases.append(ast.Name(name))
-            covered |= set(base.__mro__)
-    return bases, covered - {object}
-
-
-def _parametrized(bases: Sequence[ast.expr], own: ast.ClassDef, face: _Face) -> list[ast.expr]:
-    """The bases with the parameters that the source gives them: `Base[int]`."""
-    written = [face.annotation(base) for base in own.bases]
-    found = []
-    for base in bases:
-        same = [
-            each for each in written if isinstance(each, ast.Subscript) and ast.unparse(each.value) == ast.unparse(base)
-        ]
-        found.append(same[0] if same else base)
-    return found

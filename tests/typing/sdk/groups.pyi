@@ -263,7 +263,7 @@ class _AsyncCursor:
     client: _AsyncClient
 
 class _AsyncResponse:
-    status: int
+    status = 200
 
     @blocking
     async def read(self) -> bytes: ...
