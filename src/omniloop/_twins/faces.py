@@ -18,8 +18,6 @@ from functools import partial, partialmethod
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, UnionType
 from typing import Any, Final
 
-from typing_extensions import Format, get_annotations
-
 _FUNCTIONS: Final = (FunctionType, MethodType, partial)
 # Neither is the caller's to wait for, or each is used by sync code as it is.
 _NEVER: Final = (
@@ -185,6 +183,9 @@ def annotated_classes(fn: FunctionType, name: str) -> tuple[type, ...]:
 
 
 def _annotations(fn: FunctionType) -> dict[str, Any]:
+    # Half of the time that importing `blocking` would take else.
+    from typing_extensions import Format, get_annotations
+
     # From 3.14 on they are evaluated when asked for, and may name what is imported for type checkers only.
     return get_annotations(fn, format=Format.FORWARDREF)
 

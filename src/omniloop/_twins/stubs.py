@@ -111,10 +111,11 @@ def _meaning(text: str) -> object:
     except SyntaxError:
         return text
     for node in ast.walk(tree):
-        docstring = ast.get_docstring(node) if isinstance(node, (ast.ClassDef, ast.Module, Function)) else None
-        if isinstance(node, (ast.ClassDef, ast.Module, Function)) and docstring is not None:
-            rest = [each for each in node.body[1:] if ast.unparse(each) != "..."]
-            node.body = [ast.Expr(ast.Constant(docstring)), *rest]
+        if isinstance(node, (ast.ClassDef, ast.Module, ast.FunctionDef, ast.AsyncFunctionDef)):
+            docstring = ast.get_docstring(node)
+            if docstring is not None:
+                rest = [each for each in node.body[1:] if ast.unparse(each) != "..."]
+                node.body = [ast.Expr(ast.Constant(docstring)), *rest]
     imports = [node for node in tree.body if isinstance(node, _IMPORTS)]
     names = {
         (getattr(node, "level", 0), getattr(node, "module", ""), alias.name, alias.asname)
@@ -475,8 +476,6 @@ class _Stub:
 
     def assignment(self, name: str, value: Any, node: ast.Assign) -> list[ast.stmt]:
         match node.value:
-            case ast.Constant():
-                as_it_stands = value is not None
             case ast.Call():
                 as_it_stands = last_name(node.value) in _MAKE_TYPES
             case ast.Name() | ast.Attribute() | ast.Subscript() | ast.BinOp():
@@ -484,7 +483,7 @@ class _Stub:
                 as_it_stands = isinstance(value, ModuleType) or get_origin(value) is not None or callable(value)
             case _:
                 as_it_stands = False
-        if as_it_stands or name in {"__all__", "__slots__", "__match_args__"} or isinstance(value, Enum):
+        if as_it_stands or name.startswith("__") or isinstance(value, Enum):
             return [node]
         kind = type(value)
         if value is None or getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:
@@ -528,8 +527,9 @@ class _Stub:
         if returns is None:
             returns = ast.Constant(None) if node.name in {"__init__", "__aexit__"} else self.any()
         body = _docstring(node) or _no_body()
-        kind = ast.AsyncFunctionDef if is_coroutine else ast.FunctionDef
-        return kind(**{**vars(node), "args": made, "body": body, "returns": returns, **changed})
+        kind: Any = ast.AsyncFunctionDef if is_coroutine else ast.FunctionDef
+        declared_as: Function = kind(**{**vars(node), "args": made, "body": body, "returns": returns, **changed})
+        return declared_as
 
     # --- twins --------------------------------------------------------------------------------------------------------
 
@@ -580,11 +580,9 @@ class _Stub:
         for inner in derived.body if derived is not None else ():
             if isinstance(inner, Function) and inner.name not in seen:
                 body += self.statement(inner, {})
-        # There are none up to 3.11.
-        own_parameters: Any = (
-            {"type_params": own.type_params} if own is not None and hasattr(own, "type_params") else {}
-        )
-        return [*before, ast.ClassDef(name, bases, [], body or _no_body(), decorators, **own_parameters)]
+        made: Any = ast.ClassDef(name, bases, [], body or _no_body(), decorators)
+        made.type_params = getattr(own, "type_params", [])
+        return [*before, made]
 
 
 def _unparsed(body: Sequence[ast.stmt]) -> str:
@@ -733,8 +731,8 @@ class _Face:
                     name in seen or name.startswith("__") or callable(getattr(self.outer, name, None))
                 ):
                     found.add(name)
-                    says = isinstance(inner.value, ast.Constant) and inner.value.value is not None
-                    yield inner if says else _attribute(name, self.stub.any())
+                    constant = inner.value.value if isinstance(inner.value, ast.Constant) else None
+                    yield from self.stub.assignment(name, constant, inner)
         for name, nodes in functions.items():
             shown = renamed.get(name, name)
             # What nobody has asked for has what is public, and what Python itself calls.
@@ -846,7 +844,7 @@ class _Face:
                 # It is the original's.
                 first.annotation = None
         if own and hasattr(made, "type_params"):
-            made.type_params = [each for each in made.type_params if each.name not in own]
+            vars(made)["type_params"] = [each for each in vars(made)["type_params"] if each.name not in own]
         return made
 
     def returned(self, node: Function, sync: bool) -> ast.expr | None:

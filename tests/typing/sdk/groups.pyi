@@ -263,7 +263,7 @@ class _AsyncCursor:
     client: _AsyncClient
 
 class _AsyncResponse:
-    status = 200
+    status: int
 
     @blocking
     async def read(self) -> bytes: ...

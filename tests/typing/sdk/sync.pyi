@@ -160,7 +160,7 @@ class Special(Client):
     @blocking
     async def special(self) -> int: ...
 
-DEFAULT = "http://"
+DEFAULT: str
 
 @blocking
 async def fetch(url: str) -> bytes:
