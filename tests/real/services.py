@@ -80,10 +80,18 @@ class Service:
 
 
 @contextlib.contextmanager
-def nats(folder: Path, config: str = "", address: str = "127.0.0.1", inside: Sequence[str] = ()) -> Iterator[Service]:
-    """*inside* is what a command begins with that runs in another namespace, where *address* is."""
+def nats(
+    folder: Path, config: str = "", address: str = "127.0.0.1", inside: Sequence[str] = (), tls: Path | None = None
+) -> Iterator[Service]:
+    """
+    *inside* is what a command begins with that runs in another namespace, where *address* is.
+
+    With *tls*, here and below, a folder with `ca.pem`, `server.pem` and `server.key`, it listens for TLS alone.
+    """
     port = free_port()
     command: list[object] = [*inside, program("nats"), "-a", address, "-p", port, "-js", "-sd", folder / "jetstream"]
+    if tls is not None:
+        command += ["--tls", "--tlscert", tls / "server.pem", "--tlskey", tls / "server.key"]
     if config:
         (folder / "nats.conf").write_text(config)
         command += ["-c", folder / "nats.conf"]
@@ -94,13 +102,19 @@ def nats(folder: Path, config: str = "", address: str = "127.0.0.1", inside: Seq
             wait_until(lambda: answers(port, address), running.log, START)
             yield running
 
-    yield from _service(f"nats://{address}:{port}", start)
+    yield from _service(f"nats://{address}:{port}" if tls is None else f"tls://localhost:{port}", start)
 
 
 @contextlib.contextmanager
-def redis(folder: Path, address: str = "127.0.0.1", inside: Sequence[str] = ()) -> Iterator[Service]:
+def redis(
+    folder: Path, address: str = "127.0.0.1", inside: Sequence[str] = (), tls: Path | None = None
+) -> Iterator[Service]:
     port = free_port()
-    command = [*inside, program("redis"), "--bind", address, "--port", port, "--dir", folder, "--appendonly", "yes"]
+    command = [*inside, program("redis"), "--bind", address, "--dir", folder, "--appendonly", "yes"]
+    command += ["--port", port] if tls is None else ["--port", 0, "--tls-port", port, "--tls-auth-clients", "no"]
+    if tls is not None:
+        command += ["--tls-cert-file", tls / "server.pem", "--tls-key-file", tls / "server.key"]
+        command += ["--tls-ca-cert-file", tls / "ca.pem"]
     command += ["--protected-mode", "no"]
 
     @contextlib.contextmanager
@@ -109,12 +123,11 @@ def redis(folder: Path, address: str = "127.0.0.1", inside: Sequence[str] = ()) 
             wait_until(lambda: answers(port, address), running.log, START)
             yield running
 
-    yield from _service(f"redis://{address}:{port}", start)
+    yield from _service(f"redis://{address}:{port}" if tls is None else f"rediss://localhost:{port}", start)
 
 
 @contextlib.contextmanager
 def rabbitmq(folder: Path, tls: Path | None = None) -> Iterator[Service]:
-    """With *tls*, a folder with `ca.pem`, `server.pem` and `server.key`, it listens for TLS alone."""
     server = program("rabbitmq")
     port, between_nodes, names = free_port(), free_port(), free_port()
     folder = folder / "rabbitmq"
@@ -154,8 +167,8 @@ def rabbitmq(folder: Path, tls: Path | None = None) -> Iterator[Service]:
 
     # Erlang's register of names: else the first node would leave one behind.
     with process([shutil.which("epmd") or "epmd", "-port", names], folder / "epmd.log", folder, env):
-        url = f"amqps://guest:guest@localhost:{port}/?cafile={tls / 'ca.pem'}" if tls is not None else None
-        yield from _service(url or f"amqp://guest:guest@127.0.0.1:{port}/", start)
+        url = f"amqp://guest:guest@127.0.0.1:{port}/" if tls is None else f"amqps://guest:guest@localhost:{port}/"
+        yield from _service(url, start)
 
 
 @contextlib.contextmanager

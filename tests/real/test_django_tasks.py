@@ -14,6 +14,7 @@ django = pytest.importorskip("django", minversion="6.0")
 import asyncio
 import logging
 import os
+import time
 
 import servers
 
@@ -42,6 +43,14 @@ def environment(tmp_path: Path, queues: list[str] | None = None, **options: Any)
         "QUEUES": json.dumps(queues or []),
         "PYTHONPATH": servers.import_path(SITE),
     }
+
+
+def with_engine(tmp_path: Path, *lines: str, **options: Any) -> dict[str, str]:
+    """The environment of a site whose `broker` is `jobs` of a module with these *lines*."""
+    (tmp_path / "engines.py").write_text("\n".join([*lines, ""]))
+    env = environment(tmp_path, broker="engines.jobs", **options)
+    env["PYTHONPATH"] += f":{tmp_path}"
+    return env
 
 
 def sets_up():
@@ -415,14 +424,122 @@ def test_tasks_go_through_an_outbox(tmp_path):
             failed.errors[0].exception_class.__name__,
         )
 
-    (tmp_path / "engines.py").write_text(
-        f"from omniloop.ext.outbox import Outbox\n\njobs = Outbox({str(tmp_path / 'outbox.sqlite')!r})\n"
+    env = with_engine(
+        tmp_path, "from omniloop.ext.outbox import Outbox", f"jobs = Outbox({str(tmp_path / 'outbox.sqlite')!r})"
     )
-    env = environment(tmp_path, broker="engines.jobs")
-    env["PYTHONPATH"] += f":{tmp_path}"
     child = run_child(sets_up, program, env=env)
     assert child.stdout.splitlines() == ["Outbox READY", "1 True FAILED LookupError"], child.stderr
     assert child.code == 0
+
+
+@pytest.mark.promise(
+    "With taskiq as its `broker` a task of Django runs as taskiq delivers it, and its result comes back"
+)
+def test_tasks_go_through_taskiq(tmp_path):
+    pytest.importorskip("taskiq")
+
+    def program():
+        with_table()
+        results = [
+            jobs.attempts.enqueue("ada"),
+            jobs.echo.enqueue({"a": [1]}),
+            jobs.fail.enqueue(),
+            jobs.write.enqueue("ada"),
+        ]
+        for result in results:
+            while not result.is_finished:
+                time.sleep(0.01)
+                result.refresh()
+            print(result.status, result.errors or result.args)
+        print(results[0].return_value == [1, results[0].id, "ada"], results[1].return_value, names())
+        try:
+            jobs.echo.enqueue(object())
+        except TypeError:
+            print("refused")
+
+    env = with_engine(tmp_path, "from omniloop.ext.taskiq import Taskiq", "jobs = Taskiq()")
+    child = run_child(sets_up, program, env=env)
+    lines = child.stdout.splitlines()
+    assert lines[0] == "SUCCESSFUL ['ada']" and lines[1] == "SUCCESSFUL [{'a': [1]}]", child
+    assert lines[2].startswith("FAILED [TaskError(exception_class_path='builtins.LookupError'"), child
+    assert lines[3:] == ["SUCCESSFUL ['ada']", "True {'a': [1]} ['ada']", "refused"], child
+    assert child.code == 0
+
+
+@pytest.mark.servers
+@pytest.mark.promise(
+    "With taskiq as its `broker` the tasks of Django outlive the process: a worker of taskiq runs each once"
+)
+@pytest.mark.parametrize("kind", ["rabbitmq", "nats"])
+def test_tasks_are_run_by_a_worker_of_taskiq(tmp_path, kind, request):
+    pytest.importorskip("taskiq")
+    url = request.getfixturevalue(kind).url
+
+    def program():
+        for number in range(40):
+            jobs.append.enqueue(os.environ["ARRIVED"], str(number))
+
+    make = {
+        "rabbitmq": "AioPikaBroker({url!r}, exchange=Exchange(name='django')).with_queue(Queue(name='django'))",
+        "nats": "PullBasedJetStreamBroker({url!r}, subject='django', stream_name='django', durable='django')",
+    }
+    env = with_engine(
+        tmp_path,
+        "from omniloop.ext.taskiq import Taskiq",
+        "def make():",
+        "    from taskiq_aio_pika import AioPikaBroker",
+        "    from taskiq_aio_pika.exchange import Exchange",
+        "    from taskiq_aio_pika.queue import Queue",
+        "    from taskiq_nats import PullBasedJetStreamBroker",
+        f"    return {make[kind].format(url=url)}",
+        "jobs = Taskiq(make)",
+    )
+    (tmp_path / "worker.py").write_text(
+        "import django\n\ndjango.setup()\n\nimport jobs\nfrom engines import jobs as engine\n\nbroker = engine.broker\n"
+    )
+    arrived = tmp_path / "arrived"
+    arrived.touch()
+    child = run_child(sets_up, program, env={**env, "ARRIVED": str(arrived)}, timeout=60)
+    assert (child.code, child.stdout) == (0, ""), child
+    assert arrived.read_text() == ""
+
+    worker = [sys.executable, "-m", "taskiq", "worker", "worker:broker", "--workers", 1, "--max-async-tasks", 20]
+    with servers.process(worker, tmp_path / "log", tmp_path, env) as process:
+        servers.wait_until(lambda: len(arrived.read_text().split()) >= 40, process.log)
+        process.stop()
+    assert sorted(arrived.read_text().split(), key=int) == [str(number) for number in range(40)]
+
+
+@pytest.mark.promise(
+    "`manage.py runserver` ends the tasks that views have enqueued, at Ctrl-C and before it loads the site anew"
+)
+@pytest.mark.parametrize("end", ["Ctrl-C", "reload"])
+def test_runserver_ends_the_tasks(tmp_path, end):
+    arrived, port = tmp_path / "arrived", servers.free_port()
+    arrived.touch()
+    url = f"http://127.0.0.1:{port}"
+    (tmp_path / "touched.py").write_text("from tasks_settings import *\nDEBUG = True\n")
+    env = {**environment(tmp_path), "ARRIVED": str(arrived), "DJANGO_SETTINGS_MODULE": "touched"}
+    env["PYTHONPATH"] += f":{tmp_path}"
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "django", "runserver", f"127.0.0.1:{port}"]
+    # Else Django's autoreloader kills the process that serves a quarter of a second later.
+    command += ["--noreload"] if end == "Ctrl-C" else []
+    with servers.process(command, tmp_path / "log", tmp_path, env) as process:
+        first = process.wait_for_page(f"{url}/pid")
+        for number in range(5):
+            servers.get(f"{url}/go?name={number}")
+            servers.get(f"{url}/async?name=a{number}")
+        if end == "Ctrl-C":
+            process.signal(signal.SIGINT)
+            process.wait()
+        else:
+            (tmp_path / "touched.py").write_text("from tasks_settings import *\nDEBUG = True\n\n")
+            process.wait_for_log("Watching for file changes", 2)
+            servers.wait_until(lambda: servers.get(f"{url}/pid") not in (None, first), process.log)
+
+        expected = [f"{a}{number}" for number in range(5) for a in ("", "a")]
+        assert sorted(arrived.read_text().split()) == sorted(expected), process.log()
+        assert "Traceback" not in process.log()
 
 
 @pytest.mark.promise("A graceful stop of gunicorn and uvicorn ends the tasks that views have enqueued")
@@ -478,12 +595,14 @@ def test_run_after_is_the_engines_to_heed(tmp_path):
         print(job["task_name"], job["args"]["args"], job["args"]["kwargs"], job["scheduled_at"] == later)
         print(task_backends["default"].supports_defer)
 
-    (tmp_path / "engines.py").write_text(
-        "from procrastinate import App\nfrom procrastinate.testing import InMemoryConnector\n"
-        "from omniloop.ext.procrastinate import Procrastinate\n\n"
-        "connector = InMemoryConnector()\napp = App(connector=connector)\njobs = Procrastinate(lambda: app)\n"
+    env = with_engine(
+        tmp_path,
+        "from procrastinate import App",
+        "from procrastinate.testing import InMemoryConnector",
+        "from omniloop.ext.procrastinate import Procrastinate",
+        "connector = InMemoryConnector()",
+        "app = App(connector=connector)",
+        "jobs = Procrastinate(lambda: app)",
     )
-    env = environment(tmp_path, broker="engines.jobs")
-    env["PYTHONPATH"] += f":{tmp_path}"
     child = run_child(sets_up, program, env=env)
     assert_said(child, "jobs.add [1] {'b': 2} True", "True")

@@ -58,7 +58,7 @@ class Queue:
         return work
 
     async def _on(self, ask):
-        line = await self.jobs._shared.line
+        line = await self.jobs._line
         return await ask((await line.open()).broker)
 
     def on_the_broker(self, ask):
@@ -200,6 +200,52 @@ def test_a_call_without_access_fails_at_its_caller(kind, request, tmp_path):
                 call.accepted.result(LONG)
 
 
+@pytest.mark.promise(
+    "A call for a virtual host of RabbitMQ that does not exist fails at its caller, in the server's words"
+)
+def test_a_call_for_a_virtual_host_that_does_not_exist_fails_at_its_caller(rabbitmq):
+    work = Queue("rabbitmq", f"{rabbitmq.url}nowhere").function()
+
+    for call in [work(str(number)) for number in range(40)]:
+        with pytest.raises(RefusedError, match="vhost nowhere not found. Mend what the broker is made with"):
+            call.accepted.result(LONG)
+
+
+@pytest.mark.promise("A call for a PostgreSQL that lets nobody in fails at its caller, in the server's words")
+def test_a_call_for_a_postgresql_that_lets_nobody_in_fails_at_its_caller(tmp_path):
+    psycopg, procrastinate = pytest.importorskip("psycopg"), pytest.importorskip("procrastinate")
+    from omniloop.ext.procrastinate import Procrastinate
+
+    with services.postgres(tmp_path) as service:
+        with psycopg.connect(service.url, autocommit=True) as connection:
+            connection.execute("CREATE ROLE ada LOGIN PASSWORD 'right'")
+            (rules,) = connection.execute("SHOW hba_file").fetchone()
+            with open(rules, "w") as file:
+                file.write("host all ada 127.0.0.1/32 scram-sha-256\nhost postgres postgres 127.0.0.1/32 trust\n")
+            connection.execute("SELECT pg_reload_conf()")
+        wrong = {
+            service.url.replace("postgres@", "ada:wrong@"): 'password authentication failed for user "ada"',
+            service.url.replace("postgres@", "ada@"): "no password supplied",
+            service.url.replace("postgres@", "nobody@"): "no pg_hba.conf entry",
+            service.url.replace("postgres@", "ada:right@").replace(
+                "/postgres", "/nowhere"
+            ): 'database "nowhere" does not exist',
+            f"{service.url}?sslmode=require": "server does not support SSL",
+        }
+
+        for url, words in wrong.items():
+            jobs = Procrastinate(
+                lambda url=url: procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url))
+            )
+
+            @background(broker=jobs, name="work")
+            async def work(number: int) -> None: ...
+
+            for call in [work(number) for number in range(40)]:
+                with pytest.raises(RefusedError, match=f"(?s){words}.*Mend the address"):
+                    call.accepted.result(LONG)
+
+
 @pytest.mark.promise("An error of the serialiser on the way ends the call as refused, and no other")
 def test_an_error_of_the_serialiser_on_the_way_ends_the_call(nats):
     class Adds(TaskiqMiddleware):
@@ -230,7 +276,7 @@ def test_a_file_that_changes_its_engine_is_told(nats, tmp_path):
     function = queue.function
 
     async def send(parcel):
-        name, (bound, _) = next(iter(queue.jobs._shared._functions.items()))
+        name, (bound, _) = next(iter(queue.jobs._brokers._functions.items()))
         await queue.jobs.send(bound, parcel)
 
     function()

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import json
 import shutil
+import ssl
 import subprocess
 import threading
 import time
@@ -101,28 +102,46 @@ def test_a_link_that_is_cut_for_ten_seconds_loses_nothing(kind, far_away, tmp_pa
     assert slowest < 1
 
 
-@pytest.mark.promise("Calls go to RabbitMQ by TLS, to a server whose certificate is checked")
-def test_calls_go_to_rabbitmq_by_tls(tmp_path, caplog):
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """A folder with `server.pem`, made out to localhost by `ca.pem`, and `other.pem` of somebody else."""
     if shutil.which("openssl") is None:
         pytest.skip("there is no `openssl`")
+    folder = tmp_path_factory.mktemp("certificates")
     for word in ("ca", "other"):
-        _openssl(tmp_path, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={word}", "-keyout", f"{word}.key", "-out", f"{word}.pem")  # fmt: skip
-    _openssl(tmp_path, "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr")  # fmt: skip
-    (tmp_path / "names").write_text("subjectAltName=DNS:localhost\n")
-    _openssl(tmp_path, "x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-out", "server.pem")  # fmt: skip
-    with services.rabbitmq(tmp_path, tls=tmp_path) as service:
-        queue = Queue("rabbitmq", service.url)
+        _openssl(folder, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={word}", "-keyout", f"{word}.key", "-out", f"{word}.pem")  # fmt: skip
+    _openssl(folder, "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr")  # fmt: skip
+    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
+    _openssl(folder, "x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-out", "server.pem")  # fmt: skip
+    return folder
+
+
+@pytest.mark.promise(
+    "Calls go to RabbitMQ, NATS and Redis by TLS; where nobody vouches for the server's certificate they fail"
+)
+@pytest.mark.parametrize("kind", ["rabbitmq", "nats", "redis"])
+def test_calls_go_by_tls_and_fail_where_nobody_vouches_for_the_server(kind, certificates, tmp_path):
+    with services.KINDS[kind](tmp_path, tls=certificates) as service:
+        queue = by_tls(kind, service.url, certificates / "ca.pem")
         work = queue.function()
         for call in [work(str(number)) for number in range(100)]:
             call.accepted.result(LONG)
-        stranger = Queue("rabbitmq", service.url.replace("ca.pem", "other.pem"))
-        sent = stranger.function()("not to a server that nobody vouches for")
-        with pytest.raises(omniloop.WaitTimeoutError):
-            sent.accepted.result(1)
+        stranger = by_tls(kind, service.url, certificates / "other.pem").function()
 
-        assert "certificate verify failed" in caplog.text
+        for sent in [stranger("not to a server that nobody vouches for") for _ in range(40)]:
+            with pytest.raises(
+                omniloop.RefusedError, match="certificate verify failed.* Mend what the broker is made with"
+            ):
+                sent.accepted.result(LONG)
         assert queue.holds() == 100
-        omniloop.shutdown(timeout=0.1)
+
+
+def by_tls(kind, url, authority):
+    if kind == "rabbitmq":
+        return Queue(kind, f"{url}?cafile={authority}")
+    if kind == "redis":
+        return Queue(kind, url, ssl_ca_certs=str(authority))
+    return Queue(kind, url, tls=ssl.create_default_context(cafile=authority))
 
 
 def _openssl(folder, *words):

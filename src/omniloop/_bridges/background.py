@@ -143,7 +143,7 @@ def background(
     check_timeout(timeout)
     limiter(limit)
     if broker is not None:
-        checked_options(daemon, on_error, runtime, context=context, timeout=timeout)
+        checked_options(daemon=daemon, on_error=on_error, runtime=runtime, context=context, timeout=timeout)
     options = _Options(daemon, name, context, timeout, limit, on_error, chosen(runtime), broker)
     return partial(_decorate, options) if fn is None else _decorate(options, fn)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import json
 import os
 import random
 import sys
@@ -24,6 +25,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar, final
@@ -60,6 +62,15 @@ _TRIES: Final = 5
 _NOTHING_FOR_IT: Final = (
     "The engine has nothing for it, annotated or not: pass something else that says the same, such as a string."
 )
+
+
+_NOT_OF_A_BROKER: Final = {
+    "daemon": "what is handed over to a broker is not cancelled at exit.",
+    "context": "what is handed over runs in another process.",
+    "timeout": "how long a call may take there is the engine's to say.",
+    "on_error": "the failures of calls that are handed over are the engine's.",
+    "runtime": "calls are handed over by the runtime that the process shares.",
+}
 
 
 class Delivery(NamedTuple):
@@ -190,6 +201,43 @@ class Function:
     def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return dict(self.signature.bind(*args, **kwargs).arguments)
 
+    def _as_json(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, nan: bool) -> str:
+        """The arguments as a list of two; TypeError if JSON can't carry them."""
+        try:
+            text = json.dumps([args, kwargs], allow_nan=nan)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{self.name}(): {error}. Pass what JSON knows, such as an id.") from None
+        received_args, received_kwargs = json.loads(text)
+        self.check(args, kwargs, tuple(received_args), received_kwargs, "Pass something that JSON knows.")
+        return text
+
+    def _places(self) -> set[object]:
+        """Where it is defined: the same place is the same function, defined anew, in a notebook or by a reload."""
+        code = getattr(self.original, "__code__", None)
+        place = (self.original.__module__, self.original.__qualname__)
+        return {place, code and (code.co_filename, code.co_firstlineno)} - {None}
+
+    def _check_findable(self) -> None:
+        """Refuse a function that another process which imports its module would not find under its name."""
+        if not self.findable:
+            raise ValueError(
+                f"{self.original!r}: a worker imports the module under another name, and would not find it. Give it a name=, such as "
+                f'@background(broker=…, name="{self.original.__name__}"), or define it in a module that both import.'
+            )
+
+    def _check_name(self, other: Function) -> None:
+        """Refuse it where *other* has its name, unless that is the same function, defined anew."""
+        if self._places().isdisjoint(other._places()):
+            raise ValueError(
+                f"{self.original!r}: another function is called {self.name!r} already, {other.original!r}. Give one of them a name=."
+            )
+
+    def _not_of(self, engine: Engine, parcel: object) -> RefusedError:
+        return RefusedError(
+            f"{self.name}: what is to be sent was packed for another engine than {engine.label}: {parcel!r:.100}. Hand it over "
+            "with that engine, or drop it."
+        )
+
     async def run(self, delivery: Delivery, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """
         Run the function in this process, on omniloop's loop or in a worker thread; the worker's side of an engine calls it.
@@ -304,11 +352,6 @@ class Engine(ABC):
         """For the log of an exit: what becomes of calls that were not handed over in time; by default they are lost."""
         return ""
 
-    @property
-    def _root(self) -> Engine:
-        """Whose bounds count."""
-        return self
-
     async def _arrived(self, parcel: Any, refusal: RefusedError | None) -> None:  # noqa: B027 - most have nothing left to do
         """What is left to do with a call that the engine has, or never will have. `Sent.accepted` waits for it; it holds no place."""
 
@@ -321,9 +364,9 @@ class Engine(ABC):
 
     def _way(self) -> Way:
         # By process id: a fork inherits neither what is on its way, nor, held by another thread, the lock.
-        ways: dict[int, Way] = vars(self._root).setdefault("_ways", {})
+        ways: dict[int, Way] = vars(self).setdefault("_ways", {})
         pid = os.getpid()
-        return ways.get(pid) or ways.setdefault(pid, Way(self._root))
+        return ways.get(pid) or ways.setdefault(pid, Way(self))
 
 
 @final
@@ -496,10 +539,7 @@ class Way:
             number = getattr(engine, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name}={number!r}: give a whole number of 1 or more.")
-        self._label = engine.label
-        self._kept = engine.kept
-        self._at_once = engine.at_once
-        self._waiting = engine.waiting
+        self._engine = engine
         # Re-entrant, because a signal handler may make a call in the middle of another.
         self._lock = Guard()
         # The ids of those on their way: who was interrupted gives back what it has, and nothing twice.
@@ -514,13 +554,13 @@ class Way:
     def enter(self, name: str, call_id: str, runtime: Runtime) -> None:
         """Take a place; FullError if there is none."""
         with self._lock:
-            if len(self._open) < self._waiting:
+            if len(self._open) < self._engine.waiting:
                 self._open.add(call_id)
                 runtime._tally.handing_over.add(call_id)
                 return
         runtime._tally.count("refused")
         raise FullError(
-            f"{name}: {self._waiting} calls are on their way to {self._label} already, and it does not take them as fast as they "
+            f"{name}: {self._engine.waiting} calls are on their way to {self._engine.label} already, and it does not take them as fast as they "
             "come. Nothing was handed over: make the call again later, or raise the engine's `waiting`."
         )
 
@@ -538,21 +578,21 @@ class Way:
             names, self._lost = self._lost, []
         say(
             "%s: the process ended before these %d calls were handed over%s: %s",
-            self._label,
+            self._engine.label,
             len(names),
-            self._kept,
+            self._engine.kept,
             ", ".join(names),
         )
 
     def has_room(self, number: int) -> bool:
         """Whether fewer than *number* are on their way, and one more may be."""
-        return len(self._open) < min(number, self._waiting)
+        return len(self._open) < min(number, self._engine.waiting)
 
     async def hand_over(self, engine: Engine, function: Function, parcel: Any) -> None:
         """Send until the engine has the call; RefusedError if it never will."""
         gate = self._gate
         if gate is None or gate.loop is not asyncio.get_running_loop():
-            gate = self._gate = _Gate(self._at_once)
+            gate = self._gate = _Gate(self._engine.at_once)
         pause, failed = _FIRST_PAUSE, 0
         refusal: RefusedError | None = None
         while True:
@@ -578,14 +618,14 @@ class Way:
                 failed += isinstance(error, _OF_THE_CALL)
                 if failed == _TRIES:
                     refusal = RefusedError(
-                        f"{self._label} does not take the call of {function.name}, in {_TRIES} tries. {type(error).__name__}: {error}"
+                        f"{self._engine.label} does not take the call of {function.name}, in {_TRIES} tries. {type(error).__name__}: {error}"
                     )
                     refusal.__cause__ = error
                     break
             finally:
                 if reached and self._down:
                     self._down = False
-                    say("%s takes calls again.", self._label)
+                    say("%s takes calls again.", self._engine.label)
                 gate.leave(change, reached)
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(_LONGEST_PAUSE, pause * 2)
@@ -601,7 +641,7 @@ class Way:
         self._down = self._down or trouble is None
         say(
             "%s does not take the call of %s; %d are on their way, and are tried again. %s: %s",
-            self._label,
+            self._engine.label,
             function.name,
             len(self._open),
             type(error.__cause__ or error).__name__,
@@ -693,20 +733,11 @@ def _set_out(
     return Sent(engine, function, call_id, accepted, runtime)
 
 
-def checked_options(
-    daemon: bool, on_error: object, runtime: Runtime | None, context: object = None, timeout: float | None = None
-) -> None:
+def checked_options(**options: object) -> None:
     """Refuse the options of `background` that mean nothing for work of another process."""
-    if daemon:
-        raise ValueError("daemon=True: what is handed over to a broker is not cancelled at exit. Leave it away.")
-    if context is not None:
-        raise ValueError("context: what is handed over runs in another process. Leave it away.")
-    if timeout is not None:
-        raise ValueError(f"timeout={timeout!r}: how long a call may take there is the engine's to say. Leave it away.")
-    if on_error is not None:
-        raise ValueError("on_error: the failures of calls that are handed over are the engine's. Leave it away.")
-    if runtime is not None:
-        raise ValueError("runtime: calls are handed over by the runtime that the process shares. Leave it away.")
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise ValueError(f"{name}={value!r}: {_NOT_OF_A_BROKER[name]} Leave it away.")
 
 
 def checked_function(fn: object) -> None:
@@ -720,33 +751,26 @@ def checked_function(fn: object) -> None:
 # --- annotations ----------------------------------------------------------------------------------------------------------
 
 
-def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
-    """Its signature. From 3.14 on annotations are evaluated when asked for: what is imported for type checkers alone is left alone."""
-    if sys.version_info >= (3, 14):
-        import annotationlib
+# From 3.14 on they are evaluated when asked for: what is imported for type checkers alone is left alone.
+if sys.version_info >= (3, 14):
+    from annotationlib import Format, get_annotations
 
-        return inspect.signature(fn, annotation_format=annotationlib.Format.FORWARDREF)
-    return inspect.signature(fn)
+    signature_of = functools.partial(inspect.signature, annotation_format=Format.FORWARDREF)
+    _annotations = functools.partial(get_annotations, format=Format.FORWARDREF)
+else:
+    signature_of = inspect.signature
+    _annotations = inspect.get_annotations
 
 
 def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
     """Its annotations, each by itself: one that names what is imported for type checkers alone does not take the others with it."""
     original = inspect.unwrap(fn)
-    written: dict[str, Any]
-    if sys.version_info >= (3, 14):
-        import annotationlib
-
-        written = annotationlib.get_annotations(original, format=annotationlib.Format.FORWARDREF)
-    else:
-        written = inspect.get_annotations(original)
     names = getattr(original, "__globals__", {})
     hints: dict[str, Any] = {}
-    for name, annotation in written.items():
-        try:
+    for name, annotation in _annotations(original).items():
+        with suppress(Exception):
             one = types.SimpleNamespace(__annotations__={name: annotation})
             hints.update(typing.get_type_hints(one, names, include_extras=True))
-        except Exception:
-            continue
     return hints
 
 

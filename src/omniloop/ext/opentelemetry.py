@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from omniloop import Runtime, shared_runtime
 from omniloop.ext import needs
+from omniloop.ext._figures import COUNTERS, GAUGES, TO_FINISH, TO_START
 
 with needs("opentelemetry"):
     from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
@@ -53,10 +54,8 @@ class _Export:
     def __init__(self, meter: Meter) -> None:
         self._looks: list[_Looks] = []
         # By what `configure(timings=True)` measures; without it they stay empty.
-        self._to_start = meter.create_histogram("omniloop.time_to_start", "s", "From the submission to the start.")
-        self._to_finish = meter.create_histogram(
-            "omniloop.time_to_finish", "s", "From the submission to the end, whatever came of it."
-        )
+        self._to_start = meter.create_histogram("omniloop.time_to_start", "s", TO_START)
+        self._to_finish = meter.create_histogram("omniloop.time_to_finish", "s", TO_FINISH)
         _make_observable(meter, self._looks)
 
     def add(self, runtime: Runtime) -> None:
@@ -98,30 +97,13 @@ def instrument(*runtimes: Runtime, meter: Meter | None = None) -> None:
 
 
 def _make_observable(meter: Meter, exported: list[_Looks]) -> None:
-    def read(field: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def read(field: str) -> list[Callable[[CallbackOptions], Iterable[Observation]]]:
         def callback(options: CallbackOptions) -> Iterable[Observation]:
             return [Observation(looks.read(field), {"runtime": looks.runtime.name}) for looks in list(exported)]
 
-        return callback
+        return [callback]
 
-    counters = {
-        "accepted": "Submissions that were accepted.",
-        "finished": "Work that is done, whatever came of it.",
-        "failed": "Work that ended with an error.",
-        "cancelled": "Work that ended by cancellation.",
-        "dropped": "Submissions that the bounds dropped.",
-        "handed_over": "Calls that their engine has taken.",
-        "refused": "Calls for an engine that were refused, because too many were on their way.",
-    }
-    for field, description in counters.items():
-        meter.create_observable_counter(f"omniloop.{field}", [read(field)], "{task}", description)
-    gauges = {
-        "running": ("{task}", "Work that is started and not done."),
-        "scheduled": ("{task}", "Calls that are not due yet."),
-        "queue_depth": ("{task}", "Work that is accepted and not started."),
-        "handing_over": ("{call}", "Calls that are on their way to an engine."),
-        "loop_lag": ("s", "How late the loop was when last asked."),
-        "drain_time": ("s", "How long the last drain took."),
-    }
-    for field, (unit, description) in gauges.items():
-        meter.create_observable_gauge(f"omniloop.{field}", [read(field)], unit, description)
+    for field, words in COUNTERS.items():
+        meter.create_observable_counter(f"omniloop.{field}", read(field), "{task}", words)
+    for field, (unit, words) in GAUGES.items():
+        meter.create_observable_gauge(f"omniloop.{field}", read(field), unit, words)

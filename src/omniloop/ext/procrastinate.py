@@ -15,14 +15,16 @@ import asyncio
 import contextlib
 import copy
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from omniloop._bridges.resource import resource
-from omniloop._brokers.handover import Delivery, Engine, Function, due
+from omniloop._brokers.handover import Delivery, Engine, Function, Way, due
 from omniloop._brokers.together import Together
+from omniloop._brokers.workshop import Workshop
 from omniloop._errors import NoResultError, RefusedError
 from omniloop._report import say
 from omniloop.ext import needs
@@ -30,6 +32,9 @@ from omniloop.ext import needs
 with needs("procrastinate"):
     from procrastinate import App, JobContext
     from procrastinate.exceptions import AlreadyEnqueued, TaskAlreadyRegistered
+
+# Seconds for a connection to be made.
+_LOGIN_TIMEOUT: Final = 10.0
 
 # The task that brings back what a killed worker had.
 _RETRY_STALLED = "omniloop:retry_stalled"
@@ -63,16 +68,16 @@ class Procrastinate(Engine):
         at_once: int = Engine.at_once,
         waiting: int = Engine.waiting,
     ) -> None:
-        if make is not None and (isinstance(make, App) or not callable(make)):
-            raise TypeError(
-                f"Procrastinate({make!r}): give a function that makes the app, so that each process, and each fork, makes its own."
-            )
         if isinstance(stalled_after, bool) or not isinstance(stalled_after, (int, float)) or not stalled_after >= 2:
             raise ValueError(f"stalled_after={stalled_after!r}: give seconds as a number of 2 or more.")
         self.at_once = at_once
         self.waiting = waiting
+        # Copies with other options share the way, and all but the options.
+        self._ways: dict[int, Way] = {}
         self._options: dict[str, Any] = {}
-        self._shared = _Shared(make, stalled_after)
+        self._django = make is None
+        self._apps = _Apps(make or _djangos, stalled_after, self._django)
+        self._sending = resource(contextlib.asynccontextmanager(self._apps.opened))
 
     def with_options(self, **options: Any) -> Procrastinate:
         """
@@ -87,16 +92,12 @@ class Procrastinate(Engine):
     @property
     def app(self) -> App:
         """The app that a worker runs: ``procrastinate --app=app.jobs.app worker``, or with Django ``manage.py procrastinate worker``."""
-        return self._shared.working()
+        return self._apps.listening
 
     @property
     def label(self) -> str:
         """The name of the engine."""
         return "Procrastinate"
-
-    @property
-    def _root(self) -> Engine:
-        return self._shared.root(self)
 
     def bind(self, function: Function) -> None:
         """
@@ -105,12 +106,11 @@ class Procrastinate(Engine):
         Raises:
             ValueError: if a worker could not find it by its name, or the name is taken.
         """
-        if not function.findable:
-            raise ValueError(
-                f"{function.original!r}: a worker imports the module under another name. Give it a name=, such as "
-                f'@background(broker=…, name="{function.original.__name__}"), or define it in a module that both import.'
-            )
-        self._shared.bind(function, self._options)
+        function._check_findable()
+        self._apps.bind(function, self._options)
+        if self._django:
+            # Its own worker lists the tasks when it starts.
+            _ = self.app
 
     def pack(self, function: Function, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """
@@ -119,16 +119,12 @@ class Procrastinate(Engine):
         Raises:
             TypeError: if an argument can't be carried as JSON.
         """
-        try:
-            text = json.dumps({"call_id": call_id, "args": args, "kwargs": kwargs}, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{function.name}(): {error}. Pass what JSON knows, such as an id.") from None
+        text = function._as_json(args, kwargs, nan=False)
         if "\\u0000" in text:
             raise TypeError(f"{function.name}(): PostgreSQL's JSON has no character 0. Pass the text without it.")
-        call = json.loads(text)
-        function.check(args, kwargs, tuple(call["args"]), call["kwargs"], "Pass something that JSON knows.")
-        if self._shared.django and asyncio._get_running_loop() is None:
-            self._shared.working().configure_task(function.name, schedule_at=due.get()).defer(**call)
+        call = {"call_id": call_id, **dict(zip(("args", "kwargs"), json.loads(text), strict=True))}
+        if self._django and asyncio._get_running_loop() is None:
+            self.app.configure_task(function.name, schedule_at=due.get()).defer(**call)
             return None
         moment = due.get()
         # In JSON, because an outbox writes it down.
@@ -149,18 +145,15 @@ class Procrastinate(Engine):
             name, _ = function.name, call["call_id"]
             moment = text and datetime.fromisoformat(text)
         except (TypeError, ValueError, KeyError):
-            raise RefusedError(
-                f"{function.name}: what is to be sent was packed for another engine than {self.label}: {parcel!r:.100}. Hand it over "
-                "with that engine, or drop it."
-            ) from None
+            raise function._not_of(self, parcel) from None
         try:
-            if self._shared.django:
+            if self._django:
                 from .django import database
 
                 async with database():
-                    await self._shared.working().configure_task(name, schedule_at=moment).defer_async(**call)
+                    await self.app.configure_task(name, schedule_at=moment).defer_async(**call)
             else:
-                jobs = await self._shared.sending
+                jobs = await self._sending
                 await jobs.send(name, call, moment)
         except Exception as error:
             raise _named(error, function) from error
@@ -185,105 +178,104 @@ class _Jobs:
         self._lots: dict[str, Together[dict[str, Any]]] = {}
 
     async def send(self, name: str, call: dict[str, Any], moment: Any) -> None:
-        if moment is not None:
-            # Of the statement, and not of the job.
-            await self._app.configure_task(name, schedule_at=moment).defer_async(**call)
-            return
-        lot = self._lots.get(name)
-        if lot is None:
-            lot = self._lots[name] = Together(partial(self._write, name), _is_unreachable)
-        await lot.send(call)
+        try:
+            if moment is not None:
+                # Of the statement, and not of the job.
+                await self._app.configure_task(name, schedule_at=moment).defer_async(**call)
+                return
+            lot = self._lots.get(name)
+            if lot is None:
+                lot = self._lots[name] = Together(partial(self._write, name), _is_unreachable)
+            await lot.send(call)
+        except Exception as error:
+            if type(_cause(error)).__name__ == "PoolTimeout":
+                await _log_in(self._app)
+            raise
 
     async def _write(self, name: str, calls: list[dict[str, Any]]) -> None:
         await self._app.configure_task(name).batch_defer_async(*calls)
 
 
-# The classes of SQLSTATE that say that the same statement will fail again: data, integrity, privileges and names, limits.
-_FOR_GOOD = ("22", "23", "42", "54")
+async def _log_in(app: App) -> None:
+    """Connect once: where that fails the pool tries on by itself, in vain as well, and keeps the reason for its log."""
+    arguments = getattr(app.connector, "_pool_args", {})
+    address = arguments.get("conninfo")
+    if isinstance(address, str):
+        from psycopg import AsyncConnection
+
+        async with asyncio.timeout(_LOGIN_TIMEOUT):
+            await (await AsyncConnection.connect(address, **arguments.get("kwargs") or {})).close()
 
 
-def _state(error: BaseException) -> str | None:
-    """The SQLSTATE of psycopg's error below Procrastinate's; empty if the server has said none, None if it is no such error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if type(cause).__module__.partition(".")[0] in ("psycopg", "psycopg_pool", "asyncpg", "aiopg", "psycopg2"):
-            return getattr(cause, "sqlstate", None) or ""
-        cause = cause.__cause__
-    return None
+# --- what went wrong ----------------------------------------------------------------------------------------------------
+
+# The classes of SQLSTATE that say that the same statement will fail again: data, integrity, logins, privileges and names, limits.
+_FOR_GOOD: Final = ("22", "23", "28", "3D", "42", "54")
+
+# Where no login is had PostgreSQL's client has no SQLSTATE, and only the server's words: in English, as they mostly are.
+_NO_LOGIN: Final = re.compile(
+    r"password authentication failed|no password supplied|(role|database) \".*\" does not exist|no pg_hba\.conf entry|"
+    r"not permitted to log in|permission denied for database|certificate|does not support SSL"
+)
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    """The error of psycopg, or its like, below Procrastinate's."""
+    while error is not None and type(error).__module__.partition(".")[0] not in _DRIVERS:
+        error = error.__cause__
+    return error
+
+
+_DRIVERS: Final = ("psycopg", "psycopg_pool", "asyncpg", "aiopg", "psycopg2")
 
 
 def _is_unreachable(error: BaseException) -> bool:
-    state = _state(error)
-    return state is not None and not state.startswith(_FOR_GOOD)
+    cause = _cause(error)
+    return cause is not None and not (getattr(cause, "sqlstate", None) or "").startswith(_FOR_GOOD)
 
 
 def _named(error: Exception, function: Function) -> Exception:
     """*error* as `Engine.send` is to raise it."""
-    state = _state(error)
+    cause = _cause(error)
     if isinstance(error, AlreadyEnqueued):
         # Its cause is PostgreSQL's, about an index.
-        return RefusedError(f"Procrastinate refuses the call of {function.name}: {error}")
-    reason = error.__cause__ or error
-    if (state or "").startswith(_FOR_GOOD):
-        return RefusedError(f"Procrastinate refuses the call of {function.name}: {reason}")
-    return error if state is None else ConnectionError(str(reason))
+        reason = str(error)
+    elif cause is None:
+        return error
+    elif _NO_LOGIN.search(str(cause)) and not getattr(cause, "sqlstate", None):
+        reason = f"{cause}\nMend the address that its app is made with, or the rights in PostgreSQL."
+    elif _is_unreachable(error):
+        return ConnectionError(str(error.__cause__ or error))
+    else:
+        reason = str(error.__cause__ or error)
+    return RefusedError(f"Procrastinate refuses the call of {function.name}: {reason}")
 
 
-class _Shared:
-    """What an engine and its copies with other options have in common."""
+# --- the apps -----------------------------------------------------------------------------------------------------------
 
-    def __init__(self, make: Callable[[], App] | None, stalled_after: float) -> None:
-        self.django = make is None
-        self._make = make
+
+def _djangos() -> App:
+    from procrastinate.contrib.django import app
+
+    return app
+
+
+class _Apps(Workshop[App]):
+    def __init__(self, make: Callable[[], App], stalled_after: float, django: bool) -> None:
+        super().__init__(make, "the app")
         self._stalled_after = stalled_after
-        self._root: Procrastinate | None = None
-        self._functions: dict[str, tuple[Function, dict[str, Any]]] = {}
-        self._working: App | None = None
-        self.sending = resource(contextlib.asynccontextmanager(self._open))
+        self._django = django
 
-    def root(self, engine: Procrastinate) -> Procrastinate:
-        if self._root is None:
-            self._root = engine
-        return self._root
-
-    def bind(self, function: Function, options: dict[str, Any]) -> None:
-        other = self._functions.get(function.name)
-        if other is not None and other[0].original.__qualname__ != function.original.__qualname__:
-            raise ValueError(
-                f"{function.original!r}: another function is called {function.name!r} already, {other[0].original!r}. Give one of "
-                "them a name=."
-            )
-        self._functions[function.name] = function, options
-        if self.django or self._working is not None:
-            self._register(self.working(), function, options)
-
-    def working(self) -> App:
-        if self._working is None:
-            if self._make is None:
-                from procrastinate.contrib.django import app
-
-                self._working = app
-            else:
-                self._working = self._make()
-            for function, options in self._functions.values():
-                self._register(self._working, function, options)
-            self._retry_stalled(self._working)
-        return self._working
-
-    async def _open(self) -> AsyncIterator[_Jobs]:
-        assert self._make is not None
-        app = self._make()
-        for function, options in self._functions.values():
-            self._register(app, function, options)
+    async def opened(self) -> AsyncIterator[_Jobs]:
+        app = self.make()
+        await _log_in(app)
         async with app.open_async():
             yield _Jobs(app)
 
-    def _register(self, app: App, function: Function, options: dict[str, Any]) -> None:
-        django = self.django
-
+    def register(self, made: App, function: Function, options: dict[str, Any]) -> None:
         async def body(context: JobContext, call_id: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
             delivery = Delivery(call_id, context.job.attempts + 1)
-            if not django:
+            if not self._django:
                 return await function.run(delivery, tuple(args), kwargs)
             from .django import database
 
@@ -292,12 +284,13 @@ class _Shared:
                 return await function.run(delivery, tuple(args), kwargs)
 
         try:
-            app.task(name=function.name, pass_context=True, **options)(body)
+            made.task(name=function.name, pass_context=True, **options)(body)
         except TaskAlreadyRegistered:
             # Defined anew, by a reload.
-            app.tasks[function.name].func = body
+            made.tasks[function.name].func = body
 
-    def _retry_stalled(self, app: App) -> None:
+    def prepare(self, made: App) -> None:
+        """Have a worker bring back the jobs of others that are gone."""
         seconds = self._stalled_after
 
         async def retry_stalled(context: JobContext, timestamp: int) -> None:
@@ -308,13 +301,10 @@ class _Shared:
             # Its own traces.
             await manager.delete_old_jobs(nb_hours=1, queue="omniloop_stalled")
 
-        try:
-            task = app.task(
+        # By another engine of the same app, it may be there already.
+        with contextlib.suppress(TaskAlreadyRegistered):
+            task = made.task(
                 name=_RETRY_STALLED, pass_context=True, queue="omniloop_stalled", queueing_lock=_RETRY_STALLED
             )(retry_stalled)
-        except TaskAlreadyRegistered:
-            # By another engine of the same app.
-            return
-        every = max(1, min(30, int(seconds / 2)))
-        # The sixth field is that of seconds.
-        app.periodic(cron=f"* * * * * */{every}")(task)
+            # The sixth field is that of seconds.
+            made.periodic(cron=f"* * * * * */{max(1, min(30, int(seconds / 2)))}")(task)

@@ -23,18 +23,21 @@ import inspect
 import math
 import os
 import re
+import ssl
 import typing
 import warnings
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from inspect import BoundArguments, Parameter, Signature
-from typing import Any, Final, Literal
-from weakref import WeakKeyDictionary, WeakSet
+from types import TracebackType
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from omniloop._bridges.resource import resource
-from omniloop._brokers.handover import Delivery, Engine, Function, signature_of, was_cancelled
+from omniloop._brokers.handover import Delivery, Engine, Function, Way, signature_of, was_cancelled
 from omniloop._brokers.together import Together
+from omniloop._brokers.workshop import Workshop
 from omniloop._clock import time
 from omniloop._errors import NoResultError, RefusedError, WaitTimeoutError
 from omniloop._report import say
@@ -89,12 +92,12 @@ _SAFE: Final = (
 
 # Seen: a worker was killed with calls on it, and they did not come back.
 _LOSSY: Final = {
-    "taskiq_redis": "takes a call off the list when a worker fetches it: what a killed worker had is lost",
-    "taskiq_postgres": "delivers by NOTIFY alone: what a killed worker had, and what comes before the first worker, is lost",
-    "taskiq_pg": "loses what a killed worker had",
+    "taskiq_redis.RedisStream": "takes up the calls of a killed worker only when another call comes in, and by default none that was made before the first worker",
+    "taskiq_redis.": "takes a call off the list when a worker fetches it: what a killed worker had is lost",
+    "taskiq_postgres.": "delivers by NOTIFY alone: what a killed worker had, and what comes before the first worker, is lost",
+    "taskiq_pg.": "loses what a killed worker had",
     "taskiq_nats.NatsBroker": "keeps nothing: what comes while no worker listens is lost",
 }
-_STREAMS: Final = "takes up the calls of a killed worker only when another call comes in, and by default none that was made before the first worker"
 
 
 class Taskiq(Engine):
@@ -120,15 +123,15 @@ class Taskiq(Engine):
         waiting: int = Engine.waiting,
         lossy: bool = False,
     ) -> None:
-        if make is not None and (isinstance(make, AsyncBroker) or not callable(make)):
-            raise TypeError(
-                f"Taskiq({make!r}): give a function that makes the broker, so that each process, and each fork, makes its own: "
-                "Taskiq(lambda: AioPikaBroker(url))."
-            )
         self.at_once = at_once
         self.waiting = waiting
+        # Copies with other labels share the way, and all but the labels.
+        self._ways: dict[int, Way] = {}
         self._labels: dict[str, Any] = {}
-        self._shared = _Shared(make, lossy)
+        self._is_local = make is None
+        self._brokers = _Brokers(make or _in_memory, lossy)
+        # Of each process; opened on first use, closed after all work.
+        self._line = resource(contextlib.asynccontextmanager(self._brokers.line))
 
     def with_labels(self, **labels: Any) -> Taskiq:
         """
@@ -143,17 +146,12 @@ class Taskiq(Engine):
     @property
     def broker(self) -> AsyncBroker:
         """The broker that a worker or a scheduler of taskiq listens on: ``taskiq worker app:broker``. Nothing is sent on it."""
-        return self._shared.listening()
+        return self._brokers.listening
 
     @property
     def label(self) -> str:
         """The name of the broker's class."""
         return type(self.broker).__name__
-
-    @property
-    def _root(self) -> Engine:
-        # Labels share the way.
-        return self._shared.root(self)
 
     def bind(self, function: Function) -> None:
         """
@@ -164,7 +162,13 @@ class Taskiq(Engine):
         Raises:
             ValueError: if a worker could not find it by its name, the name is taken, or a dependency can't be resolved.
         """
-        self._shared.bind(function, self._labels)
+        if not self._is_local:
+            function._check_findable()
+        injected = _injected(function)
+        if injected:
+            # The caller may give them, by name, and need not.
+            function.signature = _without(function.signature, injected)
+        self._brokers.bind(function, self._labels)
 
     def pack(self, function: Function, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """
@@ -197,7 +201,6 @@ class Taskiq(Engine):
         Raises:
             RefusedError: if the server will never take the call: it is too large, its queue does not exist, access is denied.
         """
-        line = await self._shared.line
         try:
             call_id, args, kwargs = parcel
             message = (
@@ -206,10 +209,8 @@ class Taskiq(Engine):
                 else _packed(self.broker, function, call_id, args, kwargs)[0]
             )
         except (TypeError, ValueError, AttributeError):
-            raise RefusedError(
-                f"{function.name}: what is to be sent was packed for another engine than {self.label}: {parcel!r:.100}. Hand it over "
-                "with that engine, or drop it."
-            ) from None
+            raise function._not_of(self, parcel) from None
+        line = await self._line
 
         async def kick(connection: _Connection) -> None:
             if len(message.message) > line.limit:
@@ -220,11 +221,9 @@ class Taskiq(Engine):
                 await connection.kick(message)
 
         try:
-            broker = await line.send(kick)
+            await line.send(kick)
         except RefusedError as error:
             raise RefusedError(f"{self.label} refuses the call of {function.name}: {error}") from error.__cause__
-        if isinstance(broker, InMemoryBroker):
-            self._shared.hold(broker)
 
     async def fetch(self, function: Function, call_id: str, timeout: float | None) -> Any:
         """
@@ -234,27 +233,28 @@ class Taskiq(Engine):
             WaitTimeoutError: if *timeout* passed.
             NoResultError: if the broker has no result back end.
         """
-        line = await self._shared.line
+        line = await self._line
         deadline = None if timeout is None else time.monotonic() + timeout
         pause, said = _FIRST_LOOK, False
         while True:
             connection = await line.open()
-            broker = connection.broker
-            if isinstance(broker.result_backend, DummyResultBackend):
+            backend = connection.broker.result_backend
+            if isinstance(backend, DummyResultBackend):
                 # taskiq itself would say None.
                 raise NoResultError(
-                    self._shared.no_results
-                    or f"{self.label} keeps no results: give it a result back end in the function that makes it, "
+                    backend.why
+                    if isinstance(backend, _Elsewhere)
+                    else f"{self.label} keeps no results: give it a result back end in the function that makes it, "
                     "broker.with_result_backend(…); or wait for `accepted` only."
                 )
-            task: AsyncTaskiqTask[Any] = AsyncTaskiqTask(call_id, broker.result_backend, function.hints.get("return"))
+            task: AsyncTaskiqTask[Any] = AsyncTaskiqTask(call_id, backend, function.hints.get("return"))
             try:
                 if await task.is_ready():
                     result = await task.get_result()
                     break
             except (ResultIsReadyError, ResultGetError) as error:
                 # The way there, as in `send`.
-                line.give_up(connection)
+                connection.give_up()
                 pause = _LOOK_AFTER_ERROR
                 if not said:
                     say(
@@ -270,110 +270,63 @@ class Taskiq(Engine):
         return result.raise_for_error().return_value
 
 
-class _Shared:
-    """What an engine and its copies with other labels have in common."""
+async def _run_here(broker: InMemoryBroker, message: BrokerMessage) -> None:
+    go(broker.receiver.callback(message=message.message), name=f"{message.task_name} {message.task_id} in memory")
 
-    def __init__(self, make: Callable[[], AsyncBroker] | None, lossy: bool) -> None:
-        self._make = make
+
+def _in_memory() -> AsyncBroker:
+    # More than taskiq's own 100: a result that is dropped would be waited for without end.
+    return InMemoryBroker(max_stored_results=10_000)
+
+
+class _Brokers(Workshop[AsyncBroker]):
+    def __init__(self, make: Callable[[], AsyncBroker], lossy: bool) -> None:
+        super().__init__(make, "the broker: Taskiq(lambda: AioPikaBroker(url))")
         self._lossy = lossy
-        self._root: Taskiq | None = None
-        self._functions: dict[str, tuple[Function, dict[str, Any]]] = {}
-        self._listening: AsyncBroker | None = None
-        # All that live: a function that is defined later is for them too.
-        self._made: WeakSet[AsyncBroker] = WeakSet()
-        self._held = False
-        self._waits = False
-        self.no_results: str | None = None
-        # Of each process; opened on first use, closed after all work.
-        self.line = resource(contextlib.asynccontextmanager(self._keep))
 
-    def root(self, engine: Taskiq) -> Taskiq:
-        if self._root is None:
-            self._root = engine
-        return self._root
+    def prepare(self, made: AsyncBroker) -> None:
+        if not isinstance(made, AsyncBroker):
+            raise TypeError(f"{self._make!r} returned {made!r}, which is no broker of taskiq.")
+        if not self._lossy:
+            _refuse_lossy(made)
+        if getattr(made, "pull_consume_timeout", 0) is None:
+            # Nobody can want it: see there.
+            vars(made)["pull_consume_timeout"] = _PULL_TIMEOUT
+        if isinstance(made, InMemoryBroker):
+            # As its own, and waited for at the end: taskiq's tasks are none of the runtime's.
+            vars(made)["kick"] = partial(_run_here, made)
 
-    def listening(self) -> AsyncBroker:
-        if self._listening is None:
-            self._listening = self._new()
-        return self._listening
+    def register(self, made: AsyncBroker, function: Function, options: dict[str, Any]) -> None:
+        _register(made, function, options)
 
-    def bind(self, function: Function, labels: dict[str, Any]) -> None:
-        other = self._functions.get(function.name, (function, labels))[0]
-        # The same place in the source is the same function, defined anew: in a notebook, or by a reload.
-        if _place(other) != _place(function):
-            raise ValueError(
-                f"{function.original!r}: another function is called {function.name!r} already, {other.original!r}. Give one of them a name=."
-            )
-        if self._make is not None and not function.findable:
-            raise ValueError(
-                f"{function.original!r}: a worker imports the module under another name, and taskiq drops what it does not know. "
-                f'Give it a name=, such as @background(broker=…, name="{function.original.__name__}"), or define it in a module that both import.'
-            )
-        injected = _injected(function)
-        if injected:
-            # The caller may give them, by name, and need not.
-            function.signature = _without(function.signature, injected)
-        self._functions[function.name] = function, labels
-        for broker in list(self._made):
-            _register(broker, function, labels)
-
-    def _new(self) -> AsyncBroker:
-        if self._make is None:
-            # More than taskiq's own 100: a result that is dropped would be waited for without end.
-            broker: AsyncBroker = InMemoryBroker(max_stored_results=10_000)
-        else:
-            broker = self._make()
-            if not isinstance(broker, AsyncBroker):
-                raise TypeError(f"{self._make!r} returned {broker!r}, which is no broker of taskiq.")
-            if not self._lossy:
-                _refuse_lossy(broker)
-            if getattr(broker, "pull_consume_timeout", 0) is None:
-                # Nobody can want it: see there.
-                vars(broker)["pull_consume_timeout"] = _PULL_TIMEOUT
-        self._made.add(broker)
-        for function, labels in list(self._functions.values()):
-            _register(broker, function, labels)
-        return broker
-
-    async def _keep(self) -> AsyncIterator[_Line]:
-        line = _Line(self.fresh)
+    async def line(self) -> AsyncIterator[_Line]:
+        line = _Line(self._fresh)
         try:
             yield line
         finally:
             await line.close()
 
-    def fresh(self) -> AsyncBroker:
+    def _fresh(self) -> AsyncBroker:
         """A broker to send on."""
-        broker = self._new()
-        self._keep_apart(broker)
+        broker, listening = self.make(), self.listening
+        # What a function did not make anew belongs to another loop, or to the process that forked this one.
+        backend = broker.result_backend
+        elsewhere = listening.is_worker_process and backend is listening.result_backend
+        if elsewhere or _owners.setdefault(backend, os.getpid()) != os.getpid():
+            broker.result_backend = _Elsewhere(backend)
         return broker
 
-    def _keep_apart(self, broker: AsyncBroker) -> None:
-        """A result back end that a function did not make anew belongs to another loop, or to the process that forked this one."""
-        backend = broker.result_backend
-        owner = _owners.setdefault(backend, os.getpid())
-        worker = self._listening is not None and self._listening.is_worker_process
-        if owner != os.getpid() or (worker and backend is self.listening().result_backend):
-            broker.result_backend = DummyResultBackend()
-            self.no_results = (
-                f"{backend!r} was made once for several loops or processes, and can be used in one of them only. Make it in the function "
-                "that makes the broker."
-            )
 
-    def hold(self, broker: InMemoryBroker) -> None:
-        """Let the drain wait for what runs in memory: taskiq's own tasks are none of the runtime's."""
-        self._held = True
-        if not self._waits:
-            self._waits = True
-            go(self._wait(broker), name="calls in memory")
+# By result back end, the process that used it first. Only those that can be referred to weakly, which all of taskiq's are.
+_owners: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
-    async def _wait(self, broker: InMemoryBroker) -> None:
-        try:
-            while self._held:
-                self._held = False
-                await broker.wait_all()
-        finally:
-            self._waits = False
+
+class _Elsewhere(DummyResultBackend[Any]):
+    def __init__(self, backend: object) -> None:
+        self.why = (
+            f"{backend!r} was made once for several loops or processes, and can be used in one of them only. Make it in the function "
+            "that makes the broker."
+        )
 
 
 class _Parcel(tuple[str, list[Any], dict[str, Any]]):  # noqa: SLOT001 - a tuple can't have any
@@ -382,20 +335,63 @@ class _Parcel(tuple[str, list[Any], dict[str, Any]]):  # noqa: SLOT001 - a tuple
     message: BrokerMessage
 
 
+class _InDoubtError(Exception):
+    """A channel was closed under all that are on it, or what a broker makes when it starts up is missing: whose error is it?"""
+
+
 class _Connection:
     """A broker that has started up. It is shut when it was given up and nobody sends on it any more."""
 
     def __init__(self, broker: AsyncBroker) -> None:
         self.broker = broker
-        self.senders = 0
+        self._senders = 0
         self.given_up = False
-        self.errors_in_a_row = 0
+        self._errors_in_a_row = 0
         # Somebody wants to see, or to change, what is sent.
         self.hooked = any(
             type(it).pre_send is not TaskiqMiddleware.pre_send or type(it).post_send is not TaskiqMiddleware.post_send
             for it in broker.middlewares
         )
         self.kick = _kick_of(broker)
+
+    async def send(self, kick: Callable[[_Connection], Awaitable[Any]]) -> None:
+        """
+        Kick; an error of the connection is its last.
+
+        Raises:
+            RefusedError: if it never will be taken.
+            ConnectionError: if the server can't be reached.
+            _InDoubtError: if that is not known.
+        """
+        self._senders += 1
+        try:
+            async with asyncio.timeout(_SEND_TIMEOUT):
+                await kick(self)
+            self._errors_in_a_row = 0
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, RefusedError) or was_cancelled(error):
+                raise
+            verdict, cause, words = _verdict(error, self.broker)
+            self._errors_in_a_row += 1
+            if verdict not in (RefusedError, None) or self._errors_in_a_row >= _ERRORS_IN_A_ROW:
+                # A closed channel too: until it is open again it raises the old error to whoever comes.
+                self.give_up()
+            if verdict is None:
+                raise cause from None
+            raise verdict(words) from cause
+        finally:
+            self._senders -= 1
+            self._shut_if_done()
+
+    def give_up(self) -> None:
+        """The next to send gets another connection."""
+        if not self.given_up and not isinstance(self.broker, InMemoryBroker):
+            self.given_up = True
+            self._shut_if_done()
+
+    def _shut_if_done(self) -> None:
+        if self.given_up and not self._senders:
+            go(_shut(self.broker), name="close a connection that has failed")
 
 
 class _Line:
@@ -409,150 +405,101 @@ class _Line:
 
     def __init__(self, make: Callable[[], AsyncBroker]) -> None:
         self._make = make
-        self._current: _Connection | None = None
-        self._opening = asyncio.Lock()
-        self._opened = 0
-        self._failure: ConnectionError | RefusedError | None = None
-        self._failed_at = -_REFUSED_FOR
-        # Whom an error leaves in doubt sends alone: else it would not be known whose error it is.
+        self._opening: asyncio.Task[_Connection] | None = None
+        self._refused_until = -math.inf
         self._alone = asyncio.Lock()
-        self._sending = 0
-        self._idle = asyncio.Event()
         # Bytes, once a server has told: one that is larger closes the channel, and is not sent a second time.
         self.limit: float = math.inf
 
-    async def send(self, kick: Callable[[_Connection], Awaitable[Any]]) -> AsyncBroker:
-        """
-        Kick, on the connection or on another one; returns the broker that took it.
-
-        Raises:
-            RefusedError: if it never will be taken.
-            ConnectionError: if the server can't be reached.
-        """
-        # Behind who sends alone.
-        if self._alone.locked():
-            async with self._alone:
-                pass
-        verdict = await self._try(kick, last=False)
-        if not isinstance(verdict, AsyncBroker):
-            async with self._alone:
-                while self._sending:
-                    self._idle.clear()
-                    await self._idle.wait()
-                verdict = await self._try(kick, last=True)
-        assert isinstance(verdict, AsyncBroker)
-        return verdict
-
-    async def _try(self, kick: Callable[[_Connection], Awaitable[Any]], *, last: bool) -> AsyncBroker | None:
-        """None if whose error it was is in doubt, or if what is missing may be there on another connection."""
-        # From here on nobody is alone.
-        self._sending += 1
-        connection = None
+    async def send(self, kick: Callable[[_Connection], Awaitable[Any]]) -> None:
+        """Kick, on the connection or on another one: see `_Connection.send`."""
+        connection = await self.open()
         try:
-            connection = await self.open()
-            connection.senders += 1
-            async with asyncio.timeout(_SEND_TIMEOUT):
-                await kick(connection)
-            connection.errors_in_a_row = 0
-            return connection.broker
-        except (Exception, asyncio.CancelledError) as error:
-            if connection is None or isinstance(error, RefusedError) or was_cancelled(error):
-                raise
-            cause = error.__cause__ if isinstance(error, SendTaskError) and error.__cause__ is not None else error
-            verdict, cause = await _verdict(cause, connection.broker)
-            connection.errors_in_a_row += 1
-            if verdict not in ("refused", None) or connection.errors_in_a_row >= _ERRORS_IN_A_ROW:
-                # A closed channel too: until it is open again it raises the old error to whoever comes.
-                self.give_up(connection)
-            if match := _SIZE_LIMIT.search(str(cause)):
+            await connection.send(kick)
+        except _InDoubtError as error:
+            if match := _SIZE_LIMIT.search(str(error)):
                 self.limit = int(match[1])
-            if verdict == "unreachable":
-                raise ConnectionError(f"{type(cause).__name__}: {cause}") from cause
-            if verdict == "refused" or (verdict is not None and last):
-                raise RefusedError(f"{type(cause).__name__}: {cause}") from cause
-            if verdict is None:
-                raise cause from None
-            return None
-        finally:
-            self._sending -= 1
-            if not self._sending:
-                self._idle.set()
-            if connection is not None:
-                connection.senders -= 1
-                self._shut_if_done(connection)
+            # On a connection of its own it is known whose error it is.
+            async with self._alone:
+                connection = await self._open()
+                try:
+                    await connection.send(kick)
+                except _InDoubtError as error:
+                    raise RefusedError(*error.args) from error.__cause__
+                finally:
+                    connection.give_up()
 
     async def open(self) -> _Connection:
         """The connection; one opens it for all, and all have the error if that fails."""
-        if self._current is not None:
-            return self._current
-        opened = self._opened
-        async with self._opening:
-            if self._current is not None:
-                return self._current
-            now = time.monotonic()
-            if self._failure is not None and (
-                self._opened != opened
-                or (isinstance(self._failure, RefusedError) and now - self._failed_at < _REFUSED_FOR)
-            ):
-                raise type(self._failure)(*self._failure.args) from self._failure.__cause__
-            self._opened += 1
-            broker = self._make()
-            try:
-                async with asyncio.timeout(_SEND_TIMEOUT):
-                    await _start_up(broker)
-            except BaseException as error:
-                await _shut(broker)
-                if not isinstance(error, Exception):
-                    raise
-                verdict, cause = await _verdict(error, broker)
-                kind = ConnectionError if verdict in ("unreachable", None) else RefusedError
-                self._failure = kind(f"{type(cause).__name__}: {cause}")
-                self._failed_at = now
-                raise self._failure from cause
-            self._failure = None
-            self._current = _Connection(broker)
-            return self._current
+        if self._opening is None or self._is_over(self._opening):
+            self._opening = asyncio.create_task(self._open())
+        return await asyncio.shield(self._opening)
 
-    def give_up(self, connection: _Connection) -> None:
-        """The next to send gets another connection."""
-        if self._current is connection and not isinstance(connection.broker, InMemoryBroker):
-            self._current = None
-            connection.given_up = True
-            self._shut_if_done(connection)
+    def _is_over(self, opening: asyncio.Task[_Connection]) -> bool:
+        if not opening.done():
+            return False
+        if opening.cancelled() or opening.exception() is not None:
+            return time.monotonic() >= self._refused_until
+        return opening.result().given_up
 
-    def _shut_if_done(self, connection: _Connection) -> None:
-        if connection.given_up and not connection.senders:
-            connection.given_up = False
-            go(_shut(connection.broker), name="close a connection that has failed")
+    async def _open(self) -> _Connection:
+        broker = self._make()
+        try:
+            async with asyncio.timeout(_SEND_TIMEOUT):
+                await _start_up(broker)
+        except BaseException as error:
+            await _shut(broker)
+            if not isinstance(error, Exception):
+                raise
+            verdict, cause, words = _verdict(error, broker)
+            if verdict in (ConnectionError, None):
+                raise ConnectionError(words) from cause
+            self._refused_until = time.monotonic() + _REFUSED_FOR
+            raise RefusedError(f"{words}. Mend what the broker is made with, or the server.") from cause
+        return _Connection(broker)
 
     async def close(self) -> None:
-        connection, self._current = self._current, None
-        if connection is not None:
-            await _shut(connection.broker)
+        if self._opening is not None:
+            with contextlib.suppress(Exception):
+                await _shut((await self._opening).broker)
 
 
-async def _start_up(broker: AsyncBroker) -> None:
+async def _start_up(broker: Any) -> None:
     await broker.startup()
-    if type(broker).__module__.partition(".")[0] == "taskiq_aio_pika":
+    package = _package(broker)
+    if package == "taskiq_aio_pika":
         # RabbitMQ gives back what no queue takes; the broker's own channel would take that for a success.
         from omniloop.ext._rabbitmq import Channel
 
-        broker.write_conn.CHANNEL_CLASS = Channel  # type: ignore[attr-defined]
-        broker.write_channel = await broker.write_conn.channel(on_return_raises=True)  # type: ignore[attr-defined]
+        broker.write_conn.CHANNEL_CLASS = Channel
+        broker.write_channel = await broker.write_conn.channel(on_return_raises=True)
+    elif package == "taskiq_redis" and hasattr(broker, "connection_pool"):
+        # Once: it connects when it is first used, and then tries on for longer than a call may take, whatever the reason is.
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
+        connection = broker.connection_pool.make_connection()
+        connection.retry = Retry(NoBackoff(), 0)
+        try:
+            await connection.connect()
+        finally:
+            await connection.disconnect()
 
 
 async def _shut(broker: AsyncBroker) -> None:
-    try:
+    # What could not be opened, or broke, need not be closed in order.
+    with contextlib.suppress(Exception):
         async with asyncio.timeout(_SHUT_TIMEOUT):
             await broker.shutdown()
-    except Exception:
-        # What could not be opened, or broke, need not be closed in order.
-        pass
+
+
+def _package(broker: object) -> str:
+    return type(broker).__module__.partition(".")[0]
 
 
 def _kick_of(broker: AsyncBroker) -> Callable[[BrokerMessage], Awaitable[None]]:
     """How a message is sent on *broker*; to a list of Redis many at a time, on one client and not on one for each."""
-    if type(broker).__module__.partition(".")[0] != "taskiq_redis":
+    if _package(broker) != "taskiq_redis":
         return broker.kick
     from redis.asyncio import Redis
     from taskiq_redis import ListQueueBroker
@@ -575,100 +522,109 @@ def _kick_of(broker: AsyncBroker) -> Callable[[BrokerMessage], Awaitable[None]]:
 
 # --- what went wrong ----------------------------------------------------------------------------------------------------
 
-# refused: the call will never be taken. closed: a channel was closed under all that are on it, by one of them. missing: a queue or a
-# stream is not there, which a broker makes when it starts up. unreachable: the connection. None: trouble of the call, for now.
-_Verdict = Literal["refused", "closed", "missing", "unreachable"] | None
-
-# By the package that an error comes from, and by the names of its class and those above it, the nearest first.
+# What an error says: RefusedError, the call will never be taken; ConnectionError, the server can't be reached; None, trouble of this call
+# alone, for now. By the package that it comes from, and by the names of its class and those above it, the nearest first.
+_Verdict = type[RefusedError | ConnectionError | _InDoubtError] | None
 _VERDICTS: Final[Mapping[str, Mapping[str, _Verdict]]] = {
     "taskiq_aio_pika": {
-        "IncorrectRoutingKeyError": "refused",
-        "QueueNotDeclaredError": "refused",
-        "ExchangeNotDeclaredError": "refused",
+        "IncorrectRoutingKeyError": RefusedError,
+        "QueueNotDeclaredError": RefusedError,
+        "ExchangeNotDeclaredError": RefusedError,
     },
     "aiormq": {
-        "ProbableAuthenticationError": "refused",
-        "AuthenticationError": "refused",
-        "ChannelPreconditionFailed": "closed",
-        "ChannelAccessRefused": "closed",
-        "ChannelNotFoundEntity": "missing",
-        "PublishError": "missing",
+        "ProbableAuthenticationError": RefusedError,
+        "AuthenticationError": RefusedError,
+        "ChannelPreconditionFailed": _InDoubtError,
+        "ChannelAccessRefused": _InDoubtError,
+        "ChannelNotFoundEntity": _InDoubtError,
+        "PublishError": _InDoubtError,
         # A queue that is full.
         "DeliveryError": None,
-        "ChannelInvalidStateError": "unreachable",
-        "AMQPError": "unreachable",
+        "ChannelInvalidStateError": ConnectionError,
+        "AMQPError": ConnectionError,
     },
     "nats": {
-        "MaxPayloadError": "refused",
-        "BadSubjectError": "refused",
-        "BadHeaderError": "refused",
-        "AuthorizationError": "refused",
-        "InvalidUserCredentialsError": "refused",
+        "MaxPayloadError": RefusedError,
+        "BadSubjectError": RefusedError,
+        "BadHeaderError": RefusedError,
+        "AuthorizationError": RefusedError,
+        "InvalidUserCredentialsError": RefusedError,
         # Larger than the stream takes, say.
-        "BadRequestError": "refused",
-        "NoStreamResponseError": "missing",
-        "NotFoundError": "missing",
-        "ConnectionClosedError": "unreachable",
-        "ConnectionReconnectingError": "unreachable",
-        "ConnectionDrainingError": "unreachable",
-        "StaleConnectionError": "unreachable",
-        "NoServersError": "unreachable",
+        "BadRequestError": RefusedError,
+        "NoStreamResponseError": _InDoubtError,
+        "NotFoundError": _InDoubtError,
+        "ConnectionClosedError": ConnectionError,
+        "ConnectionReconnectingError": ConnectionError,
+        "ConnectionDrainingError": ConnectionError,
+        "StaleConnectionError": ConnectionError,
+        "NoServersError": ConnectionError,
     },
     "redis": {
-        "AuthenticationError": "refused",
-        "NoPermissionError": "refused",
+        "AuthenticationError": RefusedError,
+        "NoPermissionError": RefusedError,
         # Of a server that was the first, and is not any more.
-        "ReadOnlyError": "unreachable",
-        "ConnectionError": "unreachable",
-        "TimeoutError": "unreachable",
+        "ReadOnlyError": ConnectionError,
+        "ConnectionError": ConnectionError,
+        "TimeoutError": ConnectionError,
     },
+}
+
+# Where the words tell more than the class. Of RabbitMQ, a queue whose node is down, and comes back; and a virtual host that it refuses to
+# open, of which a limit, or one that is down, is only for now. Redis has no class for a key of another kind, nor for a message that is
+# larger than `proto-max-bulk-len`.
+_WORDS: Final[Mapping[str, tuple[tuple[re.Pattern[str], _Verdict], ...]]] = {
+    "aiormq": (
+        (re.compile("down or inaccessible"), ConnectionError),
+        (re.compile(r"NOT_ALLOWED - .*(not found|refused for user)"), RefusedError),
+    ),
+    "redis": ((re.compile("WRONGTYPE|Protocol error: invalid bulk length"), RefusedError),),
+    "nats": ((re.compile("(?i)authorization violation|permissions violation for publish"), RefusedError),),
 }
 
 # RabbitMQ's words.
 _SIZE_LIMIT: Final = re.compile(r"larger than configured max size (\d+)")
 
-# Redis has no class of error for a key of another kind, nor for a message larger than `proto-max-bulk-len`.
-_REFUSALS_OF_REDIS: Final = ("WRONGTYPE", "Protocol error: invalid bulk length")
 
-# What nats-py only notes, and waits on.
-_REFUSALS_OF_NATS: Final = ("authorization violation", "permissions violation for publish")
-
-
-def _named_verdict(error: BaseException) -> _Verdict:
+def _named_verdict(error: BaseException, words: str) -> _Verdict:
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, ssl.SSLCertVerificationError):
+            return RefusedError
+        below = below.__cause__ or below.__context__
     for cls in type(error).__mro__:
-        names = _VERDICTS.get(cls.__module__.partition(".")[0], {})
-        if cls.__name__ in names:
-            # RabbitMQ's word for a queue whose node is down: it comes back.
-            return "unreachable" if "down or inaccessible" in str(error) else names[cls.__name__]
-    if str(error).startswith(_REFUSALS_OF_REDIS) and type(error).__module__.startswith("redis."):
-        return "refused"
-    return "unreachable" if isinstance(error, (OSError, EOFError)) else None
+        package = cls.__module__.partition(".")[0]
+        for pattern, verdict in _WORDS.get(package, ()):
+            if pattern.search(words):
+                return verdict
+        if cls.__name__ in (names := _VERDICTS.get(package, {})):
+            return names[cls.__name__]
+    return ConnectionError if isinstance(error, (OSError, EOFError)) else None
 
 
 def _is_unreachable(error: Exception) -> bool:
-    return _named_verdict(error) == "unreachable"
+    return _named_verdict(error, str(error)) is ConnectionError
 
 
-async def _verdict(error: BaseException, broker: AsyncBroker) -> tuple[_Verdict, BaseException]:
-    """Also returns the error that tells the reason."""
-    verdict = _named_verdict(error)
+def _verdict(error: BaseException, broker: AsyncBroker) -> tuple[_Verdict, BaseException, str]:
+    """Also the error that tells the reason, and its words."""
+    if isinstance(error, SendTaskError) and error.__cause__ is not None:
+        error = error.__cause__
     if isinstance(error, TimeoutError):
+        # What nats-py only notes, and waits on.
         noted = getattr(getattr(broker, "client", None), "last_error", None)
-        if noted is not None and any(word in str(noted).lower() for word in _REFUSALS_OF_NATS):
-            return "refused", noted
-    if type(error).__name__ == "NoStreamResponseError":
-        # Is there none, or does it have no leader now?
-        try:
-            await broker.js.find_stream_name_by_subject(broker.subject)  # type: ignore[attr-defined]
-        except Exception as answer:
-            verdict = "missing" if type(answer).__name__ == "NotFoundError" else None
-        else:
-            verdict = None
-    return verdict, error
+        if noted is not None and _named_verdict(noted, str(noted)) is RefusedError:
+            error = noted
+    words = str(error)
+    if type(error).__name__ == "InvalidFrameError" and (innermost := _innermost(error.__traceback__)) is not None:
+        # RabbitMQ closes a connection, and says why; aiormq says only that this was not the answer that it has expected.
+        words = getattr(innermost.tb_frame.f_locals.get("frame"), "reply_text", words)
+    return _named_verdict(error, words), error, f"{type(error).__name__}: {words}"
 
 
-# By result back end, the process that used it first. Only those that can be referred to weakly, which all of taskiq's are.
-_owners: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+def _innermost(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback
 
 
 def _kicker(broker: AsyncBroker, function: Function, call_id: str) -> Any:
@@ -683,10 +639,6 @@ def _packed(
     """A call as it is sent, and as it comes out of the serialiser."""
     message = broker.formatter.dumps(_kicker(broker, function, call_id)._prepare_message(*args, **kwargs))
     return message, broker.formatter.loads(message.message)
-
-
-def _place(function: Function) -> tuple[str, str]:
-    return function.original.__module__, function.original.__qualname__
 
 
 _INJECTED: Final[Any] = TaskiqDepends()
@@ -842,13 +794,10 @@ async def _extended(message: Any, broker: AsyncBroker) -> AsyncIterator[None]:
 
 def _refuse_lossy(broker: AsyncBroker) -> None:
     for cls in type(broker).__mro__:
-        package = cls.__module__.partition(".")[0]
-        reason = _LOSSY.get(f"{package}.{cls.__name__}") or _LOSSY.get(package)
-        if reason is None:
-            continue
-        if package == "taskiq_redis" and "Stream" in cls.__name__:
-            reason = _STREAMS
-        raise ValueError(f"{type(broker).__name__} {reason}. {_SAFE}")
+        name = f"{cls.__module__.partition('.')[0]}.{cls.__name__}"
+        for lossy, reason in _LOSSY.items():
+            if name.startswith(lossy):
+                raise ValueError(f"{type(broker).__name__} {reason}. {_SAFE}")
 
 
 def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

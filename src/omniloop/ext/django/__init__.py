@@ -7,7 +7,7 @@ For Django: `go_on_commit` and `database` for work that uses the ORM, and from D
 from omniloop.ext import needs
 
 with needs("django"):
-    import django  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    import django
 
 from .orm import database as database
 from .orm import go_on_commit as go_on_commit

@@ -18,12 +18,7 @@ from types import CodeType
 from typing import Any, Final
 
 from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext
-
-# It has no types of its own, and need not be installed.
-from django.db import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    close_old_connections,
-    transaction,
-)
+from django.db import close_old_connections, transaction
 
 from omniloop._arguments import as_coroutine, close_unstarted
 from omniloop._brokers.handover import Sent

@@ -17,45 +17,18 @@ from contextvars import Context, copy_context
 from traceback import format_exception
 from typing import Any, Final
 
-# Django has no types of its own, and need not be installed.
 from asgiref.sync import sync_to_async
-from django.core import checks  # type: ignore[import-untyped,import-not-found,unused-ignore]
-from django.core.exceptions import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    ImproperlyConfigured,
-)
-from django.db import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    DEFAULT_DB_ALIAS,
-    close_old_connections,
-    transaction,
-)
-from django.tasks.backends.base import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    BaseTaskBackend,
-)
-from django.tasks.base import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    Task,
-    TaskContext,
-    TaskError,
-    TaskResult,
-    TaskResultStatus,
-)
-from django.tasks.exceptions import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    TaskResultDoesNotExist,
-)
-from django.tasks.signals import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    task_enqueued,
-    task_finished,
-    task_started,
-)
-from django.utils import timezone  # type: ignore[import-untyped,import-not-found,unused-ignore]
-from django.utils.crypto import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    get_random_string,
-)
-from django.utils.json import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    normalize_json,
-)
-from django.utils.module_loading import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    import_string,
-)
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, close_old_connections, transaction
+from django.tasks.backends.base import BaseTaskBackend
+from django.tasks.base import Task, TaskContext, TaskError, TaskResult, TaskResultStatus
+from django.tasks.exceptions import TaskResultDoesNotExist
+from django.tasks.signals import task_enqueued, task_finished, task_started
+from django.utils import timezone
+from django.utils.crypto import get_random_string
+from django.utils.json import normalize_json
+from django.utils.module_loading import import_string
 
 from omniloop import Engine, NoResultError, Sent, WaitTimeoutError, background, current_delivery, go, to_thread
 from omniloop._brokers.handover import due
