@@ -431,9 +431,13 @@ class _Line:
 
     async def open(self) -> _Connection:
         """The connection; one opens it for all, and all have the error if that fails."""
-        if self._opening is None or self._is_over(self._opening):
-            self._opening = asyncio.create_task(self._open())
-        return await asyncio.shield(self._opening)
+        while True:
+            if self._opening is None or self._is_over(self._opening):
+                self._opening = asyncio.create_task(self._open())
+            connection = await asyncio.shield(self._opening)
+            if not connection.given_up:
+                # Else by one who was told of it before.
+                return connection
 
     def _is_over(self, opening: asyncio.Task[_Connection]) -> bool:
         if not opening.done():
