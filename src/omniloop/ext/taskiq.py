@@ -355,14 +355,7 @@ class _Connection:
         self.kick = _kick_of(broker)
 
     async def send(self, kick: Callable[[_Connection], Awaitable[Any]]) -> None:
-        """
-        Kick; an error of the connection is its last.
-
-        Raises:
-            RefusedError: if it never will be taken.
-            ConnectionError: if the server can't be reached.
-            _InDoubtError: if that is not known.
-        """
+        """Kick; an error of the connection is its last. Raises what the error's verdict says."""
         self._senders += 1
         try:
             async with asyncio.timeout(_SEND_TIMEOUT):
