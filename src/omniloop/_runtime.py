@@ -52,7 +52,8 @@ from ._errors import (
     WouldDeadlockError,
 )
 from ._life import drain, waits
-from ._life.life import Life, ThreadWork
+from ._life.life import Life, Stage
+from ._life.workers import ThreadWork
 from ._process import exit, fork, signals
 from ._process.threads import why_no_thread
 from ._report import Site, shown
@@ -589,7 +590,7 @@ class Runtime:
         new = changed(self._settings, settings, shared=self is Runtime._shared)
         for name in SHAPES_THE_THREAD & settings.keys():
             life = self._current()
-            if life.made and not life.closed and getattr(new, name) != getattr(self._settings, name):
+            if life.stage not in (Stage.NEW, Stage.CLOSED) and getattr(new, name) != getattr(self._settings, name):
                 raise AlreadyRunningError(
                     f"{name} shapes the thread, which runs already. Call configure() before the first use, or after shutdown()."
                 )
@@ -921,7 +922,7 @@ class Runtime:
             # As in `_put`.
             life: Life = task._owner  # type: ignore[assignment]
             work: Any = task._work
-            if life.to_thread(task, work):
+            if not life.inbox.closed and life.workers.make(task, work):
                 return task
             if not self._renew(life):
                 raise self._closed_error()
@@ -970,22 +971,13 @@ class Runtime:
         """Begin another life after *life* refused, unless this runtime is not to have one."""
         if life is not self._life:
             return True
-        if self._ended or exit.exiting() or not (life.dead or self._reopens):
+        if self._ended or exit.exiting() or not (life.stage is Stage.DEAD or self._reopens):
             return False
         self._begin(life.generation + 1)
         return True
 
     def _begin(self, generation: int) -> None:
-        life = Life(
-            shown(self.name),
-            generation,
-            lambda: self._settings,
-            self._settings_of_process,
-            self,
-            self._failures,
-            self._tally,
-            self._now,
-        )
+        life = Life(self, generation)
         key = os.getpid(), generation
         life.noted = life.debug or (self._chosen is not None and self._chosen.timings)
         # Two threads that begin one at once agree, because setdefault is atomic.
@@ -1075,7 +1067,7 @@ class Runtime:
         self, deadline: float | None, leftovers: drain.LeftoverTime, cancel_timeout: float, interruptions: int = 0
     ) -> int:
         life = self._life
-        if not life.closed:
+        if life.stage is not Stage.CLOSED:
             start = time.monotonic()
             try:
                 interruptions = drain.close(life, deadline, cancel_timeout, leftovers, interruptions)

@@ -156,7 +156,7 @@ class _Selector(selectors.DefaultSelector):
 def judge(timeout: float) -> None:
     """After a test: wait for what it left on the shared runtime, and fail it if that does not end."""
     runtime = shared_runtime()
-    if runtime._life.made:
+    if runtime._life.thread is not None:
         leaked = _flush(runtime, timeout)
         for task in _unfinished(runtime) if leaked else ():
             # Else it would be the next test's, and each after it.

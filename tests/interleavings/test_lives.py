@@ -12,6 +12,7 @@ from explorer import Copy, Edit, Loop, in_every_order, spawn, unexplored
 
 LIFE = "_life.life"
 THREAD = "_life.thread"
+WORKERS = "_life.workers"
 LEDGER = "_work.ledger"
 GROUPS = "_bridges.groups"
 ADMISSION = "_admission"
@@ -90,15 +91,15 @@ def test_of_threads_that_start_a_runtime_at_once_one_does(copy: Copy) -> None:
 
 
 @in_every_order(
-    LIFE,
+    WORKERS,
     a_ticket_that_is_looked_at_and_then_taken=Edit(
-        LIFE,
-        "            self._ticket.pop()\n",
-        "            self._ticket[0]\n            self._ticket.clear()\n",
+        WORKERS,
+        "return self._ticket.acquire(False)\n",
+        "free = not self._ticket.locked()\n        self._ticket.acquire(False)\n        return free\n",
     ),
 )
 def test_the_worker_or_the_canceller_has_the_ticket(copy: Copy) -> None:
-    work = copy.parts[LIFE].ThreadWork(print, print)
+    work = copy.parts[WORKERS].ThreadWork(print, print)
     claimed: list[bool] = []
 
     threads = [spawn(lambda: claimed.append(work.claim())) for _ in range(2)]
@@ -109,10 +110,10 @@ def test_the_worker_or_the_canceller_has_the_ticket(copy: Copy) -> None:
 
 
 @in_every_order(
-    LIFE,
+    f"{LIFE} {WORKERS}",
     heavy=True,
     a_worker_that_asks_for_no_ticket=Edit(
-        LIFE, "if not work.claim() or task._outcome() is not None:", "if task._outcome() is not None:"
+        WORKERS, "if not self.claim() or task._outcome() is not None:", "if task._outcome() is not None:"
     ),
 )
 def test_a_call_in_a_thread_is_made_or_cancelled(copy: Copy) -> None:
@@ -332,7 +333,7 @@ def test_a_resource_is_used_while_it_is_open_or_refuses(copy: Copy) -> None:
 @in_every_order(
     FORK,
     a_thread_that_goes_on_while_another_catches_up=Edit(
-        FORK, "    with _catching_up.setdefault(pid, threading.RLock()):\n", "    if True:\n"
+        FORK, "    with _catching_up.setdefault(pid, Guard()):\n", "    if True:\n"
     ),
 )
 def test_threads_that_notice_a_fork_at_once_catch_up_once_and_before_they_go_on(copy: Copy) -> None:

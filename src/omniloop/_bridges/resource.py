@@ -304,7 +304,7 @@ class Resource(Generic[T]):
         """Refuse further uses, and have the loop close it when its users, *but* one, are done; None if there is nothing to close."""
         self._refuses = True
         life, kept = self._runtime._current(), self._kept
-        if not life.made and (kept is None or not kept.belongs_to(life)):
+        if life.thread is None and (kept is None or not kept.belongs_to(life)):
             return None
         try:
             # A daemon, because at the end the runtime closes it, whoever uses it still.

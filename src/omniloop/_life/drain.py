@@ -61,8 +61,9 @@ from .._report import frames_of, hurried, innermost, say, shown, thread_place, t
 from .._work.ledger import is_asked, task_in
 from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of, title_of
 from .._work.task import Kind, Task
-from .life import Life, ThreadWork, resolve
+from .life import Life, Stage
 from .thread import LoopThread
+from .workers import ThreadWork, resolve
 
 # How soon to look again whether another thread has started the loop's.
 _STARTING: Final = 0.0005
@@ -168,7 +169,7 @@ def close(
     finally:
         # Of two threads that close at once, one does this, and the other waits for it: it takes no longer than the deadline.
         with holding(life.closing):
-            if not life.closed:
+            if life.stage is not Stage.CLOSED:
                 _end(life, last, end)
             else:
                 life.fail_all(end.undelivered, _closed_error, told=True)
@@ -418,7 +419,7 @@ async def _ended(life: Life, runners: Iterable[Any], until: float = math.inf) ->
         # One at a time, and the youngest first, which is mostly the last to end: a callback for each would cost as much as its end.
         runner = left[-1]
         if isinstance(runner, ThreadWork):
-            runner = _over(life, runner)
+            runner = runner.over(life.ledger)
         if runner is None or runner.done():
             left.pop()
             continue
@@ -429,14 +430,6 @@ async def _ended(life: Life, runners: Iterable[Any], until: float = math.inf) ->
     # The callbacks of what has just ended, which settle it, come before this goes on.
     await asyncio.sleep(0)
     return True
-
-
-def _over(life: Life, call: ThreadWork) -> asyncio.Future[None] | None:
-    """A future that is done when the worker has let go of *call*; None if it has."""
-    if call.over is None:
-        call.over = life.ledger.loop.create_future()
-    # After that: either the worker sees the future, or this sees that it has let go.
-    return call.over if call in life.ledger.in_threads else None
 
 
 # --- the end, on the loop ---------------------------------------------------------------------------------------------
@@ -475,7 +468,7 @@ class _End:
         life = self._life
         if life.thread is None or not life.serving:
             undelivered = life.inbox.close()
-            if undelivered and not life.dead:
+            if undelivered and life.stage is not Stage.DEAD:
                 with suppress(CannotStartError):
                     life.inbox.reopen(undelivered)
                 return False
@@ -776,7 +769,7 @@ def _end(life: Life, deadline: float, end: _End) -> None:
             end.in_vain.count,
             end.in_vain,
         )
-    if thread is not None and not life.dead:
+    if thread is not None and life.stage is not Stage.DEAD:
         deaf = _deaf(life, thread.loop)
         if deaf.count and blocked is None:
             say("%s: %d did not end when cancelled, and will not be done:%s", life.name, deaf.count, deaf)

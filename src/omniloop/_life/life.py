@@ -29,35 +29,45 @@ import errno
 import os
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from threading import RLock
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .. import _hooks
-from .._arguments import close_unstarted, name_of, not_plain
-from .._clock import time
+from .._arguments import close_unstarted
 from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError
 from .._process import exit, fork, signals
 from .._process.threads import why_no_thread
-from .._report import Failure, Site, say, thread_stack
+from .._report import Failure, say, shown
 from .._settings import Settings
 from .._work.failures import LATE_FINALISERS, Failures, Unclaimed
 from .._work.inbox import Inbox
 from .._work.ledger import Later, Ledger, task_in
 from .._work.leftovers import rank_of
 from .._work.tally import Tally
-from .._work.task import KEEPER, SUCCEEDED, Task, traceback_without
-from . import waits, workers
+from .._work.task import KEEPER, Task
+from . import waits
 from .thread import LoopThread, Starter, wait_until_gone
-from .watchdog import Watchdog, usage_of
+from .watchdog import Watchdog
+from .workers import ThreadWork, Workers
 
 if TYPE_CHECKING:
     from .._stats import Stats
-    from .workers import Workers
+
+    class Owner(fork.Watched, Protocol):
+        """The runtime whose life it is."""
+
+        name: str
+        _failures: Failures
+        _tally: Tally
+
+        @property
+        def _settings(self) -> Settings: ...
+        def _settings_of_process(self) -> Settings: ...
+        def _now(self) -> float: ...
+
 
 # What a loop opens: asyncio 3, uvloop 9.
 _DESCRIPTORS: Final = 10
@@ -65,44 +75,11 @@ _DESCRIPTORS: Final = 10
 # How soon to look again who holds the handle of what failed, in seconds; see `failures`.
 _LOOK_AGAIN: Final = 0.01
 
-# At 1 to 2 kB each, what is pending is 200 MB by then: more than anybody means to have. And so many sites are named.
-_CROWD: Final = 100_000
-_MOST_SITES: Final = 3
-
 # How long one thread waits for another to start the runtime.
 _START_TIMEOUT: Final = 1.0
 
 # How long a fork waits for a loop that is in the middle of a callback.
 _PAUSE_TIMEOUT: Final = 1.0
-
-
-class ThreadWork:
-    """A call that a worker is to make: whoever takes the ticket first, the worker or the canceller, has it."""
-
-    __slots__ = ("__name__", "__qualname__", "_ticket", "call", "ident", "over")
-
-    def __init__(self, fn: object, call: Callable[[], Any]) -> None:
-        # Resolved when the worker has let go of it; made by the loop, which then looks whether it has.
-        self.over: asyncio.Future[None] | None = None
-        self.__name__ = self.__qualname__ = name_of(fn)
-        self.call = call
-        # Of the thread that makes the call, once it does.
-        self.ident: int | None = None
-        # list.pop is atomic.
-        self._ticket = [None]
-
-    def claim(self) -> bool:
-        try:
-            self._ticket.pop()
-        except IndexError:
-            return False
-        return True
-
-
-def resolve(waiter: asyncio.Future[None]) -> None:
-    """Resolve the waiter if it is still pending. For its loop."""
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 class Stage(enum.Enum):
@@ -129,18 +106,9 @@ class Life:
     After a fork, or when its thread died, the runtime begins another one.
     """
 
-    def __init__(
-        self,
-        name: str,
-        generation: int,
-        settings: Callable[[], Settings],
-        settings_of_process: Callable[[], Settings],
-        watched: fork.Watched,
-        failures: Failures,
-        tally: Tally,
-        clock: Callable[[], float],
-    ) -> None:
-        self.name = name
+    def __init__(self, owner: Owner, generation: int) -> None:
+        self._owner = owner
+        self.name = shown(owner.name)
         self.generation = generation
         self.inbox = Inbox(self._wake)
         self.debug = sys.flags.dev_mode or (
@@ -153,18 +121,14 @@ class Life:
         self.thread: LoopThread | None = None
         # Held by whoever ends it. Re-entrant, because a SIGTERM may come in the middle.
         self.closing = RLock()
-        self._settings = settings
-        self._settings_of_process = settings_of_process
-        self._watched = watched
-        self.failures = failures
+        # In a child the runtime begins others.
+        self.failures = owner._failures
+        self.tally = owner._tally
         # Whether a look is due; only where finalisers may be late.
         self._looks = False
-        self.tally = tally
-        self._clock = clock
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
         self._watchdog: Watchdog | None = None
-        self._warned_of_crowd = False
         # What other threads wait for; answered where it ends.
         self.asked: set[Any] = set()
         # The threads that make the calls of daemons, which nobody joins; and the word that a forked child is without one, once it was said.
@@ -201,24 +165,9 @@ class Life:
         return self.stage is Stage.SERVING
 
     @property
-    def closed(self) -> bool:
-        """Tell whether it was shut down, and every report is out."""
-        return self.stage is Stage.CLOSED
-
-    @property
-    def dead(self) -> bool:
-        """Tell whether its thread ended without being told to."""
-        return self.stage is Stage.DEAD
-
-    @property
     def foreign(self) -> bool:
         """Tell whether it is a parent process's."""
         return self.stage is Stage.FOREIGN
-
-    @property
-    def made(self) -> bool:
-        """Tell whether there ever was anything to end: a loop, and what belongs to it."""
-        return self.thread is not None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -243,9 +192,9 @@ class Life:
     def start(self) -> None:
         """Start the thread, or leave it to whoever is starting it now. Raises CannotStartError or ClosedError."""
         # First: what others submit from now on is left to this start, and the process may end, or fork, in the middle of it.
-        exit.watch(self._watched)
+        exit.watch(self._owner)
         if exit.exiting():
-            exit.unwatch(self._watched)
+            exit.unwatch(self._owner)
             raise ClosedError(exit.TOO_LATE)
         try:
             self._starter.start(self._start)
@@ -267,7 +216,7 @@ class Life:
         if self._watchdog is not None:
             self._workers.start_one()
         self.watch()
-        if self._settings_of_process().monitor:
+        if self._owner._settings_of_process().monitor:
             _hooks.on_use("_monitor.server").start_with_runtime()
         self._serve(self.thread)
 
@@ -288,45 +237,56 @@ class Life:
         self._starter.wait(_START_TIMEOUT)
 
     def _make(self) -> None:
-        settings = self._settings()
+        settings = self._owner._settings
+        # Its loop is not replaced, and has no thread but the one that there is: no watchdog, and no workers.
         host = _hooks.host() if settings.loop_factory is None else None
-        if host is not None:
-            self._make_on_host(host, settings)
-            return
-        _check_descriptors()
-        pool = workers.Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
+        pool = Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
+        loop = None
         try:
-            if not fork.is_forking():
-                # Before there is a loop: where no thread can be started, none is made. On Pyodide it would take the place of the page's.
-                pool.start_one()
-            # In an empty context, because the loop's own callbacks keep the one that they were made in.
-            loop = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
-            if not isinstance(loop, asyncio.AbstractEventLoop):
-                close_unstarted(loop)
-                raise OmniloopError(f"loop_factory returned {loop!r}, which is not an asyncio event loop.")
-            try:
-                self._make_around(loop, pool)
-            finally:
-                if self.thread is None:
-                    # Interrupted (Ctrl-C); the next use begins anew.
-                    loop.close()
+            if host is None:
+                _check_descriptors()
+                if not fork.is_forking():
+                    # Before there is a loop: where no thread can be started, none is made.
+                    pool.start_one()
+                # In an empty context, because the loop's own callbacks keep the one that they were made in.
+                made = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
+                if not isinstance(made, asyncio.AbstractEventLoop):
+                    close_unstarted(made)
+                    raise OmniloopError(f"loop_factory returned {made!r}, which is not an asyncio event loop.")
+                loop = made
+                self._set_up_signals()
+                thread = LoopThread(loop, self.name, self._escaped, self._die, exit.end_orphan)
+            else:
+                thread = host.Thread(host.loop(), self.name, self._escaped, self._die, exit.end_orphan)
+            self._ledger = Ledger(
+                thread.loop,
+                thread.context,
+                self.inbox,
+                self.failures,
+                self.tally,
+                self._owner._now,
+                owns_loop=host is None,
+            )
+            pool.thread, pool.ledger = thread, self._ledger
+            if host is None:
+                # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
+                # task looks up a host name would fail.
+                pool.serve(thread.loop)
+                self._watchdog = Watchdog(thread, self._ledger, lambda: self._owner._settings)
+                self._watchdog.attach(thread.loop)
+            self._workers = pool
+            self.debug = self.debug or thread.loop.get_debug()
+            self.thread = thread
+            self.stage = Stage.PARKED
         finally:
             if self.thread is None:
+                # Interrupted (Ctrl-C); the next use begins anew.
+                if loop is not None:
+                    loop.close()
                 pool.stop(0)
 
-    def _make_on_host(self, host: _hooks.Host, settings: Settings) -> None:
-        """On a loop that is not its own, and without threads: it has no watchdog, and calls in workers are refused."""
-        thread = host.Thread(host.loop(), self.name, self._escaped, self._die, exit.end_orphan)
-        self._workers = workers.Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
-        self._ledger = Ledger(
-            thread.loop, thread.context, self.inbox, self.failures, self.tally, self._clock, owns_loop=False
-        )
-        self.debug = self.debug or thread.loop.get_debug()
-        self.thread = thread
-        self.stage = Stage.PARKED
-
-    def _make_around(self, loop: asyncio.AbstractEventLoop, pool: Workers) -> None:
-        sigterm = self._settings_of_process().sigterm
+    def _set_up_signals(self) -> None:
+        sigterm = self._owner._settings_of_process().sigterm
         try:
             signals.set_up_sigterm(sigterm)
         except ValueError:
@@ -339,25 +299,6 @@ class Life:
                 )
         if (around := _hooks.surroundings()) is not None:
             around.tell_what_a_stop_loses(self.name, signals.sigterm_handler(), sigterm)
-        thread = LoopThread(loop, self.name, self._escaped, self._die, exit.end_orphan)
-        # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
-        # task looks up a host name would fail.
-        pool.serve(loop)
-        self._ledger = Ledger(loop, thread.context, self.inbox, self.failures, self.tally, self._clock, owns_loop=True)
-        self._watchdog = Watchdog(
-            self.name,
-            lambda: self._settings().slow_callback,
-            lambda: thread_stack(thread.ident),
-            lambda message: say("%s: %s", self.name, message),
-            self._ping,
-            lambda: usage_of(thread.ident, thread.native_id),
-            self._look_for_a_crowd,
-        )
-        self._watchdog.attach(loop)
-        self._workers = pool
-        self.debug = self.debug or loop.get_debug()
-        self.thread = thread
-        self.stage = Stage.PARKED
 
     def _wake(self) -> None:
         """Make the loop look into the inbox; called with the token held."""
@@ -386,14 +327,9 @@ class Life:
 
     def watch(self) -> None:
         """Watch the loop if `slow_callback` is set, and submissions if `timings` is; called again when the settings change."""
-        self.noted = self.debug or self._settings().timings
-        watchdog = self._watchdog
-        if watchdog is None:
-            return
-        if watchdog.running:
-            watchdog.wake()
-        elif self._settings().slow_callback is not None and not self.inbox.closed:
-            watchdog.start()
+        self.noted = self.debug or self._owner._settings.timings
+        if self._watchdog is not None and not self.inbox.closed:
+            self._watchdog.watch()
 
     def batch_began(self) -> float:
         """When the loop came to the batch that it starts now, or started last, by `time.monotonic()`; 0 before the first."""
@@ -414,40 +350,6 @@ class Life:
         """Said by the loop in the middle of a long turn, which is no single call's fault."""
         if self._watchdog is not None:
             self._watchdog.goes_on()
-
-    def _look_for_a_crowd(self) -> bool:
-        """
-        Warn, once, where so much is pending that it may be memory without end; False if there is nothing to look for any more.
-
-        By the watchdog: nothing of it is on the way of a submission.
-        """
-        if self._warned_of_crowd or self._settings().max_pending is not None:
-            return False
-        if (pending := self.remaining()) < _CROWD:
-            return True
-        self._warned_of_crowd = True
-        sites = Counter((task._code, task._lasti) for task in self.unfinished())
-        most = "".join(f"\n  {number:,} at {Site(*site).short()}" for site, number in sites.most_common(_MOST_SITES))
-        say(
-            "%s: %s are pending, and nothing bounds them: should it be more and more, the process is killed when its memory is full, and "
-            "all is lost. Bound them by configure(max_pending=…), or OMNILOOP_MAX_PENDING. The most were submitted%s",
-            self.name,
-            f"{pending:,}",
-            most,
-        )
-        return False
-
-    def _ping(self, answer: Callable[[], None]) -> bool:
-        thread = self.thread
-        if thread is None or not self.serving:
-            return False
-        if self.ledger.is_quiet() and not self.ledger.daemons and not self.inbox.is_due():
-            return False
-        with suppress(RuntimeError):
-            # The loop is closed: nothing will answer, and nothing is waited for.
-            thread.post(answer)
-            return True
-        return False
 
     # --- what a task needs --------------------------------------------------------------------------------------------
 
@@ -470,13 +372,9 @@ class Life:
         if work is None:
             # It ended between the caller's look and this one.
             return False
-        if isinstance(work, ThreadWork):
-            if not work.claim():
-                return False
-            self._let_go(work)
-            task._end_cancelled(() if msg is None else (msg,))
-            return True
         args: tuple[object, ...] = () if msg is None else (msg,)
+        if isinstance(work, ThreadWork):
+            return work.cancel(task, args)
         if self._ledger is None:
             # Accepted in the middle of a fork, or of the first start: the loop is not made yet.
             if self._take_back(task):
@@ -528,73 +426,6 @@ class Life:
         self._looks = False
         self._look_who_holds()
 
-    # --- worker threads -----------------------------------------------------------------------------------------------
-
-    def to_thread(self, task: Task[Any], work: ThreadWork) -> bool:
-        """Have a worker make the call; False if this life is over."""
-        if self.inbox.closed:
-            return False
-        workers = self.workers
-        in_threads = self.ledger.in_threads
-        try:
-            in_threads[work] = task
-            # After the adding: closing sets the mark first, and then looks whether anything is here. If it has looked already, it
-            # fails what it found: who has the ticket decides.
-            if self.inbox.closed:
-                in_threads.pop(work, None)
-                # Without the ticket it is the closing thread's to fail, and counts as accepted; with it, the next life gets the task.
-                return not work.claim()
-            if not self.serving:
-                # After an idle fork. When main has ended 3.12 starts no thread, and the drain needs the loop's.
-                self.inbox.wake_reader()
-            workers.put(partial(self._work, [task], work))
-        except BaseException as error:
-            if work.claim():
-                self._let_go(work)
-            if isinstance(error, RuntimeError):
-                raise CannotStartError(f"omniloop can't start a worker thread here: {why_no_thread(error)}") from error
-            raise
-        self.tally.count(*(("aside", "marked") if rank_of(task) else ("aside",)))
-        return True
-
-    def _work(self, held: list[Task[Any]], work: ThreadWork) -> Callable[[], None]:
-        """Make the call; what is returned is to be called when no frame refers to the task any more."""
-        task = held[0]
-        over = partial(self._over, held, work)
-        if not work.claim() or task._outcome() is not None:
-            return over
-        task._since = time.monotonic()
-        work.ident = threading.get_ident()
-        try:
-            # What is not done has a context.
-            value = task._context.run(work.call)  # type: ignore[union-attr]
-            if type(value) is CoroutineType:
-                value.close()
-                raise not_plain("to_thread", work.__name__)
-        except BaseException as error:
-            error.__traceback__ = traceback_without(error, 1)
-            task._fail(error)
-        else:
-            task._settle(SUCCEEDED, value)
-        finally:
-            # The error's frames refer to this one, as their caller; left here, the task would live until a garbage collection.
-            del task, work, held
-        return over
-
-    def _over(self, held: list[Task[Any]], work: ThreadWork) -> None:
-        # The last references, if nobody holds the handle: a failure is put aside for the report before a flush hears that the
-        # call is over.
-        held.clear()
-        self._let_go(work)
-
-    def _let_go(self, work: ThreadWork) -> None:
-        self.ledger.in_threads.pop(work, None)
-        # After that: see there.
-        if work.over is not None and self.thread is not None:
-            with suppress(RuntimeError):
-                # The loop is closed: nobody waits there.
-                self.thread.post(resolve, work.over)
-
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
     def _escaped(self, error: BaseException) -> None:
@@ -609,7 +440,7 @@ class Life:
 
     def _die(self, cause: BaseException | None) -> None:
         """The thread ended without being told to: nothing here can be finished."""
-        if not fork.same_process[0] or self.foreign:
+        if not fork.same_process[0] or self.stage is Stage.FOREIGN:
             return
         self.stage = Stage.DEAD
         why = "" if cause is None else f", because the loop is broken ({cause!r})"
@@ -658,7 +489,7 @@ class Life:
                 if isinstance(work, ThreadWork) and not work.claim() and work not in self._ledger.in_threads:
                     # Taken back by `to_thread`, for the next life.
                     continue
-                if not self.dead and task in self._ledger.timers:
+                if self.stage is not Stage.DEAD and task in self._ledger.timers:
                     # Never due: ended as it was meant to, without a word.
                     task._end_cancelled(())
                     continue
@@ -724,7 +555,7 @@ class Life:
         if not self.inbox.closed:
             queued = sum(task is not None and task._kind is not KEEPER for task in map(task_in, self.inbox.waiting()))
         sums = look.sum_up(running, scheduled, waiting, queued)
-        lag = self.thread.lag(ask=self.serving) if self.thread is not None and not self.closed else 0.0
+        lag = self.thread.lag(self.serving) if self.thread is not None and self.stage is not Stage.CLOSED else 0.0
         counts: dict[str, Any] = self.tally.handovers()
         return Stats(**sums._asdict(), drain_time=drain_time, loop_lag=lag, **counts)
 

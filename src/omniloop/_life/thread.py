@@ -38,16 +38,6 @@ class Starter:
         # The start that is under way: the ident of its thread, and a lock that is held until it is over.
         self._by: dict[str, tuple[int, threading.Lock]] = {}
 
-    @property
-    def under_way(self) -> bool:
-        """Tell whether a start is under way."""
-        return bool(self._by)
-
-    def in_this_thread(self) -> bool:
-        """Tell whether the start that is under way goes on below this call: it was interrupted, by a signal handler say."""
-        by = self._by.get("by")
-        return by is not None and by[0] == threading.get_ident()
-
     def start(self, make: Callable[[], object]) -> bool:
         """Call *make*, unless a start is under way; False then. Whoever leaves something to that looks again afterwards."""
         me = threading.get_ident(), threading.Lock()
@@ -87,19 +77,19 @@ class LoopThread:
         on_orphaned: Callable[[], None],
     ) -> None:
         self.loop = loop
+        self.name = name
         self.ident: int | None = None
-        self._name = name
         self._on_escape = on_escape
         self._on_death = on_death
         self._on_orphaned = on_orphaned
         # The thread that was last started, and the one that runs the loop: the same, unless a start was interrupted.
         self._started: threading.Thread | None = None
         self._runner: threading.Thread | None = None
+        # Held by the thread that runs the loop; in the end by whoever closes it.
         self._running = threading.Lock()
-        self._told_to_stop = False
-        # Whether the loop is to be closed, whether its thread is over, and a ticket for whoever then closes it.
-        self._to_close, self._over = False, True
-        self._ticket = [None]
+        # Whether the thread was told to leave the loop; and whether the loop is to be closed.
+        self.leaving = False
+        self._to_close = False
         self._gate: threading.Lock | None = None
         # When it was asked how late it is, until it answers; and the last answer.
         self._asked: float | None = None
@@ -134,12 +124,7 @@ class LoopThread:
     @property
     def runs(self) -> bool:
         """Tell whether the thread has come to run the loop, and is not told to leave it."""
-        return self._runner is not None and not self._told_to_stop
-
-    @property
-    def leaving(self) -> bool:
-        """Tell whether it was told to leave the loop."""
-        return self._told_to_stop
+        return self._runner is not None and not self.leaving
 
     @property
     def native_id(self) -> int | None:
@@ -151,11 +136,11 @@ class LoopThread:
 
     def start(self, first: Callable[[], object]) -> None:
         """Start the thread; *first* is the first thing that the loop calls."""
-        self._told_to_stop = False
+        self.leaving = False
         if (around := surroundings()) is not None:
             around.warn_of_threads()
         self.post(first)
-        thread = new_thread(self._main, self._name)
+        thread = new_thread(self._main, self.name)
         try:
             self._started = thread
             thread.start()
@@ -176,18 +161,14 @@ class LoopThread:
 
         So it costs nothing but when asked.
         """
-        asked = self._asked
-        lag = self._lag
-        if asked is not None:
-            return max(lag, time.monotonic() - asked)
-        if ask:
+        if ask and self._asked is None:
             self._asked = time.monotonic()
             try:
                 self.post(self._answer)
             except RuntimeError:
                 # The loop was closed.
                 self._asked = None
-        return lag
+        return max(self._lag, self.unanswered_for())
 
     def unanswered_for(self) -> float:
         """Seconds since `lag` asked, if the loop has not answered yet; else 0."""
@@ -226,18 +207,10 @@ class LoopThread:
 
     def close(self) -> None:
         """Close the loop; where a callback still keeps the thread from its end, it does so itself when it comes back."""
+        # Whoever is second sees the mark, or finds the lock free; and nobody gives it back any more.
         self._to_close = True
-        # Whoever is second sees the mark of the first; of two that see both, one has the ticket.
-        if self._over and self._has_ticket():
+        if self._running.acquire(False):
             self.loop.close()
-
-    def _has_ticket(self) -> bool:
-        try:
-            # list.pop is atomic.
-            self._ticket.pop()
-        except IndexError:
-            return False
-        return True
 
     # --- holding still ------------------------------------------------------------------------------------------------
 
@@ -298,7 +271,7 @@ class LoopThread:
             self.loop._ready = _Nothing(ready)  # type: ignore[attr-defined]
         # 3.14 complains of a task that ends after an asyncio.run() in the child, which took the loop out of its thread.
         self.loop.set_exception_handler(lambda _, __: None)
-        self._told_to_stop = True
+        self.leaving = True
         self._stop_loop()
 
     # --- the thread ---------------------------------------------------------------------------------------------------
@@ -308,7 +281,6 @@ class LoopThread:
             # The thread of a start that was interrupted was first.
             return
         pid = os.getpid()
-        self._over = False
         self.ident = threading.get_ident()
         self._runner = threading.current_thread()
         error = None
@@ -317,18 +289,16 @@ class LoopThread:
         finally:
             if os.getpid() != pid:
                 self._on_orphaned()
-            elif not self._told_to_stop:
+            if not self.leaving:
                 self.forget()
                 self._on_death(error)
-            else:
-                self._over = True
-                if self._to_close and self._has_ticket():
-                    # Given up: whoever ended the runtime is gone, and so may be the interpreter in a moment.
-                    self._finish_late()
             self._running.release()
+            # After that: see `close`. Whoever ended the runtime has given this thread up, and the interpreter may be gone in a moment.
+            if self.leaving and self._to_close and self._running.acquire(False):
+                self._finish_late()
 
     def _run(self, pid: int) -> BaseException | None:
-        while not self._told_to_stop and not self.loop.is_closed():
+        while not self.leaving and not self.loop.is_closed():
             try:
                 self._run_forever()
             except BaseException as error:
@@ -360,7 +330,7 @@ class LoopThread:
         self._stop_loop()
 
     def _leave(self) -> None:
-        self._told_to_stop = True
+        self.leaving = True
         self._stop_loop()
 
 

@@ -11,15 +11,22 @@ import asyncio
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._clock import time
 from .._process.threads import new_thread
-from .._report import CAN_LOOK_AT_WHAT_RUNS, frame_of
+from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, say, thread_stack
+from .._work.ledger import task_in
+
+if TYPE_CHECKING:
+    from .._settings import Settings
+    from .._work.ledger import Ledger
+    from .thread import LoopThread
 
 # So much of *slow* is compared at the least, and so a report may come later by as much. On a starved machine a thread has a core for 10 ms
 # now and then: with a window of a tenth a callback was blamed that just had its turn.
@@ -30,6 +37,10 @@ _MOST_THREADS: Final = 100
 
 # A thread that waits for the interpreter wakes every 5 ms to ask for it; one that sleeps, or waits for a lock, does not. Well between.
 _WAKES: Final = 40
+
+# At 1 to 2 kB each, what is pending is 200 MB by then: more than anybody means to have. And so many sites are named.
+_CROWD: Final = 100_000
+_MOST_SITES: Final = 3
 
 
 class Usage(NamedTuple):
@@ -92,41 +103,27 @@ class Watchdog:
     Watches one loop from a thread of its own.
 
     The loop says when it goes to work and when to sleep. The watchdog looks only where something has happened since its last
-    look: a busy loop is looked at every *slow* seconds, an idle one never.
+    look: a busy loop is looked at every `slow_callback` seconds, an idle one never.
     """
 
-    def __init__(
-        self,
-        name: str,
-        slow: Callable[[], float | None],
-        stack: Callable[[], str],
-        tell: Callable[[str], None],
-        ping: Callable[[Callable[[], None]], bool],
-        usage: Callable[[], Usage | None],
-        look_around: Callable[[], bool],
-    ) -> None:
-        self._name = name
-        self._slow = slow
-        self._stack = stack
-        self._tell = tell
-        # Asks the loop to call back, and returns True, if there is work pending; only for loops that can't say when they work.
-        self._ping = ping
-        # What the loop's thread has had of the machine. And where a callback began, what it had when that was first looked at.
-        self._usage = usage
-        self._first: tuple[float, Usage | None] | None = None
-        self._told_of_hunger = False
-        # What else is to be looked at now and then; false when it need not be any more.
-        self._look_around = look_around
+    def __init__(self, thread: LoopThread, ledger: Ledger, settings: Callable[[], Settings]) -> None:
+        self._loop_thread = thread
+        self._ledger = ledger
+        self._settings = settings
         self._attached = False
         self._busy_since: float | None = None
         self._turn = 0
+        # Where a callback began, and what the loop's thread had had of the machine when that was first looked at.
+        self._first: tuple[float | None, Usage | None] = None, None
         # The start of the blockage that was told of, and its length when it is over.
         self._incident: float | None = None
         self._took: float | None = None
+        self._told_of_hunger = False
+        self._told_of_crowd = False
         self._asleep = False
         self._gate = Lock()
+        # Its own, while it is to watch.
         self._thread: threading.Thread | None = None
-        self._told_to_stop = False
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have *loop* say when it works. On one that can't (uvloop) the watchdog asks, but only while work is pending."""
@@ -170,11 +167,6 @@ class Watchdog:
     # --- the watchdog -------------------------------------------------------------------------------------------------
 
     @property
-    def running(self) -> bool:
-        """Tell whether the thread was started and not stopped."""
-        return self._thread is not None
-
-    @property
     def must_be_told(self) -> bool:
         """Tell whether it sleeps, and whoever submits work has to wake it, because the loop can't."""
         return self._asleep and not self._attached
@@ -189,27 +181,28 @@ class Watchdog:
         since = self._busy_since
         return time.monotonic() - since if self._attached and since is not None else None
 
-    def start(self) -> None:
-        self._told_to_stop = False
-        thread = new_thread(self._watch, f"{self._name}-watchdog")
-        try:
-            self._thread = thread
-            thread.start()
-        except BaseException:
-            # No thread can be started; or interrupted (Ctrl-C), and it may come to run all the same.
-            if thread.ident is None:
+    def watch(self) -> None:
+        """Watch from now on, if `slow_callback` is set; look at the settings again, if it does already."""
+        if self._thread is not None:
+            self.wake()
+        elif self._settings().slow_callback is not None:
+            thread = new_thread(self._watch, f"{self._loop_thread.name}-watchdog")
+            try:
+                self._thread = thread
+                thread.start()
+            except BaseException:
+                # No thread can be started; or interrupted (Ctrl-C), and if it comes to run all the same it ends at once.
                 self._thread = None
-            raise
+                raise
 
     def stop(self, timeout: float) -> None:
         """End the thread and join it, *timeout* seconds at the most."""
-        self._told_to_stop = True
+        thread, self._thread = self._thread, None
         self.wake()
-        if self._thread is not None:
+        if thread is not None:
             with suppress(RuntimeError):
-                # In the middle of its start, by another thread; it ends when it looks.
-                self._thread.join(timeout)
-            self._thread = None
+                # In the middle of its start, by another thread, or this one: it ends when it looks.
+                thread.join(timeout)
 
     def wake(self) -> None:
         """Have it look now. Harmless if it is awake."""
@@ -221,47 +214,15 @@ class Watchdog:
             pass
 
     def _watch(self) -> None:
-        if self._thread not in (None, threading.current_thread()):
-            # Another was started, because the start of this one was interrupted.
-            return
+        me = threading.current_thread()
         self._gate.acquire(False)
         seen = -1
-        while not self._told_to_stop:
+        while self._thread is me:
             took, self._took = self._took, None
             if took is not None:
                 self._tell(f"The loop goes on, after a callback blocked it for {took:.1f} s.")
-            crowding = self._look_around()
-            slow, since, turn, now = self._slow(), self._busy_since, self._turn, time.monotonic()
-            pause: float | None
-            if slow is None:
-                pause = None
-            elif since is None:
-                if not self._attached and self._ping(self.idle):
-                    self._busy_since, pause = now, slow
-                    self._first = now, self._usage()
-                else:
-                    # One more look, if something has happened since the last; then none until it happens again.
-                    pause = slow if turn != seen else None
-            elif self._first is None or self._first[0] != since:
-                # To compare with. (Late itself, on a busy machine, the look after this one tells.)
-                self._first = since, self._usage()
-                pause = max(slow - (now - since), slow * _WINDOW)
-            elif now - since < slow:
-                pause = slow - (now - since)
-            elif since == self._incident:
-                # Until its end wakes us; but meanwhile what is submitted may pile up.
-                pause = max(slow, 1.0) if crowding else None
-            elif (why := self._held_up()) is not None:
-                self._tell_hungry(now - since, why)
-                # It may come to block all the same.
-                self._first = since, self._usage()
-                pause = slow
-            else:
-                # Noted first, so that the loop knows that its end is to be told as well.
-                self._incident = since
-                if self._busy_since == since:
-                    self._tell_blocked(now - since)
-                pause = max(slow, 1.0) if crowding else None
+            turn = self._turn
+            pause = self._look(turn != seen)
             seen = turn
             self._asleep = pause is None
             if self._asleep and (self._turn != turn or self._took is not None):
@@ -270,21 +231,84 @@ class Watchdog:
                 continue
             self._gate.acquire(timeout=-1 if pause is None else min(pause, threading.TIMEOUT_MAX))
 
-    def _held_up(self) -> str | None:
-        before, now = self._first[1] if self._first is not None else None, self._usage()
-        return None if before is None or now is None else now.held_up(before)
+    def _look(self, has_moved: bool) -> float | None:
+        """Look at the loop, which *has_moved* since the last look or not; return when to look again. None: when something happens."""
+        crowding = self._is_crowding()
+        slow, since, now = self._settings().slow_callback, self._busy_since, time.monotonic()
+        if slow is None:
+            return None
+        if since is None and not self._attached and self._ping():
+            since = self._busy_since = now
+        if since is None:
+            # One more look, if something has happened since the last; then none until it happens again.
+            return slow if has_moved else None
+        if self._first[0] != since:
+            # To compare with. (Late itself, on a busy machine, the look after this one tells.)
+            self._first = since, self._usage()
+            return max(slow - (now - since), slow * _WINDOW)
+        if now - since < slow:
+            return slow - (now - since)
+        if since != self._incident:
+            before, usage = self._first[1], self._usage()
+            why = None if before is None or usage is None else usage.held_up(before)
+            if why is not None:
+                self._tell_hungry(now - since, why)
+                # It may come to block all the same.
+                self._first = since, usage
+                return slow
+            # Noted first, so that the loop knows that its end is to be told as well.
+            self._incident = since
+            if self._busy_since == since:
+                self._tell(
+                    f"A callback has blocked the loop for {now - since:.1f} s; nothing else runs on it meanwhile. "
+                    f"Use to_thread() for what blocks. It is here:\n{thread_stack(self._loop_thread.ident)}"
+                )
+        # Until its end wakes us; but meanwhile what is submitted may pile up.
+        return max(slow, 1.0) if crowding else None
+
+    def _usage(self) -> Usage | None:
+        return usage_of(self._loop_thread.ident, self._loop_thread.native_id)
+
+    def _ping(self) -> bool:
+        """Ask a loop that can't say when it works to call back, if it has something to do."""
+        ledger = self._ledger
+        if ledger.daemons or ledger.inbox.is_due() or not ledger.is_quiet():
+            with suppress(RuntimeError):
+                # The loop is closed: nothing will answer, and nothing is waited for.
+                self._loop_thread.post(self.idle)
+                return True
+        return False
+
+    def _is_crowding(self) -> bool:
+        """
+        Warn, once, where so much is pending that it may be memory without end; False if there is nothing to look for any more.
+
+        Here, because nothing of it is to be on the way of a submission.
+        """
+        if self._told_of_crowd or self._settings().max_pending is not None:
+            return False
+        ledger = self._ledger
+        if (pending := len(ledger.inbox) + len(ledger.running) + len(ledger.in_threads)) >= _CROWD:
+            self._told_of_crowd = True
+            tasks = [*ledger.unfinished(), *map(task_in, ledger.inbox.waiting())]
+            sites = Counter((task._code, task._lasti) for task in tasks if task is not None)
+            most = "".join(
+                f"\n  {number:,} at {Site(*site).short()}" for site, number in sites.most_common(_MOST_SITES)
+            )
+            self._tell(
+                f"{pending:,} are pending, and nothing bounds them: should it be more and more, the process is killed when its memory is "
+                "full, and all is lost. Bound them by configure(max_pending=…), or OMNILOOP_MAX_PENDING. The most were submitted"
+                f"{most}"
+            )
+        return not self._told_of_crowd
 
     def _tell_hungry(self, for_seconds: float, why: str) -> None:
-        if self._told_of_hunger:
-            return
-        self._told_of_hunger = True
-        self._tell(
-            f"The loop has not come on for {for_seconds:.1f} s, because its thread got too little time, and not because of a callback: "
-            f"{why}. Everything on it is late by as much. This is said once."
-        )
+        if not self._told_of_hunger:
+            self._told_of_hunger = True
+            self._tell(
+                f"The loop has not come on for {for_seconds:.1f} s, because its thread got too little time, and not because of a callback: "
+                f"{why}. Everything on it is late by as much. This is said once."
+            )
 
-    def _tell_blocked(self, for_seconds: float) -> None:
-        self._tell(
-            f"A callback has blocked the loop for {for_seconds:.1f} s; nothing else runs on it meanwhile. "
-            f"Use to_thread() for what blocks. It is here:\n{self._stack()}"
-        )
+    def _tell(self, message: str) -> None:
+        say("%s: %s", self._loop_thread.name, message)

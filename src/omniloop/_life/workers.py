@@ -27,19 +27,26 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
+from threading import Lock
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .._arguments import name_of, not_plain
 from .._clock import join, time
 from .._errors import CannotStartError, can_be_thrown
 from .._process.fork import forget_after_fork
 from .._process.threads import new_thread, why_no_thread
-from .._work.task import DAEMON, Task
-from .thread import Starter
+from .._work.leftovers import rank_of
+from .._work.task import DAEMON, SUCCEEDED, Task, traceback_without
+from .thread import LoopThread, Starter
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from concurrent.futures import ThreadPoolExecutor
+
+    from .._work.ledger import Ledger
 else:
     try:
         from concurrent.futures.thread import ThreadPoolExecutor
@@ -54,11 +61,95 @@ T = TypeVar("T")
 Job = Callable[[], Callable[[], None] | None]
 
 
+class ThreadWork:
+    """The call that a worker is to make for a task of `to_thread`: whoever claims it first, the worker or who ends it, has it."""
+
+    __slots__ = ("__name__", "__qualname__", "_over", "_ticket", "call", "ident", "pool")
+
+    def __init__(self, fn: object, call: Callable[[], Any]) -> None:
+        self.__name__ = self.__qualname__ = name_of(fn)
+        self.call = call
+        # Of the thread that makes the call, once it does.
+        self.ident: int | None = None
+        # Taken by whoever claims it.
+        self._ticket = Lock()
+        # Of the worker that is to make it. And what is resolved when that has let go of it, if the loop waits for that.
+        self.pool: Workers | None = None
+        self._over: asyncio.Future[None] | None = None
+
+    def claim(self) -> bool:
+        return self._ticket.acquire(False)
+
+    def cancel(self, task: Task[Any], args: tuple[object, ...]) -> bool:
+        """End *task* as cancelled, unless the call is made; False then."""
+        if not self.claim():
+            return False
+        self.let_go()
+        task._end_cancelled(args)
+        return True
+
+    def make(self, held: list[Task[Any]]) -> Callable[[], None]:
+        """Make the call; what is returned is to be called when no frame refers to the task any more."""
+        task = held[0]
+        over = partial(self._end, held)
+        if not self.claim() or task._outcome() is not None:
+            return over
+        task._since = time.monotonic()
+        self.ident = threading.get_ident()
+        try:
+            # What is not done has a context.
+            value = task._context.run(self.call)  # type: ignore[union-attr]
+            if type(value) is CoroutineType:
+                value.close()
+                raise not_plain("to_thread", self.__name__)
+        except BaseException as error:
+            error.__traceback__ = traceback_without(error, 1)
+            task._fail(error)
+        else:
+            task._settle(SUCCEEDED, value)
+        finally:
+            # The error's frames refer to this one, as their caller; left here, the task would live until a garbage collection.
+            del task, self, held
+        return over
+
+    def _end(self, held: list[Task[Any]]) -> None:
+        # The last references, if nobody holds the handle: a failure is put aside for the report before a flush hears that the
+        # call is over.
+        held.clear()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Nobody makes the call, or it is over."""
+        if (pool := self.pool) is not None:
+            pool.ledger.in_threads.pop(self, None)
+            # After that: either the future is seen here, or who made it sees that this is gone.
+            if self._over is not None:
+                with suppress(RuntimeError):
+                    # The loop is closed: nobody waits there.
+                    pool.thread.post(resolve, self._over)
+
+    def over(self, ledger: Ledger) -> asyncio.Future[None] | None:
+        """A future that is done when the worker has let go of this; None if it has. For the loop."""
+        if self._over is None:
+            self._over = ledger.loop.create_future()
+        return self._over if self in ledger.in_threads else None
+
+
+def resolve(waiter: asyncio.Future[None]) -> None:
+    """Resolve the waiter if it is still pending. For its loop."""
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 class Workers(ThreadPoolExecutor):
     """
     The pool of a runtime, and its loop's default executor. asyncio insists on a `ThreadPoolExecutor`; none of that class's
     threads or queues are used, because they are shut before the first `atexit` handler runs.
     """
+
+    # Of the life whose pool it is.
+    thread: LoopThread
+    ledger: Ledger
 
     def __init__(self, size: int, name: str, on_orphaned: Callable[[], None], most_waiting: int | None = None) -> None:
         """*most_waiting* that wait for a runtime are replaced; None is without a bound, and none is kept for what a loop asks."""
@@ -73,11 +164,11 @@ class Workers(ThreadPoolExecutor):
         # One for each job that found nobody free.
         self._wanted: deque[None] = deque()
         self._starter = Starter()
-        # What the loop asks, oldest first; and the worker that is kept for that, where all others have something to do.
-        self._asked: deque[tuple[Future[Any], Job]] = deque()
-        self._kept: threading.Thread | None = None
-        # Which of that a worker is at, by its ident.
-        self._answering: dict[int, Future[Any]] = {}
+        # What the loop asks, oldest first; and the one worker that is kept for that, where all others have something to do.
+        self._asked: deque[Job] = deque()
+        self._kept: set[threading.Thread] = set()
+        # What the loop asks and is not done, a worker may be at it.
+        self._unanswered: set[Future[Any]] = set()
         # The workers that wait for a runtime, by ident, with the task that they wait for; None where that can't be told.
         self._blocked: dict[int, Task[Any] | None] = {}
         self._count = 0
@@ -88,10 +179,36 @@ class Workers(ThreadPoolExecutor):
     # --- taking work ----------------------------------------------------------------------------------------------
 
     def put(self, job: Job) -> None:
-        """Have a worker call *job*, which must not raise. From any thread."""
+        """Have a worker call *job*, which must not raise. From any thread. CannotStartError if there is none, and no thread can be started."""
         self._jobs.put(job)
         if self._jobs.qsize() > len(self._idle):
-            self._grow()
+            try:
+                self._grow()
+            except RuntimeError as error:
+                raise CannotStartError(f"omniloop can't start a worker thread here: {why_no_thread(error)}") from error
+
+    def make(self, task: Task[Any], call: ThreadWork) -> bool:
+        """Have a worker make the *call* of a task; False if the life whose pool this is has ended."""
+        call.pool = self
+        inbox, in_threads = self.ledger.inbox, self.ledger.in_threads
+        try:
+            in_threads[call] = task
+            # After the adding: closing sets the mark first, and then looks whether anything is here. If it has looked already, it
+            # fails what it found: who has the ticket decides.
+            if inbox.closed:
+                in_threads.pop(call, None)
+                # Without the ticket it is the closing thread's to fail, and counts as accepted; with it, the next life gets the task.
+                return not call.claim()
+            if self.thread.ident is None:
+                # After an idle fork. When main has ended 3.12 starts no thread, and the drain needs the loop's.
+                inbox.wake_reader()
+            self.put(partial(call.make, [task]))
+        except BaseException:
+            if call.claim():
+                call.let_go()
+            raise
+        task._owner.tally.count(*(("aside", "marked") if rank_of(task) else ("aside",)))
+        return True
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """What asyncio's `run_in_executor` and `asyncio.to_thread` call."""
@@ -113,16 +230,14 @@ class Workers(ThreadPoolExecutor):
                 if os.getpid() == pid:
                     future.set_result(result)
 
-        self._asked.append((future, job))
+        self._unanswered.add(future)
+        future.add_done_callback(self._unanswered.discard)
+        self._asked.append(job)
         try:
             self.put(self._take_asked)
-        except BaseException as error:
-            # No thread can be started. Refused, it must not be called by one that is started later; unless one has it already.
+        except BaseException:
+            # Refused, it must not be called by a worker that is started later; unless one has it already.
             if future.cancel():
-                if isinstance(error, RuntimeError):
-                    raise CannotStartError(
-                        f"omniloop can't start a worker thread here: {why_no_thread(error)}"
-                    ) from error
                 raise
         return future
 
@@ -134,23 +249,18 @@ class Workers(ThreadPoolExecutor):
             # It could not load the class that it looks for either; see above. asyncio's own name, the same from 3.11 to 3.15.
             loop._default_executor = self  # type: ignore[attr-defined]
 
-    def _take_asked(self) -> Callable[[], None] | None:
+    def _take_asked(self) -> None:
         """Make the oldest call that the loop asked for, if it is not made yet."""
         try:
-            future, job = self._asked.popleft()
+            job = self._asked.popleft()
         except IndexError:
-            return None
-        ident = threading.get_ident()
-        self._answering[ident] = future
-        try:
-            return job()
-        finally:
-            del self._answering[ident]
+            return
+        job()
 
     def start_one(self) -> None:
         """Start the first worker; at the interpreter's end 3.12 starts no thread any more, and this one serves."""
         if not self._staff:
-            self._start(self._serve, self._staff.add, self._staff.discard)
+            self._start(self._serve, self._staff)
 
     # --- waiting workers ------------------------------------------------------------------------------------------
 
@@ -166,10 +276,10 @@ class Workers(ThreadPoolExecutor):
         """
         self._blocked[threading.get_ident()] = task
         me = threading.current_thread()
-        if self._kept is me and self._has_room():
+        if me in self._kept and self._has_room():
             # One of those that wait, like any other: the next one may be kept.
             self._staff.add(me)
-            self._kept = None
+            self._kept.discard(me)
         try:
             if len(self._staff) <= len(self._blocked) or not self._jobs.empty():
                 self._grow()
@@ -184,12 +294,12 @@ class Workers(ThreadPoolExecutor):
 
     def _stands(self) -> bool:
         """Tell whether all workers wait, and what is in the queue stands until a wait ends; no other worker can be started."""
-        if self._jobs.empty() or len(self._blocked) < len(self._staff) + (self._kept is not None):
+        if self._jobs.empty() or len(self._blocked) < len(self._all()):
             return False
         # Should a start have failed for the moment.
         with suppress(RuntimeError):
             self._grow()
-        return len(self._blocked) >= len(self._staff) + (self._kept is not None)
+        return len(self._blocked) >= len(self._all())
 
     def _may_end(self, waited_for: Task[Any]) -> bool:
         """Tell whether anything is left that could end *waited_for*, where this pool stands."""
@@ -205,9 +315,7 @@ class Workers(ThreadPoolExecutor):
                 work = it._work
                 if isinstance(work, asyncio.Task):
                     found.append(work)
-                elif (
-                    not hasattr(work, "claim") or it._kind is DAEMON or getattr(it._owner, "_workers", None) is not self
-                ):
+                elif not isinstance(work, ThreadWork) or it._kind is DAEMON or work.pool is not self:
                     # It is done, or not started, or on the loop, or in a thread of its own. Else it stands in this queue; or in a
                     # worker, which waits for something else, and is looked at itself.
                     return True
@@ -234,7 +342,7 @@ class Workers(ThreadPoolExecutor):
     def _futures_of_asked(self) -> set[int]:
         """The asyncio futures, by id, of what the loop has asked: `asyncio.wrap_future` has told the pool's which is whose."""
         found: set[int] = set()
-        for future in [*list(self._answering.values()), *(asked for asked, _ in list(self._asked))]:
+        for future in list(self._unanswered):
             for callback in future._done_callbacks:  # type: ignore[attr-defined]
                 for cell in getattr(callback, "__closure__", None) or ():
                     if isinstance(cell.cell_contents, asyncio.Future):
@@ -250,11 +358,11 @@ class Workers(ThreadPoolExecutor):
     def stop(self, timeout: float) -> list[threading.Thread]:
         """End the workers and join them, *timeout* seconds at the most; returns those that are still busy."""
         self.closed = True
-        return self._stop_all(timeout)
+        return self._end_threads(timeout)
 
     def park(self, timeout: float) -> None:
         """End the workers before a fork. They come back on the next use; nothing is refused."""
-        self._stop_all(timeout)
+        self._end_threads(timeout)
         # What nobody was left to take would end workers of the next generation.
         held: list[Job] = []
         while True:
@@ -283,26 +391,18 @@ class Workers(ThreadPoolExecutor):
         return [thread.native_id for thread in self._all()]
 
     def _all(self) -> list[threading.Thread]:
-        kept = self._kept
-        return [*list(self._staff), *((kept,) if kept is not None else ())]
+        return [*list(self._staff), *list(self._kept)]
 
-    def _stop_all(self, timeout: float) -> list[threading.Thread]:
+    def _end_threads(self, timeout: float) -> list[threading.Thread]:
         self._stopping = True
         self._jobs.put(None)
-        return self._join(timeout)
-
-    def _join(self, timeout: float) -> list[threading.Thread]:
         deadline = time.monotonic() + timeout
         left = []
         for thread in self._all():
-            if thread is threading.current_thread():
-                continue
-            try:
-                if not join(thread, max(0.0, deadline - time.monotonic())):
+            # In the middle of its start, by another thread, it ends when it finds nothing to do.
+            with suppress(RuntimeError):
+                if thread is not threading.current_thread() and not join(thread, deadline - time.monotonic()):
                     left.append(thread)
-            except RuntimeError:
-                # In the middle of its start, by another thread; it ends when it finds nothing to do.
-                continue
         return left
 
     # --- threads --------------------------------------------------------------------------------------------------
@@ -317,9 +417,9 @@ class Workers(ThreadPoolExecutor):
         try:
             self._wanted.pop()
             if self._has_room():
-                self._start(self._serve, self._staff.add, self._staff.discard)
-            elif self._asked and self._kept is None and self._most_waiting is not None:
-                self._start(self._serve_asked, self._keep, self._keep_no_more)
+                self._start(self._serve, self._staff)
+            elif self._asked and not self._kept and self._most_waiting is not None:
+                self._start(self._serve_asked, self._kept)
         except IndexError:
             # Another thread was served in between.
             pass
@@ -334,28 +434,16 @@ class Workers(ThreadPoolExecutor):
             blocked if self._most_waiting is None else min(blocked, self._most_waiting)
         )
 
-    def _start(
-        self,
-        serve: Callable[[], None],
-        note: Callable[[threading.Thread], None],
-        forget: Callable[[threading.Thread], None],
-    ) -> None:
+    def _start(self, serve: Callable[[], None], among: set[threading.Thread]) -> None:
         self._count += 1
         thread = new_thread(serve, f"{self._name}-worker-{self._count}")
         try:
-            note(thread)
+            among.add(thread)
             thread.start()
         except BaseException:
             if thread.ident is None:
-                forget(thread)
+                among.discard(thread)
             raise
-
-    def _keep(self, thread: threading.Thread) -> None:
-        self._kept = thread
-
-    def _keep_no_more(self, thread: threading.Thread) -> None:
-        if self._kept is thread:
-            self._kept = None
 
     def _serve_asked(self) -> None:
         """Do what the loop asks, and nothing else, until nothing is asked."""
@@ -363,17 +451,14 @@ class Workers(ThreadPoolExecutor):
         pools[threading.get_ident()] = self
         try:
             # Not any more, if a wait made it one of the others.
-            while self._kept is me and self._asked:
-                over = self._take_asked()
+            while me in self._kept and self._asked:
+                self._take_asked()
                 if os.getpid() != pid:
                     self._on_orphaned()
-                if over is not None:
-                    over()
-                    del over
         finally:
             del pools[threading.get_ident()]
             self._staff.discard(me)
-            self._keep_no_more(me)
+            self._kept.discard(me)
             # Who asked just before this counted on it.
             if self._asked and not self._stopping:
                 with suppress(RuntimeError):

@@ -47,7 +47,7 @@ from .._arguments import close_unstarted
 from .._bridges.enter import AsyncEntered, Entered
 from .._caller import caller
 from .._errors import ClosedError, ForkedError, OmniloopError, TaskTimeoutError, WouldDeadlockError
-from .._life.life import Life
+from .._life.life import Life, Stage
 from .._locks import Guard
 from .._process import fork
 from .._runtime import Runtime
@@ -646,7 +646,7 @@ class _State:
     def here(self) -> Any:
         """The original, if it can be used here and now."""
         life = self.runtime._current()
-        if life is self.life and not life.closed:
+        if life is self.life and life.stage is not Stage.CLOSED:
             return self.original
         return self._elsewhere()
 
