@@ -23,7 +23,8 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
 from ._errors import ForkedError, TaskTimeoutError, WouldDeadlockError
-from ._life.life import Life, resolve
+from ._life.life import Life
+from ._life.workers import resolve
 from ._report import shown
 from ._runtime import Runtime
 from ._work.leftovers import OF_CALLERS, belongs_to
