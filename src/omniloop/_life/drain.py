@@ -6,37 +6,39 @@ deadlines: the one for the work, and the one for the clean-up of what is cancell
 cancel once, and has one turn of the loop after that, also where the deadline is past (without it the clean-up would not even begin, and
 each would complain of an ignored GeneratorExit). Nothing else is done for each: sentences are made for the twenty that are shown.
 
-What is waited for (`_Drain`), again and again until there is none of it:
+How an end goes (`close`), by the names and in the order of the code below:
 
-1. Work that nobody else's context marks as theirs (`rank_of`), because work may submit work.
-2. The closing of async generators, which is clean-up: for `cancel_timeout`.
-3. What work has left on the loop by asyncio's own means, if it is young: as long as what one of them waits for is known to come within their
-   time, or anything has moved in the last half second.
-4. Once in the whole end, what daemons had submitted by then. (What daemons submit without end would be waited for without end.)
+1. `drain` waits, until there is nothing of this (`_Drain._wait`):
+   - work that nobody else's context marks as theirs (`rank_of`), again and again, because work may submit work
+   - the closing of async generators, which is clean-up: for `cancel_timeout`
+   - what work has left on the loop by asyncio's own means, if it is young: as long as what one of them waits for is known to come within
+     their time, or anything has moved in the last half second
+   - once in the whole end, what daemons had submitted by then; what they submit without end would be waited for without end
+2. `finish` ends what is no work, in three stages (`_End._stages`). If a stage takes too long it goes on beside the others. Whenever there
+   is work again, 1 comes again.
+   - daemons; no turn of `every` begins any more, and those that are under way are work from now on
+   - what is kept open (`Kind.KEEPER`), the youngest first, each followed by what was made in its opening: a client's own reader and
+     heartbeat, which its `close()` needs
+   - all other tasks on the loop, and what they submitted when they were past their time
+3. If nothing is left then, the inbox is closed, in the same step in which that is seen (`_refuse`). Else 1 comes again.
+4. `cut`, if the deadline or a Ctrl-C has ended the waiting: work is cancelled first, and then each stage has its turn once.
+5. `_end`, in the thread that closes, and one at a time by `Life.closing`: the threads end, what was dropped is named, and nobody waits any more.
 
-Then what is left is ended, on the loop, in three stages (`_End`):
+What ends a wait. A thread asks the loop for something (`_Asked`), and waits at its gate, with the deadline; the gate is opened by the end of
+what was asked, or by the end of the life (`Life.fail_all`). So the tables are the loop's, and all that is asked, refused or counted there is
+done there, in one step: nothing can be submitted, or end, in the middle of it. A callback that blocks the loop may come back when the
+thread has given up: what was asked is not begun any more then, which the lock `_Asked._turn` is for.
 
-1. Turns of `every` that are under way are work from now on, and no other begins. Daemons are cancelled; what they have submitted is work now.
-2. What is kept open (`Kind.KEEPER`), the youngest first, each followed by what was made in its opening: a client's own reader and
-   heartbeat, which its `close()` needs. Before the first of them, what is left of those that were closed earlier.
-3. All other tasks on the loop, and what they submitted when they were past their time.
-
-After each the closing of async generators is waited for. If a stage takes too long it goes on beside the others, to the deadline. Whenever
-there is work again it is waited for, and the end goes on afterwards.
-
-Who may touch what. A thread asks the loop for something (`_Asked`), and waits; the tables are the loop's, and so all that is asked, refused or
-counted there is done there, in one step: nothing can be submitted, or end, in the middle of it. Closing the inbox and looking whether
-anything is left is one such step. A callback that blocks the loop may come back when the thread has given up: what was asked is not
-begun any more then.
-
-A loop that is busy with 100,000 clean-ups and one that is blocked look alike from outside. So the loop's heart beats (`_End.beat`)
+A loop that is busy with 100,000 clean-ups and one that is blocked look alike from outside. So the loop's heart beats (`_End._beat`)
 on its way: the thread waits longer, past the deadline too, as long as it does.
 
 What was tried and does not work. Cancelling bare tasks together with the daemons: a client whose reader was gone could not close. Asking in
 any other order than that of the start: a queue in which many wait (an `asyncio.Event`'s) searches for each that leaves it from its head,
-and 100,000 took ten times as long. A callback for each piece of work that is waited for: it costs as much as its end. Waiting for work
-that is submitted while the end closes resources, without limit: a bare task that reconnects by itself opened one 364 times. Waiting for
-leftovers by their age alone: each client that was left open cost five seconds.
+and 100,000 took ten times as long. A callback for each piece of work that is waited for: it costs as much as its end. A count of what is
+left, taken down where work settles: that is one more look on the way of every task, and of every thread. Waiting for the oldest first: it is
+mostly the first to end, and so each is waited for. Waiting for work that is submitted while the end closes resources, without limit: a bare
+task that reconnects by itself opened one 364 times. Waiting for leftovers by their age alone: each client that was left open cost five
+seconds.
 """
 
 from __future__ import annotations
@@ -48,7 +50,6 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from itertools import chain, islice
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
@@ -86,12 +87,6 @@ _BATCH: Final = 16
 # Leftovers of which nobody knows what they wait for are given up when nothing has moved for so long; and how often that is looked at.
 _STILL: Final = 0.5
 _LOOK: Final = 0.05
-
-# The stages of the end, in their order.
-_WORK: Final = 0
-_DAEMONS: Final = 1
-_KEEPERS: Final = 2
-_REST: Final = 3
 
 
 class LeftoverTime(NamedTuple):
@@ -141,8 +136,8 @@ def close(
     """
     end = _End(life)
     last = time.monotonic()
-    left = cancel_timeout
     try:
+        left = cancel_timeout
         try:
             while not interruptions and drain(life, deadline, cancel_timeout, leftovers, end.rank):
                 # Daemons and resources, when the work is done: it may need them.
@@ -160,7 +155,6 @@ def close(
         except KeyboardInterrupt:
             interruptions += 1
             left = cancel_timeout
-        end.why = "Ctrl-C ended the draining" if interruptions else end.why
         last = time.monotonic() + (left if interruptions < 2 else 0)
         end.cut(last, leftovers)
     except KeyboardInterrupt:
@@ -170,7 +164,9 @@ def close(
         # Of two threads that close at once, one does this, and the other waits for it: it takes no longer than the deadline.
         with holding(life.closing):
             if life.stage is not Stage.CLOSED:
-                _end(life, last, end)
+                _end(
+                    life, last, end, "Ctrl-C ended the draining" if interruptions else "the time for draining was over"
+                )
             else:
                 life.fail_all(end.undelivered, _closed_error, told=True)
     return interruptions
@@ -244,15 +240,12 @@ def _wait_on_loop(
     told: bool,
 ) -> bool:
     """Have the loop begin a wait, after all that was submitted before, and wait for its end. False at the deadline."""
-    thread = life.thread
-    if thread is None and not life.inbox:
-        return True
-    if thread is not None and not life.serving and not life.inbox and life.ledger.is_quiet():
-        # The thread was ended before a fork, because there was nothing to do.
-        return True
     if life.inbox.closed:
         return True
-    since = time.monotonic()
+    if not life.serving and not life.inbox and (life.thread is None or life.ledger.is_quiet()):
+        # Never used; or the thread was ended before a fork, because there was nothing to do.
+        return True
+    since, until = time.monotonic(), math.inf if deadline is None else deadline
     asked = _Asked(life, begin)
     try:
         if not life.inbox.put(asked):
@@ -265,21 +258,20 @@ def _wait_on_loop(
             life.inbox.wake_reader()
             if asked.gate.acquire(timeout=_STARTING):
                 return bool(asked.value)
-            if deadline is not None and time.monotonic() >= deadline:
+            if time.monotonic() >= until:
                 return False
-        ended = acquire(asked.gate, _QUIET if deadline is None else min(_QUIET, deadline - time.monotonic()))
-        if not ended and (deadline is None or time.monotonic() < deadline):
-            until = leftovers and leftovers.until
+        ended = acquire(asked.gate, min(_QUIET, until - time.monotonic()))
+        if not ended and time.monotonic() < until:
             try:
-                wait = _hooks.on_use("_seen.progress").Progress(
-                    life, shown=shown, told=told, since=since, leftovers_until=until
+                progress = _hooks.on_use("_seen.progress").Progress(
+                    life, shown=shown, told=told, since=since, leftovers_until=leftovers and leftovers.until
                 )
             except (ImportError, OSError):
                 # The core is alone, or the process is short of descriptors: the wait goes on without a word.
-                ended = acquire(asked.gate, None if deadline is None else deadline - time.monotonic())
+                ended = acquire(asked.gate, until - time.monotonic())
             else:
-                with wait:
-                    ended = wait.acquire(asked.gate, deadline)
+                with progress:
+                    ended = progress.acquire(asked.gate, deadline)
         return ended and bool(asked.value)
     except BaseException:
         life.inbox.take_back(asked)
@@ -376,11 +368,7 @@ class _Drain:
 
     async def _clean_ups(self) -> bool:
         """Wait for the clean-ups that there are, within their time; False if there are none."""
-        # asyncio makes them one turn of the loop after it was seen that they are needed.
-        await asyncio.sleep(0)
-        leftovers = self._life.ledger.leftovers
-        leftovers.look()
-        found = [task for task in leftovers.clean_ups if task not in self._slow]
+        found = [task for task in await _clean_ups(self._life) if task not in self._slow]
         if found and not await _ended(self._life, found, time.monotonic() + self._cancel_timeout):
             self._slow.update(found)
         return bool(found)
@@ -410,6 +398,15 @@ class _Drain:
             pause = min(left, max(_LOOK, 5 * (time.monotonic() - now)))
         await asyncio.wait([known or young[0]], timeout=pause)
         return True
+
+
+async def _clean_ups(life: Life) -> list[asyncio.Future[Any]]:
+    """What closes async generators now."""
+    # asyncio makes them one turn of the loop after it was seen that they are needed.
+    await asyncio.sleep(0)
+    leftovers = life.ledger.leftovers
+    leftovers.look()
+    return list(leftovers.clean_ups)
 
 
 async def _ended(life: Life, runners: Iterable[Any], until: float = math.inf) -> bool:
@@ -442,7 +439,6 @@ class _End:
         self._life = life
         # Whose work is waited for: from when daemons have ended, theirs too.
         self.rank = UNMARKED
-        self.why = "the time for draining was over"
         # What was dropped, for the log; with sentences on the first, made before they were cancelled.
         self.dropped: dict[Task[Any], str | None] = {}
         # Leftovers that were waited for in vain.
@@ -452,12 +448,10 @@ class _End:
         self.answered = True
         # Counts up while the loop makes its way.
         self.beats = 0
-        # Each is asked once: a second time would interrupt its clean-up.
-        self._asked: set[asyncio.Future[Any]] = set()
-        # Asked, and not waited for until all others have ended too.
-        self._slow: set[asyncio.Future[Any]] = set()
-        # The work that this has cancelled.
-        self._cut: set[Task[Any]] = set()
+        # What was asked to end, once, because a second time would interrupt its clean-up; and the work that this has cut off.
+        self._asked: set[Any] = set()
+        # What had its turn, and is not waited for until all others had theirs.
+        self._slow: set[Any] = set()
 
     def finish(self, deadline: float) -> bool | None:
         """
@@ -479,22 +473,18 @@ class _End:
     def cut(self, deadline: float, leftovers: LeftoverTime) -> None:
         """Cancel all that is left, work too, and refuse what comes from then on."""
         life = self._life
-        for task in _unfinished(life):
-            self._drop(task)
-        if life.thread is not None and life.serving:
-            self._ask_loop(lambda: self._cut_all(deadline, leftovers), deadline)
+        if life.thread is not None:
+            for task in life.waited_for():
+                self._drop(task)
+            if life.serving:
+                self._ask_loop(lambda: self._cut_all(deadline, leftovers), deadline)
 
     def lines(self) -> _Named:
         """Name what was dropped. What has ended by itself before it was asked to was not."""
-        named = _Named()
         dropped = [
-            (task, line)
-            for task, line in self.dropped.items()
-            if task in self._cut or not task.done() or not self.answered
+            line for task, line in self.dropped.items() if task in self._asked or not task.done() or not self.answered
         ]
-        named.add(lambda line: line, (line for _, line in dropped if line is not None))
-        named.count = len(dropped)
-        return named
+        return _Named(lambda line: line, dropped)
 
     def _ask_loop(self, begin: Callable[[], Coroutine[Any, Any, Any]], deadline: float) -> Any:
         """Have the loop run a coroutine, and wait for its end; None if the loop is blocked, at the *deadline* at the earliest."""
@@ -538,12 +528,12 @@ class _End:
         if ledger.end_turns():
             return False
         try:
-            ended = await self._cancel_in_order(deadline, patient=True)
+            ended = await self._cancel(deadline, patient=True)
         finally:
             self._hush(False)
         if ended is not True:
             return ended
-        if not await self._close_generators(deadline) or not ledger.is_done(self.rank):
+        if not await self._close_generators(deadline):
             return None if ledger.is_done(self.rank) else False
         return self._refuse()
 
@@ -552,12 +542,12 @@ class _End:
         ledger.leftovers.in_vain.update(ledger.leftovers.young(leftovers.since))
         self._end_untaken()
         try:
-            await self._cancel_in_order(deadline, patient=False)
+            await self._cancel(deadline, patient=False)
             await self._close_generators(deadline)
             if not self._refuse():
                 # There is always more. From here on it is refused; what was started meanwhile is cancelled too.
                 self.undelivered = self._life.inbox.close()
-                await self._cancel_in_order(0.0, patient=False)
+                await self._cancel(0.0, patient=False)
         finally:
             self._hush(False)
         return True
@@ -571,109 +561,95 @@ class _End:
             or not ledger.is_quiet()
             or ledger.keepers
             or ledger.has_open_generators()
-            or self._others_left()
+            or ledger.leftovers.clean_ups
+            or self._rest()
         ):
             life.inbox.reopen(undelivered)
             return False
         return True
 
-    def _others_left(self) -> bool:
-        return bool(self._rest() or self._life.ledger.leftovers.clean_ups)
-
     async def _close_generators(self, deadline: float) -> bool:
-        loop = self._life.ledger.loop
+        loop, helpers = self._life.ledger.loop, self._life.ledger.leftovers.helpers
         if (generators := getattr(loop, "_asyncgens", None)) is not None:
             # Nothing is refused yet, and asyncio's own hook complains of those that are opened from now on.
             sys.set_asyncgen_hooks(firstiter=generators.add)
-        left = max(0.01, deadline - time.monotonic())
-        if asyncio.current_task() is None:
-            # A library has put tasks of its own in the place of asyncio's, and `asyncio.timeout` finds none on 3.14.
-            closing = loop.create_task(loop.shutdown_asyncgens())
-            if not (await asyncio.wait([closing], timeout=left))[0]:
-                closing.cancel()
-                return False
-        else:
-            try:
-                async with asyncio.timeout(left):
-                    await loop.shutdown_asyncgens()
-            except TimeoutError:
-                return False
-        # The callbacks of what has just ended, which settle it, come before this goes on.
-        await asyncio.sleep(0)
+        closing = asyncio.Task(loop.shutdown_asyncgens(), loop=loop)
+        helpers.add(closing)
+        closing.add_done_callback(helpers.discard)
+        if not await _ended(self._life, [closing], max(deadline, time.monotonic() + 0.01)):
+            closing.cancel()
+            return False
         return True
 
-    async def _cancel_in_order(self, deadline: float, patient: bool) -> bool | None:
-        """True if all has ended, None if that was not so at the *deadline*; False if there is work to wait for."""
-        ledger, leftovers = self._life.ledger, self._life.ledger.leftovers
-        stage = _WORK
+    async def _cancel(self, deadline: float, patient: bool) -> bool | None:
+        """
+        Ask what is left to end, stage by stage, and wait for it. True if all has ended, None if that was not so at the *deadline*.
+
+        *patient*: leave work alone, and return False if there is any.
+        """
+        life, ledger = self._life, self._life.ledger
+        stages = self._stages(patient)
         while True:
-            leftovers.look()
             if patient and not ledger.is_done(self.rank):
                 # What was accepted since the draining is to be done, and not cancelled; other tasks may be its own.
                 return False
-            ledger.cancel_timers()
-            # Not patient, each stage has its turn once: what its clean-up submits may be without end.
-            stages = [
-                (kind, now)
-                for kind, runners in self._stages(patient)
-                if (patient or kind >= stage) and (now := [runner for runner in runners if runner not in self._slow])
-            ]
-            if self.rank == UNMARKED and (not stages or stages[0][0] > _DAEMONS):
-                self.rank = OF_WHAT_ENDED
-                # Their makers have ended: what they submit without end is not waited for.
-                leftovers.orphan_others()
-                continue
-            if time.monotonic() >= deadline:
-                for _, runners in stages:
-                    self._ask(runners, patient)
-                self._ask(list(leftovers.clean_ups), patient)
-                # One turn of the loop for each that was asked just now, and one in which it is settled.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                return True if not any(runners for _, runners in self._stages(patient)) else None
-            if not stages:
+            runners, parts = next(stages, (None, 1))
+            if runners is None:
                 break
-            stage, now = stages[0]
-            if stage >= _KEEPERS:
-                self._hush(True)
-            if stage == _REST:
-                leftovers.late.over = leftovers.orphans.over = True
-            self._ask(now, patient)
-            # For closing what is open, and for the rest, a part of the time is kept.
-            shares = 1 if len(stages) == 1 else 2 if stage < _KEEPERS else len(stages)
-            begun = time.monotonic()
-            until = begun + (deadline - begun) / shares
-            if not await _ended(self._life, now, until):
-                self._slow.update(now)
-            await self._clean_ups(until)
-            if stage != _KEEPERS:
-                # It had its turn. The keepers are a stage each, of one number: that stays until none is left.
-                stage += 1
-        if not await _ended(self._life, self._slow, deadline) or not await self._clean_ups(deadline):
-            return None
-        return True
+            ledger.cancel_timers()
+            self._ask(runners, patient)
+            left = deadline - time.monotonic()
+            until = deadline - left + left / parts
+            if left <= 0 or not await _ended(life, runners, until):
+                self._slow.update(runners)
+            if left > 0:
+                await _ended(life, await _clean_ups(life), until)
+        if time.monotonic() >= deadline:
+            self._ask(list(ledger.leftovers.clean_ups), patient)
+            # One turn of the loop for each that was asked just now, and one in which it is settled.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        return await _ended(life, [*self._slow, *await _clean_ups(life)], deadline) or None
 
-    async def _clean_ups(self, until: float) -> bool:
-        # asyncio makes them one turn of the loop after it was seen that they are needed.
-        await asyncio.sleep(0)
-        leftovers = self._life.ledger.leftovers
-        leftovers.look()
-        return await _ended(self._life, leftovers.clean_ups, until)
+    def _stages(self, patient: bool) -> Iterator[tuple[list[Any], int]]:
+        """
+        What is left, in the order in which it is to end, each looked at when its turn has come; and in how many parts the time is divided.
 
-    def _stages(self, patient: bool) -> Iterator[tuple[int, list[Any]]]:
-        """What is left, in the order in which it is to end."""
-        ledger = self._life.ledger
+        What takes longer than its part goes on beside the others.
+        """
+        ledger, leftovers = self._life.ledger, self._life.ledger.leftovers
         if not patient:
-            yield _WORK, list(ledger.running)
-        yield _DAEMONS, list(ledger.daemons)
-        # Also of those that were closed before the end began.
+            yield self._in_time(ledger.running), 2
+        yield self._in_time(ledger.daemons), 2
+        if self.rank == UNMARKED:
+            # Their makers have ended: what they submit without end is not waited for.
+            self.rank = OF_WHAT_ENDED
+            leftovers.orphan_others()
+            # What daemons have submitted comes before what it may need.
+            yield [], 1
+        self._hush(True)
+        while kept := self._kept():
+            yield kept[0], len(kept) + 1
+        while rest := self._in_time(self._rest()):
+            leftovers.late.over = leftovers.orphans.over = True
+            yield rest, 1
+            if not patient:
+                # What its clean-up makes may be without end.
+                return
+
+    def _in_time(self, runners: Iterable[Any]) -> list[Any]:
+        return [runner for runner in runners if runner not in self._slow]
+
+    def _kept(self) -> list[list[Any]]:
+        """What is kept open, one after the other, the youngest first; before these what is left of those that were closed earlier."""
+        ledger = self._life.ledger
+        kept = []
         for keeper, owner in ledger.leftovers.belongings.items():
             if (keeper.done() or keeper in self._asked) and owner.tasks:
                 owner.over = True
-                yield _KEEPERS, list(owner.tasks)
-        for keeper in reversed(ledger.keepers):
-            yield _KEEPERS, [keeper]
-        yield _REST, self._rest()
+                kept.append(self._in_time(owner.tasks))
+        kept += [self._in_time([keeper]) for keeper in reversed(ledger.keepers)]
+        return [runners for runners in kept if runners]
 
     def _rest(self) -> list[asyncio.Future[Any]]:
         """All other tasks, and the work of those that are past their time."""
@@ -704,7 +680,7 @@ class _End:
                         self.in_vain.add(describe, [task])
                 elif task is not None:
                     self._drop(task)
-                    self._cut.add(task)
+                    asked.add(task)
                 elif runner in ledger.leftovers.in_vain and not _waits_for_more(runner):
                     self.in_vain.add(_describe_bare, [runner])
                 runner.cancel()
@@ -723,7 +699,7 @@ class _End:
                 return
             if (task := task_in(item)) is not None:
                 self._drop(task)
-                self._cut.add(task)
+                self._asked.add(task)
                 ledger.end_untaken(task)
             else:
                 item()
@@ -738,7 +714,7 @@ def _closed_error() -> ClosedError:
     return ClosedError("The runtime was shut down before this was done.")
 
 
-def _end(life: Life, deadline: float, end: _End) -> None:
+def _end(life: Life, deadline: float, end: _End, why: str) -> None:
     """Stop the threads, tell what was dropped, and let nobody wait for what will not come. For the thread that closes."""
     undelivered = end.undelivered + life.inbox.close()
     # Whoever starts the thread now did not see that it is closed; who comes later does.
@@ -758,25 +734,15 @@ def _end(life: Life, deadline: float, end: _End) -> None:
             if stack := thread_stack(worker.ident):
                 exit.leave_behind(worker.ident)
                 say("%s: worker thread %r did not end; it runs here:\n%s", life.name, worker.name, stack)
-    if daemons := list(life.daemon_threads):
-        say("%s: %d left running in daemon threads, which nobody waits for:%s", life.name, *_threads(daemons))
-    if dropped.count:
-        say("%s: %d unfinished when %s, and cancelled:%s", life.name, dropped.count, end.why, dropped)
-    if end.in_vain.count:
-        say(
-            "%s: %d left on the loop when their time was over, and cancelled:%s",
-            life.name,
-            end.in_vain.count,
-            end.in_vain,
-        )
+    _tell(life, _threads(life.daemon_threads), "left running in daemon threads, which nobody waits for")
+    _tell(life, dropped, f"unfinished when {why}, and cancelled")
+    _tell(life, end.in_vain, "left on the loop when their time was over, and cancelled")
     if thread is not None and life.stage is not Stage.DEAD:
         deaf = _deaf(life, thread.loop)
-        if deaf.count and blocked is None:
-            say("%s: %d did not end when cancelled, and will not be done:%s", life.name, deaf.count, deaf)
-    late = _Named()
-    late.add(describe, (item for item in undelivered if type(item) is Task))
-    if late.count:
-        say("%s: %d came while it was being shut down, and were not started:%s", life.name, late.count, late)
+        if blocked is None:
+            _tell(life, deaf, "did not end when cancelled, and will not be done")
+    late = _Named(describe, (item for item in undelivered if type(item) is Task))
+    _tell(life, late, "came while it was being shut down, and were not started")
     life.shut()
     life.fail_all(undelivered, _closed_error, told=True)
     life.failures.tell_all()
@@ -787,15 +753,14 @@ def _end(life: Life, deadline: float, end: _End) -> None:
 def name_left_behind(life: Life) -> None:
     """After a fork, in the parent: name the threads of daemons that the child is without, each once."""
     unnamed = {daemon: said for daemon, said in list(life.daemon_threads.items()) if not said}
-    if unnamed:
-        for said in unnamed.values():
-            said.append("named")
-        say(
-            "%s: %d left running in daemon threads, which the forked child is without; a lock that one of them held is held there for ever. "
-            "Start them after the fork, or the child by spawn:%s",
-            life.name,
-            *_threads(list(unnamed)),
-        )
+    for said in unnamed.values():
+        said.append("named")
+    _tell(
+        life,
+        _threads(unnamed),
+        "left running in daemon threads, which the forked child is without; a lock that one of them held is held there for ever. "
+        "Start them after the fork, or the child by spawn",
+    )
 
 
 def _stop(thread: LoopThread, serving: bool, deadline: float, answered: bool) -> str | None:
@@ -825,12 +790,10 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
         if runner in helpers and isinstance(runner, asyncio.Task):
             # Another thread's, which closes at the same time: the loop may have been stopped before its first step.
             close_unstarted(runner.get_coro())
-    deaf = _Named()
-    deaf.add(
+    return _Named(
         lambda runner: describe(known[runner]) if runner in known else _describe_bare(runner),
         (runner for runner in left if runner not in helpers),
     )
-    return deaf
 
 
 # --- naming -----------------------------------------------------------------------------------------------------------
@@ -839,27 +802,26 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
 class _Named:
     """How many there are of something, and a line for each of the first; what is not shown costs no more than its counting."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: Callable[[Any], str | None] = str, things: Iterable[Any] = ()) -> None:
         self.count = 0
         self._lines: list[str] = []
+        self.add(name, things)
 
-    def add(self, name: Callable[[Any], str], *groups: Iterable[Any]) -> None:
-        """Count all that is in *groups*, and have *name* make a line for those that will be shown."""
-        things = chain(*groups)
-        shown = list(islice(things, _NAMED - len(self._lines)))
-        self._lines += map(name, shown)
-        self.count += len(shown) + sum(1 for _ in things)
+    def add(self, name: Callable[[Any], str | None], things: Iterable[Any]) -> None:
+        """Count *things*, and have *name* make a line for those that will be shown."""
+        for thing in things:
+            self.count += 1
+            if len(self._lines) < _NAMED and (line := name(thing)) is not None:
+                self._lines.append(line)
 
     def __str__(self) -> str:
         more = self.count - len(self._lines)
         return "".join(f"\n{line}" for line in [*self._lines, *([f"  … and {more} more"] if more else [])])
 
 
-def _unfinished(life: Life) -> Iterator[Task[Any]]:
-    """What will be dropped."""
-    if life.thread is not None:
-        yield from life.ledger.waited_for()
-        yield from (item for item in life.inbox.waiting() if type(item) is Task)
+def _tell(life: Life, named: _Named, what: str) -> None:
+    if named.count:
+        say("%s: %d %s:%s", life.name, named.count, what, named)
 
 
 def describe(task: Task[Any]) -> str:
@@ -870,11 +832,11 @@ def describe(task: Task[Any]) -> str:
     return f"  {shown(task.get_name())}{kind}{since}, submitted at {task._site().short()}, {task._place()}"
 
 
-def _threads(threads: list[Any]) -> tuple[int, _Named]:
-    """Count and name threads that make the calls of daemons."""
-    named = _Named()
-    named.add(lambda thread: f"  {shown(thread.name)}, runs at {thread_place(thread.ident) or 'its end'}", threads)
-    return named.count, named
+def _threads(threads: Iterable[Any]) -> _Named:
+    """Name threads that make the calls of daemons."""
+    return _Named(
+        lambda thread: f"  {shown(thread.name)}, runs at {thread_place(thread.ident) or 'its end'}", list(threads)
+    )
 
 
 def _waits_for_more(runner: asyncio.Future[Any]) -> bool:

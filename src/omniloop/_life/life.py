@@ -8,7 +8,7 @@ What a life is at is one word, its `Stage`:
                            └──────> DEAD          the thread ended by itself; the runtime begins another life
     any, in a forked child ───────> FOREIGN       the parent's; the runtime begins another life
 
-Who writes it. `_make` and `_serve`: the thread that starts it, by the `Starter` (and the loop's thread, should that start have been
+Who writes it. `_make` and `_start`: the thread that starts it, by the `Starter` (and the loop's thread, should that start have been
 interrupted). `_park` and `_die`: the loop's thread. `shut`: whoever holds `closing`. `after_fork_in_child`: the one
 thread of the child.
 
@@ -83,7 +83,7 @@ _PAUSE_TIMEOUT: Final = 1.0
 
 
 class Stage(enum.Enum):
-    """What a life is at. Only its moves write it: `_make`, `_serve`, `_park`, `_die`, `shut` and `after_fork_in_child`."""
+    """What a life is at. Only its moves write it: `_make`, `_start`, `_park`, `_die`, `shut` and `after_fork_in_child`."""
 
     # Nothing is made yet. The first use makes the loop, and what belongs to it.
     NEW = "new"
@@ -212,17 +212,15 @@ class Life:
         if fork.is_forking():
             # A thread that starts now would be in the fork's way; `catch_up` starts it afterwards.
             return
-        assert self.thread is not None and self._workers is not None
+        thread, pool = self.thread, self._workers
+        assert thread is not None and pool is not None
         if self._watchdog is not None:
-            self._workers.start_one()
+            pool.start_one()
         self.watch()
         if self._owner._settings_of_process().monitor:
             _hooks.on_use("_monitor.server").start_with_runtime()
-        self._serve(self.thread)
-
-    def _serve(self, thread: LoopThread) -> None:
         # Not where the loop is made: one whose making is interrupted is nobody's, and a guest would keep it.
-        _hooks.serve(thread.loop, self.workers)
+        _hooks.serve(thread.loop, pool)
         try:
             self.stage = Stage.SERVING
             thread.start(self._empty)
@@ -307,13 +305,15 @@ class Life:
             self.inbox.give_token_back()
         elif thread is not None and self.stage is Stage.SERVING:
             thread.post(self._empty)
-            if self._watchdog is not None and self._watchdog.must_be_told:
-                self._watchdog.wake()
+            watchdog = self._watchdog
+            if watchdog is not None and watchdog.asleep and not watchdog.attached:
+                watchdog.wake()
         else:
             self.start()
 
     def _empty(self) -> None:
-        if self.thread is None or self.thread.leaving:
+        thread, ledger = self.thread, self._ledger
+        if thread is None or ledger is None or thread.leaving:
             # For a fork, because all was quiet. What is started in the last turn of the loop would be left hanging; the next start
             # looks into the inbox first.
             self.inbox.give_token_back()
@@ -321,7 +321,7 @@ class Life:
         if self.stage is Stage.PARKED:
             # Its start was interrupted, and it runs nevertheless.
             self.stage = Stage.SERVING
-        self.ledger.empty()
+        ledger.empty()
 
     # --- watching -----------------------------------------------------------------------------------------------------
 

@@ -110,7 +110,9 @@ class Watchdog:
         self._loop_thread = thread
         self._ledger = ledger
         self._settings = settings
-        self._attached = False
+        # Whether the loop says when it works, and so wakes this; else whoever submits something does.
+        self.attached = False
+        self.asleep = False
         self._busy_since: float | None = None
         self._turn = 0
         # Where a callback began, and what the loop's thread had had of the machine when that was first looked at.
@@ -120,7 +122,6 @@ class Watchdog:
         self._took: float | None = None
         self._told_of_hunger = False
         self._told_of_crowd = False
-        self._asleep = False
         self._gate = Lock()
         # Its own, while it is to watch.
         self._thread: threading.Thread | None = None
@@ -143,19 +144,19 @@ class Watchdog:
                 busy()
 
         selector.select = select_and_tell
-        self._attached = True
+        self.attached = True
 
     # --- said by the loop ---------------------------------------------------------------------------------------------
 
     def busy(self) -> None:
         self._busy_since = time.monotonic()
         self._turn += 1
-        if self._asleep:
+        if self.asleep:
             self.wake()
 
     def goes_on(self) -> None:
         """A turn of the loop is long, because much is called in it, and no single call blocks."""
-        if self._attached:
+        if self.attached:
             self.busy()
 
     def idle(self) -> None:
@@ -167,11 +168,6 @@ class Watchdog:
     # --- the watchdog -------------------------------------------------------------------------------------------------
 
     @property
-    def must_be_told(self) -> bool:
-        """Tell whether it sleeps, and whoever submits work has to wake it, because the loop can't."""
-        return self._asleep and not self._attached
-
-    @property
     def native_id(self) -> int | None:
         """The system's id of the thread, if it runs."""
         return self._thread.native_id if self._thread is not None else None
@@ -179,7 +175,7 @@ class Watchdog:
     def busy_for(self) -> float | None:
         """Seconds that the loop has been at work without a look at its sockets; None while it sleeps, or if it can't say. From any thread."""
         since = self._busy_since
-        return time.monotonic() - since if self._attached and since is not None else None
+        return time.monotonic() - since if self.attached and since is not None else None
 
     def watch(self) -> None:
         """Watch from now on, if `slow_callback` is set; look at the settings again, if it does already."""
@@ -206,7 +202,7 @@ class Watchdog:
 
     def wake(self) -> None:
         """Have it look now. Harmless if it is awake."""
-        self._asleep = False
+        self.asleep = False
         try:
             self._gate.release()
         except RuntimeError:
@@ -224,10 +220,10 @@ class Watchdog:
             turn = self._turn
             pause = self._look(turn != seen)
             seen = turn
-            self._asleep = pause is None
-            if self._asleep and (self._turn != turn or self._took is not None):
+            self.asleep = pause is None
+            if self.asleep and (self._turn != turn or self._took is not None):
                 # It went to work before it could see that it has to wake somebody.
-                self._asleep = False
+                self.asleep = False
                 continue
             self._gate.acquire(timeout=-1 if pause is None else min(pause, threading.TIMEOUT_MAX))
 
@@ -237,7 +233,7 @@ class Watchdog:
         slow, since, now = self._settings().slow_callback, self._busy_since, time.monotonic()
         if slow is None:
             return None
-        if since is None and not self._attached and self._ping():
+        if since is None and not self.attached and self._ping():
             since = self._busy_since = now
         if since is None:
             # One more look, if something has happened since the last; then none until it happens again.

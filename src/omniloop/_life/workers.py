@@ -363,18 +363,12 @@ class Workers(ThreadPoolExecutor):
     def park(self, timeout: float) -> None:
         """End the workers before a fork. They come back on the next use; nothing is refused."""
         self._end_threads(timeout)
-        # What nobody was left to take would end workers of the next generation.
-        held: list[Job] = []
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except Empty:
-                break
-            if job is not None:
-                held.append(job)
         self._stopping = False
-        for job in held:
-            self._jobs.put(job)
+        # What nobody was left to take would end workers of the next generation.
+        for _ in range(self._jobs.qsize()):
+            with suppress(Empty):
+                if (job := self._jobs.get_nowait()) is not None:
+                    self._jobs.put(job)
 
     def counts(self) -> dict[str, int]:
         """How many workers there are, may be, have nothing to do, and wait for the runtime; and the jobs that wait. For a look."""

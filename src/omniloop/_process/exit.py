@@ -28,6 +28,7 @@ in `threading`: it comes after the pools of others are shut. A clock for each ru
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 import threading
@@ -89,17 +90,12 @@ class Clock:
         # When the part that goes on began.
         self._since: float | None = None
         self._spent = 0.0
-        # It takes no longer than until then, by `time.monotonic()`, whatever the deadlines of the runtimes are: the waiting for work, and all
-        # of it.
-        self._latest: float | None = None
-        self._last: float | None = None
+        # Until when work is waited for at most, by `time.monotonic()`, whatever the deadlines of the runtimes are; and how long clean-up is
+        # after that.
+        self._latest = math.inf
+        self._for_clean_up = math.inf
         # The first Ctrl-C ends the waiting for work, in all runtimes; the second that for clean-up.
         self.interruptions = 0
-
-    @property
-    def running(self) -> bool:
-        """Tell whether a part of the drain goes on."""
-        return self._since is not None
 
     @property
     def began(self) -> float:
@@ -124,21 +120,18 @@ class Clock:
 
     def end_within(self, seconds: float) -> None:
         """Have the drain be over in *seconds*, or earlier where a runtime's own deadline is earlier."""
-        now = time.monotonic()
-        self._latest, self._last = now + seconds * (1 - _FOR_CLEAN_UP), now + seconds
+        self._for_clean_up = seconds * _FOR_CLEAN_UP
+        self._latest = time.monotonic() + seconds - self._for_clean_up
 
     def deadline(self, timeout: float | None) -> float | None:
         """When a runtime that gives the drain *timeout* seconds is to be done, by `time.monotonic()`."""
-        if timeout is None:
-            return self._latest
-        deadline = time.monotonic() + max(0.0, timeout - self.spent)
-        return deadline if self._latest is None else min(deadline, self._latest)
+        left = math.inf if timeout is None else max(0.0, timeout - self.spent)
+        deadline = min(self._latest, time.monotonic() + left)
+        return None if deadline == math.inf else deadline
 
     def clean_up(self, timeout: float) -> float:
         """How long a runtime that gives the clean-up *timeout* seconds waits for it."""
-        if self._last is None or self._latest is None:
-            return timeout
-        return max(0.0, min(timeout, self._last - max(self._latest, time.monotonic())))
+        return max(0.0, min(timeout, self._for_clean_up - max(0.0, time.monotonic() - self._latest)))
 
 
 # The one of the process's end.
@@ -153,7 +146,7 @@ _left_behind: set[int] = set()
 
 def draining() -> bool:
     """Tell whether the process waits for what is left, because it ends."""
-    return _clock.running
+    return _clock._since is not None
 
 
 def drained_for() -> float:
