@@ -8,27 +8,10 @@ from pathlib import Path
 import pytest
 
 import omniloop
+from floors import FLOORS
 
 PACKAGE = Path(omniloop.__file__).parent
 
-# From the ground up. A module imports from lower floors; and from its own, as long as nothing there leads back to it.
-FLOORS = {
-    "words": {"_clock", "_caller", "_locks", "_hooks", "_errors", "_settings", "_arguments", "_report", "_stats"},
-    "_process": {"_process"},
-    "_work": {"_work"},
-    "_life": {"_life"},
-    "_runtime": {"_admission", "_runtime"},
-    "_seen": {"_seen"},
-    "_guests": {"_guests"},
-    "_shared": {"_shared"},
-    "shared by guests": {"_limiter", "_steps"},
-    "_brokers": {"_brokers"},
-    "_processes": {"_processes"},
-    "_bridges": {"_bridges"},
-    "_twins": {"_twins"},
-    "_monitor": {"_monitor"},
-    "doors": {"__init__", "__main__", "ext", "testing"},
-}
 NAMES = list(FLOORS)
 
 # Which module may do what; a test of its own for each.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+import omniloop
 from children import child_environment, run_child
 from omniloop import flush, go, run, to_thread
 from programs import source_of
@@ -208,3 +209,37 @@ def test_a_terminal_that_goes_away_does_not_end_the_wait():
     stdout, _ = child.communicate(timeout=40)
 
     assert (stdout, child.returncode) == ("flushed\n", 0)
+
+
+# --- in the log -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("A drain of more than two seconds says in the log for what it waits, and for how long still")
+def test_a_drain_that_takes_long_says_once_for_what_it_waits_and_how_to_start_what_never_ends():
+    def program():
+        async def late(seconds):
+            await asyncio.sleep(seconds)
+
+        for seconds in 2.6, 2.7:
+            go(late(seconds))
+        go(asyncio.sleep(2.5), name="sleeper")
+        go(asyncio.sleep(60), daemon=True, name="a daemon")
+
+    result = run_child(program, env={"OMNILOOP_EXIT_TIMEOUT": "20"}, remarks=True)
+
+    assert result[:3:2] == ("", 0)
+    (line,) = result.stderr.splitlines()
+    assert "omniloop: waits for 3 unfinished for 18 s more at the most: late, sleeper." in line
+    assert "What never ends is started with daemon=True" in line
+
+
+def test_a_shutdown_that_takes_long_says_so_and_names_the_first(caplog):
+    with omniloop.Runtime(name="long") as runtime:
+        for number in range(30):
+            runtime.go(asyncio.sleep(2.3), name=f"sleeper {number}")
+        with caplog.at_level("WARNING"):
+            runtime.shutdown(timeout=None)
+
+    (message,) = caplog.messages
+    assert message.startswith("long: waits for 30 unfinished without a limit: sleeper 0, sleeper 1, ")
+    assert "sleeper 19, …. What never ends" in message and "sleeper 20" not in message
