@@ -29,7 +29,9 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Expr)
 # What a test of a guest says: the guests' names, and those of the libraries that they know.
 _GUESTS = re.compile(
     r"(?<![a-z])(TaskGroup|Iteration|Queue|Resource|ProcessPool|Blocking|aiterate|background|blocking|enter|iterate|queue|resource|to_process"
-    r"|omniloop\.map|dump|timings|monitor|progress|ext|testing|trio|asgiref|anyio|sniffio|uvloop|omniloop[.\w]*\.("
+    r"|omniloop\.map|dump|timings|monitor|progress|ext|testing|trio|asgiref|anyio|sniffio|uvloop"
+    # What guests tell, on a terminal or in the log.
+    r"|services|will_lose|process_1_is_told|the_advice_is|omniloop[.\w]*\.("
     + "|".join(sorted(set().union(*FLOORS.values()) - CORE))
     + r"))(?![a-z])",
     re.IGNORECASE,
@@ -66,9 +68,10 @@ def run_alone(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess
 def pytest_configure() -> None:
     import omniloop
 
-    for name in omniloop._LAZY:
-        # A file of tests may import it, for tests that are not run.
-        setattr(omniloop, name, None)
+    for name, module in omniloop._LAZY.items():
+        if module.partition(".")[0] not in CORE:
+            # A file of tests may import it, for tests that are not run.
+            setattr(omniloop, name, None)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
