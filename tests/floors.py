@@ -2,7 +2,18 @@
 
 # From the ground up. A module imports from lower floors; and from its own, as long as nothing there leads back to it.
 FLOORS = {
-    "words": {"_clock", "_caller", "_locks", "_hooks", "_errors", "_settings", "_arguments", "_report", "_stats"},
+    "words": {
+        "_clock",
+        "_caller",
+        "_cpython",
+        "_locks",
+        "_hooks",
+        "_errors",
+        "_settings",
+        "_arguments",
+        "_report",
+        "_stats",
+    },
     "_process": {"_process"},
     "_work": {"_work"},
     "_life": {"_life"},

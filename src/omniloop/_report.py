@@ -15,6 +15,7 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 from ._clock import time
+from ._cpython import closed_at_exit, has_gil
 
 logger = logging.getLogger("omniloop")
 
@@ -304,10 +305,10 @@ def leave_out_hung(idents: Iterable[int]) -> None:
         frame = frame_of(ident)
         while frame is not None:
             handler = frame.f_locals.get("self")
-            # logging's own name for it, the same from 3.11 to 3.15; weak references.
-            for reference in list(logging._handlerList) if isinstance(handler, logging.Handler) else []:  # type: ignore[attr-defined]
+            closed = closed_at_exit(logging)
+            for reference in list(closed) if isinstance(handler, logging.Handler) else []:
                 if reference() is handler:
-                    logging._handlerList.remove(reference)  # type: ignore[attr-defined]
+                    closed.remove(reference)
                     _write_line(
                         f"omniloop: a {type(handler).__name__} of logging hangs in a thread that did not end, and is not closed: "
                         "the exit would wait for it for ever."
@@ -410,7 +411,7 @@ def thread_stack(ident: int | None) -> str:
 
 # 3.13 without a GIL gives frames that go on changing, and are freed, while they are looked at: once an `f_code` was an object of another
 # type. Mended in 3.14. There only the stack of a thread that seems to be blocked is looked at, which is to be told of.
-CAN_LOOK_AT_WHAT_RUNS: Final = sys.version_info >= (3, 14) or getattr(sys, "_is_gil_enabled", lambda: True)()
+CAN_LOOK_AT_WHAT_RUNS: Final = sys.version_info >= (3, 14) or has_gil()
 
 
 def called_frame(ident: int | None) -> FrameType | None:

@@ -18,8 +18,8 @@ NAMES = list(FLOORS)
 HOMES = {
     "threads": ({"_thread.start_new_thread", "threading.Thread", "threading.Timer"}, {"_process.threads", "_process.fork"}),
     "exit and fork hooks": (
-        {"atexit.register", "os.register_at_fork", "threading._register_atexit", "signal.signal", "weakref.finalize"},
-        {"_process.exit", "_process.fork", "_process.signals"},
+        {"atexit.register", "os.register_at_fork", "threading._register_atexit", "call_early_at_exit", "signal.signal", "weakref.finalize"},
+        {"_cpython", "_process.exit", "_process.fork", "_process.signals"},
     ),
     "logging": ({"logging"}, {"_report", "ext.logging"}),
     "worker pools": ({"concurrent.futures.ThreadPoolExecutor", "concurrent.futures.thread.ThreadPoolExecutor"}, {"_life.workers"}),

@@ -27,6 +27,7 @@ from functools import partial
 from threading import Condition, Lock
 from typing import Any, Final, NamedTuple, TypeVar
 
+from .._cpython import is_owned
 from .._locks import Guard
 from .._process.fork import hold_at_fork, keep_for_ever
 from .._process.threads import new_thread
@@ -227,7 +228,7 @@ class Store:
         return not _is_busy(statement.error)
 
     def _post_and_wait(self, statement: _Statement) -> None:
-        if self._lock._is_owned() or self._post_box._is_owned():  # type: ignore[attr-defined]
+        if is_owned(self._lock) or is_owned(self._post_box):
             # A signal handler in the middle of a call: the writer would wait for what that holds.
             self._write([statement])
             return

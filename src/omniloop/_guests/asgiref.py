@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
 from .. import _hooks
 from .._arguments import close_unstarted
 from .._clock import look_up, time
+from .._cpython import threads_of
 from .._life import waits
 from .._life.workers import Workers
 from .._process import fork
@@ -456,5 +457,5 @@ def _waits_for_this_thread(coro: Any) -> bool:
         # Between two calls it waits for the next.
         return executor._thread == threading.get_ident() and executor._in_call
     # Of asgiref's own, and of the standard library's with its one thread.
-    threads = {getattr(executor, "_work_thread", None)} | set(getattr(executor, "_threads", ()))
+    threads = {getattr(executor, "_work_thread", None)} | threads_of(executor)
     return threads - {None} == {threading.current_thread()}

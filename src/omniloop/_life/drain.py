@@ -53,7 +53,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
-from .. import _hooks
+from .. import _cpython, _hooks
 from .._arguments import close_unstarted
 from .._clock import acquire, holding, time
 from .._errors import CannotStartError, ClosedError
@@ -387,7 +387,7 @@ class _Drain:
         if known is not None:
             self._moved, pause = now, min(left, _STILL)
         else:
-            waiters: dict[asyncio.Future[Any], object] = {task: getattr(task, "_fut_waiter", None) for task in young}
+            waiters: dict[asyncio.Future[Any], object] = {task: _cpython.waiter_of(task) for task in young}
             if waiters.keys() != self._waiters.keys() or any(
                 waiter is not self._waiters[task] for task, waiter in waiters.items()
             ):
@@ -570,7 +570,7 @@ class _End:
 
     async def _close_generators(self, deadline: float) -> bool:
         loop, helpers = self._life.ledger.loop, self._life.ledger.leftovers.helpers
-        if (generators := getattr(loop, "_asyncgens", None)) is not None:
+        if (generators := _cpython.open_generators(loop)) is not None:
             # Nothing is refused yet, and asyncio's own hook complains of those that are opened from now on.
             sys.set_asyncgen_hooks(firstiter=generators.add)
         closing = asyncio.Task(loop.shutdown_asyncgens(), loop=loop)
@@ -785,8 +785,8 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
     with suppress(RuntimeError):
         left = list(asyncio.all_tasks(loop))
     for runner in left:
-        # asyncio's own name for it: without this it says the same again, and less, when the task is destroyed.
-        runner._log_destroy_pending = False  # type: ignore[attr-defined]
+        # It would say the same again, and less.
+        _cpython.destroy_quietly(runner)
         if runner in helpers and isinstance(runner, asyncio.Task):
             # Another thread's, which closes at the same time: the loop may have been stopped before its first step.
             close_unstarted(runner.get_coro())

@@ -35,7 +35,7 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from .. import _hooks
+from .. import _cpython, _hooks
 from .._arguments import close_unstarted
 from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError
 from .._process import exit, fork, signals
@@ -455,8 +455,8 @@ class Life:
         self.failures.tell(Failure(what, cause or make_error(), "loop thread"))
         held = (self.ledger.running, self.ledger.daemons, self.ledger.keepers, self.ledger.leftovers.helpers)
         for runner in [runner for runners in held for runner in runners]:
-            # asyncio's own name for it: their handles, or who asked for a wait, tell of it already.
-            runner._log_destroy_pending = False  # type: ignore[attr-defined]
+            # Their handles, or who asked for a wait, tell of it already.
+            _cpython.destroy_quietly(runner)
             if isinstance(runner, asyncio.Task):
                 close_unstarted(runner.get_coro())
         self.stop_watching(0)
@@ -618,7 +618,7 @@ class Life:
             kept += self.inbox.close()
             if self.thread is not None:
                 # What is the loop's but no work of ours is referred to weakly there.
-                kept += getattr(self.thread.loop, "_asyncgens", ())
+                kept += _cpython.open_generators(self.thread.loop) or ()
                 kept += asyncio.all_tasks(self.thread.loop)
         finally:
             if self.thread is not None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from .. import _cpython
 from .._clock import join, time
 from .._errors import OmniloopError
 from .._hooks import surroundings
@@ -253,22 +254,15 @@ class LoopThread:
 
     def is_wanted(self) -> bool:
         """Tell whether the loop has sockets, timers or callbacks to serve, or whether that can't be seen from here."""
-        # asyncio's own names, the same from 3.11 to 3.15; on a loop that has others (uvloop) the answer is yes.
-        selector = getattr(self.loop, "_selector", None)
-        scheduled, ready = getattr(self.loop, "_scheduled", None), getattr(self.loop, "_ready", None)
-        if selector is None or scheduled is None or ready is None:
-            return True
-        # The one is the loop's own wake-up pipe.
-        return len(selector.get_map()) > 1 or bool(scheduled) or bool(ready)
+        return _cpython.is_wanted(self.loop)
 
     def abandon(self) -> None:
         """In a forked child: if the fork was made inside a callback of this loop, run none of the parent's others here."""
         if not self.is_current():
             return
-        ready = getattr(self.loop, "_ready", None)
+        ready = _cpython.ready(self.loop)
         if ready is not None:
-            # asyncio's own name, the same from 3.11 to 3.15.
-            self.loop._ready = _Nothing(ready)  # type: ignore[attr-defined]
+            _cpython.set_ready(self.loop, _Nothing(ready))
         # 3.14 complains of a task that ends after an asyncio.run() in the child, which took the loop out of its thread.
         self.loop.set_exception_handler(lambda _, __: None)
         self.leaving = True
@@ -325,8 +319,8 @@ class LoopThread:
         if rest:
             await asyncio.wait(rest, timeout=_LATE_TIMEOUT)
         for task in asyncio.all_tasks():
-            # asyncio's own name for it: its handle was told.
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            # Its handle was told.
+            _cpython.destroy_quietly(task)
         self._stop_loop()
 
     def _leave(self) -> None:

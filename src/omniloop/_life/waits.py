@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from asyncio import futures
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -31,6 +30,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from .. import _hooks
 from .._arguments import check_timeout
 from .._clock import LOOK_UP, slices
+from .._cpython import (
+    BEGINS_THREADSAFE,
+    CHECKS_CANCEL,
+    callback_of,
+    done_callbacks_of,
+    is_of_importlib,
+    module_lock,
+    ready,
+)
 from .._errors import WouldDeadlockError
 from .._process import fork
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, frames_of_threads, shown
@@ -247,12 +255,11 @@ def _needs_an_import(ident: int | None, task: Task[Any]) -> str | None:
     Whether the thread *ident* waits for the lock of a module that the calling thread is importing; or that no thread of this process is.
 
     CPython clears the locks of modules in no child: whoever held one when the process was forked holds it there for ever. Read off the
-    frames: importlib keeps no public record. `_ModuleLock.acquire` and its `owner` are in 3.11 to 3.15.
+    frames: importlib keeps no public record.
     """
     threads = frames_of_threads()
     for frame in _frames(None if ident is None else threads.get(ident)):
-        if _is_importlib(frame) and frame.f_code.co_name == "acquire":
-            lock = frame.f_locals.get("self")
+        if (lock := module_lock(frame)) is not None:
             owner = getattr(lock, "owner", None)
             if owner == threading.get_ident():
                 return (
@@ -273,12 +280,7 @@ look_in_long_waits(_may_meet_an_import, _needs_an_import)
 
 
 def _imports(frame: FrameType | None) -> bool:
-    return any(map(_is_importlib, _frames(frame)))
-
-
-def _is_importlib(frame: FrameType) -> bool:
-    # Which of the two depends on whether anybody has imported `importlib` itself.
-    return frame.f_globals.get("__name__") in ("importlib._bootstrap", "_frozen_importlib")
+    return any(map(is_of_importlib, _frames(frame)))
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:
@@ -290,15 +292,6 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
 # --- a loop of the caller's own ---------------------------------------------------------------------------------------
 
 
-def _inner(function: Any, name: str) -> CodeType | None:
-    """The code of the function *name* that is made inside *function*; None where this Python has another."""
-    consts = () if function is None else function.__code__.co_consts
-    return next((code for code in consts if getattr(code, "co_name", None) == name), None)
-
-
-# asyncio's own names, the same from 3.11 to 3.15; without them the wait goes on.
-_BEGINS: Final = _inner(asyncio.run_coroutine_threadsafe, "callback")
-_ENDS: Final = _inner(getattr(futures, "_chain_future", None), "_call_check_cancel")
 _BLOCKS: Final = (Future.result.__code__, Future.exception.__code__)
 
 
@@ -335,16 +328,16 @@ def _needs_my_loop(ident: int | None, task: Task[Any]) -> str | None:
 
 def _is_for(loop: object, future: Future[Any]) -> bool:
     """Tell whether *future* is of `run_coroutine_threadsafe`, and only *loop* can end it."""
-    callbacks = list(getattr(future, "_done_callbacks", ()))
-    if any(_closed_over(callback, _ENDS).get("source_loop") is loop for callback in callbacks):
+    callbacks = done_callbacks_of(future)
+    if any(_closed_over(callback, CHECKS_CANCEL).get("source_loop") is loop for callback in callbacks):
         return True
     try:
         # Of asyncio's own loops: what stands in the queue. In another one it can't be seen before it has begun.
-        ready = list(getattr(loop, "_ready", ()))
+        due = list(ready(loop) or ())
     except RuntimeError:
         # "deque mutated during iteration", without a GIL.
         return False
-    return any(_closed_over(getattr(handle, "_callback", None), _BEGINS).get("future") is future for handle in ready)
+    return any(_closed_over(callback_of(handle), BEGINS_THREADSAFE).get("future") is future for handle in due)
 
 
 def _closed_over(function: Any, code: CodeType | None) -> dict[str, Any]:

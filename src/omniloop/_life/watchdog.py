@@ -18,6 +18,7 @@ from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from .. import _cpython
 from .._clock import time
 from .._process.threads import new_thread
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, say, thread_stack
@@ -128,11 +129,10 @@ class Watchdog:
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have *loop* say when it works. On one that can't (uvloop) the watchdog asks, but only while work is pending."""
-        selector = getattr(loop, "_selector", None)
+        selector = _cpython.selector_of(loop)
         if selector is None:
             return
-        # On the instance, by asyncio's own name for it, the same from 3.11 to 3.15: there is no public place between two
-        # callbacks. Costs 0.2 µs a turn of the loop; tests/life/test_watchdog.py fails without it.
+        # On the instance: there is no public place between two callbacks. Costs 0.2 µs a turn of the loop; tests/life/test_watchdog.py fails without it.
         select: Callable[[float | None], Sequence[Any]] = selector.select
         idle, busy = self.idle, self.busy
 

@@ -33,6 +33,7 @@ from threading import Lock
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .. import _cpython
 from .._arguments import name_of, not_plain
 from .._clock import join, time
 from .._errors import CannotStartError, can_be_thrown
@@ -246,8 +247,8 @@ class Workers(ThreadPoolExecutor):
         try:
             loop.set_default_executor(self)
         except RuntimeError:
-            # It could not load the class that it looks for either; see above. asyncio's own name, the same from 3.11 to 3.15.
-            loop._default_executor = self  # type: ignore[attr-defined]
+            # It could not load the class that it looks for either; see above.
+            _cpython.set_default_executor(loop, self)
 
     def _take_asked(self) -> None:
         """Make the oldest call that the loop asked for, if it is not made yet."""
@@ -320,8 +321,7 @@ class Workers(ThreadPoolExecutor):
                     # worker, which waits for something else, and is looked at itself.
                     return True
                 continue
-            # asyncio's own names, the same from 3.11 to 3.15; without them the wait goes on.
-            future = getattr(it, "_fut_waiter", None)
+            future = _cpython.waiter_of(it)
             if future is None:
                 # It runs, or is about to.
                 return True
@@ -331,7 +331,7 @@ class Workers(ThreadPoolExecutor):
                 [future]
                 if isinstance(future, asyncio.Task)
                 # `gather`, and the bridge to a task of a runtime.
-                else getattr(future, "_children", None) or [getattr(future, "_task", None)]
+                else _cpython.gathered(future) or [getattr(future, "_task", None)]
             )
             known = [each for each in next_ones if isinstance(each, (asyncio.Task, Task))]
             if len(known) < len(next_ones):
@@ -343,7 +343,7 @@ class Workers(ThreadPoolExecutor):
         """The asyncio futures, by id, of what the loop has asked: `asyncio.wrap_future` has told the pool's which is whose."""
         found: set[int] = set()
         for future in list(self._unanswered):
-            for callback in future._done_callbacks:  # type: ignore[attr-defined]
+            for callback in _cpython.done_callbacks_of(future):
                 for cell in getattr(callback, "__closure__", None) or ():
                     if isinstance(cell.cell_contents, asyncio.Future):
                         found.add(id(cell.cell_contents))

@@ -38,6 +38,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Final
 
 from .._clock import time
+from .._cpython import call_early_at_exit, joins_threads
 from .._report import frame_of, hurried, leave_out_hung, say
 from .fork import forget_after_fork, hold_inherited, is_multiprocessing_child, notice_fork, watched
 from .threads import new_thread
@@ -215,15 +216,12 @@ def _hook_exit() -> None:
     if _hooked_pid == os.getpid():
         return
     _hooked_pid = os.getpid()
-    # Private, and there since 3.9; without it there is atexit alone. It raises RuntimeError once the shutdown began.
-    register: Callable[[Callable[[], None]], None] | None = getattr(threading, "_register_atexit", None)
-    if register is not None:
-        try:
-            register(_drain_early)
-        except RuntimeError:
-            # A thread that outlives the main one is the first to use the runtime.
-            _hook_before_others()
-            _exiting = _exiting or _ends_without_atexit()
+    try:
+        call_early_at_exit(_drain_early)
+    except RuntimeError:
+        # A thread that outlives the main one is the first to use the runtime.
+        _hook_before_others()
+        _exiting = _exiting or _ends_without_atexit()
     if is_multiprocessing_child():
         # multiprocessing clears in its children what was registered before; from 3.13 on it then runs what was
         # registered after that.
@@ -397,7 +395,7 @@ def _hooks_run() -> bool:
     outermost = None
     frame = sys._getframe() if here else frame_of(main.ident)
     while frame is not None:
-        if frame.f_code is threading._shutdown.__code__:  # type: ignore[attr-defined]
+        if joins_threads(frame.f_code):
             return False
         outermost, frame = frame, frame.f_back
     # No frame: what `threading` takes for main was a thread of the program's, which has ended. And where nobody had loaded `threading`

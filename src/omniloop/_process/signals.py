@@ -10,6 +10,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from .._cpython import is_owned
 from .._hooks import elsewhere
 from .exit import beside, code_of, drain_at_exit, drain_no_longer_than, end_with, ends, flush_streams, is_idle, put_off
 from .fork import is_multiprocessing_child
@@ -71,7 +72,7 @@ def _may_hold(frame: FrameType | None) -> bool:
                 return True
             # Where a wait and the outcome meet there is a lock, for a moment.
             meeting = frame.f_locals.get("meeting")
-            if meeting is not None and meeting.lock._is_owned():
+            if meeting is not None and is_owned(meeting.lock):
                 return True
         frame = frame.f_back
     return False

@@ -35,6 +35,7 @@ from multiprocessing.reduction import ForkingPickler
 from types import FrameType
 from typing import Any, Final, ParamSpec, TypeVar, final
 
+from .. import _cpython
 from .._arguments import check_function, name_of
 from .._caller import caller
 from .._errors import CannotStartError, NotPicklableError, ProcessDiedError, can_be_thrown
@@ -141,7 +142,7 @@ class ProcessPool:
         check_function(fn, "to_process")
         name = name_of(fn)
         process = multiprocessing.current_process()
-        if getattr(process, "_inheriting", False):
+        if _cpython.is_being_imported_by(process):
             why = f'to_process({name}) was called while a new process imports the script. Put it below `if __name__ == "__main__":`.'
             if process.name == _PROCESS:
                 # One of ours ends without a word: the call that it was started for says it, once.
@@ -390,9 +391,9 @@ class _Worker:
             raise
         finally:
             theirs.close()
-        # Its own name, the same from 3.4 to 3.15. multiprocessing would wait at exit for this process, before the drain that may still
-        # need it; and in a forked child for one that is the parent's.
-        getattr(multiprocessing.process, "_children", set()).discard(process)
+        # multiprocessing would wait at exit for this process, before the drain that may still need it; and in a forked child for one that
+        # is the parent's.
+        _cpython.joined_at_exit(multiprocessing.process).discard(process)
         self._process, self._sock = process, ours
 
     def watch(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import CoroutineType, FrameType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
+from .. import _cpython
 from .._clock import time
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frames_of_threads, innermost, shown
 from .._work.task import Task
@@ -174,15 +175,14 @@ def _stack_of(work: Any, threads: Mapping[int, FrameType] | None = None) -> tupl
 
 def _awaited(runner: asyncio.Future[Any]) -> Sequence[Any]:
     """The tasks, asyncio's or ours, that a task waits for at the moment."""
-    # asyncio's own names, the same from 3.11 to 3.15; without them nothing is told.
-    future = getattr(runner, "_fut_waiter", None)
+    future = _cpython.waiter_of(runner)
     if future is None or type(future) is asyncio.Future:
         # Most are those of sockets and timers.
         return ()
     if isinstance(future, asyncio.Task):
         return [future]
     # `gather`, and the bridge to a task of a runtime.
-    together = getattr(future, "_children", None) or [getattr(future, "_task", None)]
+    together = _cpython.gathered(future) or [getattr(future, "_task", None)]
     return [task for task in together if isinstance(task, (asyncio.Task, Task))]
 
 
@@ -235,11 +235,11 @@ def _by_parent(
 
 
 def _group_parent(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
-    # asyncio's own names, the same from 3.11 to 3.15; without them it is told as a task of its own.
-    for callback in getattr(task, "_callbacks", None) or ():
-        group = getattr(callback[0], "__self__", None)
+    for callback in _cpython.callbacks_of(task):
+        group = getattr(callback, "__self__", None)
         if isinstance(group, asyncio.TaskGroup):
-            return getattr(group, "_parent_task", None)
+            parent: asyncio.Task[Any] | None = _cpython.parent_of(group)
+            return parent
     return None
 
 

@@ -28,7 +28,7 @@ from contextvars import Context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from .. import _hooks
+from .. import _cpython, _hooks
 from .._arguments import as_coroutine, not_plain
 from .._clock import time
 from .._errors import NotAsyncError
@@ -181,8 +181,7 @@ class Ledger:
 
     def has_open_generators(self) -> bool:
         """Tell whether an async generator waits to be closed, as far as the loop lets that be seen: uvloop does not."""
-        # asyncio's own name for them, the same from 3.11 to 3.15.
-        return bool(getattr(self.loop, "_asyncgens", ()))
+        return bool(_cpython.open_generators(self.loop))
 
     def unfinished(self) -> list[Task[Any]]:
         """All started work that is not done. From any thread, for a look."""

@@ -33,6 +33,7 @@ from typing import Any, Final
 
 from .._arguments import close_unstarted
 from .._clock import time
+from .._cpython import callbacks_of, gathered, is_chained, members_of, shielded_by, transport_of, waiter_of
 from .._process.threads import is_running_thread
 from .._report import frames_of, shown
 from .task import HANDOVER, WORK, Task
@@ -267,8 +268,6 @@ class Leftovers:
 
 # --- what a task waits for --------------------------------------------------------------------------------------------
 
-# asyncio's own names, the same from 3.11 to 3.15. Without them less is known.
-
 _OF_CHILD_PROCESSES: Final = {"SubprocessStreamProtocol", "ReadSubprocessPipeProto", "WriteSubprocessPipeProto"}
 
 
@@ -283,7 +282,7 @@ def _comes(
         return False
     seen.add(id(future))
     if isinstance(future, asyncio.Task):
-        waiter = getattr(future, "_fut_waiter", None)
+        waiter = waiter_of(future)
         if waiter is None:
             # About to run.
             return True
@@ -300,7 +299,7 @@ def _comes(
         if (due := timers.get(handle)) is not None:
             return due.when() <= until
         return handle._kind is WORK or handle._kind is HANDOVER
-    elif any(name.startswith("_chain_future.") for name, _ in _callbacks_of(future)):
+    elif is_chained(future):
         # A worker thread, or another loop.
         return True
     parts = _waits_for(future)
@@ -313,17 +312,14 @@ def _waits_for(future: Any) -> list[Any]:
         frame, _ = _innermost_frame(future)
         found = {} if frame is None else frame.f_locals
         # Of `asyncio.wait`, and of task groups.
-        others = found.get("fs") or getattr(found.get("self"), "_tasks", None)
+        others = found.get("fs") or members_of(found.get("self"))
         if isinstance(others, (set, list)) and others and all(map(asyncio.isfuture, others)):
             return list(others)
-        waiter = getattr(future, "_fut_waiter", None)
+        waiter = waiter_of(future)
         return [] if waiter is None else [waiter]
-    if children := getattr(future, "_children", None):
-        # Of `gather`.
-        return list(children)
-    shields = [callback for name, callback in _callbacks_of(future) if name.startswith("shield.")]
-    cells = [cell.cell_contents for callback in shields for cell in callback.__closure__ or ()]
-    return [inner for inner in cells if asyncio.isfuture(inner)]
+    if children := gathered(future):
+        return children
+    return [inner for callback in callbacks_of(future) if (inner := shielded_by(callback)) is not None]
 
 
 def _awaited_by(work: Iterable[Any]) -> set[int]:
@@ -354,15 +350,10 @@ def _is_of_child_process(frame: Any) -> bool:
     if module != "asyncio.streams":
         return bool(module == "asyncio.subprocess")
     stream: Any = frame.f_locals.get("self")
-    transport: Any = getattr(stream, "_transport", None)
+    transport: Any = transport_of(stream)
     # uvloop has classes of its own, of the same names.
     protocol = transport.get_protocol() if hasattr(transport, "get_protocol") else stream
     return type(protocol).__name__ in _OF_CHILD_PROCESSES
-
-
-def _callbacks_of(future: Any) -> list[tuple[str, Any]]:
-    found = getattr(future, "_callbacks", None) or ()
-    return [(getattr(callback, "__qualname__", ""), callback) for callback, _ in found]
 
 
 def _give(task: asyncio.Future[Any], owner: Belongings) -> None:

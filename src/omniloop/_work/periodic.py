@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from .. import _cpython
 from .._report import Failure, Site, shown
 
 # A clock that stands still for longer than the first, in seconds, is a coarse one; none does for as long as the second. (15.6 ms, with
@@ -24,8 +25,7 @@ def coarse_resolution(loop: asyncio.AbstractEventLoop) -> float:
     asyncio takes a timer for due that is within it. Whoever is called early by less waits once more, for the rest and this, because the rest alone would be
     taken for due again at once.
     """
-    # asyncio's own name for it, the same from 3.11 to 3.15.
-    resolution: float = getattr(loop, "_clock_resolution", 0.0)
+    resolution = _cpython.clock_resolution(loop)
     return resolution if resolution > _COARSE else 0.0
 
 

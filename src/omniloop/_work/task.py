@@ -47,6 +47,7 @@ from types import CodeType, CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, final
 from weakref import ref
 
+from .. import _cpython
 from .._arguments import check_timeout, close_unstarted
 from .._clock import look_up, time
 from .._errors import TaskTimeoutError, WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
@@ -521,7 +522,7 @@ class Task(concurrent.futures.Future[T]):
         if self._is_current(waiter):
             raise WouldDeadlockError(f"{self!r} awaits itself: it would wait for ever.")
         bridge = _Bridge(self, loop, asks)
-        if asks and waiter is not None and _may_be_shielded(waiter):
+        if asks and waiter is not None and _cpython.is_made_by_ensure_future(waiter):
             bridge.look_for_shield(waiter)
         # It is counted there who refers to it.
         del waiter
@@ -774,8 +775,8 @@ class _Bridge(asyncio.Future[None]):
 
     def look_for_shield(self, waiter: asyncio.Task[Any]) -> None:
         """Where *waiter* is the task of a shield, leave the work alone, and end that task with the shield. On the waiter's loop."""
-        callbacks = list(waiter._callbacks or ())
-        outer = next((found for callback, _ in callbacks if (found := _shield_of(callback)) is not None), None)
+        callbacks = _cpython.callbacks_of(waiter)
+        outer = next((found for callback in callbacks if (found := _cpython.shield_of(callback)) is not None), None)
         if outer is not None:
             self._asks = False
             outer.add_done_callback(partial(self._look_who_waits, ref(waiter)))
@@ -787,7 +788,7 @@ class _Bridge(asyncio.Future[None]):
         waiter = waiter_ref()
         if waiter is None or self.done():
             return
-        if outer is None and waiter._callbacks:
+        if outer is None and _cpython.callbacks_of(waiter):
             self.look_for_shield(waiter)
             return
         # Nobody waits for that task. Who holds it may come to that: `mine = ensure_future(handle)`, and `shield(mine)`. There is no other
@@ -795,26 +796,13 @@ class _Bridge(asyncio.Future[None]):
         # refers to, the bridge.
         probe = object()
         holders = [probe]
-        if waiter in (getattr(self, "_asyncio_awaited_by", None) or ()):
+        if waiter in _cpython.noted_waiters(self):
             # From 3.14 on the bridge refers to it a second time, to tell debuggers.
             holders.append(probe)
         count = getattr(sys, "getrefcount", None)
         if count is not None and count(waiter) <= count(probe):
             self._asks = False
             self.cancel()
-
-
-def _may_be_shielded(waiter: asyncio.Task[Any]) -> bool:
-    """Tell whether *waiter* is what `asyncio.ensure_future`, and so `shield`, wraps a handle in."""
-    return getattr(waiter.get_coro(), "__name__", None) == "_wrap_awaitable"
-
-
-def _shield_of(callback: Any) -> asyncio.Future[Any] | None:
-    """The future that `asyncio.shield` has returned, if *callback* is what it adds to the task that it has made."""
-    if getattr(callback, "__qualname__", None) != "shield.<locals>._inner_done_callback":
-        return None
-    names = dict(zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=True))
-    return names["outer"].cell_contents if "outer" in names else None
 
 
 def _is_in_first_step(work: Any) -> bool:
