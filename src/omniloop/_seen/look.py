@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import _cpython
 from .._clock import time
+from .._life.workers import ThreadWork
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frames_of_threads, innermost, shown
 from .._work.task import Task
 
@@ -27,8 +28,6 @@ MOST_GROUPS: Final = 40
 _MOST_TASKS: Final = 10
 # In a group's title, if they differ.
 _MOST_NAMES: Final = 3
-# The module whose `_work` makes the calls in worker threads.
-_CALLER: Final = "omniloop._life.life"
 # How far it is followed who waits for whom: a circle has no end.
 _DEEPEST: Final = 8
 
@@ -165,7 +164,7 @@ def _stack_of(work: Any, threads: Mapping[int, FrameType] | None = None) -> tupl
     found: list[Any] = []
     while frame is not None:
         # What called it is ours, and the same for all.
-        if frame.f_globals.get("__name__") == _CALLER and frame.f_code.co_name == "_work":
+        if frame.f_code is ThreadWork.make.__code__:
             return tuple(found)
         found = [frame.f_code, frame.f_lasti, *found]
         frame = frame.f_back
