@@ -149,3 +149,12 @@ async def use() -> None:
     del async_manager
     assert_type(numbers_to.aio(1), AsyncGenerator[int, Any])
     assert_type(await Mixed().method.aio(1), str)
+
+
+# Options do not make the rest unknown either.
+async def plain(a: int) -> str:
+    return ""
+
+
+assert_type(blocking(plain, timeout=3)(1), str)
+blocking(plain, timeout="3")  # type: ignore[call-overload]

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Mapping,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypedDict, TypeVar, Unpack, overload
 
 from .._arguments import check_timeout, close_unstarted
 from .._errors import NotAsyncError
@@ -73,6 +64,17 @@ class Blocking(Protocol[P, R_co, A_co]):
 # No two of the overloads below fit one function: where its signature has an `Any`, mypy would choose none of them, and forget all types. So
 # one stands for all that can be awaited, and one for all that can be iterated over.
 
+if TYPE_CHECKING:
+
+    class Options(TypedDict, total=False):
+        timeout: float | None
+        rename: Mapping[str, str] | None
+        in_caller: Iterable[str]
+        on_loop: Iterable[str]
+        reopen: bool
+        nested: bool | tuple[type, ...]
+        runtime: Any
+
 
 class Decorator(Protocol):
     """What `blocking(…)` with options returns: typed as `blocking` itself."""
@@ -92,39 +94,21 @@ class Decorator(Protocol):
 
 
 @overload
-def blocking(fn: type, /) -> Any: ...
-@overload
-def blocking(fn: Callable[P, AsyncIterator[T]], /) -> Blocking[P, Generator[T, Any, None], AsyncGenerator[T, Any]]: ...
+def blocking(fn: type, /, **options: Unpack[Options]) -> Any: ...
 @overload
 def blocking(
-    fn: Callable[P, AbstractAsyncContextManager[T, E]], /
+    fn: Callable[P, AsyncIterator[T]], /, **options: Unpack[Options]
+) -> Blocking[P, Generator[T, Any, None], AsyncGenerator[T, Any]]: ...
+@overload
+def blocking(
+    fn: Callable[P, AbstractAsyncContextManager[T, E]], /, **options: Unpack[Options]
 ) -> Blocking[P, AbstractContextManager[T, E], AbstractAsyncContextManager[T, E]]: ...
 @overload
-def blocking(fn: Callable[P, Awaitable[T]], /) -> Blocking[P, T, Coroutine[Any, Any, T]]: ...
-@overload
 def blocking(
-    fn: type,
-    /,
-    *,
-    timeout: float | None = None,
-    rename: Mapping[str, str] | None = None,
-    in_caller: Iterable[str] = (),
-    on_loop: Iterable[str] = (),
-    reopen: bool = False,
-    nested: bool | tuple[type, ...] = True,
-    runtime: Any = None,
-) -> Any: ...
+    fn: Callable[P, Awaitable[T]], /, **options: Unpack[Options]
+) -> Blocking[P, T, Coroutine[Any, Any, T]]: ...
 @overload
-def blocking(
-    *,
-    timeout: float | None = None,
-    rename: Mapping[str, str] | None = None,
-    in_caller: Iterable[str] = (),
-    on_loop: Iterable[str] = (),
-    reopen: bool = False,
-    nested: bool | tuple[type, ...] = True,
-    runtime: Any = None,
-) -> Decorator: ...
+def blocking(**options: Unpack[Options]) -> Decorator: ...
 def blocking(
     fn: Any = None,
     /,
@@ -179,34 +163,24 @@ def blocking(
         'page 3'
     """
     check_timeout(timeout)
-    names = tuple(sorted((rename or {}).items()))
-    options = twins.Options(
-        chosen(runtime),
-        timeout,
-        names,
-        _names("in_caller", in_caller),
-        _names("on_loop", on_loop),
-        bool(reopen),
-        _nested(nested),
-    )
-    return partial(_decorate, options) if fn is None else _decorate(options, fn)
-
-
-def _names(option: str, names: Iterable[str]) -> frozenset[str]:
-    if isinstance(names, str):
-        raise TypeError(f"{option}={names!r}: give the names in a list or set.")
-    return frozenset(names)
-
-
-def _nested(nested: Any) -> bool | tuple[type, ...]:
-    if isinstance(nested, bool):
-        return nested
+    for option, names in {"in_caller": in_caller, "on_loop": on_loop}.items():
+        if isinstance(names, str):
+            raise TypeError(f"{option}={names!r}: give the names in a list or set.")
     classes = tuple(nested) if isinstance(nested, (tuple, list, set, frozenset)) else ()
-    if not classes or not all(isinstance(each, type) for each in classes):
+    if not isinstance(nested, bool) and not (classes and all(isinstance(each, type) for each in classes)):
         raise TypeError(
             f"nested={nested!r}: give a tuple of the classes to leave alone, or False for all that have no twin."
         )
-    return classes
+    options = twins.Options(
+        chosen(runtime),
+        timeout,
+        tuple(sorted((rename or {}).items())),
+        frozenset(in_caller),
+        frozenset(on_loop),
+        bool(reopen),
+        classes or bool(nested),
+    )
+    return partial(_decorate, options) if fn is None else _decorate(options, fn)
 
 
 def _decorate(options: twins.Options, fn: Any) -> Any:

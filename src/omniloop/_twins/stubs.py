@@ -751,7 +751,8 @@ class _Face:
         """The type of an attribute, which may be written as a call of its class."""
         if isinstance(annotation, ast.Call):
             kind = _resolved(self.module, annotation.func)
-            if not isinstance(kind, type) or hasattr(kind, "__class_getitem__"):
+            if not isinstance(kind, type) or getattr(kind, "__parameters__", None) or "__class_getitem__" in vars(kind):
+                # It has type parameters, which are not written.
                 return self.stub.any()
             annotation = annotation.func
         return self.annotation(annotation)

@@ -15,33 +15,15 @@ import inspect
 import operator
 import sys
 import threading
+import types
 import warnings
 import weakref
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
-from types import (
-    AsyncGeneratorType,
-    BuiltinFunctionType,
-    CoroutineType,
-    FrameType,
-    FunctionType,
-    GenericAlias,
-    MethodType,
-    NoneType,
-    TracebackType,
-)
-from typing import Any, Final, NamedTuple
+from types import FrameType, FunctionType, MethodType, TracebackType
+from typing import Any, Final, NamedTuple, TypeVar
 
 from .._arguments import close_unstarted
 from .._bridges.enter import AsyncEntered, Entered
@@ -56,11 +38,14 @@ from .._work.deadline import within
 from .._work.task import Kind
 from . import faces
 
+T = TypeVar("T")
+
 _getframe: Final = sys._getframe
 
 # What neither is a twin nor can have one.
-_PLAIN: Final = frozenset({NoneType, bool, int, float, complex, str, bytes, bytearray, range, slice, object})
+_PLAIN: Final = frozenset({types.NoneType, bool, int, float, complex, str, bytes, bytearray, range, slice, object})
 _CONTAINERS: Final = frozenset({list, tuple, dict})
+_AS_IS: Final = _PLAIN | _CONTAINERS
 
 
 class Options(NamedTuple):
@@ -134,54 +119,53 @@ def _face_of(value: Any, options: Options) -> TwinType | None:
     return None
 
 
+def _each(fn: Callable[[Any], Any], value: Any) -> Any:
+    """*fn* of what is in an exact list, tuple or dict, which is copied then, and only then, if that changes something."""
+    kind = type(value)
+    items = list(value.values() if kind is dict else value)
+    made = [fn(item) for item in items]
+    if all(map(operator.is_, items, made)):
+        return value
+    return dict(zip(value, made, strict=True)) if kind is dict else kind(made)
+
+
 def _in(value: Any) -> Any:
-    """The original for a twin, also in an exact list, tuple or dict."""
+    """The original for a twin, also in a container."""
     kind = type(value)
     if kind in _PLAIN:
         return value
-    if kind in _CONTAINERS:
-        items: Iterable[Any] = value.values() if kind is dict else value
-        if any(isinstance(type(item), TwinType) or type(item) is TwinType for item in items):
-            return {key: _in_one(item) for key, item in value.items()} if kind is dict else kind(map(_in_one, value))
-        return value
-    return _in_one(value)
-
-
-def _all_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return tuple([_in(arg) for arg in args]), {key: _in(arg) for key, arg in kwargs.items()}
+    return _each(_in_one, value) if kind in _CONTAINERS else _in_one(value)
 
 
 def _in_one(value: Any) -> Any:
     kind = type(value)
     if type(kind) is TwinType:
         return value._omniloop.here()
-    if kind is TwinType:
-        return value._omniloop_original
-    return value
+    return value._omniloop_original if kind is TwinType else value
+
+
+def _all_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple([_in(arg) for arg in args]), {key: _in(arg) for key, arg in kwargs.items()}
 
 
 def _out(value: Any, options: Options, parent: object = None) -> Any:
-    """The twin for what has one, also in an exact list, tuple or dict, which is copied then, and only then."""
+    """The twin for what has one, also in a container. It holds its *parent*, which it needs: a cursor its connection."""
     kind = type(value)
     if kind in _PLAIN:
         return value
     if kind in _CONTAINERS:
-        if not value:
-            return value
-        items = list(value.values() if kind is dict else value)
-        twins = [_out_one(item, options, parent) for item in items]
-        if all(map(operator.is_, items, twins)):
-            return value
-        return dict(zip(value, twins, strict=True)) if kind is dict else kind(twins)
+        return _each(lambda item: _out_one(item, options, parent), value)
     return _out_one(value, options, parent)
 
 
 def _out_one(value: Any, options: Options, parent: object) -> Any:
     kind = type(value)
-    if kind in _PLAIN or kind in _CONTAINERS or type(kind) is TwinType:
+    if kind in _AS_IS or type(kind) is TwinType:
         return value
     if isinstance(value, type):
         return known(value, options) or value
+    if kind is types.AsyncGeneratorType:
+        return _steps(Steps, value, options, _getframe(), getattr(value, "__qualname__", "an async generator"), parent)
     if kind is _Opened:
         if type(value.value) in _PLAIN:
             return value.value
@@ -189,16 +173,26 @@ def _out_one(value: Any, options: Options, parent: object) -> Any:
         twin = _enterable(opened)._omniloop_of(value.value, parent)
         twin._omniloop.way_out = value.opening
         return twin
-    if kind is AsyncGeneratorType:
-        name = getattr(value, "__qualname__", "an async generator")
-        return Steps(value, options.runtime, _getframe(), name, _outward(options, parent), options.timeout)
     face = _face_of(value, options)
     return value if face is None else face._omniloop_of(value, parent)
 
 
-def _outward(options: Options, parent: object) -> Callable[[Any], Any]:
-    # The parent is held: what came out of it needs it.
-    return lambda value: _out(value, options, parent)
+def _steps(kind: Callable[..., T], source: Any, options: Options, frame: FrameType, name: str, parent: object) -> T:
+    """A sync or an async iterator over what is on the loop, whose items come out."""
+    return kind(source, options.runtime, frame, name, lambda item: _out(item, options, parent), options.timeout)
+
+
+class _Trimming:
+    """Whoever reads a traceback that leaves it sees the caller, and then the user's own code."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
+        if error is not None:
+            error.__traceback__ = trimmed(error.__traceback__)
+
+
+_trimming: Final = _Trimming()
 
 
 # --- on the loop ------------------------------------------------------------------------------------------------------
@@ -211,7 +205,7 @@ class _Opened(NamedTuple):
     opening: Any
 
 
-async def _there(call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> Any:
+async def _there(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
     """Call a function that is no coroutine function on the loop; what it returns is awaited, if it can be."""
     try:
         result = call(*args, **kwargs)
@@ -219,7 +213,7 @@ async def _there(call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
         # A `__next__`, say. No coroutine can raise it.
         return _Stopped(end)
     kind = type(result)
-    if kind in _PLAIN or kind in _CONTAINERS or not hasattr(kind, "__await__"):
+    if kind in _AS_IS or not hasattr(kind, "__await__"):
         return await result if inspect.isawaitable(result) else result
     if _has_live_twin(result):
         # A method that returns its own object, say, for chaining.
@@ -306,35 +300,22 @@ def kind_of(fn: Any) -> str:
 class SyncCall:
     """The sync twin of one function: a call waits. As an attribute of a class it is a method. Typed as `omniloop.Blocking`."""
 
-    def __init__(
-        self,
-        fn: Any,
-        options: Options,
-        *,
-        twin: Twin | None = None,
-        name: str | None = None,
-        title: str | None = None,
-        owner: TwinType | None = None,
-        instead: str | None = None,
-        kind: str | None = None,
-    ) -> None:
+    # Of what it is a bound method: kept alive, and refused after a fork. Whether a call closes that.
+    _twin: Twin | None = None
+    _closes = False
+    # What messages call it, and what they advise: by what the user has written.
+    _told: str | None = None
+    _owner: TwinType | None = None
+    _instead: str | None = None
+
+    def __init__(self, fn: Any, options: Options) -> None:
         self._fn = fn
         self._options = options
-        self._kind = kind or kind_of(fn)
-        # Of what it is a bound method: kept alive, and refused after a fork.
-        self._twin = twin
-        self.__name__ = name or getattr(fn, "__name__", type(fn).__name__)
+        self._kind = kind_of(fn)
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
         self.__qualname__ = getattr(fn, "__qualname__", self.__name__)
         self.__module__ = getattr(fn, "__module__", None) or __name__
         self.__doc__ = getattr(fn, "__doc__", None)
-        # What messages call it, and what they advise: by what the user has written.
-        self._told, self._owner, self._instead = title, owner, instead
-
-    @property
-    def _title(self) -> str:
-        if self._owner is not None:
-            return f"{self._owner.__name__}.{self.__name__}"
-        return self._told or str(self.__qualname__).rpartition("<locals>.")[2]
 
     def _but(self, **changed: Any) -> SyncCall:
         # Not by `copy`, which takes what is pickled by its name for a constant.
@@ -350,60 +331,81 @@ class SyncCall:
         try:
             return self._call(args, kwargs, caller())
         except BaseException as error:
-            # Whoever reads the traceback sees the caller, and then the user's own code. (A bare `raise` adds no frame.)
+            # As `_trimming`, which would cost each call. (A bare `raise` adds no frame.)
             error.__traceback__ = trimmed(error.__traceback__)
             raise
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Any:
-        options, twin, fn, kind = self._options, self._twin, self._fn, self._kind
+        options, kind = self._options, self._kind
         runtime = options.runtime
-        life = runtime._current()
-        here = _is_current(life)
+        here = self._is_here(frame)
         if here:
             # A sync method runs there anyway, unless there is something to wait for.
             if kind is NATIVE or kind is GENERATOR:
                 raise self._deadlock()
             kind = HERE
-        elif kind is not HERE and asyncio._get_running_loop() is not None:
-            _warn(frame, f"{self._title}()" if self._instead is None else self._title, self._advice())
-        args, kwargs = _all_in(args, kwargs)
-        if twin is not None:
-            # After the arguments: one of them may be what makes it anew.
-            twin._omniloop.here()
+        fn, args, kwargs = self._begin(args, kwargs)
         if kind is NATIVE:
-            result = runtime._run(fn(*args, **kwargs), options.timeout, frame)
-        elif kind is GENERATOR or kind is STEPWISE:
-            items = fn(*args, **kwargs)
-            items = items if kind is GENERATOR else _stepwise(items)
-            return Steps(items, runtime, frame, self._title, _outward(options, twin), options.timeout)
-        elif kind is HERE:
-            result = fn(*args, **kwargs)
-            if here and inspect.iscoroutine(result):
-                result.close()
-                raise self._deadlock()
-        else:
-            result = runtime._run(self._named(_there(fn, args, kwargs, options)), options.timeout, frame)
+            return self._came(runtime._run(fn(*args, **kwargs), options.timeout, frame))
+        if kind is GENERATOR or kind is STEPWISE:
+            items = fn(*args, **kwargs) if kind is GENERATOR else _stepwise(fn(*args, **kwargs))
+            return _steps(Steps, items, options, frame, self._title, self._twin)
+        if kind is OTHER:
+            return self._came(runtime._run(self._named(_there(fn, args, kwargs, options)), options.timeout, frame))
+        result = fn(*args, **kwargs)
+        if here and inspect.iscoroutine(result):
+            result.close()
+            raise self._deadlock()
+        return self._came(result)
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """What is called, and with what, in a call that is about to be made."""
+        args, kwargs = _all_in(args, kwargs)
+        if self._twin is not None:
+            # After the arguments: one of them may be what makes it anew.
+            self._twin._omniloop.here()
+            if self._closes:
+                # Then nothing is left for us to close.
+                self._twin._omniloop.is_over()
+        return self._fn, args, kwargs
+
+    def _came(self, result: Any) -> Any:
         if type(result) in _PLAIN:
             return result
         if type(result) is _Stopped:
             raise result.error
-        return _out(result, options, twin)
+        return _out(result, self._options, self._twin)
 
     def _named(self, coro: Any) -> Any:
         coro.__qualname__ = self.__qualname__
         return coro
 
+    # --- what messages say --------------------------------------------------------------------------------------------
+
+    @property
+    def _title(self) -> str:
+        if self._owner is not None:
+            return f"{self._owner.__name__}.{self.__name__}"
+        return self._told or str(self.__qualname__).rpartition("<locals>.")[2]
+
     def _advice(self, keyword: str = "") -> str:
         if self._instead is not None:
             return self._instead
-        if self._title.replace(".", "").isidentifier():
-            return f"`{keyword}{self._title}.aio(…)`"
-        return "its `.aio(…)`"
+        return f"`{keyword}{self._title}.aio(…)`" if self._title.replace(".", "").isidentifier() else "its `.aio(…)`"
+
+    def _is_here(self, frame: FrameType) -> bool:
+        """Tell whether this is the loop's own thread; where it is another loop's, that is warned of."""
+        if _is_current(self._options.runtime._current()):
+            return True
+        if self._kind is not HERE and asyncio._get_running_loop() is not None:
+            _warn(frame, f"{self._title}()" if self._instead is None else self._title, self._advice())
+        return False
 
     def _deadlock(self) -> WouldDeadlockError:
         advice = self._advice("async for … in " if self._kind is GENERATOR else "await ")
+        what = f"{self._title}()" if self._instead is None else self._title
         return WouldDeadlockError(
-            f"{self._title}() would wait, on the loop's own thread, for work that needs this thread. Use {advice} there."
+            f"{what} would wait, on the loop's own thread, for work that needs this thread. Use {advice} there."
         )
 
     # --- the other faces ----------------------------------------------------------------------------------------------
@@ -411,32 +413,16 @@ class SyncCall:
     @property
     def aio(self) -> Any:
         """The same function for async callers, on any event loop; it runs on omniloop's."""
-        fn = self._fn
-        call: Any
-        if self._kind is GENERATOR or self._kind is STEPWISE:
+        begin: Any = self._iterate if self._kind in {GENERATOR, STEPWISE} else functools.partial(_Pending, self)
 
-            def iterate(*args: Any, **kwargs: Any) -> Any:
-                return self._iterate(args, kwargs, caller())
+        async def await_it(*args: Any, **kwargs: Any) -> Any:
+            with _trimming:
+                return await self._await(args, kwargs, _getframe())
 
-            call = iterate
-        elif self._kind is NATIVE:
+        def begin_it(*args: Any, **kwargs: Any) -> Any:
+            return begin(args, kwargs, caller())
 
-            async def await_it(*args: Any, **kwargs: Any) -> Any:
-                try:
-                    return await self._await(args, kwargs, _getframe())
-                except BaseException as error:
-                    error.__traceback__ = trimmed(error.__traceback__)
-                    raise
-
-            call = await_it
-        else:
-
-            def begin(*args: Any, **kwargs: Any) -> Any:
-                return _Pending(self, args, kwargs, caller())
-
-            call = begin
-        functools.update_wrapper(call, fn)
-        return call
+        return functools.update_wrapper(await_it if self._kind is NATIVE else begin_it, self._fn)
 
     def options(self, *, timeout: float | None) -> SyncCall:
         """
@@ -450,39 +436,29 @@ class SyncCall:
         return self._but(_options=self._options._replace(timeout=timeout))
 
     async def _await(self, args: Any, kwargs: Any, frame: FrameType) -> Any:
-        options, twin, fn = self._options, self._twin, self._fn
-        args, kwargs = _all_in(args, kwargs)
-        if twin is not None:
-            twin._omniloop.here()
+        options = self._options
+        fn, args, kwargs = self._begin(args, kwargs)
         work = fn(*args, **kwargs) if self._kind is NATIVE else self._named(_there(fn, args, kwargs, options))
         waiting = _elsewhere(work, options.runtime, frame)
         try:
-            if options.timeout is None:
-                result = await waiting
-            else:
-                result = await within(waiting, self._title, options.timeout, None)
+            if options.timeout is not None:
+                waiting = within(waiting, self._title, options.timeout, None)
+            return self._came(await waiting)
         except BaseException as error:
             if isinstance(error, TaskTimeoutError):
                 # Of this call, which has no handle.
                 error.of_handle = False
             close_unstarted(work)
-            error.__traceback__ = trimmed(error.__traceback__)
             raise
-        if type(result) is _Stopped:
-            raise result.error
-        return _out(result, options, twin)
 
     def _iterate(self, args: Any, kwargs: Any, frame: FrameType) -> AsyncIterator[Any]:
-        fn, options, twin, stepwise = self._fn, self._options, self._twin, self._kind is STEPWISE
-        args, kwargs = _all_in(args, kwargs)
-        if twin is not None:
-            twin._omniloop.here()
+        fn, args, kwargs = self._begin(args, kwargs)
 
         def make() -> Any:
             items = fn(*args, **kwargs)
-            return iterating(_stepwise(items) if stepwise else items)
+            return iterating(_stepwise(items) if self._kind is STEPWISE else items)
 
-        return AsyncSteps(make, options.runtime, frame, self._title, _outward(options, twin), options.timeout)
+        return _steps(AsyncSteps, make, self._options, frame, self._title, self._twin)
 
     # --- what help(), inspect and Sphinx see --------------------------------------------------------------------------
 
@@ -495,14 +471,9 @@ class SyncCall:
     @property
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override] # pyright: ignore[reportIncompatibleVariableOverride]
         signature = self.__signature__
-        found = {
-            name: parameter.annotation
-            for name, parameter in signature.parameters.items()
-            if parameter.annotation is not parameter.empty
-        }
-        if signature.return_annotation is not signature.empty:
-            found["return"] = signature.return_annotation
-        return found
+        found = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        found["return"] = signature.return_annotation
+        return {name: annotation for name, annotation in found.items() if annotation is not inspect.Parameter.empty}
 
     @property
     def __globals__(self) -> dict[str, Any]:
@@ -537,12 +508,15 @@ class _Pending(Coroutine[Any, Any, Any]):
     """What `.aio` of a sync function returns: await it, enter it, iterate over it, as with what the function returns."""
 
     def __init__(self, call: SyncCall, args: Any, kwargs: Any, frame: FrameType) -> None:
-        self._call, self._args, self._kwargs, self._frame = call, args, kwargs, frame
-        self._entered: AsyncEntered[Any] | None = None
+        self._call, self._made_by = call, (args, kwargs, frame)
 
     @functools.cached_property
     def _coro(self) -> Any:
-        return self._call._await(self._args, self._kwargs, self._frame)
+        return self._awaited()
+
+    async def _awaited(self) -> Any:
+        with _trimming:
+            return await self._call._await(*self._made_by)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         found: Generator[Any, Any, Any] = self._coro.__await__()
@@ -560,102 +534,62 @@ class _Pending(Coroutine[Any, Any, Any]):
         if "_coro" in vars(self):
             self._coro.close()
 
-    def _make(self) -> Any:
-        call = self._call
-        if call._twin is not None:
-            call._twin._omniloop.here()
-        args, kwargs = _all_in(self._args, self._kwargs)
-        return call._fn(*args, **kwargs)
-
     async def __aenter__(self) -> Any:
-        call = self._call
+        call, (args, kwargs, frame) = self._call, self._made_by
+        runtime = call._options.runtime
+        fn, args, kwargs = call._begin(args, kwargs)
         # Made on the loop too: it may look for a running one.
-        made = await _elsewhere(_call(self._make), call._options.runtime, self._frame)
-        self._entered = AsyncEntered(made, call._options.runtime, self._frame)
-        value = await self._entered.__aenter__()
-        return _out(value, call._options, call._twin)
+        made = await _elsewhere(_call(fn, *args, **kwargs), runtime, frame)
+        self._entered = AsyncEntered(made, runtime, frame)
+        return call._came(await self._entered.__aenter__())
 
     async def __aexit__(self, kind: Any, error: BaseException | None, tb: Any) -> bool:
-        assert self._entered is not None
         return await self._entered.__aexit__(kind, error, tb)
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        call = self._call
-        options = call._options
-        return AsyncSteps(
-            lambda: iterating(self._make()),
-            options.runtime,
-            self._frame,
-            call._title,
-            _outward(options, call._twin),
-            options.timeout,
-        )
+        return self._call._iterate(*self._made_by)
 
 
-async def _call(fn: Callable[..., Any], *args: Any) -> Any:
-    return fn(*args)
+async def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return fn(*args, **kwargs)
 
 
 # --- an object's twin -------------------------------------------------------------------------------------------------
 
 
-class _Ending:
-    """Whether the original is still to be closed by us; what the keeper and the twin both know."""
+class _Ending(asyncio.Event):
+    """Set, on the loop, when nothing is left to wait for; and whether the original is still to be closed by us then."""
 
-    __slots__ = ("_wake", "due", "over")
-
-    def __init__(self) -> None:
-        self.due = True
-        # Touched on the loop alone.
-        self.over = False
-        self._wake: asyncio.Future[None] | None = None
-
-    async def wait(self) -> None:
-        if not self.over:
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-
-    def come(self) -> None:
-        self.over = True
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+    due = True
 
 
+@dataclass(slots=True, eq=False)
 class _State:
     """What a twin knows: its original, and where that lives."""
 
-    __slots__ = (
-        "ending", "entered", "face", "life", "make", "original", "parent", "runtime", "way_out",
-    )  # fmt: skip
-
-    def __init__(self, face: TwinType, original: Any, parent: object) -> None:
-        self.face = face
-        self.runtime = face._omniloop_options.runtime
-        self.original = original
-        self.life: Life = self.runtime._current()
-        # What it came out of, which it needs: a cursor its connection.
-        self.parent = parent
-        # With what it is made anew.
-        self.make: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self.ending: _Ending | None = None
-        # Of what was both awaited and entered.
-        self.way_out: Any = None
-        # Who entered it: the thread, and the way out.
-        self.entered: list[tuple[int, Entered[Any]]] = []
+    face: TwinType
+    original: Any
+    # What it came out of, which it needs: a cursor its connection.
+    parent: object
+    runtime: Runtime
+    life: Life
+    # What makes it anew.
+    make: Callable[[], Any] | None = None
+    ending: _Ending | None = None
+    # Of what was both awaited and entered.
+    way_out: Any = None
+    # Who entered it, the thread or None for async code, and the way out.
+    entered: list[tuple[int | None, Any]] = field(default_factory=list)
 
     def here(self) -> Any:
         """The original, if it can be used here and now."""
         life = self.runtime._current()
         if life is self.life and life.stage is not Stage.CLOSED:
             return self.original
-        return self._elsewhere()
-
-    def _elsewhere(self) -> Any:
         name = self.face.__name__
         if self.make is not None:
-            args, kwargs = self.make
             old = self.original
-            self.construct(args, kwargs, caller(2))
+            self.construct(self.make, caller())
             with _lock:
                 twin = _live.pop((id(old), id(self.face)), None)
                 if twin is not None:
@@ -669,22 +603,21 @@ class _State:
             )
         raise ClosedError(f"This {name} lived on a loop that has ended. Make it anew, or use blocking(…, reopen=True).")
 
-    def construct(self, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> None:
+    def construct(self, make: Callable[[], Any], frame: FrameType) -> None:
         face, runtime = self.face, self.runtime
-        original = face._omniloop_original
         if _is_current(runtime._current()):
             # Nothing to wait for.
-            self.original = original(*args, **kwargs)
+            self.original = make()
         else:
-            coro: Any = _call(lambda: original(*args, **kwargs))
-            coro.__qualname__ = original.__qualname__
+            coro: Any = _call(make)
+            coro.__qualname__ = face._omniloop_original.__qualname__
             self.original = runtime._run(coro, face._omniloop_options.timeout, frame)
         self.life = runtime._current()
-        closer = face._omniloop_closer
-        if closer is not None:
+        closers = [name for name in ("aclose", "close") if callable(getattr(face._omniloop_original, name, None))]
+        if closers:
             self.ending = _Ending()
-            name = f"{original.__qualname__}.{closer}"
-            runtime._go(_keep(self.original, closer, self.ending), name, None, Kind.KEEPER, frame, "accept")
+            name = f"{face._omniloop_original.__qualname__}.{closers[0]}"
+            runtime._go(_keep(self.original, closers[0], self.ending), name, None, Kind.KEEPER, frame, "accept")
 
     def is_over(self) -> None:
         """It is closed, or left, or somebody else sees to it."""
@@ -699,7 +632,7 @@ class _State:
             with suppress(ForkedError):
                 self.life.check_process()
                 # Not a cancellation, which would come before the keeper has begun, if it comes at once.
-                self.life.inbox.put(ending.come)
+                self.life.inbox.put(ending.set)
 
 
 async def _keep(original: Any, closer: str, ending: _Ending) -> None:
@@ -720,9 +653,8 @@ class TwinType(type):
     _omniloop_options: Options
     # The twin itself, where a user's class is derived from it.
     _omniloop_face: TwinType
-    _omniloop_closer: str | None
-    # What may not be overridden, and under which name the original has it.
-    _omniloop_members: dict[str, str]
+    # What may not be overridden.
+    _omniloop_members: set[str]
     # What has another name here.
     _omniloop_hidden: dict[str, str]
     # By a call of `blocking`, not because something came out.
@@ -785,7 +717,9 @@ class TwinType(type):
             twin = _live.get(key)
             if twin is None:
                 twin = object.__new__(cls)  # type: ignore[arg-type]
-                object.__setattr__(twin, "_omniloop", _State(cls._omniloop_face, original, parent))
+                runtime = cls._omniloop_options.runtime
+                state = _State(cls._omniloop_face, original, parent, runtime, runtime._current())
+                object.__setattr__(twin, "_omniloop", state)
                 _live[key] = twin
             return twin
 
@@ -858,21 +792,17 @@ class Twin(metaclass=TwinType):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         face = type(self)._omniloop_face
-        state = _State.__new__(_State)
-        _State.__init__(state, face, None, None)
+        runtime = face._omniloop_options.runtime
+        state = _State(face, None, None, runtime, runtime._current())
         object.__setattr__(self, "_omniloop", state)
         args, kwargs = _all_in(args, kwargs)
+        make = functools.partial(face._omniloop_original, *args, **kwargs)
         if face._omniloop_options.reopen:
-            state.make = args, kwargs
-        frame = caller()
-        if asyncio._get_running_loop() is not None and not _is_current(state.life):
-            name = type(self).__name__
-            _warn(frame, f"{name}()", f"`{name}.aio(…)`")
-        try:
-            state.construct(args, kwargs, frame)
-        except BaseException as error:
-            error.__traceback__ = trimmed(error.__traceback__)
-            raise
+            state.make = make
+        name = type(self).__name__
+        _call_of(self, make, _told=f"{name}()", _instead=f"`{name}.aio(…)`")._is_here(caller())
+        with _trimming:
+            state.construct(make, caller())
         with _lock:
             _live[id(state.original), id(face)] = self
 
@@ -929,7 +859,7 @@ class Twin(metaclass=TwinType):
         return type(self)._omniloop_of(copy.deepcopy(self._omniloop.here(), memo))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _rebuilt, (type(self), self._omniloop.here())
+        return TwinType._omniloop_of, (type(self), self._omniloop.here())
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if is_finalizing():
@@ -943,7 +873,6 @@ class Twin(metaclass=TwinType):
 
     def _omniloop_enter(self) -> Any:
         state = self._omniloop
-        options = state.face._omniloop_options
         original = state.here()
         if state.way_out is not None:
             # Entered when it came out.
@@ -951,14 +880,11 @@ class Twin(metaclass=TwinType):
         _guard(self, "with", caller())
         # Ended after all work, as what is made is.
         entered = Entered(original, state.runtime, Kind.KEEPER)
-        try:
+        with _trimming:
             value = entered.__enter__()
-        except BaseException as error:
-            error.__traceback__ = trimmed(error.__traceback__)
-            raise
         state.is_over()
         state.entered.append((threading.get_ident(), entered))
-        return self if value is original else _out(value, options, self)
+        return self if value is original else _out(value, state.face._omniloop_options, self)
 
     def _omniloop_exit(self, kind: Any, error: BaseException | None, tb: TracebackType | None) -> bool:
         state = self._omniloop
@@ -973,12 +899,8 @@ class Twin(metaclass=TwinType):
         if not mine:
             raise OmniloopError(f"This {type(self).__name__} was never entered. Use it in a `with` statement.")
         entered.remove(mine[-1])
-        try:
-            return mine[-1][1].__exit__(kind, error, tb)
-        except BaseException as raised:
-            if raised is not error:
-                raised.__traceback__ = trimmed(raised.__traceback__)
-            raise
+        with _trimming:
+            return bool(mine[-1][1].__exit__(kind, error, tb))
 
     async def _omniloop_aenter(self) -> Any:
         state = self._omniloop
@@ -986,11 +908,11 @@ class Twin(metaclass=TwinType):
         entered = AsyncEntered(original, state.runtime, _getframe())
         value = await entered.__aenter__()
         state.is_over()
-        state.entered.append((0, entered))  # type: ignore[arg-type]
+        state.entered.append((None, entered))
         return self if value is original else _out(value, state.face._omniloop_options, self)
 
     async def _omniloop_aexit(self, kind: Any, error: BaseException | None, tb: TracebackType | None) -> bool:
-        entered: Any = next(entry for entry in reversed(self._omniloop.entered) if entry[0] == 0)
+        entered: Any = next(entry for entry in reversed(self._omniloop.entered) if entry[0] is None)
         self._omniloop.entered.remove(entered)
         return bool(await entered[1].__aexit__(kind, error, tb))
 
@@ -1004,21 +926,17 @@ class Twin(metaclass=TwinType):
             aiter(original)
             # Its own `__iter__` and `__next__` are made with its class, where pyright can't see them.
             return self  # pyright: ignore[reportReturnType]
-        frame = caller()
-        _guard(self, "for", frame)
-        name = f"{state.face.__name__}.__aiter__"
-        return Steps(original, state.runtime, frame, name, _outward(options, self), options.timeout)
+        _guard(self, "for", caller())
+        return _steps(Steps, original, options, caller(), f"{state.face.__name__}.__aiter__", self)
 
     def _omniloop_next(self) -> Any:
         original = self._omniloop.here()
         return _dunder(self, _next_or_end, "for")._call((original,), {}, caller())
 
     def _omniloop_aiter(self) -> AsyncIterator[Any]:
-        state = self._omniloop
-        original, options = state.here(), state.face._omniloop_options
-        name = f"{state.face.__name__}.__aiter__"
-        out = _outward(options, self)
-        return AsyncSteps(lambda: iterating(original), state.runtime, caller(), name, out, options.timeout)
+        face, original = self._omniloop.face, self._omniloop.here()
+        name, options = f"{face.__name__}.__aiter__", face._omniloop_options
+        return _steps(AsyncSteps, lambda: iterating(original), options, caller(), name, self)
 
 
 async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:
@@ -1028,115 +946,92 @@ async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:
         return _Stopped(StopIteration())
 
 
-def _rebuilt(cls: TwinType, original: Any) -> Any:
-    return cls._omniloop_of(original)
-
-
 def _is_current(life: Life) -> bool:
     return life.ident == threading.get_ident()
 
 
-def _guard(twin: Twin, keyword: str, frame: FrameType) -> None:
-    name = type(twin).__name__
-    if _is_current(twin._omniloop.life):
-        raise WouldDeadlockError(
-            f"{name} would be waited for on the loop's own thread, which it needs. Use `async {keyword}` there."
-        )
-    if asyncio._get_running_loop() is not None:
-        _warn(frame, f"`{keyword}` on {name}", f"`async {keyword}`")
+def _call_of(twin: Twin, fn: Any, **told: Any) -> SyncCall:
+    """A call of *fn* that is one of the twin's: with what messages say of it."""
+    return SyncCall(fn, twin._omniloop.face._omniloop_options)._but(_twin=twin, **told)
 
 
 def _dunder(twin: Twin, fn: Any, keyword: str) -> SyncCall:
     """What `with` and `for` call of a twin."""
     name = f"`{keyword}` on {type(twin).__name__}"
-    options = twin._omniloop.face._omniloop_options
-    return SyncCall(fn, options, twin=twin, title=name, instead=f"`async {keyword}`", kind=OTHER)
+    return _call_of(twin, fn, _told=name, _instead=f"`async {keyword}`", _kind=OTHER)
+
+
+def _guard(twin: Twin, keyword: str, frame: FrameType) -> None:
+    call = _dunder(twin, None, keyword)
+    if call._is_here(frame):
+        raise call._deadlock()
 
 
 def _looked_at(twin: Twin, fn: Any, name: str) -> SyncCall:
     """What looks at an attribute on the loop."""
-    options = twin._omniloop.face._omniloop_options
-    return SyncCall(
-        fn, options, twin=twin, name=name, owner=type(twin), instead="`asyncio.to_thread(getattr, …)`", kind=OTHER
-    )
+    instead = "`asyncio.to_thread(getattr, …)`"
+    return _call_of(twin, fn, __name__=name, _owner=type(twin), _instead=instead, _kind=OTHER)
 
 
 def _attribute(twin: Twin, name: str, value: Any) -> Any:
     """What sync code sees of an attribute's value."""
-    if type(value) is CoroutineType:
+    if type(value) is types.CoroutineType:
         # An async property.
-        return _looked_at(twin, _same, name)(value)
+        return _looked_at(twin, lambda it: it, name)(value)
     if isinstance(value, (FunctionType, MethodType, functools.partial)):
         own = isinstance(value, MethodType) and value.__self__ is twin._omniloop.original
         if own or faces.is_async(value):
-            fn = value.__func__ if isinstance(value, MethodType) else value
-            options = twin._omniloop.face._omniloop_options
-            return SyncCall(value, options, twin=twin, name=name, owner=type(twin), kind=kind_of(fn))
+            kind = kind_of(value.__func__ if isinstance(value, MethodType) else value)
+            return _call_of(twin, value, __name__=name, _owner=type(twin), _kind=kind)
     return _out(value, twin._omniloop.face._omniloop_options, twin)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 # --- a class's twin ---------------------------------------------------------------------------------------------------
 
 
-class _Method:
-    """What a twin's class holds for a method of the original."""
+class _Method(SyncCall):
+    """What a twin's class holds for a method of the original: what is called is bound to an object of it."""
 
     def __init__(self, shown: str, name: str, raw: Any, cls: type, options: Options) -> None:
-        # Under which the original has it.
-        self._name = name
         fn = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
-        if isinstance(fn, SyncCall):
-            fn = fn._fn
-        self._fn = fn
-        self._binds = "class" if isinstance(raw, classmethod) else "none" if isinstance(raw, staticmethod) else "object"
-        self._options = options
-        self._cls = cls
-        kind = kind_of(fn)
-        self._kind = HERE if kind in {OTHER, STEPWISE} and name in options.in_caller else kind
+        super().__init__(fn._fn if isinstance(fn, SyncCall) else fn, options)
+        # As the original has it, and under which name.
+        self._raw, self._name = raw, name
+        self._closes = name in {"aclose", "close"}
+        if name in options.in_caller and self._kind in {OTHER, STEPWISE}:
+            self._kind = HERE
         self.__name__ = shown
-        self.__qualname__ = getattr(fn, "__qualname__", f"{cls.__qualname__}.{shown}")
-        if shown != name:
-            self.__qualname__ = self.__qualname__.rpartition(".")[0] + "." + shown
-        self.__module__ = getattr(fn, "__module__", cls.__module__)
-        self.__doc__ = getattr(fn, "__doc__", None)
-        # A function binds in C; what else there is (partialmethod, a method in C) binds as it likes.
-        self._plain = isinstance(fn, FunctionType)
+        if shown != name or not hasattr(self._fn, "__qualname__"):
+            self.__qualname__ = f"{getattr(fn, '__qualname__', cls.__qualname__ + '.').rpartition('.')[0]}.{shown}"
 
-    def __get__(self, twin: Twin | None, owner: TwinType | None = None) -> Any:
-        if self._binds == "object" and twin is not None:
+    def __get__(self, twin: Any, owner: Any = None) -> Any:
+        of_class = isinstance(self._raw, (classmethod, staticmethod))
+        if twin is not None and not of_class:
             original = twin._omniloop.here()
-            fn = MethodType(self._fn, original) if self._plain else getattr(original, self._name)
-            return self._call(fn, type(twin), twin)
-        assert owner is not None
+            # A function binds in C; what else there is (partialmethod, a method in C) binds as it likes.
+            plain = type(self._fn) is FunctionType
+            fn = MethodType(self._fn, original) if plain else getattr(original, self._name)
+            return self._but(_fn=fn, _twin=twin, _owner=type(twin))
         # Without an object it is called with a twin as its first argument.
-        call = self._call(
-            self._fn if self._binds == "object" else getattr(owner._omniloop_original, self._name), owner, None
-        )
-        return self._function(call) if twin is None else call
-
-    def _call(self, fn: Any, owner: TwinType, twin: Twin | None) -> SyncCall:
-        return SyncCall(fn, self._options, twin=twin, kind=self._kind, name=self.__name__, owner=owner)
+        fn = getattr(owner._omniloop_original, self._name) if of_class else self._fn
+        call = self._but(_fn=fn, _owner=owner)
+        return call if twin is not None else self._function(call)
 
     def _function(self, call: SyncCall) -> Any:
         """*call* as a function: Sphinx takes only a function of a class for a method."""
-        made = _as_function(call.__call__, getattr(inspect.unwrap(self._fn), "__globals__", {}))
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return call(*args, **kwargs)
+
+        # With the globals of the user's function, in which `typing.get_type_hints` looks for what its annotations name.
+        its_globals = getattr(inspect.unwrap(self._fn), "__globals__", {})
+        made: Any = FunctionType(function.__code__, its_globals, closure=function.__closure__)
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(made, name, getattr(self, name))
         with suppress(TypeError, ValueError):
-            made.__signature__ = call.__signature__
-            made.__annotations__ = call.__annotations__
+            made.__signature__, made.__annotations__ = call.__signature__, call.__annotations__
         made.aio, made.options = call.aio, call.options
         return made
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        from .annotations import sync_signature
-
-        return sync_signature(self._fn)
 
 
 class _Attribute(property):
@@ -1152,8 +1047,8 @@ class _Attribute(property):
         def delete(twin: Twin) -> None:
             delattr(twin._omniloop.here(), name)
 
-        self._of_class: Callable[[], Any] = lambda: _out(getattr(cls, name), options)
         self._raw = raw
+        self._of_class: Callable[[], Any] = lambda: _out(getattr(cls, name), options)
         fget = faces.getter_of(raw)
         if fget is not None:
             from .annotations import sync_signature
@@ -1163,9 +1058,7 @@ class _Attribute(property):
             with suppress(TypeError, ValueError):
                 signature = get.__signature__ = sync_signature(fget)  # type: ignore[attr-defined]
                 get.__annotations__ = {"return": signature.return_annotation}
-        settable = not isinstance(raw, property) or raw.fset is not None
-        deletable = not isinstance(raw, property) or raw.fdel is not None
-        super().__init__(get, change if settable else None, delete if deletable else None)
+        super().__init__(get, change, delete)
         # Up to 3.11 that of this class would hide it otherwise.
         self.__doc__ = getattr(raw, "__doc__", None)
 
@@ -1177,14 +1070,6 @@ class _Attribute(property):
         return super().__get__(twin, owner)
 
 
-def _as_function(call: Callable[..., Any], its_globals: dict[str, Any]) -> Any:
-    def function(*args: Any, **kwargs: Any) -> Any:
-        return call(*args, **kwargs)
-
-    # With the globals of the user's function, in which `typing.get_type_hints` looks for what its annotations name.
-    return FunctionType(function.__code__, its_globals, closure=function.__closure__)
-
-
 # Called by dictionaries, debuggers and formatting, at any moment: they run in the caller's thread.
 _LOOKS: Final = frozenset(
     {"__str__", "__format__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__bytes__", "__fspath__", "__index__",
@@ -1192,27 +1077,27 @@ _LOOKS: Final = frozenset(
 )  # fmt: skip
 # What the twin has itself, or what is none of its.
 _OWN: Final = frozenset(
-    {*dir(object), *vars(Twin), "__new__", "__init__", "__del__", "__getattr__", "__getattribute__", "__setattr__",
-     "__delattr__", "__slots__", "__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__annotations__",
-     "__annotate__", "__annotate_func__", "__annotations_cache__", "__class_getitem__", "__orig_bases__", "__parameters__",
-     "__abstractmethods__", "_abc_impl", "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__post_init__",
-     "__replace__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__", "__copy__", "__deepcopy__", "__init_subclass__",
-     "__subclasshook__", "__set_name__", "__await__", "__aenter__", "__aexit__", "__enter__", "__exit__", "__aiter__",
-     "__anext__", "__firstlineno__", "__static_attributes__", "__type_params__", "__protocol_attrs__", "_is_protocol",
-     "_is_runtime_protocol", _TWINS, "__non_callable_proto_members__", "__getinitargs__"}
+    {*dir(object), *vars(Twin), "__dict__", "__qualname__", "__annotations__", "__annotate__", "__annotate_func__",
+     "__annotations_cache__", "__class_getitem__", "__orig_bases__", "__parameters__", "__abstractmethods__", "_abc_impl",
+     "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__post_init__", "__replace__", "__setstate__",
+     "__getnewargs__", "__getnewargs_ex__", "__getinitargs__", "__set_name__", "__await__", "__aenter__", "__aexit__",
+     "__enter__", "__exit__", "__aiter__", "__anext__", "__firstlineno__", "__static_attributes__", "__type_params__",
+     "__protocol_attrs__", "_is_protocol", "_is_runtime_protocol", "__non_callable_proto_members__", _TWINS}
 ) - _LOOKS  # fmt: skip
 
 
 def make_class(original: type, options: Options, *, asked_for: bool = False) -> TwinType:
     """The twin of a class; the same one for the same options. Objects that come out are twins of those that were asked for first."""
+    if asked_for:
+        missing = [name for name, _ in options.rename if name not in faces.members(original)]
+        if missing:
+            raise AttributeError(f"rename={dict(options.rename)!r}: {original.__qualname__} has no {missing[0]}().")
     made = _exactly(original, options)
     if made is None:
         # Outside of the lock: a metaclass and descriptors may be the user's.
-        made = _make_class(original, options, asked_for)
+        made = _make_class(original, options)
         with _lock:
             made = _exactly(original, options) or _noted(original, made)
-    elif asked_for:
-        _check_renames(original, options)
     made._omniloop_asked_for |= asked_for
     return made
 
@@ -1230,21 +1115,12 @@ def _noted(original: type, made: TwinType) -> TwinType:
     return made
 
 
-def _check_renames(original: type, options: Options) -> None:
-    everything = faces.members(original)
-    for name, _ in options.rename:
-        if name not in everything:
-            raise AttributeError(f"rename={dict(options.rename)!r}: {original.__qualname__} has no {name}().")
-
-
-def _make_class(original: type, options: Options, asked_for: bool) -> TwinType:
-    if asked_for:
-        _check_renames(original, options)
+def _make_class(original: type, options: Options) -> TwinType:
     everything = faces.members(original)
     renamed = {name: shown for name, shown in options.rename if name in everything}
     if "aclose" in everything and "close" not in everything.keys() | set(renamed.values()):
         renamed.setdefault("aclose", "close")
-    bases = _bases(original, options)
+    members: set[str] = set()
     namespace: dict[str, Any] = {
         "__slots__": (),
         "__doc__": original.__doc__,
@@ -1252,41 +1128,29 @@ def _make_class(original: type, options: Options, asked_for: bool) -> TwinType:
         "__qualname__": original.__qualname__,
         "_omniloop_original": original,
         "_omniloop_options": options,
-        "_omniloop_closer": next(
-            (name for name in ("aclose", "close") if callable(getattr(original, name, None))), None
-        ),
-        "_omniloop_members": {},
+        "_omniloop_members": members,
         "_omniloop_hidden": renamed,
         "_omniloop_asked_for": False,
     }
-    members: dict[str, str] = namespace["_omniloop_members"]
     for cls in reversed(original.__mro__):
         if cls is object or cls.__module__ in {"typing", "abc"}:
             continue
         for name, raw in vars(cls).items():
-            if name in _OWN or isinstance(raw, type):
-                continue
             shown = renamed.get(name, name)
-            if shown == name and name in renamed.values():
-                # What takes its name is the sync face of it.
+            # What takes the name of another is the sync face of that.
+            if name in _OWN or isinstance(raw, type) or (shown == name and name in renamed.values()):
                 continue
+            namespace.pop(shown, None)
+            members.discard(shown)
             made = _member(shown, name, raw, original, options)
-            if made is None:
-                namespace.pop(shown, None)
-                members.pop(shown, None)
-                continue
-            namespace[shown] = made
-            if name not in _LOOKS:
-                members[shown] = name
-    _add_special(original, namespace, members)
-    made_class = TwinType(original.__name__, bases, namespace)
+            if made is not None:
+                namespace[shown] = made
+                members |= {shown} - _LOOKS
+    members.update(_add_special(original, namespace, options))
+    bases = tuple(twin for base in original.__bases__ if (twin := _exactly(base, options)))
+    made_class = TwinType(original.__name__, bases or (Twin,), namespace)
     made_class._omniloop_face = made_class
     return made_class
-
-
-def _bases(original: type, options: Options) -> tuple[type, ...]:
-    found = [twin for base in original.__bases__ if (twin := _exactly(base, options))]
-    return tuple(found) or (Twin,)
 
 
 # What binds as a method does, and can't be called itself.
@@ -1304,10 +1168,10 @@ def _member(shown: str, name: str, raw: Any, original: type, options: Options) -
     if isinstance(raw, FunctionType) and name in _LOOKS:
         return _look(name, raw)
     binds = hasattr(type(raw), "__get__")
-    if isinstance(raw, (*_BINDING, BuiltinFunctionType)) or (
+    if isinstance(raw, (*_BINDING, types.BuiltinFunctionType)) or (
         binds and callable(raw) and not hasattr(type(raw), "__set__")
     ):
-        return (_Closing if name in {"aclose", "close"} else _Method)(shown, name, raw, original, options)
+        return _Method(shown, name, raw, original, options)
     if binds or hasattr(type(raw), "__set__"):
         return _Attribute(name, raw, original, options)
     # A constant of the class, or the default of an instance's attribute.
@@ -1322,45 +1186,33 @@ def _look(name: str, raw: Any) -> Any:
     return look
 
 
-class _Closing(_Method):
-    """A method that closes the original: then nothing is left for us to close."""
-
-    def _call(self, fn: Any, owner: TwinType, twin: Twin | None) -> SyncCall:
-        made = super()._call(fn, owner, twin)
-        if twin is not None:
-            state = twin._omniloop
-
-            def close(*args: Any, **kwargs: Any) -> Any:
-                state.is_over()
-                return fn(*args, **kwargs)
-
-            made._fn, made._kind = functools.update_wrapper(close, fn), OTHER
-        return made
+# What a class has for async code: what its twin has for it, and the method of `Twin` that is it.
+_SPECIAL: Final[dict[str, dict[str, Any]]] = {
+    "__aenter__": {
+        "__enter__": Twin._omniloop_enter,
+        "__exit__": Twin._omniloop_exit,
+        "__aenter__": Twin._omniloop_aenter,
+        "__aexit__": Twin._omniloop_aexit,
+    },
+    "__aiter__": {"__iter__": Twin._omniloop_iter, "__aiter__": Twin._omniloop_aiter},
+    "__anext__": {"__next__": Twin._omniloop_next},
+}
 
 
-def _add_special(original: type, namespace: dict[str, Any], members: dict[str, str]) -> None:
-    special = vars(Twin)
-    pairs: list[tuple[str, str, str]] = []
-    if hasattr(original, "__aenter__"):
-        pairs += [("__enter__", "enter", "__aenter__"), ("__exit__", "exit", "__aexit__")]
-        pairs += [("__aenter__", "aenter", "__aenter__"), ("__aexit__", "aexit", "__aexit__")]
-    elif hasattr(original, "__enter__"):
+def _add_special(original: type, namespace: dict[str, Any], options: Options) -> Iterator[str]:
+    """Add what is there for other reasons than that the original has it; gives the names that are not to be overridden."""
+    for name, own in _SPECIAL.items():
+        if hasattr(original, name):
+            namespace.update(own)
+            yield from own
+    if hasattr(original, "__enter__") and "__enter__" not in namespace:
         for name in ("__enter__", "__exit__"):
-            namespace[name] = _Method(
-                name, name, inspect.getattr_static(original, name), original, namespace["_omniloop_options"]
-            )
-    if hasattr(original, "__aiter__"):
-        pairs += [("__iter__", "iter", "__aiter__"), ("__aiter__", "aiter", "__aiter__")]
-    if hasattr(original, "__anext__"):
-        pairs += [("__next__", "next", "__anext__")]
-    for shown, own, name in pairs:
-        namespace[shown] = special[f"_omniloop_{own}"]
-        members[shown] = name
+            namespace[name] = _Method(name, name, inspect.getattr_static(original, name), original, options)
     if hasattr(original, "__class_getitem__"):
-        namespace["__class_getitem__"] = classmethod(GenericAlias)
+        namespace["__class_getitem__"] = classmethod(types.GenericAlias)
     if "__await__" in dir(original) and "wait" not in dir(original):
-        namespace["wait"] = _Method("wait", "__await__", _wait, original, namespace["_omniloop_options"])
-        members["wait"] = "__await__"
+        namespace["wait"] = _Method("wait", "__await__", _wait, original, options)
+        yield "wait"
     if original.__hash__ is None:
         namespace["__hash__"] = None
 
