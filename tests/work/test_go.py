@@ -411,7 +411,7 @@ def test_a_task_that_breaks_the_emptying_does_not_stop_what_comes_after_it(runti
     with pytest.raises(TypeError):
         broken.result(timeout=5)
     assert after.result(timeout=5) == "after"
-    assert isinstance(told[0], TypeError)
+    assert told == []
 
 
 # --- poison -----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,6 @@ How it begins. From 3.12 on a coroutine is run up to its first suspension inside
 suspends costs no turn of the loop. Up to 3.11, and with a task factory of the user's, first steps come in the next turn of the loop
 (`first_steps`). The loop is left after 2 ms, however much has come, so that its timers and sockets are not kept waiting, and goes on in its
 next turn.
-
-The `del task` at the end of so many branches: a failure's traceback refers to the frames below it, these here too, and a frame that
-still holds the task would keep the handle alive. Its failure would be told not at once, but when the garbage collector comes by.
 """
 
 from __future__ import annotations
@@ -24,14 +21,14 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .. import _cpython, _hooks
-from .._arguments import as_coroutine, not_plain
+from .._arguments import as_coroutine, close_unstarted, not_plain
 from .._clock import time
-from .._errors import NotAsyncError
 from .._report import shown
 from .failures import LATE_FINALISERS, Failures
 from .first_steps import FirstSteps
@@ -134,6 +131,10 @@ class Ledger:
         self._until = 0.0
         self._next_is_due = False
         self._first_steps = FirstSteps(loop, context, _BATCH)
+        # Whether coroutines start eagerly; looked at wherever something begins.
+        self._eager = False
+        # One bound method for all: of each its own would be one more thing for the garbage collector to go through.
+        self._on_done: Final = self._done
         self._says_asyncio = False
         if owns_loop:
             self._honour_factories()
@@ -220,12 +221,10 @@ class Ledger:
             set_factory(factory)
             self._until = 0.0
 
-        try:
-            # On the instance (`method-assign`). To ask the loop before each coroutine would cost 50 ns.
+        with suppress(AttributeError):
+            # On the instance (`method-assign`), but for a loop with slots: there from the next batch on. To ask the loop before each
+            # coroutine would cost 50 ns.
             self.loop.set_task_factory = set_task_factory  # type: ignore[method-assign]
-        except AttributeError:
-            # A loop with slots: from the next batch on.
-            pass
 
     def empty(self) -> None:
         """Start all that was delivered, or as much as fits into a batch; then the loop goes round before the rest."""
@@ -238,24 +237,21 @@ class Ledger:
         if not self._says_asyncio:
             other = _hooks.elsewhere()
             self._says_asyncio = other is not None and other.say_asyncio()
-        eager = _EAGER and self.loop.get_task_factory() is None
-        start = self._start_coroutine if eager else self._start_in_turn
-        call = self._call if eager else self._call_in_turn
-        if not eager:
+        self._look_around()
+        begin: Callable[[], None] = self._begin
+        if not self._eager:
+            begin = self._begin_in_turn
             self._first_steps.begin()
-        self._now = time.monotonic()
         ticks = time.perf_counter
         self._until = ticks() + _BATCH
         heeds_marks = self.heeds_marks
-        item: Any = None
         try:
             while True:
                 try:
                     item = take()
                 except IndexError:
                     if inbox.rest():
-                        if not eager:
-                            self._first_steps.end()
+                        self._first_steps.end()
                         break
                     continue
                 if type(item) is not Task:
@@ -269,25 +265,18 @@ class Ledger:
                     tally.taken += 1
                     if heeds_marks and rank_of(item):
                         tally.count("marked")
-                    if self.cancelled_early and item in self.cancelled_early:
-                        self.end_unstarted(item)
-                    elif item._args is None:
-                        start(item)
-                    else:
-                        call(item)
+                    begin()
                 if ticks() > self._until:
                     # The token stays held: this is the look that is due.
                     self._next_batch_soon()
                     break
-        except BaseException as error:
-            # Whatever it is, an odd task of the user's factory for one: the rest must still be started.
+        except BaseException:
+            # Of a control item: the rest must still be started.
             self._next_batch_soon()
-            self.beginning = None
-            if type(item) is Task:
-                item._fail(error)
             raise
-        # Dropped here, not with the frame: if nobody else holds it and it failed, the report is due now.
-        item = None
+        finally:
+            # As in `_begin`.
+            item = None
         if self.failures:
             self.failures.tell_dropped()
 
@@ -300,77 +289,78 @@ class Ledger:
         self._next_is_due = False
         self.empty()
 
-    def _start(self, task: Task[Any]) -> None:
-        if self.loop.get_task_factory() is None:
-            self._start_coroutine(task)
-        else:
-            self._start_by_factory(task)
-        # As in `_start_coroutine`.
-        del task
+    def _look_around(self) -> None:
+        """Note what holds for all that begins in this call of the loop's."""
+        self._now = time.monotonic()
+        self._eager = _EAGER and self.loop.get_task_factory() is None
 
-    def _start_coroutine(self, task: Task[Any]) -> None:
-        coro = task._work
-        name = task._name
-        if name is None:
-            name = task._name = coro.__qualname__
+    def _begin(self, or_async: bool = False) -> None:
+        """
+        Take the first step of `beginning`, whatever it is: what ends with it is settled, what goes on is held.
+
+        A failure's traceback refers to the frames below it: this one, and those that have called it. One that still referred to the task
+        would keep the handle alive, and its failure would be told not at once, but when the garbage collector comes by. So the task is
+        handed over in `beginning`, and let go here, once for all ends.
+        """
+        task: Any = self.beginning
+        value = runner = None
         try:
-            if _EAGER:
+            if self.cancelled_early and task in self.cancelled_early:
+                self.end_unstarted(task)
+                return
+            args = task._args
+            if args is not None:
+                task._since = self._now
+                value = task._context.run(task._work, *args)
+                if or_async and inspect.isawaitable(value):
+                    task._name = task.get_name()
+                    # The function has run in the context, so what it has returned goes on in it.
+                    task._work, task._args = as_coroutine(value, self.loop), None
+                    args = None
+                elif type(value) is CoroutineType:
+                    value.close()
+                    raise not_plain("call_soon", shown(task.get_name()))
+            if args is not None:
+                self.beginning = None
+                task._settle(SUCCEEDED, value)
+                return
+            name = task._name
+            if name is None:
+                name = task._name = task._work.__qualname__
+            if self._eager:
                 # Runs the coroutine up to its first suspension, here and now: what never suspends costs no turn of the loop. (The
                 # argument is new in 3.12: `call-arg`.)
-                runner = _AsyncTask(coro, loop=self.loop, name=name, context=task._context, eager_start=True)  # type: ignore[call-arg]
+                runner = _AsyncTask(task._work, loop=self.loop, name=name, context=task._context, eager_start=True)  # type: ignore[call-arg]
             else:
-                runner = _AsyncTask(coro, loop=self.loop, name=name, context=task._context)
+                runner = self.leftovers.make_task(task._work, name=name, context=task._context)
+                if not asyncio.isfuture(runner):
+                    raise TypeError(f"The task factory of the loop returned {runner!r}, which is not a task.")
+            if runner.done():
+                self.beginning = None
+                task._settle_from(runner)
+                return
+            # First, because a task of the user's factory may refuse.
+            runner.add_done_callback(self._on_done, context=self._context)
+            task._work = runner
+            task._since = self._now
+            kind = task._kind
+            if kind is WORK or kind is HANDOVER:
+                self.running[runner] = task
+            elif kind is KEEPER:
+                self._tally.keeping += 1
+                self.keepers[runner] = task
+            else:
+                self.daemons[runner] = task
+            self.beginning = None
         except BaseException as error:
-            # An eager start lets SystemExit and KeyboardInterrupt out of the constructor: there is no task to settle from.
+            # An eager start lets SystemExit and KeyboardInterrupt out of the constructor: there is no asyncio task to settle from.
             error.__traceback__ = traceback_without(error, 1)
+            if runner is None:
+                close_unstarted(task._work)
             self.beginning = None
             task._fail(error)
-            # The error's frames refer to this one, as their caller: left here, the task would live, and its failure stay unsaid,
-            # until a garbage collection.
-            del task, coro
-            return
-        if runner.done():
-            self.beginning = None
-            task._settle_from(runner)
-            # As above.
-            del task, coro, runner
-        else:
-            self._hold(task, runner)
-
-    def _start_by_factory(self, task: Task[Any]) -> None:
-        name = task._name = task.get_name()
-        try:
-            runner: asyncio.Future[Any] = self.leftovers.make_task(task._work, name=name, context=task._context)
-            if not asyncio.isfuture(runner):
-                raise TypeError(f"The task factory of the loop returned {runner!r}, which is not a task.")
-        except BaseException as error:
-            task._work.close()
-            self.beginning = None
-            task._fail(error)
-            # As in `_start_coroutine`.
-            del task
-            return
-        if runner.done():
-            self.beginning = None
-            task._settle_from(runner)
-            del task, runner
-        else:
-            self._hold(task, runner)
-
-    def _hold(self, task: Task[Any], runner: asyncio.Future[Any]) -> None:
-        # First, because a task of the user's factory may refuse.
-        runner.add_done_callback(self._done, context=self._context)
-        task._work = runner
-        task._since = self._now
-        kind = task._kind
-        if kind is WORK or kind is HANDOVER:
-            self.running[runner] = task
-        elif kind is KEEPER:
-            self._tally.keeping += 1
-            self.keepers[runner] = task
-        else:
-            self.daemons[runner] = task
-        self.beginning = None
+        finally:
+            del task, value, runner
 
     def _done(self, runner: asyncio.Future[Any]) -> None:
         if not runner.cancelled():
@@ -386,74 +376,39 @@ class Ledger:
 
     # --- where nothing starts eagerly: up to 3.11, and with a task factory of the user's -------------------------------
 
-    def _start_in_turn(self, task: Task[Any]) -> None:
-        """Start a coroutine, whose first step comes in the loop's next turn."""
-        self._start(task)
-        # As in `_start_coroutine`.
-        del task
-        if self._first_steps.add():
-            self._until = 0.0
-
-    def _call_in_turn(self, task: Task[Any]) -> None:
-        """Call a function: at once, or in the next turn too if something waits for that. What was submitted first starts first."""
-        if not self._first_steps.waiting:
-            self._call(task)
-            # As in `_start_coroutine`.
+    def _begin_in_turn(self) -> None:
+        """Begin a coroutine, whose first step comes in the loop's next turn; and a function too, if one waits for that: in order."""
+        task: Any = self.beginning
+        if task._args is not None and self._first_steps.waiting and task not in self.cancelled_early:
+            turn: asyncio.Future[Any] = self.loop.create_future()
+            self.running[turn] = task
+            self.beginning = None
+            self.loop.call_soon(self._begin_now, turn, context=self._context)
+        else:
+            steps = task._args is None
+            # As in `_begin`.
             del task
-            return
-        turn: asyncio.Future[Any] = self.loop.create_future()
-        self.running[turn] = task
-        self.beginning = None
-        self.loop.call_soon(self._call_now, turn, context=self._context)
+            self._begin()
+            if not steps:
+                return
         if self._first_steps.add():
             self._until = 0.0
 
-    def _call_now(self, turn: asyncio.Future[Any]) -> None:
-        task = self.beginning = self.running[turn]
+    def _begin_now(self, turn: asyncio.Future[Any]) -> None:
+        self.beginning = self.running[turn]
         del self.running[turn]
         if not turn.done():
             # After this callback, whoever waits for it goes on.
             turn.set_result(None)
-        if task._outcome() is not None:
-            self.beginning = None
-            return
-        if self.cancelled_early and task in self.cancelled_early:
-            self.end_unstarted(task)
-        else:
-            self._now = time.monotonic()
-            self._call(task)
-        del task
+        self._look_around()
+        self._begin()
         if self.failures:
             self.failures.tell_dropped()
-
-    def _call(self, task: Task[Any]) -> None:
-        fn, args = task._work, task._args
-        task._since = self._now
-        try:
-            # What is not done has a context, and a function its arguments.
-            value = task._context.run(fn, *args)  # type: ignore[union-attr,misc]
-        except BaseException as error:
-            error.__traceback__ = traceback_without(error, 1)
-            self.beginning = None
-            task._fail(error)
-            # As in `_start_coroutine`.
-            del task, fn, args
-            return
-        self.beginning = None
-        if type(value) is CoroutineType:
-            value.close()
-            task._fail(not_plain("call_soon", shown(task.get_name())))
-            return
-        task._settle(SUCCEEDED, value)
 
     # --- later --------------------------------------------------------------------------------------------------------
 
     def schedule(self, task: Task[Any], when: float) -> None:
         """Call a task's function at *when*, by the runtime's clock."""
-        if self.cancelled_early and task in self.cancelled_early:
-            self._tally.taken += 1
-            self.end_unstarted(task)
-            return
         self._wait_until(when, task)
         # After that, as in `empty`.
         self._tally.taken += 1
@@ -469,40 +424,9 @@ class Ledger:
             self._wait_until(when, task, self._again)
             return
         self.beginning = task
-        del self.timers[task]
-        if self.cancelled_early and task in self.cancelled_early:
-            self.end_unstarted(task)
-            return
-        self._now = time.monotonic()
-        context = task._context
-        try:
-            # As in `_call`.
-            value = context.run(task._work, *task._args)  # type: ignore[union-attr,misc]
-        except BaseException as error:
-            error.__traceback__ = traceback_without(error, 1)
-            self.beginning = None
-            task._fail(error)
-            # As in `_start_coroutine`.
-            del task, context
-            return
-        if type(value) is not CoroutineType and inspect.isawaitable(value):
-            # A handle, say.
-            try:
-                value = as_coroutine(value, self.loop)
-            except NotAsyncError as error:
-                self.beginning = None
-                task._fail(error)
-                return
-        if type(value) is CoroutineType:
-            task._name = task.get_name()
-            task._work, task._args = value, None
-            # The function has run in the context, so the coroutine goes on in it.
-            self._start(task)
-            # As in `_start_coroutine`.
-            del task, value
-            return
-        self.beginning = None
-        task._settle(SUCCEEDED, value)
+        del self.timers[task], task
+        self._look_around()
+        self._begin(or_async=True)
 
     # --- cancelling ---------------------------------------------------------------------------------------------------
 
@@ -523,12 +447,8 @@ class Ledger:
 
     def end_unstarted(self, task: Task[Any]) -> None:
         """End, as cancelled, what was taken from the inbox and will not be started."""
-        args = self.cancelled_early.pop(task, ())
-        work = task._work
-        task._name = task.get_name()
-        if task._args is None and hasattr(work, "close"):
-            work.close()
-        task._end_cancelled(args)
+        close_unstarted(task._work)
+        task._end_cancelled(self.cancelled_early.pop(task, ()))
         # After that: see there.
         self.beginning = None
 
