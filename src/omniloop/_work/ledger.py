@@ -303,7 +303,7 @@ class Ledger:
         handed over in `beginning`, and let go here, once for all ends.
         """
         task: Any = self.beginning
-        value = runner = None
+        runner = None
         try:
             if self.cancelled_early and task in self.cancelled_early:
                 self.end_unstarted(task)
@@ -312,18 +312,16 @@ class Ledger:
             if args is not None:
                 task._since = self._now
                 value = task._context.run(task._work, *args)
-                if or_async and inspect.isawaitable(value):
-                    task._name = task.get_name()
-                    # The function has run in the context, so what it has returned goes on in it.
-                    task._work, task._args = as_coroutine(value, self.loop), None
-                    args = None
-                elif type(value) is CoroutineType:
-                    value.close()
-                    raise not_plain("call_soon", shown(task.get_name()))
-            if args is not None:
-                self.beginning = None
-                task._settle(SUCCEEDED, value)
-                return
+                if not or_async or not inspect.isawaitable(value):
+                    if type(value) is CoroutineType:
+                        value.close()
+                        raise not_plain("call_soon", shown(task.get_name()))
+                    self.beginning = None
+                    task._settle(SUCCEEDED, value)
+                    return
+                task._name = task.get_name()
+                # The function has run in the context, so what it has returned goes on in it.
+                task._work, task._args = as_coroutine(value, self.loop), None
             name = task._name
             if name is None:
                 name = task._name = task._work.__qualname__
@@ -360,7 +358,7 @@ class Ledger:
             self.beginning = None
             task._fail(error)
         finally:
-            del task, value, runner
+            del task, runner
 
     def _done(self, runner: asyncio.Future[Any]) -> None:
         if not runner.cancelled():
