@@ -68,13 +68,13 @@ def go_limited(
 ) -> Task[T]:
     """`Runtime.go`, with a limit."""
     if limiter is None:
-        return runtime._go_within(timeout, coro, name, context, kind, frame)
+        return runtime._go_within(timeout, coro, frame, name, context=context, kind=kind)
     inner = as_coroutine(coro, runtime._life.loop)
     title = name or name_of(inner)
     limited = None
     try:
         limited = limiter.run(inner)
-        task = runtime._go_within(timeout, limited, title, context, kind, frame)
+        task = runtime._go_within(timeout, limited, frame, title, context=context, kind=kind)
     except BaseException:
         # Refused; or Ctrl-C at any point.
         close_unstarted(limited)

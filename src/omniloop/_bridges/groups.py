@@ -163,8 +163,13 @@ class TaskGroup:
             NotAsyncError: if *fn* is async, or can't be called.
             ClosedError: if the group has ended, or was cancelled.
         """
-        frame = caller()
-        return self._add(fn, lambda: self._runtime._call_soon(fn, args, context, frame))
+        runtime, frame = self._runtime, caller()
+
+        def start() -> Task[T]:
+            check_function(fn, "call_soon")
+            return runtime._submit(runtime._make_task(fn, args, context, frame))
+
+        return self._add(fn, start)
 
     def to_thread(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """
@@ -400,7 +405,10 @@ class TaskGroup:
             raise ClosedError("This TaskGroup has been entered before. Make a new one for each block.")
         if self._timeout is not None and self._timeout < math.inf:
             self._give_up_at = self._soon() + self._timeout
-            self._timer = self._runtime._call_later(max(0.0, self._timeout), self._expire, (), None, frame)
+            self._timer = self._runtime._put(
+                self._runtime._make_task(self._expire, (), None, frame),
+                self._runtime._now() + max(0.0, self._timeout),
+            )
 
     def _expire(self) -> None:
         self._timed_out = True
@@ -688,7 +696,7 @@ class _Window:
     def add(self, item: Any, frame: FrameType) -> None:
         if self._is_async:
             coro = self._fn(item)
-            task = self._runtime._go_within(self._timeout, coro, None, None, Kind.WORK, frame, from_start=True)
+            task = self._runtime._go_within(self._timeout, coro, frame, from_start=True)
         else:
             task = self._runtime._to_thread(self._fn, (item,), {}, frame)
         self._tasks[task] = None

@@ -20,7 +20,7 @@ from .._report import say, shown
 from .._runtime import Runtime
 from .._shared import chosen
 from .._steps import END, Items, SyncSteps, iterating
-from .._work.task import DAEMON, WORK
+from .._work.task import DAEMON
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame
     # Not in a worker, which the exit would wait for while the source blocks. Whatever the bounds are, as in `SyncSteps`: what fills the
     # queue and what empties it need each other.
     feeding = in_own_thread(runtime, partial(items.feed, source), name, or_worker=True)
-    task = runtime._go(feeding, name, None, DAEMON, frame, "accept")
+    task = runtime._go(feeding, frame, name, kind=DAEMON, when_full="accept")
     # It is in the frame of whoever made this.
     del source, frame, feeding
     task._when_done(partial(items.put, END))
@@ -138,9 +138,7 @@ async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame
         while True:
             # Elsewhere than under asyncio the runtime's loop is the one that takes.
             taking = items.take()
-            item = await (
-                runtime._go(taking, None, None, WORK, sys._getframe(), "accept") if who_runs_here() else taking
-            )
+            item = await (runtime._go(taking, sys._getframe(), when_full="accept") if who_runs_here() else taking)
             if item is END:
                 break
             yield item

@@ -105,7 +105,7 @@ class Queue(janus.Queue[T]):
         keeper = self._keeper
         if keeper is None:
             # Outside of the lock: this may start the runtime, and call the user's `loop_factory`.
-            made = self._runtime._go(_keep(), "queue", contextvars.Context(), KEEPER, sys._getframe())
+            made = self._runtime._go(_keep(), sys._getframe(), "queue", contextvars.Context(), KEEPER)
             with self._joining:
                 keeper = self._keeper = self._keeper or made
             if keeper is made:

@@ -288,7 +288,7 @@ class Resource(Generic[T]):
                 raise self._bereft_error()
             kept = _Kept(self._name, life, self._close)
             # In an empty context: what is shared must not keep that of the first to come.
-            kept.keeper = self._runtime._go(kept.keep(self._factory), self._name, contextvars.Context(), KEEPER, frame)
+            kept.keeper = self._runtime._go(kept.keep(self._factory), frame, self._name, contextvars.Context(), KEEPER)
             self._kept = kept
         if user is not None and user not in kept.users:
             kept.users.add(user)
@@ -309,7 +309,7 @@ class Resource(Generic[T]):
         try:
             # A daemon, because at the end the runtime closes it, whoever uses it still.
             return self._runtime._go(
-                self._end(but), f"close {self._name}", contextvars.Context(), Kind.DAEMON, frame, "accept"
+                self._end(but), frame, f"close {self._name}", contextvars.Context(), Kind.DAEMON, "accept"
             )
         except ClosedError:
             # The runtime has ended, and has closed it.

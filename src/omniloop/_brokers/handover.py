@@ -437,7 +437,9 @@ class Sent(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait for the value in async code, on any event loop. Cancelling the waiter only ends the waiting."""
-        return self._runtime._go(self._value(None), f"value of {self!r}", None, DAEMON, caller(), "accept").__await__()
+        return self._runtime._go(
+            self._value(None), caller(), f"value of {self!r}", kind=DAEMON, when_full="accept"
+        ).__await__()
 
     async def _value(self, timeout: float | None) -> T:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -720,11 +722,10 @@ def _set_out(
         # Named as a whole, so that the log of an exit tells what was lost.
         accepted: Task[None] = runtime._go(
             way.hand_over(engine, function, parcel),
-            f"{function.name} {call_id} → {engine.label}",
-            None,
-            HANDOVER,
             frame,
-            "accept",
+            f"{function.name} {call_id} → {engine.label}",
+            kind=HANDOVER,
+            when_full="accept",
         )
         accepted._when_done(done)
     except BaseException:

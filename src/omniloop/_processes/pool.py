@@ -43,7 +43,7 @@ from .._life.life import Life
 from .._process import exit, fork, signals
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import KEEPER, Kind, Task
+from .._work.task import KEEPER, Task
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -157,7 +157,7 @@ class ProcessPool:
                 f"to_process({name}) can't send the function and its arguments to another process: {error}. Use a function at the top "
                 "of a module, and plain data."
             ) from error
-        return self._runtime._go(self._work(payload, name), name, None, Kind.WORK, frame)
+        return self._runtime._go(self._work(payload, name), frame, name)
 
     async def _work(self, payload: bytes, name: str) -> Any:
         call = _Call(payload, asyncio.get_running_loop())
@@ -174,7 +174,7 @@ class ProcessPool:
         if self._staff is None or self._keeper is None or self._keeper.done() or self._life is not life:
             staff = _Staff(self._size)
             self._life, self._staff = life, staff
-            self._keeper = self._runtime._go(staff.keep(), "processes", contextvars.Context(), KEEPER, sys._getframe())
+            self._keeper = self._runtime._go(staff.keep(), sys._getframe(), "processes", contextvars.Context(), KEEPER)
         return self._staff
 
 
@@ -653,7 +653,7 @@ def _submit_elsewhere(
     # Else a cancellation of the waiter would take it away.
     submitted.set_running_or_notify_cancel()
     # First, because it may refuse: what the executor has could not be taken back.
-    task = runtime._go(_wait_elsewhere(submitted, name), name, None, Kind.WORK, frame)
+    task = runtime._go(_wait_elsewhere(submitted, name), frame, name)
     try:
         # Here and not on the loop: it may start processes, or threads, which on 3.12.0 to 3.12.2 no longer start in the drain.
         future = executor.submit(fn, *args, **kwargs, **_own_options(executor))

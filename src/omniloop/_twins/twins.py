@@ -501,7 +501,7 @@ async def _elsewhere(work: Any, runtime: Runtime, frame: FrameType) -> Any:
     """Await *work* on the runtime's loop, whichever this one is."""
     if _is_current(runtime._current()):
         return await work
-    return await runtime._go(work, None, None, Kind.WORK, frame, "accept")
+    return await runtime._go(work, frame, when_full="accept")
 
 
 class _Pending(Coroutine[Any, Any, Any]):
@@ -617,7 +617,9 @@ class _State:
         if closers:
             self.ending = _Ending()
             name = f"{face._omniloop_original.__qualname__}.{closers[0]}"
-            runtime._go(_keep(self.original, closers[0], self.ending), name, None, Kind.KEEPER, frame, "accept")
+            runtime._go(
+                _keep(self.original, closers[0], self.ending), frame, name, kind=Kind.KEEPER, when_full="accept"
+            )
 
     def is_over(self) -> None:
         """It is closed, or left, or somebody else sees to it."""

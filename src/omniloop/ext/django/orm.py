@@ -88,11 +88,11 @@ class _OnCommit:
         with suppress(RuntimeError):
             SyncThread.workers()
         runtime = shared_runtime()
-        task = runtime._make_task(self._run(), None, self._context, sys._getframe())
-        task._name = self._name or getattr(self._work, "__qualname__", None)
+        name = self._name or getattr(self._work, "__qualname__", None)
+        task = runtime._make_task(self._run(), None, self._context, sys._getframe(), name)
         # Where go_on_commit() was called, and not where the transaction ended.
         task._code, task._lasti = self._code, self._lasti
-        runtime._put_bounded(task, runtime._put)
+        runtime._submit(task)
 
     async def _run(self) -> None:
         async with database():
