@@ -238,7 +238,7 @@ class Ledger:
             other = _hooks.elsewhere()
             self._says_asyncio = other is not None and other.say_asyncio()
         self._look_around()
-        begin: Callable[[], None] = self._begin
+        begin = self._begin
         if not self._eager:
             begin = self._begin_in_turn
             self._first_steps.begin()
@@ -265,7 +265,7 @@ class Ledger:
                     tally.taken += 1
                     if heeds_marks and rank_of(item):
                         tally.count("marked")
-                    begin()
+                    begin(False)
                 if ticks() > self._until:
                     # The token stays held: this is the look that is due.
                     self._next_batch_soon()
@@ -294,16 +294,16 @@ class Ledger:
         self._now = time.monotonic()
         self._eager = _EAGER and self.loop.get_task_factory() is None
 
-    def _begin(self, or_async: bool = False) -> None:
+    def _begin(self, or_async: bool) -> None:
         """
-        Take the first step of `beginning`, whatever it is: what ends with it is settled, what goes on is held.
+        Take the first step of `beginning`: what ends with it is settled, what goes on is held. *or_async*: a call may return what is awaited.
 
         A failure's traceback refers to the frames below it: this one, and those that have called it. One that still referred to the task
         would keep the handle alive, and its failure would be told not at once, but when the garbage collector comes by. So the task is
         handed over in `beginning`, and let go here, once for all ends.
         """
         task: Any = self.beginning
-        runner = None
+        coro = runner = None
         try:
             if self.cancelled_early and task in self.cancelled_early:
                 self.end_unstarted(task)
@@ -322,15 +322,15 @@ class Ledger:
                 task._name = task.get_name()
                 # The function has run in the context, so what it has returned goes on in it.
                 task._work, task._args = as_coroutine(value, self.loop), None
-            name = task._name
+            coro, name = task._work, task._name
             if name is None:
-                name = task._name = task._work.__qualname__
+                name = task._name = coro.__qualname__
             if self._eager:
                 # Runs the coroutine up to its first suspension, here and now: what never suspends costs no turn of the loop. (The
                 # argument is new in 3.12: `call-arg`.)
-                runner = _AsyncTask(task._work, loop=self.loop, name=name, context=task._context, eager_start=True)  # type: ignore[call-arg]
+                runner = _AsyncTask(coro, loop=self.loop, name=name, context=task._context, eager_start=True)  # type: ignore[call-arg]
             else:
-                runner = self.leftovers.make_task(task._work, name=name, context=task._context)
+                runner = self.leftovers.make_task(coro, name=name, context=task._context)
                 if not asyncio.isfuture(runner):
                     raise TypeError(f"The task factory of the loop returned {runner!r}, which is not a task.")
             if runner.done():
@@ -358,7 +358,7 @@ class Ledger:
             self.beginning = None
             task._fail(error)
         finally:
-            del task, runner
+            del task, coro, runner
 
     def _done(self, runner: asyncio.Future[Any]) -> None:
         if not runner.cancelled():
@@ -374,7 +374,7 @@ class Ledger:
 
     # --- where nothing starts eagerly: up to 3.11, and with a task factory of the user's -------------------------------
 
-    def _begin_in_turn(self) -> None:
+    def _begin_in_turn(self, or_async: bool) -> None:
         """Begin a coroutine, whose first step comes in the loop's next turn; and a function too, if one waits for that: in order."""
         task: Any = self.beginning
         if task._args is not None and self._first_steps.waiting and task not in self.cancelled_early:
@@ -386,7 +386,7 @@ class Ledger:
             steps = task._args is None
             # As in `_begin`.
             del task
-            self._begin()
+            self._begin(or_async)
             if not steps:
                 return
         if self._first_steps.add():
@@ -399,7 +399,7 @@ class Ledger:
             # After this callback, whoever waits for it goes on.
             turn.set_result(None)
         self._look_around()
-        self._begin()
+        self._begin(False)
         if self.failures:
             self.failures.tell_dropped()
 
@@ -424,7 +424,7 @@ class Ledger:
         self.beginning = task
         del self.timers[task], task
         self._look_around()
-        self._begin(or_async=True)
+        self._begin(True)
 
     # --- cancelling ---------------------------------------------------------------------------------------------------
 
