@@ -54,15 +54,6 @@ class _Time:
 time: Final = _Time()
 
 
-def look_up() -> None:
-    """
-    Let come what was meant for this thread while it slept; called right after that, and before it takes a lock.
-
-    The beginning of a function is where CPython looks. 3.14 does not look after a call like ``lock.acquire(timeout=1)`` that runs for the
-    first time, but in the ``with lock`` that follows, where a signal handler would find the lock taken.
-    """
-
-
 def slices(timeout: float | None) -> Iterator[float]:
     """The waits that one of *timeout* seconds is made of (None: without end), at least one, until somebody has had enough."""
     until = math.inf if timeout is None else time.monotonic() + timeout

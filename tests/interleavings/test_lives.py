@@ -110,6 +110,44 @@ def test_the_worker_or_the_canceller_has_the_ticket(copy: Copy) -> None:
 
 
 @in_every_order(
+    THREAD,
+    a_thread_that_looks_at_the_mark_before_it_gives_the_lock_back=(
+        Edit(
+            THREAD,
+            "            self._running.release()\n",
+            "            late = self._to_close\n            self._running.release()\n",
+        ),
+        Edit(THREAD, "if self.leaving and self._to_close and", "if self.leaving and late and"),
+    ),
+    a_closing_that_sets_its_mark_too_late=Edit(
+        THREAD,
+        "        self._to_close = True\n        if self._running.acquire(False):\n",
+        "        free = self._running.acquire(False)\n        self._to_close = True\n        if free:\n",
+    ),
+)
+def test_a_loop_whose_thread_comes_back_late_is_closed_by_one_of_the_two(copy: Copy) -> None:
+    closed: list[str] = []
+
+    class Late(copy.parts[THREAD].LoopThread):  # type: ignore[misc,name-defined]
+        def _own(self) -> None:
+            self.leaving = True
+
+        def _finish_late(self) -> None:
+            closed.append("by its thread")
+
+    class Lying(asyncio.AbstractEventLoop):
+        def close(self) -> None:
+            closed.append("by who ended it")
+
+    late = Late(Lying(), "late", print, print, print)
+    threads = [spawn(late._main), spawn(late.close)]
+    for thread in threads:
+        thread.join()
+
+    assert len(closed) == 1
+
+
+@in_every_order(
     f"{LIFE} {WORKERS}",
     heavy=True,
     a_worker_that_asks_for_no_ticket=Edit(

@@ -284,6 +284,7 @@ def without_descriptors():
     # An import finds nothing where no file can be opened.
     if importlib.util.find_spec("uvloop"):
         importlib.import_module("uvloop")
+        importlib.import_module("omniloop._guests.uvloop")
     for room in (0, 1, 2, 5):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1 + room, hard))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
 
 from .. import _hooks
 from .._arguments import close_unstarted
-from .._clock import look_up, time
+from .._clock import time
 from .._cpython import threads_of
 from .._life import waits
 from .._life.workers import Workers
@@ -274,7 +274,6 @@ class Waiting:
                     meeting.gates.append(gate)
             # By what was seen with the lock held: a gate that was put there is to be acquired, for it will be opened.
             if waits_for_gate and not gate.acquire(timeout=max(0.0, min(timeout, deadline - time.monotonic()))):
-                look_up()
                 with meeting.lock:
                     if gate in meeting.gates:
                         meeting.gates.remove(gate)

@@ -100,13 +100,11 @@ def flush(
     life: Life, deadline: float | None, progress: bool, cancel_timeout: float, leftovers: LeftoverTime | None
 ) -> bool:
     """Wait until all that was accepted before this call is done; False at the *deadline*, by `time.monotonic`."""
-
-    def begin() -> Coroutine[Any, Any, bool]:
-        # On the loop's thread, after all that came before was started.
-        return waiting.flush(life.ledger.left(OF_OTHERS))
-
     waiting = _Drain(life, OF_OTHERS, cancel_timeout, leftovers)
-    return _wait_on_loop(life, begin, deadline, leftovers, shown=progress, told=False)
+    # What is left is looked at on the loop's thread, when all that came before was started.
+    return _wait_on_loop(
+        life, lambda: waiting.flush(life.ledger.left(OF_OTHERS)), deadline, leftovers, shown=progress, told=False
+    )
 
 
 def drain(
@@ -363,7 +361,8 @@ class _Drain:
                 # All that came by now was started.
                 await reached
             await _ended(life, ledger.left(OF_WHAT_ENDED))
-            return life.waited_for_daemons or not ledger.is_done(self._rank)
+            if life.waited_for_daemons:
+                return True
         return not ledger.is_done(self._rank)
 
     async def _clean_ups(self) -> bool:
@@ -388,9 +387,7 @@ class _Drain:
             self._moved, pause = now, min(left, _STILL)
         else:
             waiters: dict[asyncio.Future[Any], object] = {task: _cpython.waiter_of(task) for task in young}
-            if waiters.keys() != self._waiters.keys() or any(
-                waiter is not self._waiters[task] for task, waiter in waiters.items()
-            ):
+            if waiters != self._waiters:
                 self._waiters, self._moved = waiters, now
             if now - self._moved >= _STILL:
                 return False

@@ -30,7 +30,6 @@ _HOLDING: Final = frozenset({"omniloop", "importlib", "_frozen_importlib", "logg
 _WAITING: Final = frozenset(
     (module, function)
     for module, functions in {
-        "omniloop._clock": ("look_up",),
         "omniloop._runtime": ("run", "_run_to_end", "_run_task"),
         "omniloop._work.task": ("result", "exception", "_wait", "_wait_until_done", "_wait_for", "_wait_here"),
         "omniloop._life.waits": ("wait", "_wait_long"),

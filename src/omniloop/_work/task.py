@@ -49,7 +49,7 @@ from weakref import ref
 
 from .. import _cpython
 from .._arguments import check_timeout, close_unstarted
-from .._clock import look_up, time
+from .._clock import time
 from .._errors import TaskTimeoutError, WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
 from .._hooks import who_runs_here
 from .._locks import Guard
@@ -551,7 +551,6 @@ class Task(concurrent.futures.Future[T]):
             meeting.gates.append(gate)
         if gate.acquire(timeout=timeout):
             return True
-        look_up()
         with meeting.lock:
             if gate in meeting.gates:
                 meeting.gates.remove(gate)
