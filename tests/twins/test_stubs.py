@@ -247,6 +247,95 @@ def test_what_comes_out_is_typed_as_it_comes_out(tmp_path):
     assert "def __get__(self, obj: object, owner: type[_Self]) -> _Client_make[_Self]: ..." in text
 
 
+@pytest.mark.promise(
+    "A stub has what a stub may have: members of an enum keep their values, and of overloads only these are there"
+)
+def test_what_is_no_twin_is_written_as_a_stub_has_it(tmp_path):
+    text = stub_of(
+        write(
+            tmp_path,
+            sync="""
+            from collections.abc import AsyncIterable
+            from enum import Enum
+            from typing import Literal, overload
+            from omniloop import blocking
+
+            LIMIT = 3
+
+            class Color(Enum):
+                RED = 1
+
+            class AsyncClient:
+                @overload
+                def get(self, key: str) -> bytes: ...
+                @overload
+                def get(self, key: int) -> str: ...
+                def get(self, key: str | int) -> str | bytes:
+                    "Get one."
+                async def close(self) -> None: ...
+                async def paint(self, color: Literal[Color.RED]) -> None: ...
+                def rows(self) -> AsyncIterable[int]: ...
+
+            Client = blocking(AsyncClient)
+            """,
+        )
+    )
+    twin = text[text.index("class Client:") :]
+
+    assert "LIMIT: int" in text
+    assert "    RED = 1" in text
+    assert twin.count("def get") == twin.count("@overload") == 2
+    assert (
+        '''-> bytes:
+        """Get one."""'''
+        in twin
+    )
+    assert "paint(self, color: Literal[Color.RED])" in twin
+    assert "def rows(self) -> _Client_rows: ..." in twin
+    assert "def __call__(self) -> Iterable[int]: ..." in text
+
+
+@pytest.mark.promise(
+    "A stub names what is in a class, and what comes out of something that can be both awaited and entered"
+)
+def test_names_of_other_modules_are_found_by_the_stub(tmp_path):
+    text = stub_of(
+        write(
+            tmp_path,
+            aio="""
+            from collections.abc import Generator
+            from enum import Enum
+            from typing import Generic, Literal, TypeVar
+
+            T = TypeVar("T")
+
+            class Token(Enum):
+                NONE = 1
+
+            class AsyncManager:
+                class Answer(Enum):
+                    YES = 1
+                async def ask(self) -> "AsyncManager.Answer": ...
+
+            class Both(Generic[T]):
+                async def __aenter__(self) -> T: ...
+                async def __aexit__(self, *error: object) -> None: ...
+                def __await__(self) -> Generator[None, None, T]: ...
+
+            class AsyncClient:
+                manager: AsyncManager
+                async def get(self, default: Literal[Token.NONE, "AsyncManager"]) -> None: ...
+                def open(self) -> Both[AsyncManager]: ...
+            """,
+            sync=SYNC,
+        )
+    )
+
+    assert "default: Literal[Token.NONE, 'AsyncManager']" in text
+    assert "async def ask(self) -> AsyncManager.Answer: ..." in text
+    assert "def open(self) -> _AsyncManager: ..." in text
+
+
 def test_the_stub_of_a_class_that_leaves_others_alone_does_so_too(tmp_path):
     aio = """
         class AsyncAnswer:

@@ -95,9 +95,11 @@ class SyncFace(ast.NodeTransformer):
         parts = parts_of(node)
         if self.sync and len(parts) > AWAITED.get(name, len(parts)):
             return self.visit(parts[AWAITED[name]])
-        # The rest are values.
+        # What is in quotes there is a value.
         types = {"Literal": 0, "Annotated": 1}.get(name, len(parts))
-        parts = [*map(self.visit, parts[:types]), *parts[types:]]
+        for at, each in enumerate(parts):
+            if at < types or not isinstance(each, ast.Constant):
+                parts[at] = self.visit(each)
         if self.sync and name == "AsyncGenerator":
             # What it is sent is None by default; what it returns is nothing.
             parts += [ast.Constant(None)] * (3 - len(parts))

@@ -14,8 +14,9 @@ import inspect
 import typing
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial, partialmethod
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, UnionType
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType, UnionType
 from typing import Any, Final
 
 _FUNCTIONS: Final = (FunctionType, MethodType, partial)
@@ -105,18 +106,13 @@ def leads(value: Any, depth: int = _DEPTH) -> bool:
 
 
 def _attributes(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
-    try:
+    with suppress(AttributeError):
         # Another thread may add to it.
         yield from list(object.__getattribute__(value, "__dict__").items())
-    except AttributeError:
-        pass
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else tuple(slots):
-            try:
-                yield name, object.__getattribute__(value, name)
-            except AttributeError:
-                continue
+    for name, raw in members(kind).items():
+        if isinstance(raw, MemberDescriptorType):
+            with suppress(AttributeError):
+                yield name, raw.__get__(value)
 
 
 def class_leads(kind: type, depth: int = _DEPTH) -> int:

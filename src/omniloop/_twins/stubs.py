@@ -779,7 +779,7 @@ class _Face:
                 yield made
         else:
             made = self.declared(shown, node, sync=False)
-            if len(nodes) > 1 or binding != "object" or self.is_generic(node) or _names_self(made):
+            if len(nodes) > 1 or binding != "object" or self.says_more(node) or _names_self(made):
                 *classes, member = self.several(shown, nodes, binding, docstring)
                 self.before += classes
                 yield member
@@ -820,9 +820,11 @@ class _Face:
             return True
         return node.returns is not None and last_name(_plain(node.returns)) in {*SYNC_NAMES, *AWAITED}
 
-    def is_generic(self, node: Function) -> bool:
-        """Tell whether the method has type parameters of its own."""
+    def says_more(self, node: Function) -> bool:
+        """Tell whether it says more than `@blocking` would: it has type parameters of its own, or what comes out is iterated over anew."""
         known = {*self.parameters, *self.itself(node)}
+        if node.returns is not None and last_name(_plain(node.returns)) == "AsyncIterable":
+            return True
         return any(each.name not in known for each in getattr(node, "type_params", ())) or any(
             type(vars(sys.modules[self.module]).get(each.id)).__name__ in {"TypeVar", "ParamSpec", "TypeVarTuple"}
             for each in ast.walk(node.args)
@@ -867,7 +869,9 @@ class _Face:
         if kind in self.stub.twins or not (hasattr(kind, "__await__") and hasattr(kind, "__aenter__")):
             return None
         owner = next(base for base in kind.__mro__ if "__aenter__" in vars(base))
-        face = replace(self, module=_home(owner), original=owner, variables={})
+        names = [each.__name__ for each in getattr(owner, "__parameters__", ())]
+        variables = dict(zip(names, map(self.annotation, parts_of(parsed(returns))), strict=False))
+        face = replace(self, module=_home(owner), original=owner, variables=variables)
         for inner in _flat(_class_node(owner)):
             if isinstance(inner, ast.AsyncFunctionDef) and inner.name == "__aenter__" and inner.returns is not None:
                 return face.annotation(inner.returns, sync=False)
@@ -973,7 +977,10 @@ class _Rewriter(SyncFace):
         twin = face.twin_named(node, self._goes_in) if self._twins else None
         if twin is not None:
             return twin
-        return face.lookup(node.id) if isinstance(node, ast.Name) else ast.Attribute(self.visit(node.value), node.attr)
+        if isinstance(node, ast.Name):
+            return face.lookup(node.id)
+        # What is in a module, or in a class: of that the original.
+        return ast.Attribute(_Rewriter(face, self.sync, twins=False).visit(node.value), node.attr)
 
     def called(self, node: ast.Subscript) -> Any:
         return _Rewriter(self._face, sync=False, twins=False).generic_visit(node)

@@ -1077,14 +1077,11 @@ _LOOKS: Final = frozenset(
     {"__str__", "__format__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__bytes__", "__fspath__", "__index__",
      "__int__", "__float__", "__complex__", "__sizeof__"}
 )  # fmt: skip
-# What the twin has itself, or what is none of its.
+# What the twin has itself, or what is none of its. (What neither binds nor yields a value is not looked at.)
 _OWN: Final = frozenset(
-    {*dir(object), *vars(Twin), "__dict__", "__qualname__", "__annotations__", "__annotate__", "__annotate_func__",
-     "__annotations_cache__", "__class_getitem__", "__orig_bases__", "__parameters__", "__abstractmethods__", "_abc_impl",
-     "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__post_init__", "__replace__", "__setstate__",
-     "__getnewargs__", "__getnewargs_ex__", "__getinitargs__", "__set_name__", "__await__", "__aenter__", "__aexit__",
-     "__enter__", "__exit__", "__aiter__", "__anext__", "__firstlineno__", "__static_attributes__", "__type_params__",
-     "__protocol_attrs__", "_is_protocol", "_is_runtime_protocol", "__non_callable_proto_members__", _TWINS}
+    {*dir(object), *vars(Twin), "__dict__", "__annotate__", "__annotate_func__", "__class_getitem__", "__post_init__",
+     "__replace__", "__setstate__", "__getnewargs__", "__getnewargs_ex__", "__getinitargs__", "__set_name__", "__await__",
+     "__aenter__", "__aexit__", "__enter__", "__exit__", "__aiter__", "__anext__"}
 ) - _LOOKS  # fmt: skip
 
 
