@@ -33,6 +33,7 @@ from .._process.fork import hold_at_fork, keep_for_ever
 from .._process.threads import new_thread
 from .._report import say, shown
 from . import alive
+from .together import Together
 
 T = TypeVar("T")
 
@@ -117,8 +118,6 @@ class Store:
         self._lock = Guard()
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
-        # Held by the one caller that commits by itself.
-        self._alone = Lock()
         # Whether the writer brings calls onto the disk: who comes then waits to go along with the next.
         self._syncs = False
         # Which file it is; the sign that this process lives, for each time that it is opened, and its name.
@@ -131,8 +130,8 @@ class Store:
         self._queue: list[tuple[Sequence[_Statement], Callable[[], object]]] = []
         self._writer: threading.Thread | None = None
         self._ending = False
-        # On the loop's thread alone: what has come in this turn.
-        self._turn: list[tuple[_Statement, asyncio.Future[None]]] = []
+        # On the loop's thread alone.
+        self._together: Together[_Statement] = Together(self._post_from_loop)
         self._told: set[str] = set()
         hold_at_fork(self)
 
@@ -186,45 +185,36 @@ class Store:
         """Together with what else comes in this turn of the loop, and until the disk is free. False if it is not ours any more."""
         if self._is_gone(row):
             return True
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        self._turn.append((statement, done))
-        if len(self._turn) == 1:
-            loop.call_soon(self._post_turn, loop)
-        await done
+        await self._together.send(statement)
         return bool(statement.result()) or self._is_gone(row)
 
     def _is_gone(self, row: Row) -> bool:
         """Whether the file that it was in is gone, and so needs no change."""
         return row.key[2] != self._owner
 
-    def _post_turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        turn, self._turn = self._turn, []
+    async def _post_from_loop(self, statements: Sequence[_Statement]) -> None:
+        loop, written = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
-            for _, done in turn:
-                if not done.done():
-                    done.set_result(None)
-
-        def tell_loop() -> None:
             # Closed: the end of the runtime did not wait.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(tell)
+                loop.call_soon_threadsafe(written.set)
 
-        self._post([statement for statement, _ in turn], tell_loop)
+        self._post(statements, tell)
+        await written.wait()
 
     def _write_alone(self, statement: _Statement) -> bool:
         """Write it here, unless somebody else is writing; tells whether that was done, well or not."""
         taken: list[bool] = []
         try:
             # In one step: Ctrl-C after an `if acquire():` would leave it taken for ever.
-            taken.extend(map(self._alone.acquire, (False,)))
+            taken.extend(map(self._lock.acquire, (False,)))
             if True not in taken:
                 return False
-            self._write([statement], alone=True)
+            self._write([statement], patience=0)
         finally:
             if True in taken:
-                self._alone.release()
+                self._lock.release()
         return not _is_busy(statement.error)
 
     def _post_and_wait(self, statement: _Statement) -> None:
@@ -277,7 +267,7 @@ class Store:
         for _, tell in queue:
             tell()
 
-    def _write(self, statements: Sequence[_Statement], *, alone: bool = False) -> None:
+    def _write(self, statements: Sequence[_Statement], *, patience: float = _BUSY) -> None:
         """Carry them out in one transaction, or, if that can't be, each in one of its own."""
 
         def work(connection: sqlite3.Connection) -> None:
@@ -288,12 +278,7 @@ class Store:
 
         durable = any(statement.sql is _ADD for statement in statements)
         try:
-            if alone:
-                with self._lock:
-                    self._be_synchronous(durable)
-                    work(self._opened())
-            else:
-                self._in_transaction(work, durable, single=len(statements) == 1)
+            self._in_transaction(work, durable, single=len(statements) == 1, patience=patience)
             if durable:
                 self._check_file([statement.parameters[0] for statement in statements if statement.sql is _ADD])
         except BaseException as error:
@@ -303,26 +288,25 @@ class Store:
                 return
             for statement in statements:
                 statement.error = error
-            if not isinstance(error, Exception) and alone:
-                raise
 
-    def _in_transaction(self, work: Callable[[sqlite3.Connection], T], durable: bool, *, single: bool = False) -> T:
+    def _in_transaction(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        durable: bool = False,
+        *,
+        single: bool = False,
+        patience: float = _BUSY,
+    ) -> T:
         """Do *work*, all or nothing, a *single* statement by itself; waits for other processes that write."""
 
         def step() -> T:
-            connection = self._opened()
-            self._be_synchronous(durable)
-            with nullcontext() if single else transaction(connection):
-                return work(connection)
-
-        return self._patiently(step)
-
-    def _patiently(self, step: Callable[[], T]) -> T:
-        def locked() -> T:
             with self._lock:
-                return step()
+                connection = self._opened()
+                self._be_synchronous(durable)
+                with nullcontext() if single else transaction(connection):
+                    return work(connection)
 
-        return until_free(locked)
+        return until_free(step, patience)
 
     def _be_synchronous(self, durable: bool) -> None:
         mode = "FULL" if durable else "NORMAL"
@@ -405,8 +389,7 @@ class Store:
                 lambda connection: connection.execute(
                     "UPDATE calls SET owner = '' WHERE owner IS NULL OR typeof(owner) != 'text' OR length(owner) != 32 "
                     "OR owner GLOB '*[^0-9a-f]*'"
-                ),
-                False,
+                )
             )
         found = {owner for owner in found if owner not in strange} | set(alive.owners(self.path))
         if strange:
@@ -446,7 +429,7 @@ class Store:
             connection.executemany("UPDATE calls SET owner = ?, aside = ? WHERE rowid = ?", changes)
 
         if changes:
-            self._in_transaction(work, False)
+            self._in_transaction(work)
         return left, bad, rows[-1][0] if rows else last
 
     def set_strangers_aside(self, functions: Sequence[str], *, unless_others_live: bool) -> list[str]:
@@ -472,10 +455,14 @@ class Store:
 
         if not self._ask(f"SELECT 1 FROM calls WHERE {whose} LIMIT 1", *ended, *functions):
             return []
-        return self._in_transaction(work, False)
+        return self._in_transaction(work)
 
     def _ask(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        return self._patiently(lambda: self._opened().execute(sql, parameters).fetchall())
+        def step() -> list[tuple[Any, ...]]:
+            with self._lock:
+                return self._opened().execute(sql, parameters).fetchall()
+
+        return until_free(step)
 
     # --- the file ---------------------------------------------------------------------------------------------------------
 
@@ -592,15 +579,15 @@ def _is_busy(error: BaseException | None) -> bool:
     return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def until_free(step: Callable[[], T]) -> T:
-    """Do *step*, again as long as another process writes, for half a minute at the most. SQLite's own waiting would hold its locks."""
-    deadline = time.monotonic() + _BUSY
+def until_free(step: Callable[[], T], patience: float = _BUSY) -> T:
+    """Do *step*, again as long as another process writes, *patience* seconds at the most. SQLite's own waiting would hold its locks."""
+    deadline = time.monotonic() + patience
     pause = 0.001
     while True:
         try:
             return step()
         except sqlite3.OperationalError as error:
-            if not _is_busy(error) or time.monotonic() > deadline:
+            if not _is_busy(error) or time.monotonic() >= deadline:
                 raise
         time.sleep(random.uniform(0, pause))
         pause = min(0.02, pause * 1.5)

@@ -18,7 +18,9 @@ class Together(Generic[T]):
         of_all: Whether an error is everybody's, the connection's for example: then nobody is sent alone.
     """
 
-    def __init__(self, send: Callable[[list[T]], Awaitable[Any]], of_all: Callable[[Exception], bool]) -> None:
+    def __init__(
+        self, send: Callable[[list[T]], Awaitable[Any]], of_all: Callable[[Exception], bool] = lambda _: True
+    ) -> None:
         self._send = send
         self._of_all = of_all
         self._waiting: list[tuple[T, asyncio.Future[None]]] = []

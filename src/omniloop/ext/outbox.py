@@ -120,11 +120,7 @@ class Outbox(Engine):
         Raises:
             ValueError: if the next process could not find it by its name, or the name is taken.
         """
-        other = self._functions.get(function.name, function)
-        if _places(other).isdisjoint(_places(function)):
-            raise ValueError(
-                f"{function.original!r}: another function is called {function.name!r} already, {other.original!r}. Give one of them a name=."
-            )
+        function._check_name(self._functions.get(function.name, function))
         if self.engine is not None:
             self.engine.bind(function)
         elif not function.named and "<" in function.name:
@@ -146,12 +142,8 @@ class Outbox(Engine):
             parcel = self.engine.pack(function, call_id, args, kwargs)
             text = json.dumps(parcel)
         else:
-            try:
-                text = json.dumps([args, kwargs])
-            except (TypeError, ValueError) as error:
-                raise TypeError(f"{function.name}(): {error}. Pass what JSON knows, such as an id.") from None
+            text = function._as_json(args, kwargs, nan=True)
             parcel = json.loads(text)
-            function.check(args, kwargs, tuple(parcel[0]), parcel[1], "Pass something that JSON knows.")
         office = self._office()
         row = office.store.add(call_id, function.name, text, parcel)
         try:
@@ -396,16 +388,6 @@ async def _kept(store: Store) -> AsyncIterator[None]:
         yield
     finally:
         await to_thread(store.close)
-
-
-def _places(function: Function) -> set[object]:
-    """Where it is defined: the same place is the same function, defined anew, in a notebook or by a reload."""
-    original = function.original
-    code = getattr(original, "__code__", None)
-    return {
-        (original.__module__, original.__qualname__),
-        code and (code.co_filename, code.co_firstlineno),
-    } - {None}
 
 
 def _without_frames(error: BaseException) -> BaseException:

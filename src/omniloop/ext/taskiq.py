@@ -28,6 +28,7 @@ import typing
 import warnings
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextvars import copy_context
 from functools import partial
 from inspect import BoundArguments, Parameter, Signature
 from types import TracebackType
@@ -399,6 +400,8 @@ class _Line:
     def __init__(self, make: Callable[[], AsyncBroker]) -> None:
         self._make = make
         self._opening: asyncio.Task[_Connection] | None = None
+        # Of the resource: what the client leaves on the loop is the connection's, and no work's.
+        self._context = copy_context()
         self._refused_until = -math.inf
         self._alone = asyncio.Lock()
         # Bytes, once a server has told: one that is larger closes the channel, and is not sent a second time.
@@ -426,7 +429,7 @@ class _Line:
         """The connection; one opens it for all, and all have the error if that fails."""
         while True:
             if self._opening is None or self._is_over(self._opening):
-                self._opening = asyncio.create_task(self._open())
+                self._opening = asyncio.create_task(self._open(), context=self._context)
             connection = await asyncio.shield(self._opening)
             if not connection.given_up:
                 # Else by one who was told of it before.
