@@ -784,4 +784,5 @@ def test_no_thread_for_it_is_a_cannot_start_error(env, monkeypatch):
         with pytest.raises(CannotStartError, match="The monitor can't listen: can't start new thread"):
             _monitor.start()
         monkeypatch.undo()
+        _monitor.go_on()
         omniloop.configure(monitor=False)

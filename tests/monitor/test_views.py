@@ -378,19 +378,12 @@ def test_top_asks_one_question_at_a_time(monkeypatch):
 
     asked, answer = threading.Semaphore(0), threading.Event()
 
-    class Slow:
-        def __init__(self, pid):
-            pass
+    def slow(pid, question):
+        asked.release()
+        answer.wait(PATIENCE)
+        raise NoAnswerError("slow")
 
-        def ask(self, question):
-            asked.release()
-            answer.wait(PATIENCE)
-            raise NoAnswerError("slow")
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(top, "Connection", Slow)
+    monkeypatch.setattr(top, "asked", slow)
 
     async def look():
         app = top.Top(os.getpid())
@@ -412,25 +405,15 @@ def test_tabs_of_web_see_the_same_rates(monkeypatch):
     """Each asked the process for itself, and saw the rate since the other one had asked."""
     asked = []
 
-    class Answers:
-        def __init__(self, pid):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def ask(self, question):
-            asked.append(question)
-            finished = 100 * len(asked)
-            stats = {"finished": finished, "failed": 0, "running": 0, "queue_depth": 0, "loop_lag": 0.0}
-            runtime = {"stats": stats, "blocked": None, "workers": None}
-            return {"time": float(len(asked)), "command": ["x"], "runtimes": [runtime]}
+    def answers(pid, question):
+        asked.append(question)
+        finished = 100 * len(asked)
+        stats = {"finished": finished, "failed": 0, "running": 0, "queue_depth": 0, "loop_lag": 0.0}
+        runtime = {"stats": stats, "blocked": None, "workers": None}
+        return {"time": float(len(asked)), "command": ["x"], "runtimes": [runtime]}
 
     now = 50.0
-    monkeypatch.setattr(web, "Connection", Answers)
+    monkeypatch.setattr(web, "asked", answers)
     monkeypatch.setattr(web, "time", types.SimpleNamespace(monotonic=lambda: now))
     with web.Server(os.getpid()) as server:
         rates = []

@@ -76,6 +76,12 @@ class Connection:
         self.close()
 
 
+def asked(pid: int, question: str, timeout: float = TIMEOUT) -> dict[str, Any]:
+    """Ask the process *pid* once: see `Connection`."""
+    with Connection(pid, timeout) as connection:
+        return connection.ask(question)
+
+
 def _printable(told: Any) -> Any:
     """*told* with what can't be printed written out: what moves a terminal's cursor, or worse."""
     if isinstance(told, str):
@@ -148,8 +154,7 @@ def processes() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for pid in sorted(pids):
         try:
-            with Connection(pid, timeout=1) as connection:
-                found.append(connection.ask("hello"))
+            found.append(asked(pid, "hello", timeout=1))
         except NoAnswerError as error:
             found.append({"pid": pid, "problem": str(error)})
     return found

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from .._errors import how_to_install
 from .._seen.look import as_lines
 from . import places
-from .client import Connection, NoAnswerError, command_of, processes
+from .client import Connection, NoAnswerError, asked, command_of, processes
 
 _NOBODY = (
     "No process can be asked. A process lets itself be asked with configure(monitor=True), or if it was started with OMNILOOP_MONITOR=1 "
@@ -22,75 +23,50 @@ _NOBODY = (
 )
 
 
-def ps(args: Sequence[str]) -> int:
-    """``ps``"""
-    _parser("ps").parse_args(args)
-    return _asked(_ps)
+def _answers(command: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
+    """A command, whose exit code is 0, or 1 with a message on stderr."""
 
-
-def dump(args: Sequence[str]) -> int:
-    """``dump PID``"""
-    parser = _parser("dump")
-    parser.add_argument("pid", type=int)
-    parser.add_argument("--json", action="store_true", help="all that is told of it, for programs")
-    options = parser.parse_args(args)
-    return _asked(_dump, options.pid, options.json)
-
-
-def top(args: Sequence[str]) -> int:
-    """``top [PID]``"""
-    parser = _parser("top")
-    parser.add_argument("pid", type=int, nargs="?", help="may be left out if there is only one")
-    return _asked(_top, parser.parse_args(args).pid)
-
-
-def web(args: Sequence[str]) -> int:
-    """``web [PID]``"""
-    parser = _parser("web")
-    parser.add_argument("pid", type=int, nargs="?", help="may be left out if there is only one")
-    parser.add_argument("--port", type=int, default=0, help="by default one that is free")
-    parser.add_argument("--open", action="store_true", help="open it in the browser, too")
-    options = parser.parse_args(args)
-    return _asked(_web, options.pid, options.port, options.open)
-
-
-def attach_to(args: Sequence[str]) -> int:
-    """``attach PID``"""
-    parser = _parser("attach")
-    parser.add_argument("pid", type=int)
-    return _asked(_attach, parser.parse_args(args).pid)
-
-
-def _parser(command: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"python -m omniloop {command}")
-
-
-def _asked(command: Callable[..., int], *args: Any) -> int:
-    """Run one command; the exit code: 0, or 1 with a message on stderr."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal may know few letters; a name in others must not end the command.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    if (why := places.lacking()) is not None:
-        print(why, file=sys.stderr)
-        return 1
-    try:
-        return command(*args)
-    except NoAnswerError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # `| head` has seen enough. What is left must not be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    @functools.wraps(command)
+    def answered(args: Sequence[str]) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A terminal may know few letters; a name in others must not end the command.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            command(args)
+        except NoAnswerError as error:
+            print(error, file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:
+            # `| head` has seen enough. What is left must not be written at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
+    return answered
 
-def _ps() -> int:
+
+_PID: Final[dict[str, Any]] = {"type": int}
+_ONE_PID: Final[dict[str, Any]] = {"type": int, "nargs": "?", "help": "may be left out if there is only one"}
+
+
+def _parsed(command: str, args: Sequence[str], **options: dict[str, Any]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python -m omniloop {command}")
+    for name, option in options.items():
+        parser.add_argument(name if name == "pid" else f"--{name}", **option)
+    parsed = parser.parse_args(args)
+    if (why := places.lacking()) is not None:
+        raise NoAnswerError(why)
+    return parsed
+
+
+@_answers
+def ps(args: Sequence[str]) -> None:
+    """``ps``"""
+    _parsed("ps", args)
     found = processes()
     if not found:
-        print(_NOBODY, file=sys.stderr)
-        return 1
+        raise NoAnswerError(_NOBODY)
     print(f"{'PID':>8}  {'PYTHON':<8}  {'FOR':>8}  COMMAND")
     for hello in found:
         if "problem" in hello:
@@ -98,46 +74,51 @@ def _ps() -> int:
         else:
             age = _age(time.time() - hello["since"])
             print(f"{hello['pid']:>8}  {hello['python']:<8}  {age:>8}  {command_of(hello)}")
-    return 0
 
 
-def _dump(pid: int, as_json: bool) -> int:
-    with Connection(pid) as connection:
-        snapshot = connection.ask("snapshot")
-    if as_json:
-        print(json.dumps(snapshot, indent=2))
-        return 0
-    for line in snapshot_lines(snapshot):
-        print(line)
-    return 0
+@_answers
+def dump(args: Sequence[str]) -> None:
+    """``dump PID``"""
+    as_json = {"action": "store_true", "help": "all that is told of it, for programs"}
+    options = _parsed("dump", args, pid=_PID, json=as_json)
+    snapshot = asked(options.pid, "snapshot")
+    print(json.dumps(snapshot, indent=2) if options.json else "\n".join(snapshot_lines(snapshot)))
 
 
-def _top(pid: int | None) -> int:
+@_answers
+def top(args: Sequence[str]) -> None:
+    """``top [PID]``"""
+    options = _parsed("top", args, pid=_ONE_PID)
     try:
         from .top import run
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("textual", "rich"):
             raise
-        print(
-            f"`top` needs Textual: {how_to_install('monitor')}. `ps`, `dump` and `web` work without.",
-            file=sys.stderr,
-        )
-        return 1
-    return run(_chosen(pid))
+        raise NoAnswerError(
+            f"`top` needs Textual: {how_to_install('monitor')}. `ps`, `dump` and `web` work without."
+        ) from None
+    run(_chosen(options.pid))
 
 
-def _web(pid: int | None, port: int, browse: bool) -> int:
+@_answers
+def web(args: Sequence[str]) -> None:
+    """``web [PID]``"""
     from .web import run
 
-    return run(_chosen(pid), port, browse=browse)
+    port = {"type": int, "default": 0, "help": "by default one that is free"}
+    browse = {"action": "store_true", "help": "open it in the browser, too"}
+    options = _parsed("web", args, pid=_ONE_PID, port=port, open=browse)
+    run(_chosen(options.pid), options.port, browse=options.open)
 
 
-def _attach(pid: int) -> int:
+@_answers
+def attach_to(args: Sequence[str]) -> None:
+    """``attach PID``"""
     from .attach import attach
 
+    pid = _parsed("attach", args, pid=_PID).pid
     attach(pid)
     print(f"The process {pid} can be asked now: python -m omniloop dump {pid}")
-    return 0
 
 
 def _chosen(pid: int | None) -> int:

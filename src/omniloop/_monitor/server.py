@@ -16,7 +16,7 @@ import selectors
 import socket
 import threading
 import time
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from .._errors import CannotStartError
 from .._life.thread import wait_until_gone
@@ -56,8 +56,7 @@ class Monitor:
     """
     The socket of this process, and its thread.
 
-    Among the runtimes in what the process tells of forks and of the end: its thread ends before a fork, begins again in the parent, and
-    is not there in the child, which gets another at its first use.
+    The thread ends before a fork, begins again in the parent, and is not there in the child, which gets another at its first use.
     """
 
     def __init__(self) -> None:
@@ -89,12 +88,11 @@ class Monitor:
                 if not listened:
                     self._listen()
                     answers.watch_failures(True)
-                    exit.watch(self)
+                    fork.hold_at_fork(self)
                 self._resume()
             except (OSError, RuntimeError) as error:
                 if not listened:
                     self._close()
-                    exit.unwatch(self)
                 raise CannotStartError(f"The monitor can't listen: {error}") from error
 
     def stop(self) -> None:
@@ -102,11 +100,6 @@ class Monitor:
         with self._lock:
             self._end_thread()
             self._close()
-            exit.unwatch(self)
-
-    # As those of tests have it, which shut down what is left of a test.
-    def shutdown(self, timeout: float | None = None) -> None:
-        self.stop()
 
     def _listen(self) -> None:
         folder = places.prepare()
@@ -155,10 +148,11 @@ class Monitor:
             if opened is not None:
                 opened.close()
 
-    def _start_thread(self) -> None:
-        thread = new_thread(self._serve, "omniloop-monitor")
-        thread.start()
-        self._thread = thread
+    def _resume(self) -> None:
+        if self._listener is not None and self._thread is None:
+            thread = new_thread(self._serve, "omniloop-monitor")
+            thread.start()
+            self._thread = thread
 
     def _end_thread(self) -> None:
         thread, self._thread = self._thread, None
@@ -168,59 +162,37 @@ class Monitor:
             # Else a fork would be warned of a thread that is not there any more.
             wait_until_gone([thread.native_id])
 
-    # --- what the process tells: as of a runtime ----------------------------------------------------------------------
-
-    def has_other_thread(self) -> bool:
-        return self._thread is not None
+    # --- forks, and the end -------------------------------------------------------------------------------------------
 
     def hold_still(self) -> None:
+        """Before a fork; a second thread that forks waits here for the first."""
+        self._lock.acquire()
         self._end_thread()
 
     def go_on(self) -> None:
+        """After it, in the parent."""
         # Python 3.13 counts the threads only after this, and warns of the one: a plain thread of a fork hook is warned of there, too.
         try:
             self._resume()
         except RuntimeError as error:
             say("The monitor's thread can't be started again after a fork, and answers no more: %s", error)
+        finally:
+            self._lock.release()
 
-    def _resume(self) -> None:
-        if self._listener is not None and self._thread is None:
-            self._start_thread()
-
-    def _held_by_fork(self) -> Self:
-        return self
-
-    def _after_fork_in_parent(self) -> None:
-        pass
-
-    def _after_fork_in_child(self) -> None:
+    def forget(self) -> None:
+        """In the child: nothing is removed, and nobody is told; the name is the parent's, and so are the connections."""
         # Another thread may have held it.
         self._lock = Guard()
         self._thread = None
         # Those that were kept are the parent's.
         answers.watch_failures(False)
         listener, self._listener = self._listener, None
-        # Not removed: the name is the parent's, and so are the connections.
         self._close_descriptors(listener)
-        exit.unwatch(self)
 
-    def _drain_early(self, clock: fork.Clock) -> bool:
-        return True
-
-    def _drained(self, seconds: float) -> None:
-        pass
-
-    def _started(self) -> int:
-        return 0
-
-    def _remaining(self) -> int:
-        return 0
-
-    def _tell_failures(self) -> None:
-        pass
-
-    def _drain_at_exit(self, clock: fork.Clock) -> None:
-        self.stop()
+    def end(self) -> None:
+        """At the last, when all runtimes have ended."""
+        if not fork.watched:
+            self.stop()
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -235,7 +207,7 @@ class Monitor:
         """Wait for whoever comes, and serve it; False at the end."""
         selector, bell, listener = self._selector, self._bell, self._listener
         assert selector is not None and bell is not None and listener is not None
-        for key, events in selector.select(self._time_left()):
+        for key, events in selector.select(1.0 if any(client.unsent for client in self._clients.values()) else None):
             if key.fileobj is bell[1]:
                 bell[1].recv(1)
                 return False
@@ -247,10 +219,6 @@ class Monitor:
             if client.unsent and time.monotonic() - client.read_last > _PATIENCE:
                 self._drop(client)
         return True
-
-    def _time_left(self) -> float | None:
-        waiting = [client.read_last for client in self._clients.values() if client.unsent]
-        return max(0.0, min(waiting) + _PATIENCE - time.monotonic()) + 0.001 if waiting else None
 
     def _accept(self, listener: socket.socket, selector: selectors.BaseSelector) -> None:
         try:
@@ -331,6 +299,8 @@ def _answer(line: bytes) -> bytes:
 
 
 _monitor = Monitor()
+fork.forget_after_fork(_monitor.forget)
+exit.tell_at_exit(_monitor.end)
 
 
 def start() -> None:

@@ -15,7 +15,8 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import DataTable, Footer, Header, Label, Sparkline, Static, TabbedContent, TabPane, Tree
 from textual.widgets.tree import TreeNode
 
-from .client import Connection, NoAnswerError, command_of
+from .._seen.look import chain_lines, line_of
+from .client import NoAnswerError, asked, command_of
 from .figures import FIGURES, Figures
 
 # Seconds between two looks, and how many the plots show: five minutes.
@@ -25,10 +26,9 @@ _HISTORY: Final = 300
 _MARGIN: Final = 12
 
 
-def run(pid: int) -> int:
+def run(pid: int) -> None:
     """Show the process *pid* until the user has seen enough."""
     Top(pid).run()
-    return 0
 
 
 class _Plot(Vertical):
@@ -74,7 +74,6 @@ class Top(App[None]):
     def __init__(self, pid: int) -> None:
         super().__init__()
         self._pid = pid
-        self._connection: Connection | None = None
         self._figures = Figures()
         self._paused = False
         self._asking = False
@@ -108,17 +107,13 @@ class Top(App[None]):
         self.set_interval(_EVERY, self.poll)
         self.poll()
 
-    def on_unmount(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-
     def action_pause(self) -> None:
         """Hold the picture, or let it go on."""
         self._paused = not self._paused
         self.sub_title = "paused" if self._paused else ""
 
     def poll(self) -> None:
-        """Ask, unless the last question is still to be answered: one connection takes one at a time."""
+        """Ask, unless the last question is still to be answered."""
         if not (self._paused or self._asking):
             self._asking = True
             self._ask()
@@ -126,13 +121,8 @@ class Top(App[None]):
     @work(thread=True, group="poll")
     def _ask(self) -> None:
         try:
-            if self._connection is None:
-                self._connection = Connection(self._pid)
-            snapshot = self._connection.ask("snapshot")
+            snapshot = asked(self._pid, "snapshot")
         except NoAnswerError as error:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
             self.call_from_thread(self._say, str(error), True)
         else:
             self.call_from_thread(self.show, snapshot)
@@ -250,21 +240,10 @@ def _label(group: dict[str, Any]) -> str:
     return f"{group['count']:>7}  {group['name']}{kind}{age}"
 
 
-def _details(group: dict[str, Any], indent: str = "") -> list[str]:
+def _details(group: dict[str, Any]) -> list[str]:
     """Who submitted it, the await chain, and what it has started."""
-    lines = []
-    if "submitted" in group:
-        lines.append(f"submitted at {_line(group['submitted'])}")
-    lines += [f"{indent}{_line(site)}" for site in group["chain"]]
-    lines += [f"{indent}waits for {name}" for name in group["awaits"]]
-    for child in group["started"]:
-        lines.append(f"{indent}has started {child['count']}x {child['name']}, {child['place']}")
-        lines += _details(child, indent + "    ")
-    return lines
-
-
-def _line(site: dict[str, Any]) -> str:
-    return f'File "{site["file"]}", line {site["line"]}, in {site["function"]}'
+    submitted = [f"submitted at {line_of(group['submitted'])}"] if "submitted" in group else []
+    return [*submitted, *chain_lines(group, "")]
 
 
 def _seconds(seconds: float | None) -> str:

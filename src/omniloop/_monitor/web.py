@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
-from .client import Connection, NoAnswerError, command_of
+from .client import NoAnswerError, asked, command_of
 from .figures import FIGURES, Figures
 
 # Seconds. A page asks once a second.
@@ -26,7 +26,7 @@ _FRESH: Final = 0.9
 _PAGE: Final = os.path.join(os.path.dirname(__file__), "page.html")
 
 
-def run(pid: int, port: int, *, browse: bool) -> int:
+def run(pid: int, port: int, *, browse: bool) -> None:
     """Serve the view of the process *pid* until Ctrl-C."""
     try:
         server = Server(pid, port)
@@ -36,7 +36,6 @@ def run(pid: int, port: int, *, browse: bool) -> int:
         print(f"{server.url}\nCtrl-C ends it. Who has the address can see what the process {pid} does.", flush=True)
         with opened_in_browser(server.url) if browse else contextlib.nullcontext():
             server.serve_forever()
-    return 0
 
 
 @contextlib.contextmanager
@@ -74,8 +73,7 @@ class Server(ThreadingHTTPServer):
         with self._asking:
             if time.monotonic() - self._asked > _FRESH:
                 try:
-                    with Connection(self.pid) as connection:
-                        snapshot = connection.ask("snapshot")
+                    snapshot = asked(self.pid, "snapshot")
                 except NoAnswerError as error:
                     self._last = {"problem": str(error)}
                 else:

@@ -334,15 +334,15 @@ def _group_lines(group: dict[str, Any]) -> Iterator[str]:
     kind = " (daemon)" if group["kind"] == "daemon" else ""
     age = group["oldest"]
     since = "" if age is None else f", {'the oldest ' if many else ''}for {age:.1f} s"
-    yield f"  {many}{group['name']}{kind}{since}, submitted at {_line(group['submitted'])}, {group['place']}"
-    yield from _chain_lines(group, "      ")
+    yield f"  {many}{group['name']}{kind}{since}, submitted at {line_of(group['submitted'])}, {group['place']}"
+    yield from chain_lines(group, "      ")
 
 
-def _chain_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
+def chain_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
     if len(group["chain"]) > 1 or not group["place"].startswith("waits at"):
         # The first is the outermost, as in a traceback.
         for site in group["chain"]:
-            yield indent + _line(site)
+            yield indent + line_of(site)
     for name in group["awaits"]:
         yield f"{indent}waits for {name}"
     for child in group["started"]:
@@ -353,8 +353,8 @@ def _asyncio_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
     many = f"{group['count']}x " if group["count"] > 1 else ""
     whose = f" ({group['whose']})" if group["whose"] else ""
     yield f"{indent}{many}{group['name']}, an asyncio task, {group['place']}{whose}"
-    yield from _chain_lines(group, indent + "    ")
+    yield from chain_lines(group, indent + "    ")
 
 
-def _line(site: dict[str, Any]) -> str:
+def line_of(site: dict[str, Any]) -> str:
     return f'File "{site["file"]}", line {site["line"]}, in {site["function"]}'

@@ -525,47 +525,33 @@ def _kick_of(broker: AsyncBroker) -> Callable[[BrokerMessage], Awaitable[None]]:
 # What an error says: RefusedError, the call will never be taken; ConnectionError, the server can't be reached; None, trouble of this call
 # alone, for now. By the package that it comes from, and by the names of its class and those above it, the nearest first.
 _Verdict = type[RefusedError | ConnectionError | _InDoubtError] | None
-_VERDICTS: Final[Mapping[str, Mapping[str, _Verdict]]] = {
+_VERDICTS: Final[Mapping[str, Mapping[_Verdict, tuple[str, ...]]]] = {
     "taskiq_aio_pika": {
-        "IncorrectRoutingKeyError": RefusedError,
-        "QueueNotDeclaredError": RefusedError,
-        "ExchangeNotDeclaredError": RefusedError,
+        RefusedError: ("IncorrectRoutingKeyError", "QueueNotDeclaredError", "ExchangeNotDeclaredError"),
     },
     "aiormq": {
-        "ProbableAuthenticationError": RefusedError,
-        "AuthenticationError": RefusedError,
-        "ChannelPreconditionFailed": _InDoubtError,
-        "ChannelAccessRefused": _InDoubtError,
-        "ChannelNotFoundEntity": _InDoubtError,
-        "PublishError": _InDoubtError,
+        RefusedError: ("ProbableAuthenticationError", "AuthenticationError"),
+        _InDoubtError: ("ChannelPreconditionFailed", "ChannelAccessRefused", "ChannelNotFoundEntity", "PublishError"),
         # A queue that is full.
-        "DeliveryError": None,
-        "ChannelInvalidStateError": ConnectionError,
-        "AMQPError": ConnectionError,
+        None: ("DeliveryError",),
+        ConnectionError: ("ChannelInvalidStateError", "AMQPError"),
     },
     "nats": {
-        "MaxPayloadError": RefusedError,
-        "BadSubjectError": RefusedError,
-        "BadHeaderError": RefusedError,
-        "AuthorizationError": RefusedError,
-        "InvalidUserCredentialsError": RefusedError,
-        # Larger than the stream takes, say.
-        "BadRequestError": RefusedError,
-        "NoStreamResponseError": _InDoubtError,
-        "NotFoundError": _InDoubtError,
-        "ConnectionClosedError": ConnectionError,
-        "ConnectionReconnectingError": ConnectionError,
-        "ConnectionDrainingError": ConnectionError,
-        "StaleConnectionError": ConnectionError,
-        "NoServersError": ConnectionError,
+        # A bad request: larger than the stream takes, say.
+        RefusedError: (
+            *("MaxPayloadError", "BadSubjectError", "BadHeaderError", "BadRequestError"),
+            *("AuthorizationError", "InvalidUserCredentialsError"),
+        ),
+        _InDoubtError: ("NoStreamResponseError", "NotFoundError"),
+        ConnectionError: (
+            *("ConnectionClosedError", "ConnectionReconnectingError", "ConnectionDrainingError"),
+            *("StaleConnectionError", "NoServersError"),
+        ),
     },
     "redis": {
-        "AuthenticationError": RefusedError,
-        "NoPermissionError": RefusedError,
-        # Of a server that was the first, and is not any more.
-        "ReadOnlyError": ConnectionError,
-        "ConnectionError": ConnectionError,
-        "TimeoutError": ConnectionError,
+        RefusedError: ("AuthenticationError", "NoPermissionError"),
+        # Read only: of a server that was the first, and is not any more.
+        ConnectionError: ("ReadOnlyError", "ConnectionError", "TimeoutError"),
     },
 }
 
@@ -596,8 +582,9 @@ def _named_verdict(error: BaseException, words: str) -> _Verdict:
         for pattern, verdict in _WORDS.get(package, ()):
             if pattern.search(words):
                 return verdict
-        if cls.__name__ in (names := _VERDICTS.get(package, {})):
-            return names[cls.__name__]
+        for verdict, names in _VERDICTS.get(package, {}).items():
+            if cls.__name__ in names:
+                return verdict
     return ConnectionError if isinstance(error, (OSError, EOFError)) else None
 
 
