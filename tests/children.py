@@ -62,8 +62,14 @@ def without_remarks(stderr: str) -> str:
 
 
 # A line is one write. Unbuffered, `print` makes one of each argument and of the line's end, and what two threads or processes print into one
-# stream would be mixed within a line.
-_PRINTS_IN_ONE_PIECE = "__import__('sys').stdout.reconfigure(line_buffering=True, write_through=False)\n"
+# stream would be mixed within a line. Without a GIL two threads mix their lines in the stream itself, if each is written in several pieces.
+_PRINTS_IN_ONE_PIECE = "__import__('sys').stdout.reconfigure(line_buffering=True, write_through=False)"
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    _PRINTS_IN_ONE_PIECE += (
+        "; import builtins; builtins.print = lambda *values, sep=' ', end='\\n', file=None, flush=False, _sys=__import__('sys'): "
+        "((file or _sys.stdout).write(sep.join(map(str, values)) + end), flush and (file or _sys.stdout).flush())[1] or None"
+    )
+_PRINTS_IN_ONE_PIECE += "\n"
 
 
 def run_child(
