@@ -61,15 +61,38 @@ def without_remarks(stderr: str) -> str:
     return re.sub(rf"^({'|'.join(_REMARKS)})", "", stderr, flags=re.MULTILINE)
 
 
-# A line is one write. Unbuffered, `print` makes one of each argument and of the line's end, and what two threads or processes print into one
-# stream would be mixed within a line. Without a GIL two threads mix their lines in the stream itself, if each is written in several pieces.
-_PRINTS_IN_ONE_PIECE = "__import__('sys').stdout.reconfigure(line_buffering=True, write_through=False)"
+# Comes before a program, in its first line. A line is one write: unbuffered, `print` makes one of each argument and of the line's end, and what
+# two threads or processes print into one stream would be mixed within a line.
+_PRELUDE = "__import__('sys').stdout.reconfigure(line_buffering=True, write_through=False)"
+_CHANGES = ""
 if not getattr(sys, "_is_gil_enabled", lambda: True)():
-    _PRINTS_IN_ONE_PIECE += (
-        "; import builtins; builtins.print = lambda *values, sep=' ', end='\\n', file=None, flush=False, _sys=__import__('sys'): "
-        "((file or _sys.stdout).write(sep.join(map(str, values)) + end), flush and (file or _sys.stdout).flush())[1] or None"
-    )
-_PRINTS_IN_ONE_PIECE += "\n"
+    # Two threads mix their lines in the stream itself.
+    _CHANGES += """
+import builtins, sys
+
+def _print(*values, sep=" ", end="\\n", file=None, flush=False):
+    file = file or sys.stdout
+    file.write(sep.join(map(str, values)) + end)
+    if flush:
+        file.flush()
+
+builtins.print = _print
+"""
+if sys.platform == "win32":
+    # There `os.kill` ends a process, whatever handles the signal. A program means what it says: a signal for itself.
+    _CHANGES += """
+import os, signal
+
+def _signal_or_kill(pid, number, kill=os.kill):
+    handled = pid == os.getpid() and signal.getsignal(number) not in (None, signal.SIG_DFL)
+    signal.raise_signal(number) if handled else kill(pid, number)
+
+os.kill = _signal_or_kill
+"""
+if _CHANGES:
+    # In a dictionary of their own: that of the program's names is to go when the program ends.
+    _PRELUDE += f"; exec({_CHANGES!r}, {{'__name__': '__main__'}})"
+_PRELUDE += "\n"
 
 
 def run_child(
@@ -94,7 +117,7 @@ def run_child(
         AssertionError: if *timeout* passed.
     """
     source = textwrap.dedent(programs[0]) if isinstance(programs[0], str) else source_of(*programs)
-    source = _PRINTS_IN_ONE_PIECE + source
+    source = _PRELUDE + source
     started = time.monotonic()
     child = subprocess.Popen(
         [sys.executable, *flags, "-c", source],
@@ -124,7 +147,11 @@ def run_child(
         raise
     finally:
         guardian.forget(child)
-    return Result(stdout, stderr if remarks else without_remarks(stderr), child.returncode, time.monotonic() - started)
+    code = child.returncode
+    if sys.platform == "win32":
+        # As `os.kill` ends a process there, and Ctrl-C that nobody has caught.
+        code = {signal.SIGTERM: -signal.SIGTERM, 9: -9, 0xC000013A: -signal.SIGINT}.get(code, code)
+    return Result(stdout, stderr if remarks else without_remarks(stderr), code, time.monotonic() - started)
 
 
 def _kill(child: "subprocess.Popen[str]") -> None:

@@ -1,10 +1,11 @@
 """
 Takes from an interpreter what Windows lacks, and from its children: `tox -e bare`, which has this folder on `PYTHONPATH`.
 
-What is gone for everybody: forks, SIGHUP, Unix sockets, numbers of users, `fcntl`, `resource`, /proc, pidfds, `add_reader` and `add_signal_handler`
-of a loop. The clock stands still for 15.6 ms at a time, as that of Python 3.11 and 3.12 does there, and Ctrl-C interrupts no wait for a lock.
-What the standard library could not do without on this system, only omniloop and the tests are told: that this is win32, that an open file can't be
-removed, and that `os.kill(pid, 0)` is no question.
+What is gone for everybody: forks, SIGHUP, numbers of users, /proc, `add_reader` and `add_signal_handler` of a loop. The clock stands still for
+15.6 ms at a time, as that of Python 3.11 and 3.12 does there, and Ctrl-C interrupts no wait for a lock.
+What the standard library and others could not do without on this system, only omniloop and the tests miss: Unix sockets, pidfds, most signals, and the
+modules that only Unix has. They are told that this is win32, that an open file can't be removed, that `os.kill(pid, 0)` is no question, and any
+other `os.kill` the end of the process.
 """
 
 import asyncio
@@ -20,27 +21,24 @@ import sys
 import time
 import types
 
-_TOLD = ("omniloop", "_omniloop_pytest", "__main__", "children", "conftest", "guardian", "programs", "test_")
+_TOLD = ("omniloop", "_omniloop_pytest", "__main__", "conftest", "programs", "targets", "test_")
 
 
-def _told() -> bool:
-    """Whether omniloop or a test calls the function that asks."""
-    return sys._getframe(2).f_globals.get("__name__", "").startswith(_TOLD)
+def _told(*others: str) -> bool:
+    """Whether omniloop or a test, or one of *others*, calls the function that asks."""
+    return sys._getframe(2).f_globals.get("__name__", "").startswith((*_TOLD, *others))
 
 
 # --- what is gone -----------------------------------------------------------------------------------------------------
 
 for module, names in (
-    (os, "fork forkpty register_at_fork geteuid pidfd_open sched_setaffinity"),
-    (signal, "SIGHUP SIGSTOP pthread_kill"),
+    (os, "fork forkpty register_at_fork geteuid"),
+    (signal, "SIGHUP pthread_kill"),
     (time, "clock_gettime"),
 ):
     for name in names.split():
         if hasattr(module, name):
             delattr(module, name)
-
-# asyncio is loaded, which can't do without the first here.
-sys.modules["fcntl"] = sys.modules["resource"] = None
 
 
 def _not_there(path: object) -> None:
@@ -158,28 +156,62 @@ if "-c" in sys.orig_argv:
 # --- what only we are told --------------------------------------------------------------------------------------------
 
 
-class _Sys(types.ModuleType):
-    @property
-    def platform(self) -> str:
-        return "win32" if _told() else "linux"
+def _hide(module: types.ModuleType, names: str) -> None:
+    """Have *module* without *names*, for us."""
+
+    def hidden(name):
+        def get(module):
+            if _told():
+                raise AttributeError(name)
+            return module.__dict__[name]
+
+        return property(get, lambda module, value: module.__dict__.__setitem__(name, value))
+
+    found = {name: hidden(name) for name in names.split() if hasattr(module, name)}
+    module.__class__ = type(module.__name__, (types.ModuleType,), found)
 
 
 # It makes every module of the class that `sys` has.
 sys.modules["_frozen_importlib"]._new_module = types.ModuleType
-sys.__class__ = _Sys
-signal.SIGBREAK = signal.SIGTTIN
+_hide(socket, "AF_UNIX")
+_hide(os, "pidfd_open sched_getaffinity sched_setaffinity getuid setuid setsid killpg mkfifo sysconf")
+_SIGNALS = {number.name for number in signal.Signals} - {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}
+_hide(signal, " ".join(_SIGNALS) + " alarm pause pthread_sigmask setitimer sigwait siginterrupt")
+signal.SIGBREAK = signal.__dict__["SIGTTIN"]
 
 
-class _Socket(types.ModuleType):
+class _Sys(types.ModuleType):
     @property
-    def AF_UNIX(self) -> int:
-        # trio takes this for a Unix.
-        if _told():
-            raise AttributeError("AF_UNIX")
-        return self.__dict__["AF_UNIX"]
+    def platform(self) -> str:
+        return "win32" if _told("children") else "linux"
 
 
-socket.__class__ = _Socket
+sys.__class__ = _Sys
+
+_GONE = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}
+_import = builtins.__import__
+
+
+def _import_as_there(name, *args, **kwargs):
+    # The module is that of `pytest.importorskip`.
+    if name in _GONE and _told("_pytest.outcomes"):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    if name == "msvcrt" and _told():
+        return _msvcrt()
+    return _import(name, *args, **kwargs)
+
+
+builtins.__import__ = _import_as_there
+
+
+def _msvcrt():
+    import fcntl
+
+    def locking(fd, mode, count):
+        # BlockingIOError is an OSError, as there.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    return types.SimpleNamespace(locking=locking, LK_NBLCK=2)
 
 
 def _unless_open(function, place: int):
@@ -217,9 +249,14 @@ _kill = os.kill
 
 
 def _kill_as_there(pid: int, number: int) -> None:
-    if number == 0 and _told():
+    if not _told():
+        _kill(pid, number)
+    elif number == 0:
         raise AssertionError("os.kill(pid, 0) is Ctrl-C on Windows")
-    _kill(pid, number)
+    elif pid == os.getpid():
+        os._exit(number)
+    else:
+        _kill(pid, 9)
 
 
 os.kill = _kill_as_there

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -16,12 +15,20 @@ from children import child_environment, run_child
 from omniloop import flush, go, run, to_thread
 from programs import source_of
 
+try:
+    import pty
+except ImportError:
+    # Not on Windows.
+    pty = None
+
 
 async def long(seconds):
     await asyncio.sleep(seconds)
 
 
 def open_terminal() -> tuple[int, int]:
+    if pty is None:
+        pytest.skip("no pseudo-terminals on this system")
     try:
         return pty.openpty()
     except OSError as error:

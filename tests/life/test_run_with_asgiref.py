@@ -99,6 +99,7 @@ def test_what_is_left_when_the_wait_is_over_is_made_in_another_thread(runtime):
     assert made_in and made_in != [threading.get_ident()]
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to a thread")
 @pytest.mark.promise(
     "Ctrl-C in `run()` cancels the work, waits for its clean-up and leaves nothing behind, also where asgiref is loaded",
     section="Waiting",

@@ -1,10 +1,16 @@
 """Where gevent has made greenlets of threads, omniloop says what works and what does not."""
 
+import os
+
 import pytest
 
 from children import run_child
 
 pytest.importorskip("gevent")
+
+pytestmark = pytest.mark.skipif(
+    os.name == "posix" and not hasattr(os, "fork"), reason="gevent takes it that a Unix forks"
+)
 
 
 @pytest.mark.promise("Under gevent work is done, and a warning says what does not work")

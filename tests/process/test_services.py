@@ -29,6 +29,7 @@ def wait_until_it_sleeps(pid):
         looks = looks + 1 if state == "S" else 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="nobody can send a SIGTERM there: it ends a process at once")
 @pytest.mark.timeout(30)
 @pytest.mark.promise("The services of the page finish their work when they are stopped", section="Signals")
 @pytest.mark.parametrize(

@@ -137,11 +137,17 @@ def test_ctrl_c_ends_a_wait_and_leaves_the_work_alone_and_a_run_and_cancels_it()
             interrupt()
             await work
 
-        task = go(interrupts(0.2, quick()))
+        async def goes_on():
+            await seen.wait()
+            await quick()
+
+        seen = asyncio.Event()
+        task = go(interrupts(0.2, goes_on()))
         try:
             task.result()
         except KeyboardInterrupt:
             print("the wait ended", flush=True)
+        omniloop.call_soon(seen.set)
         task.result()
         try:
             # At once: while run() still submits.
@@ -576,8 +582,8 @@ def test_exit_is_not_held_up_by_a_daemon_thread_in_a_shutdown_without_end():
 @pytest.mark.promise("A signal handler may submit work")
 def test_a_signal_handler_may_submit_work():
     def program():
-        signal.signal(signal.SIGHUP, lambda *_: go(quick()))
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGTERM, lambda *_: go(quick()))
+        terminate()
 
     result = run_child(start, program)
 

@@ -108,6 +108,7 @@ def test_a_second_sigterm_ends_the_drain_beside_a_loop_too():
     assert result.seconds < 6
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="asyncio sets no handlers of signals there")
 @pytest.mark.promise("One of asyncio's own is left to asyncio")
 def test_a_handler_of_asyncios_own_is_left_to_asyncio():
     def program():
@@ -203,6 +204,7 @@ def test_a_program_that_loses_nothing_is_told_nothing(why):
     assert result == ("quick: done\nlater hooks run\n", "", 0, result.seconds)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="makes a namespace of processes")
 @pytest.mark.promise("So is process 1 of a container")
 def test_process_1_is_told_that_a_stop_waits_until_it_kills():
     def program():
@@ -229,6 +231,7 @@ def test_process_1_is_told_that_a_stop_waits_until_it_kills():
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for the container's init")
 @pytest.mark.promise("So is a program below a container's init, which is process 1 in its place")
 @pytest.mark.parametrize("init", ["tini", "docker-init", "another"])
 def test_a_program_below_an_init_of_containers_is_told_what_a_stop_will_lose(tmp_path, init):
