@@ -150,7 +150,7 @@ def run_child(
     code = child.returncode
     if sys.platform == "win32":
         # As `os.kill` ends a process there, and Ctrl-C that nobody has caught.
-        code = {signal.SIGTERM: -signal.SIGTERM, 9: -9, 0xC000013A: -signal.SIGINT}.get(code, code)
+        code = -signal.SIGINT if code == 0xC000013A else -code if code in (signal.SIGTERM, signal.SIGBREAK, 9) else code
     return Result(stdout, stderr if remarks else without_remarks(stderr), code, time.monotonic() - started)
 
 

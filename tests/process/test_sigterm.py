@@ -108,6 +108,33 @@ def test_a_second_sigterm_ends_the_drain_beside_a_loop_too():
     assert result.seconds < 6
 
 
+@pytest.mark.promise("On Windows, where nobody can send a SIGTERM, CTRL_BREAK drains as a SIGTERM does elsewhere")
+@pytest.mark.parametrize("when", ["drain", "twice", "off", "handled"])
+def test_ctrl_break_drains_as_sigterm_does(when):
+    def program():
+        # Elsewhere another takes its place, that ends a process as well.
+        signal.SIGBREAK = number = getattr(signal, "SIGBREAK", None) or signal.SIGUSR1
+        from omniloop import configure, go
+
+        async def work():
+            await quick()
+            if when == "twice":
+                os.kill(os.getpid(), number)
+                await asyncio.sleep(60)
+
+        if when == "handled":
+            signal.signal(number, lambda *_: print("handled"))
+        configure(sigterm=None if when == "off" else "drain")
+        go(work())
+        os.kill(os.getpid(), number)
+
+    result = run_child(program)
+
+    died = getattr(signal, "SIGBREAK", None) or signal.SIGUSR1
+    said = {"off": "", "handled": "handled\nquick: done\n"}.get(when, "quick: done\n")
+    assert result == (said, "", 0 if when == "handled" else -died, result.seconds)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="asyncio sets no handlers of signals there")
 @pytest.mark.promise("One of asyncio's own is left to asyncio")
 def test_a_handler_of_asyncios_own_is_left_to_asyncio():

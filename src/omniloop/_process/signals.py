@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,9 @@ from .fork import is_multiprocessing_child
 
 if TYPE_CHECKING:
     from .._settings import Sigterm
+
+# What asks a process to end. On Windows nobody can send a SIGTERM; there it is CTRL_BREAK.
+_ENDING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name))
 
 # Seconds. Who calls terminate() waits for the end.
 _BRIEFLY: Final = 5.0
@@ -84,7 +88,7 @@ def ignore_interrupts() -> None:
 
 def set_up_sigterm(sigterm: Sigterm | None) -> None:
     """
-    Have SIGTERM finish the work before the process dies of it, as *sigterm* says; or no longer.
+    Have SIGTERM, and on Windows CTRL_BREAK, finish the work before the process dies of it, as *sigterm* says; or no longer.
 
     Over the default action alone. Any other handler decides what becomes of the process: one that ends it comes to the exit hooks,
     which drain; one that goes on needs its loop, which a drain in the handler would block.
@@ -94,13 +98,14 @@ def set_up_sigterm(sigterm: Sigterm | None) -> None:
     if ends():
         # One has come, in the middle of this start perhaps. The next one ends the process at once.
         return
-    handler = signal.getsignal(signal.SIGTERM)
     brief = sigterm == "children" and is_multiprocessing_child()
-    if sigterm == "drain" or brief:
-        if handler is signal.SIG_DFL or _is_ours(handler):
-            signal.signal(signal.SIGTERM, _drain_briefly if brief else _drain)
-    elif _is_ours(handler):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in _ENDING:
+        handler = signal.getsignal(number)
+        if sigterm == "drain" or brief:
+            if handler is signal.SIG_DFL or _is_ours(handler):
+                signal.signal(number, _drain_briefly if brief else _drain)
+        elif _is_ours(handler):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def sigterm_handler() -> object:
@@ -115,14 +120,14 @@ def _is_ours(handler: object) -> bool:
 
 def _drain(number: int, frame: FrameType | None) -> None:
     # As it would have been without us, to the exit status; and a second SIGTERM ends it at once.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(number, signal.SIG_DFL)
     # Should the exit hooks come to their end first, or no thread be had.
-    end_with(_die)
+    end_with(partial(_die, number))
     held = _may_hold(frame)
     if held or _a_loop_runs_here():
         try:
             # What was interrupted goes on meanwhile; a loop with its requests, and what the work wants of it.
-            beside(_drain_and_die, "omniloop-sigterm")
+            beside(partial(_drain_and_die, number), "omniloop-sigterm")
         except RuntimeError:
             # The interpreter ends, or there is no room for a thread.
             if held:
@@ -130,30 +135,30 @@ def _drain(number: int, frame: FrameType | None) -> None:
                 return
         else:
             return
-    _drain_and_die()
+    _drain_and_die(number)
 
 
 def _drain_briefly(number: int, frame: FrameType | None) -> None:
     """In a child of multiprocessing, whose parent means it and waits: a `with Pool()` would be held up by the whole deadline."""
     if is_idle():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     drain_no_longer_than(_BRIEFLY)
     _drain(number, frame)
 
 
-def _drain_and_die() -> None:
+def _drain_and_die(number: int) -> None:
     try:
         drain_at_exit()
     finally:
-        _die()
+        _die(number)
 
 
-def _die() -> None:
+def _die(number: int) -> None:
     try:
         flush_streams()
     finally:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
 
 def _a_loop_runs_here() -> bool:
