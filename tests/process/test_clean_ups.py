@@ -103,7 +103,8 @@ def test_the_clean_up_of_an_async_generator_is_waited_for(mode):
                 go(waits(), daemon=True)
                 run(asyncio.sleep(0.05))
             case "timeout":
-                go(waits(), timeout=0.05)
+                # Not so soon that a busy machine would not have started it.
+                    go(waits(), timeout=0.5)
             case "fails":
                 go(fails())
             case "iterate":

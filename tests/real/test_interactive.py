@@ -1,7 +1,6 @@
 """`python -i` and IPython: at a prompt, on a real terminal, and fed by a pipe."""
 
 import os
-import pty
 import select
 import signal
 import subprocess
@@ -11,6 +10,8 @@ import time
 import pytest
 
 from children import child_environment
+
+pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
 
 pytestmark = pytest.mark.timeout(40)
 
