@@ -229,7 +229,9 @@ def test_another_user_is_refused(env, opened):
         assert "PermissionError" in stranger.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="takes root, to make a directory of another user")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="takes root, to make a directory of another user"
+)
 @pytest.mark.promise(
     "A directory that is not the user's alone is not used, neither to listen nor to ask", section="The live view"
 )

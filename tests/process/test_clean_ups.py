@@ -104,7 +104,7 @@ def test_the_clean_up_of_an_async_generator_is_waited_for(mode):
                 run(asyncio.sleep(0.05))
             case "timeout":
                 # Not so soon that a busy machine would not have started it.
-                    go(waits(), timeout=0.5)
+                go(waits(), timeout=0.5)
             case "fails":
                 go(fails())
             case "iterate":
