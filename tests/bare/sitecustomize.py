@@ -156,16 +156,21 @@ if "-c" in sys.orig_argv:
 # --- what only we are told --------------------------------------------------------------------------------------------
 
 
-def _hide(module: types.ModuleType, names: str) -> None:
-    """Have *module* without *names*, for us."""
+def _hide(module: types.ModuleType, names: str, **ours: object) -> None:
+    """Have *module* without *names*, for us, but for those that are *ours*."""
 
     def hidden(name):
-        def get(module):
-            if _told():
-                raise AttributeError(name)
-            return module.__dict__[name]
+        # Not in the module's dictionary, in which 3.14 looks without asking its class.
+        value = module.__dict__.pop(name)
 
-        return property(get, lambda module, value: module.__dict__.__setitem__(name, value))
+        def get(module):
+            if not _told("children" if name == "platform" else "test_"):
+                return value
+            if name in ours:
+                return ours[name]
+            raise AttributeError(name)
+
+        return property(get)
 
     found = {name: hidden(name) for name in names.split() if hasattr(module, name)}
     module.__class__ = type(module.__name__, (types.ModuleType,), found)
@@ -177,16 +182,9 @@ _hide(socket, "AF_UNIX")
 _hide(os, "pidfd_open sched_getaffinity sched_setaffinity getuid setuid setsid killpg mkfifo sysconf")
 _SIGNALS = {number.name for number in signal.Signals} - {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}
 _hide(signal, " ".join(_SIGNALS) + " alarm pause pthread_sigmask setitimer sigwait siginterrupt")
-signal.SIGBREAK = signal.__dict__["SIGTTIN"]
+signal.SIGBREAK = signal.Signals["SIGTTIN"]
 
-
-class _Sys(types.ModuleType):
-    @property
-    def platform(self) -> str:
-        return "win32" if _told("children") else "linux"
-
-
-sys.__class__ = _Sys
+_hide(sys, "platform", platform="win32")
 
 _GONE = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}
 _import = builtins.__import__
