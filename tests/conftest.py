@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -61,6 +62,24 @@ def _what_is_loaded_is_not_searched_for_garbage() -> Iterator[None]:
     yield
     # Hypothesis, say, looks through the collector's lists at the end.
     gc.unfreeze()
+
+
+if sys.implementation.name == "pypy":
+
+    @pytest.fixture(autouse=True, scope="session")
+    def _what_is_dropped_is_soon_collected() -> Iterator[None]:
+        """What waits for a finaliser waits for the collector."""
+
+        def collect() -> None:
+            while not over.wait(0.5):
+                gc.collect()
+
+        over = threading.Event()
+        thread = threading.Thread(target=collect, daemon=True)
+        thread.start()
+        yield
+        over.set()
+        thread.join(5)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

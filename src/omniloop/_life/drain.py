@@ -300,7 +300,7 @@ class _Drain:
         life = self._life
         await _ended(life, left)
         # What was dropped, and is told of, may have been the last that referred to a generator.
-        life.failures.tell_dropped()
+        life.failures.tell_all_dropped()
         await self._clean_ups()
         if self._time is not None:
             while await self._leftovers(self._time):

@@ -18,6 +18,7 @@ loop's thread keeps it for a short time after the failure, and looks whether any
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -102,6 +103,13 @@ class Failures:
     def tell_kept(self, at_once: bool = False) -> None:
         """Log what was kept of a storm of equal failures; *at_once*: though it may go on. For threads that may log."""
         self._storms.log_kept(at_once)
+
+    def tell_all_dropped(self) -> None:
+        """Tell what was dropped, and leave no report to come. For threads that may log."""
+        if self._held and not hasattr(sys, "getrefcount"):
+            # PyPy, where finalisers come with the collector.
+            gc.collect()
+        self.tell_dropped()
 
     def tell_dropped(self) -> None:
         """Tell what was dropped. For threads that may log."""
@@ -207,7 +215,6 @@ def _alone() -> int:
     return sys.getrefcount(handles[0])
 
 
-# PyPy has no counts; its finalisers are late, and what is dropped is told when they come.
 _ALONE: Final = _alone() if LATE_FINALISERS else 0
 
 
