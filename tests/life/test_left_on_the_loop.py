@@ -150,6 +150,25 @@ def test_what_is_known_to_come_is_waited_for(what):
     assert done == [1]
 
 
+def test_it_is_known_by_what_it_waits_for_where_futures_are_written_in_python():
+    """On PyPy the innermost frame was always that of the future, and the timer not seen: the leftover was given up after half a second."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        def create_future(self):
+            return asyncio.futures._PyFuture(loop=self)
+
+    async def child():
+        await asyncio.sleep(0.8)
+        done.append(1)
+
+    done = []
+    runtime = Runtime(name="left", loop_factory=Loop)
+    leave(runtime, child())
+    runtime.shutdown()
+
+    assert done == [1]
+
+
 @pytest.mark.promise("One that waits for a call that is due only after its time is not waited for")
 def test_a_call_that_is_not_due_in_time_is_not_waited_for():
     async def child():

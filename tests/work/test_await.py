@@ -382,14 +382,18 @@ def test_work_that_awaits_one_function_after_another_can_be_cancelled():
 
 def test_what_is_waited_for_no_more_is_reported_if_it_fails(runtime, failures):
     async def main():
+        call = runtime.to_thread(fail)
+        # One that has not begun would be cancelled.
+        assert begun.wait(timeout=5)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(runtime.to_thread(fail), 0.01)
+            await asyncio.wait_for(call, 0.01)
 
     def fail():
+        begun.set()
         may_end.wait(timeout=5)
         raise LookupError("nobody waited")
 
-    may_end = threading.Event()
+    begun, may_end = threading.Event(), threading.Event()
     asyncio.run(main())
     may_end.set()
     runtime.flush(timeout=5)
