@@ -27,6 +27,38 @@ def test_the_loop_is_one_of_uvloop(runtime):
     assert isinstance(runtime.call_soon(asyncio.get_running_loop).result(timeout=5), uvloop.Loop)
 
 
+@pytest.mark.promise(
+    "On uvloop with asyncio's eager task factory work is done where uvloop can start tasks by it, and else fails by its handle; nothing hangs"
+)
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="new in 3.12")
+def test_with_an_eager_task_factory_work_is_done_or_fails_by_its_handle():
+    """uvloop 0.23 starts nothing eagerly on 3.14 and 3.15, and on 3.13 each `create_task` is a TypeError."""
+
+    def eager():
+        loop = uvloop.new_event_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
+
+    async def creates():
+        return await asyncio.get_running_loop().create_task(work())
+
+    def outcome_of(call, *args):
+        try:
+            return call(*args)
+        except TypeError as error:
+            return str(error)
+
+    loop, coro = eager(), work()
+    expected = outcome_of(lambda: loop.run_until_complete(loop.create_task(coro)))
+    coro.close()
+    loop.close()
+    with Runtime(name="eager", loop_factory=eager, on_error=lambda _: None) as runtime:
+        assert outcome_of(runtime.go(creates()).result, 5) == expected
+        assert outcome_of(runtime.run, creates()) == expected
+        assert runtime.to_thread(int, "7").result(timeout=5) == 7
+        runtime.flush(timeout=5)
+
+
 def test_every_kind_of_submission_works(runtime):
     assert runtime.go(work()).result(timeout=5) == "done"
     assert runtime.run(work()) == "done"

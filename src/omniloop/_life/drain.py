@@ -345,7 +345,7 @@ class _Drain:
                 life.inbox.wake_reader(if_resting=True)
                 await asyncio.sleep(0)
             return True
-        life.failures.tell_dropped()
+        life.failures.tell_all_dropped()
         if await self._clean_ups():
             return True
         if self._time is not None:
