@@ -28,7 +28,8 @@ def test_the_loop_is_one_of_uvloop(runtime):
 
 
 @pytest.mark.promise(
-    "On uvloop with asyncio's eager task factory work is done where uvloop can start tasks by it, and else fails by its handle; nothing hangs"
+    "On uvloop with asyncio's eager task factory work is done where uvloop can start tasks by it, and else fails by its handle; nothing hangs",
+    section="Other worlds",
 )
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="new in 3.12")
 def test_with_an_eager_task_factory_work_is_done_or_fails_by_its_handle():

@@ -108,7 +108,7 @@ def submits():
 
 @pytest.mark.promise(
     "In a program of C's that embeds Python, what was accepted is done when the interpreter is finalised; also from threads of C's",
-    section="Exit",
+    section="At exit",
 )
 @pytest.mark.parametrize("where", ["main", "aside"])
 @pytest.mark.parametrize("threads", [["main"], ["C"], ["main", "C"], ["C", "main"], ["C", "C"]], ids="-".join)
