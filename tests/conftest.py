@@ -4,14 +4,18 @@ import gc
 import inspect
 import logging
 import os
+import platform
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
+from _pytest.junitxml import xml_key
 
+import not_on_pypy
 import omniloop
 from omniloop._process import fork
 
@@ -38,6 +42,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing <"))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """The report of a session says which Python it was: `.ci/platforms.py` writes that down."""
+    if (report := config.stash.get(xml_key, None)) is not None:
+        version = platform.python_version()
+        if sys.implementation.name == "pypy":
+            version += " ({}.{}.{})".format(*sys.pypy_version_info)
+        elif not getattr(sys, "_is_gil_enabled", lambda: True)():
+            version += "t"
+        report.add_global_property("python", f"{platform.python_implementation()} {version}")
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """One or two files are done before workers have come up; and in the same process there is `--pdb`, and `-s`."""
     few = len(config.args) <= 2 and all(".py" in arg for arg in config.args)
@@ -48,6 +64,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(item.path.parent.name)
+        if sys.implementation.name == "pypy" and (
+            reason := not_on_pypy.SKIPPED.get(f"{item.path.name}::{getattr(item, 'originalname', None)}")
+        ):
+            item.add_marker(pytest.mark.skip(reason=reason))
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
@@ -72,7 +92,9 @@ if sys.implementation.name == "pypy":
 
         def collect() -> None:
             while not over.wait(0.5):
-                gc.collect()
+                # A finaliser may raise what a test wants it to.
+                with suppress(Exception):
+                    gc.collect()
 
         over = threading.Event()
         thread = threading.Thread(target=collect, daemon=True)

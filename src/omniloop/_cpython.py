@@ -24,6 +24,10 @@ def waiter_of(task: Any) -> Any:
     return getattr(task, "_fut_waiter", None)
 
 
+# In this a task waits for a future that is written in Python, as all are on PyPy; where others wait there is no frame.
+AWAITS_FUTURE: Final = getattr(getattr(getattr(futures, "_PyFuture", None), "__await__", None), "__code__", None)
+
+
 def gathered(future: Any) -> list[Any]:
     """What a `gather` waits for; nothing of any other future."""
     return list(getattr(future, "_children", None) or ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import select
@@ -16,7 +15,7 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 from ._clock import time
-from ._cpython import closed_at_exit, has_gil
+from ._cpython import AWAITS_FUTURE, closed_at_exit, has_gil
 
 logger = logging.getLogger("omniloop")
 
@@ -332,15 +331,11 @@ _STDERR: Final = 2
 _PIPE: Final[int] = getattr(select, "PIPE_BUF", 512)
 
 
-# A future that is written in Python, as all are on PyPy, has a frame in the end, where others have none.
-_OF_FUTURE: Final = getattr(asyncio.futures, "_PyFuture", asyncio.Future).__await__.__code__
-
-
 def frames_of(coro: Any) -> Iterator[FrameType]:
     """The frames of a suspended coroutine and of what it awaits, the innermost last."""
     while coro is not None:
         frame = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None) or getattr(coro, "ag_frame", None)
-        if frame is not None and frame.f_code is not _OF_FUTURE:
+        if frame is not None and frame.f_code is not AWAITS_FUTURE:
             yield frame
         coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
 

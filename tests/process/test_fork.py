@@ -1107,7 +1107,8 @@ before_the_parking_lot = pytest.mark.skipif(
 
 def fork_in_c(child):
     # PyDLL keeps the interpreter's lock; with CDLL the child hangs by itself.
-    pid = ctypes.PyDLL(None).fork()
+    # PyPy has only that, and lets go of its lock in neither.
+    pid = getattr(ctypes, "PyDLL", ctypes.CDLL)(None).fork()
     if pid:
         return pid
     signal.alarm(30)

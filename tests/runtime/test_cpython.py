@@ -52,6 +52,22 @@ def test_waiter_of():
     assert on_a_loop(work)
 
 
+def test_awaits_future():
+    async def work():
+        async def wait():
+            await future
+
+        future = asyncio.futures._PyFuture(loop=asyncio.get_running_loop())
+        task = asyncio.ensure_future(wait())
+        await settled()
+        found = task.get_coro().cr_await.gi_frame.f_code
+        future.set_result(None)
+        await task
+        return found is _cpython.AWAITS_FUTURE
+
+    assert on_a_loop(work)
+
+
 def test_gathered():
     async def work():
         tasks = [asyncio.ensure_future(settled()) for _ in range(2)]

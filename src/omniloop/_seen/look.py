@@ -150,7 +150,7 @@ def _place(coro: Any) -> tuple[Any, ...]:
             # An async generator, a coroutine of Cython's; or what has no frame: a future.
             frame = getattr(coro, "ag_frame", None) or getattr(coro, "cr_frame", None)
             coro = getattr(coro, "ag_await", None) or getattr(coro, "cr_await", None)
-        if frame is not None:
+        if frame is not None and frame.f_code is not _cpython.AWAITS_FUTURE:
             found += frame.f_code, frame.f_lasti
     return tuple(found)
 
