@@ -83,29 +83,20 @@ with suppress(ImportError):
 
 # What is dear to import, and its module: loaded when the name is first used.
 _LAZY = {
-    "Blocking": "_twins.blocking",
-    "Delivery": "_brokers.handover",
-    "Engine": "_brokers.handover",
-    "Function": "_brokers.handover",
-    "Histogram": "_stats",
-    "Iteration": "_bridges.iterate",
-    "ProcessPool": "_processes.pool",
-    "Queue": "_bridges.queue",
-    "Resource": "_bridges.resource",
-    "Sent": "_brokers.handover",
-    "Stats": "_stats",
-    "TaskGroup": "_bridges.groups",
-    "Timing": "_stats",
-    "aiterate": "_bridges.iterate",
-    "background": "_bridges.background",
-    "blocking": "_twins.blocking",
-    "current_delivery": "_brokers.handover",
-    "enter": "_bridges.enter",
-    "iterate": "_bridges.iterate",
-    "map": "_bridges.groups",
-    "queue": "_bridges.queue",
-    "resource": "_bridges.resource",
-    "to_process": "_processes.pool",
+    name: module
+    for module, names in {
+        "_bridges.background": ["background"],
+        "_bridges.enter": ["enter"],
+        "_bridges.groups": ["TaskGroup", "map"],
+        "_bridges.iterate": ["Iteration", "aiterate", "iterate"],
+        "_bridges.queue": ["Queue", "queue"],
+        "_bridges.resource": ["Resource", "resource"],
+        "_brokers.handover": ["Delivery", "Engine", "Function", "Sent", "current_delivery"],
+        "_processes.pool": ["ProcessPool", "to_process"],
+        "_stats": ["Histogram", "Stats", "Timing"],
+        "_twins.blocking": ["Blocking", "blocking"],
+    }.items()
+    for name in names
 }
 
 

@@ -412,14 +412,3 @@ def thread_stack(ident: int | None) -> str:
 # 3.13 without a GIL gives frames that go on changing, and are freed, while they are looked at: once an `f_code` was an object of another
 # type. Mended in 3.14. There only the stack of a thread that seems to be blocked is looked at, which is to be told of.
 CAN_LOOK_AT_WHAT_RUNS: Final = sys.version_info >= (3, 14) or has_gil()
-
-
-def called_frame(ident: int | None) -> FrameType | None:
-    """What the loop in the thread *ident* has called: the same frame as long as that goes on. None if it is in no call, or can't be looked at."""
-    if not CAN_LOOK_AT_WHAT_RUNS:
-        return None
-    frame = frame_of(ident)
-    called: FrameType | None = None
-    while frame is not None and frame.f_code.co_name not in ("run_forever", "_run", "_run_once"):
-        called, frame = frame, frame.f_back
-    return None if called is None or called.f_globals.get("__name__") == "selectors" else called

@@ -1,5 +1,6 @@
 """What a user gets by installing, and what a reader finds in the folder."""
 
+import ast
 import asyncio
 import os
 import shutil
@@ -115,3 +116,15 @@ def test_the_top_level_is_small():
         ".ci", ".github", ".gitignore", "CONTRIBUTING.md", "LICENSE", "README.md",
         "docs", "examples", "findings", "pyproject.toml", "src", "tests",
     }  # fmt: skip
+
+
+@pytest.mark.promise("Each of its run-time dependencies is used")
+@pytest.mark.parametrize("module", ["janus", "typing_extensions"])
+def test_what_the_wheel_needs_is_imported_by_the_package(module):
+    files = Path(omniloop.__file__).parent.rglob("*.py")
+
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+
+    named = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    named |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert module in named

@@ -15,7 +15,6 @@ import pytest
 from children import run_child
 from omniloop import CannotStartError, Runtime, configure, go
 from omniloop._life.watchdog import Usage, usage_of
-from omniloop._report import CAN_LOOK_AT_WHAT_RUNS, called_frame
 
 
 class Told(logging.Handler):
@@ -320,15 +319,3 @@ def test_a_callback_that_blocks_is_told_of_on_a_starved_machine(told):
             one.kill()
             one.wait()
     assert "has blocked the loop for" in told.of_the_callback()[0]
-
-
-@pytest.mark.skipif(CAN_LOOK_AT_WHAT_RUNS, reason="frames of other threads may be looked at here")
-def test_where_it_is_not_safe_nobody_looks_at_what_a_running_loop_has_called(runtime):
-    """A shutdown did, in the moment in which the loop woke up: once it got a frame whose code was an object of another type."""
-    gate = threading.Event()
-    ident = runtime.call_soon(threading.get_ident).result(timeout=5)
-    runtime.call_soon(gate.wait)
-
-    assert called_frame(ident) is None
-
-    gate.set()
