@@ -42,7 +42,7 @@ from .._process import exit, fork, signals
 from .._process.threads import why_no_thread
 from .._report import Failure, say, shown
 from .._settings import Settings
-from .._work.failures import LATE_FINALISERS, Failures, Unclaimed
+from .._work.failures import Failures, Unclaimed
 from .._work.inbox import Inbox
 from .._work.ledger import Later, Ledger, task_in
 from .._work.leftovers import rank_of
@@ -71,9 +71,6 @@ if TYPE_CHECKING:
 
 # What a loop opens: asyncio 3, uvloop 9.
 _DESCRIPTORS: Final = 10
-
-# How soon to look again who holds the handle of what failed, in seconds; see `failures`.
-_LOOK_AGAIN: Final = 0.01
 
 # How long one thread waits for another to start the runtime.
 _START_TIMEOUT: Final = 1.0
@@ -124,8 +121,6 @@ class Life:
         # In a child the runtime begins others.
         self.failures = owner._failures
         self.tally = owner._tally
-        # Whether a look is due; only where finalisers may be late.
-        self._looks = False
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
         self._watchdog: Watchdog | None = None
@@ -405,26 +400,12 @@ class Life:
     def hold_failure(self, unclaimed: Unclaimed, task: Task[Any]) -> None:
         """Remember a failure that nobody asked for yet."""
         self.failures.hold(unclaimed, task)
-        if LATE_FINALISERS and self.thread is not None:
-            with suppress(RuntimeError):
-                # The loop is closed: what is held is told at the end of the drain.
-                self.thread.post(self._look_who_holds)
         self.tally.count("failed")
         error = unclaimed.failure.exception
         if isinstance(error, (SystemExit, KeyboardInterrupt)) and self.thread is not None and self.thread.is_current():
             # uvloop lets it out only after the task was settled; see `_escaped`.
             self._escaping = error
             self.thread.post(self._none_escaping)
-
-    def _look_who_holds(self) -> None:
-        self.failures.tell_dropped()
-        if self.failures.unsure and not self._looks and self.thread is not None:
-            self._looks = True
-            self.ledger.loop.call_later(_LOOK_AGAIN, self._look_again, context=self.thread.context)
-
-    def _look_again(self) -> None:
-        self._looks = False
-        self._look_who_holds()
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 

@@ -42,6 +42,9 @@ LATE_FINALISERS: Final = "t" in getattr(sys, "abiflags", "")
 # time, and joins the counts, or had dropped it when it went to rest.
 _UNSURE: Final = 0.2
 
+# How soon to look again, in seconds.
+_LOOK_AGAIN: Final = 0.01
+
 # For how long the last report waits for those who were woken by a failure, in seconds.
 _ASKED_SOON: Final = 0.1
 
@@ -61,20 +64,37 @@ class Failures:
         self._held: WeakSet[Unclaimed] = WeakSet()
         self._dropped: deque[Failure] = deque()
         # Handles of which it is not known whether anybody else holds them, and until when to look; only where finalisers are late.
-        self.unsure: deque[tuple[tuple[Any, ...], float]] = deque()
+        self._unsure: deque[tuple[tuple[Any, ...], float]] = deque()
+        # The loop on which a look is due.
+        self._looks_on: asyncio.AbstractEventLoop | None = None
         self._storms = Storms()
         # Whose reader tells what was dropped; a life gives its own when it begins.
         self.inbox: Inbox | None = None
 
     def __bool__(self) -> bool:
         """Tell whether anything was dropped and not told."""
-        return bool(self._dropped or self.unsure)
+        return bool(self._dropped or self._unsure)
 
     def hold(self, unclaimed: Unclaimed, handle: Any) -> None:
         """Remember a failure that somebody may still ask for, by its *handle*."""
         self._held.add(unclaimed)
-        if LATE_FINALISERS:
-            self.unsure.append(((handle,) * _REFERENCES, time.monotonic() + _UNSURE))
+        if LATE_FINALISERS and self.inbox is not None:
+            self._unsure.append(((handle,) * _REFERENCES, time.monotonic() + _UNSURE))
+            with suppress(RuntimeError):
+                # Closed, or no thread can be started: what is held is told at the end.
+                self.inbox.put(self._look_soon)
+
+    def _look_soon(self) -> None:
+        # On the loop's thread.
+        loop = asyncio.get_running_loop()
+        if self._unsure and self._looks_on is not loop:
+            self._looks_on = loop
+            loop.call_later(_LOOK_AGAIN, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks_on = None
+        self.tell_dropped()
+        self._look_soon()
 
     def drop(self, failure: Failure) -> None:
         """Have *failure* told soon. Only appends, so that a finaliser may call it."""
@@ -113,7 +133,7 @@ class Failures:
 
     def tell_dropped(self) -> None:
         """Tell what was dropped. For threads that may log."""
-        if self.unsure:
+        if self._unsure:
             self._drop_unheld()
         while True:
             try:
@@ -124,9 +144,9 @@ class Failures:
 
     def _drop_unheld(self) -> None:
         """Drop what nobody holds, of that of which nobody could tell."""
-        for _ in range(len(self.unsure)):
+        for _ in range(len(self._unsure)):
             try:
-                handles, until = self.unsure.popleft()
+                handles, until = self._unsure.popleft()
             except IndexError:
                 # Another thread looks as well.
                 return
@@ -134,7 +154,7 @@ class Failures:
             if sys.getrefcount(handles[0]) <= _ALONE:
                 unclaimed.drop()
             elif unclaimed and time.monotonic() < until:
-                self.unsure.append((handles, until))
+                self._unsure.append((handles, until))
 
     def tell_all(self) -> None:
         """Tell what was dropped, and what is held. For threads that may log."""
@@ -158,7 +178,7 @@ class Failures:
         """In a forked child: what is here is the parent's to tell, and so is what its handles drop here."""
         self._held = WeakSet()
         self._dropped = deque(maxlen=0)
-        self.unsure = deque(maxlen=0)
+        self._unsure = deque(maxlen=0)
 
 
 class Unclaimed:
