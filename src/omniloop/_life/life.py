@@ -521,7 +521,7 @@ class Life:
         """Count what there is, for a look."""
         from .._stats import Stats
 
-        ledger, look = self._ledger, self.tally.look()
+        ledger, (begun, failed, cancelled) = self._ledger, self.tally.look()
         running = scheduled = waiting = queued = 0
         # What a closed or dead life left behind is settled.
         if ledger is not None and self.stage in (Stage.SERVING, Stage.PARKED):
@@ -529,16 +529,16 @@ class Life:
             in_threads = [task for task in list(ledger.in_threads.values()) if not task.done()]
             waiting = sum(not task._is_started() for task in in_threads)
             running = len(ledger.running) + len(ledger.daemons) + len(in_threads) - waiting
-            running += first is not None and first._kind is not KEEPER
+            running += first is not None
             if first is not None and first._kind is KEEPER:
-                look.begun -= 1
+                # Not among the keepers yet.
+                running, begun = running - 1, begun - 1
             scheduled = len(ledger.timers)
         if not self.inbox.closed:
             queued = sum(task is not None and task._kind is not KEEPER for task in map(task_in, self.inbox.waiting()))
-        sums = look.sum_up(running, scheduled, waiting, queued)
+        sums: dict[str, Any] = self.tally.sum_up((begun, failed, cancelled), running, scheduled, waiting, queued)
         lag = self.thread.lag(self.serving) if self.thread is not None and self.stage is not Stage.CLOSED else 0.0
-        counts: dict[str, Any] = self.tally.handovers()
-        return Stats(**sums._asdict(), drain_time=drain_time, loop_lag=lag, **counts)
+        return Stats(**sums, drain_time=drain_time, loop_lag=lag)
 
     # --- fork ---------------------------------------------------------------------------------------------------------
 

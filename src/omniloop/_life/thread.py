@@ -162,6 +162,7 @@ class LoopThread:
 
         So it costs nothing but when asked.
         """
+        lag = max(self._lag, self.unanswered_for())
         if ask and self._asked is None:
             self._asked = time.monotonic()
             try:
@@ -169,7 +170,7 @@ class LoopThread:
             except RuntimeError:
                 # The loop was closed.
                 self._asked = None
-        return max(self._lag, self.unanswered_for())
+        return lag
 
     def unanswered_for(self) -> float:
         """Seconds since `lag` asked, if the loop has not answered yet; else 0."""
