@@ -118,9 +118,7 @@ def _meaning(text: str) -> object:
                 node.body = [ast.Expr(ast.Constant(docstring)), *rest]
     imports = [node for node in tree.body if isinstance(node, _IMPORTS)]
     names = {
-        (getattr(node, "level", 0), getattr(node, "module", ""), alias.name, alias.asname)
-        for node in imports
-        for alias in node.names
+        (vars(node).get("level"), vars(node).get("module"), ast.dump(each)) for node in imports for each in node.names
     }
     return names, ast.dump(ast.Module([node for node in tree.body if node not in imports], []))
 
@@ -383,7 +381,7 @@ class _Stub:
         self.self_variable: str | None = None
 
     def text(self) -> str:
-        body = [out for node in self.tree.body for out in self.statement(node, vars(self.module))]
+        body = self.statements(self.tree.body, vars(self.module))
         written = 0
         while written < len(self.nested):
             kind, (options, local) = list(self.nested.items())[written]
@@ -427,9 +425,8 @@ class _Stub:
         if kind in self.twins:
             return self.twins[kind]
         if kind not in self.nested:
-            if options.leaves_alone(kind) or not _needs_twin(kind) or not (options.nested or faces.opens(kind)):
-                return None
-            if _class_node(kind) is None:
+            wanted = _needs_twin(kind) and (options.nested or faces.opens(kind)) and not options.leaves_alone(kind)
+            if not wanted or _class_node(kind) is None:
                 return None
             self.nested[kind] = options, self.free(f"_{kind.__name__.lstrip('_')}")
         return self.nested[kind][1]
@@ -446,19 +443,19 @@ class _Stub:
 
     # --- statements of the module -------------------------------------------------------------------------------------
 
+    def statements(self, body: list[ast.stmt], namespace: Mapping[str, Any]) -> list[ast.stmt]:
+        return [out for node in body for out in self.statement(node, namespace)]
+
     def statement(self, node: ast.stmt, namespace: Mapping[str, Any]) -> list[ast.stmt]:
         """What is written for a statement of the module, or of a class in it."""
         match node:
             case ast.Import() | ast.ImportFrom() | ast.Expr(ast.Constant(str())):
                 return [node]
             case ast.If():
-                body, orelse = (
-                    [out for inner in part for out in self.statement(inner, namespace)]
-                    for part in (node.body, node.orelse)
-                )
-                return [ast.If(node.test, body or [ast.Pass()], orelse)]
+                body = self.statements(node.body, namespace) or [ast.Pass()]
+                return [ast.If(node.test, body, self.statements(node.orelse, namespace))]
             case ast.Try():
-                return [out for inner in node.body for out in self.statement(inner, namespace)]
+                return self.statements(node.body, namespace)
             case ast.ClassDef(name=name) | ast.Assign(targets=[ast.Name(name)]):
                 value = namespace.get(name)
                 if isinstance(value, TwinType):
@@ -475,26 +472,23 @@ class _Stub:
         return [node] if isinstance(node, getattr(ast, "TypeAlias", ())) else []
 
     def assignment(self, name: str, value: Any, node: ast.Assign) -> list[ast.stmt]:
-        match node.value:
-            case ast.Call():
-                as_it_stands = last_name(node.value) in _MAKE_TYPES
-            case ast.Name() | ast.Attribute() | ast.Subscript() | ast.BinOp():
-                # An alias.
-                as_it_stands = isinstance(value, ModuleType) or get_origin(value) is not None or callable(value)
-            case _:
-                as_it_stands = False
-        if as_it_stands or name.startswith("__") or isinstance(value, Enum):
+        written = node.value
+        makes_a_type = isinstance(written, ast.Call) and last_name(written) in _MAKE_TYPES
+        is_alias = isinstance(written, (ast.Name, ast.Attribute, ast.Subscript, ast.BinOp)) and (
+            isinstance(value, ModuleType) or get_origin(value) is not None or callable(value)
+        )
+        if makes_a_type or is_alias or name.startswith("__") or isinstance(value, Enum):
             return [node]
         kind = type(value)
         if value is None or getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:
             return [_attribute(name, self.any())]
         known = kind.__module__ in {"builtins", self.module.__name__}
-        written = kind.__name__ if known else self.need(kind.__module__, kind.__name__).id
-        return [_attribute(name, ast.Name(written + _GENERIC.get(written, "").format(self.any().id)))]
+        named = kind.__name__ if known else self.need(kind.__module__, kind.__name__).id
+        return [_attribute(name, ast.Name(named + _GENERIC.get(named, "").format(self.any().id)))]
 
     def plain_class(self, node: ast.ClassDef, namespace: Mapping[str, Any]) -> ast.ClassDef:
         made = copy.copy(node)
-        made.body = [out for inner in node.body for out in self.statement(inner, namespace)]
+        made.body = self.statements(node.body, namespace)
         known = {each.name for each in _flat(node) if isinstance(each, Function)}
         known |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
         for name, annotation in _instance_attributes(node).items():
@@ -541,13 +535,9 @@ class _Stub:
             node for node in _flat(_tree(home)) if isinstance(node, Function) and node.name == getattr(original, "__name__", "")
         ]  # fmt: skip
         face = _Face(self, name, home, None, call._options)
-        if not nodes:
-            return [_attribute(name, self.any())]
-        return (
-            face.several(name, nodes, "function")
-            if len(nodes) > 1
-            else [face.decorated(face.declared(name, nodes[0], sync=False))]
-        )
+        if len(nodes) == 1:
+            return [face.decorated(face.declared(name, nodes[0], sync=False))]
+        return face.several(name, nodes, "function") if nodes else [_attribute(name, self.any())]
 
     def twin(self, name: str, twin: TwinType, node: ast.ClassDef | None) -> list[ast.stmt]:
         """The class of a twin, after those that it needs; *node* if it is written as a class that is derived from a twin."""
@@ -823,13 +813,11 @@ class _Face:
     def says_more(self, node: Function) -> bool:
         """Tell whether it says more than `@blocking` would: it has type parameters of its own, or what comes out is iterated over anew."""
         known = {*self.parameters, *self.itself(node)}
-        if node.returns is not None and last_name(_plain(node.returns)) == "AsyncIterable":
-            return True
-        return any(each.name not in known for each in getattr(node, "type_params", ())) or any(
-            type(vars(sys.modules[self.module]).get(each.id)).__name__ in {"TypeVar", "ParamSpec", "TypeVarTuple"}
-            for each in ast.walk(node.args)
-            if isinstance(each, ast.Name) and each.id not in known
-        )
+        names = [each.id for each in ast.walk(node.args) if isinstance(each, ast.Name)]
+        kinds = {type(vars(sys.modules[self.module]).get(name)).__name__ for name in names if name not in known}
+        own = [each for each in getattr(node, "type_params", ()) if each.name not in known]
+        anew = node.returns is not None and last_name(_plain(node.returns)) == "AsyncIterable"
+        return bool(own or anew or kinds & {"TypeVar", "ParamSpec", "TypeVarTuple"})
 
     # --- one function -------------------------------------------------------------------------------------------------
 
@@ -879,11 +867,12 @@ class _Face:
 
     def decorated(self, made: Function) -> Function:
         """As the source has it, with `@blocking`: from this a type checker knows the call, `.aio` and `.options`."""
-        if _has(self.outer, "blocking"):
-            # redis' lock has an attribute of this name.
-            made.decorator_list = [ast.Attribute(self.stub.need("omniloop", None), "blocking")]
-        else:
-            made.decorator_list = [self.stub.need("omniloop", "blocking")]
+        # redis' lock has an attribute of this name.
+        hidden = _has(self.outer, "blocking")
+        need = self.stub.need
+        made.decorator_list = [
+            ast.Attribute(need("omniloop", None), "blocking") if hidden else need("omniloop", "blocking")
+        ]
         return made
 
     def several(

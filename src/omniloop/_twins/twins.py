@@ -700,12 +700,11 @@ class TwinType(type):
         if super().__subclasscheck__(subclass):
             return True
         # The twins of a class and of its base are no class and base, where the base's was made later.
+        face: type = getattr(subclass, "_omniloop_original", object)
         return (
-            type(subclass) is TwinType
-            and "_omniloop_original" in vars(cls)
-            and cls is not Twin
-            and subclass is not Twin
-            and issubclass(subclass._omniloop_original, cls._omniloop_original)
+            "_omniloop_original" in vars(cls)
+            and type(subclass) is TwinType
+            and issubclass(face, cls._omniloop_original)
         )
 
     def __repr__(cls) -> str:
@@ -1154,12 +1153,8 @@ def _make_class(original: type, options: Options) -> TwinType:
 
 # What binds as a method does, and can't be called itself.
 _BINDING: Final = (
-    FunctionType,
-    classmethod,
-    staticmethod,
-    SyncCall,
-    functools.partialmethod,
-    functools.singledispatchmethod,
+    *(FunctionType, types.BuiltinFunctionType, classmethod, staticmethod, SyncCall),
+    *(functools.partialmethod, functools.singledispatchmethod),
 )
 
 
@@ -1167,11 +1162,10 @@ def _member(shown: str, name: str, raw: Any, original: type, options: Options) -
     if isinstance(raw, FunctionType) and name in _LOOKS:
         return _look(name, raw)
     binds = hasattr(type(raw), "__get__")
-    if isinstance(raw, (*_BINDING, types.BuiltinFunctionType)) or (
-        binds and callable(raw) and not hasattr(type(raw), "__set__")
-    ):
+    is_set = hasattr(type(raw), "__set__")
+    if isinstance(raw, _BINDING) or (binds and callable(raw) and not is_set):
         return _Method(shown, name, raw, original, options)
-    if binds or hasattr(type(raw), "__set__"):
+    if binds or is_set:
         return _Attribute(name, raw, original, options)
     # A constant of the class, or the default of an instance's attribute.
     return None
