@@ -25,7 +25,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Condition, Lock
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from .._cpython import is_owned
 from .._locks import Guard
@@ -80,13 +80,6 @@ class Row:
         self.call = call
         # Whether its caller has got an error.
         self.taken_back = False
-
-
-class Left(NamedTuple):
-    """A call that a dead process has left, and that is ours now."""
-
-    function: str
-    row: Row
 
 
 class _Statement:
@@ -338,7 +331,7 @@ class Store:
 
     def take_up(
         self, functions: Sequence[str], read: Callable[[str, str], Any]
-    ) -> Generator[tuple[list[Left], list[str], bool], None, None]:
+    ) -> Generator[tuple[list[tuple[str, Row]], list[str], bool], None, None]:
         """
         Take over the calls of dead processes that are for *functions*, in batches: a list of them, what had to be set aside, and
         whether others live that have calls.
@@ -398,7 +391,7 @@ class Store:
 
     def _take_over(
         self, owner: str, functions: Sequence[str], marks: str, read: Callable[[str, str], Any], last: int
-    ) -> tuple[list[Left], list[str], int]:
+    ) -> tuple[list[tuple[str, Row]], list[str], int]:
         mine = self._owner
         rows = self._ask(
             f"SELECT rowid, id, function, parcel, attempt FROM calls WHERE rowid > ? AND owner = ? AND function IN ({marks}) "
@@ -408,7 +401,7 @@ class Store:
             *functions,
             NOBODY,
         )
-        left: list[Left] = []
+        left: list[tuple[str, Row]] = []
         bad: list[str] = []
         changes: list[tuple[str, str | None, int]] = []
         for number, call_id, function, parcel, attempt in rows:
@@ -419,7 +412,7 @@ class Store:
                     raise ValueError("its arguments are no text in UTF-8")  # noqa: TRY004 - what is wrong is the row
                 if not isinstance(attempt, int) or attempt < 0:
                     raise ValueError("its attempt is no number")
-                left.append(Left(function, Row(number, call_id, mine, attempt, read(function, parcel))))
+                left.append((function, Row(number, call_id, mine, attempt, read(function, parcel))))
                 changes.append((mine, None, number))
             except ValueError as error:
                 bad.append(f"{function} #{number} ({error})")

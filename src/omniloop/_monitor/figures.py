@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-
-class Figure(NamedTuple):
-    """What is plotted."""
-
-    title: str
-    unit: str
-
-
+# What is plotted, and in which unit.
 FIGURES: Final = (
-    Figure("finished", "/s"),
-    Figure("failed", "/s"),
-    Figure("running", ""),
-    Figure("queued", ""),
-    Figure("lag", " ms"),
-    Figure("busy workers", ""),
+    ("finished", "/s"),
+    ("failed", "/s"),
+    ("running", ""),
+    ("queued", ""),
+    ("lag", " ms"),
+    ("busy workers", ""),
 )
 
 

@@ -84,8 +84,8 @@ class Top(App[None]):
     def compose(self) -> ComposeResult:
         yield Header()
         with Horizontal(id="plots"):
-            for figure in FIGURES:
-                yield _Plot(figure.title, figure.unit)
+            for title, unit in FIGURES:
+                yield _Plot(title, unit)
         yield Static(f"asking the process {self._pid} …", id="status", markup=False)
         with TabbedContent():
             with TabPane("Tasks", id="tasks"):

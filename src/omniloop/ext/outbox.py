@@ -325,18 +325,15 @@ class _Office:
                     if living or functions == len(self._outbox._functions):
                         break
         finally:
-            self._looked()
+            with self._lock:
+                self._looks = False
+                self._last_look = time.monotonic()
         if living:
             # They may die yet.
             self._go(self._watch(), "watch the others of", daemon=True)
         if not self._graced:
             self._graced = True
             self._go(self._wait_for_functions(), "wait for the functions of", daemon=True)
-
-    def _looked(self) -> None:
-        with self._lock:
-            self._looks = False
-            self._last_look = time.monotonic()
 
     async def _watch(self) -> None:
         await asyncio.sleep(_LOOK)

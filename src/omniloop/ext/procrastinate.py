@@ -30,7 +30,7 @@ from omniloop._report import say
 from omniloop.ext import needs
 
 with needs("procrastinate"):
-    from procrastinate import App, JobContext
+    from procrastinate import App, JobContext, PsycopgConnector
     from procrastinate.exceptions import AlreadyEnqueued, TaskAlreadyRegistered
 
 # Seconds for a connection to be made.
@@ -198,13 +198,16 @@ class _Jobs:
 
 async def _log_in(app: App) -> None:
     """Connect once: where that fails the pool tries on by itself, in vain as well, and keeps the reason for its log."""
-    arguments = getattr(app.connector, "_pool_args", {})
-    address = arguments.get("conninfo")
-    if isinstance(address, str):
-        from psycopg import AsyncConnection
+    if not isinstance(app.connector, PsycopgConnector):
+        return
+    from psycopg import AsyncConnection
 
+    arguments = app.connector._pool_args
+    address, options = arguments.get("conninfo", ""), arguments.get("kwargs") or {}
+    # Functions that make them are for the pool.
+    if isinstance(address, str) and isinstance(options, dict):
         async with asyncio.timeout(_LOGIN_TIMEOUT):
-            await (await AsyncConnection.connect(address, **arguments.get("kwargs") or {})).close()
+            await (await AsyncConnection.connect(address, **options)).close()
 
 
 # --- what went wrong ----------------------------------------------------------------------------------------------------

@@ -275,9 +275,8 @@ async def _run_here(broker: InMemoryBroker, message: BrokerMessage) -> None:
     go(broker.receiver.callback(message=message.message), name=f"{message.task_name} {message.task_id} in memory")
 
 
-def _in_memory() -> AsyncBroker:
-    # More than taskiq's own 100: a result that is dropped would be waited for without end.
-    return InMemoryBroker(max_stored_results=10_000)
+# More than taskiq's own 100: a result that is dropped would be waited for without end.
+_in_memory: Final = partial(InMemoryBroker, max_stored_results=10_000)
 
 
 class _Brokers(Workshop[AsyncBroker]):
@@ -459,9 +458,12 @@ class _Line:
         return _Connection(broker)
 
     async def close(self) -> None:
-        if self._opening is not None:
-            with contextlib.suppress(Exception):
-                await _shut((await self._opening).broker)
+        if (opening := self._opening) is not None:
+            # One that is not open by now is not waited for.
+            opening.cancel()
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                await _shut(opening.result().broker)
 
 
 async def _start_up(broker: Any) -> None:
