@@ -1,11 +1,11 @@
 """
 Runs CPU-bound functions in processes of their own: a crash or a cancellation ends one piece of work, and no other.
 
-A process has one call at a time, sent over a socket pair of which the loop itself reads one end, by the calls that every loop of
-asyncio's has (`sock_recv`, `sock_sendall`; Windows' has no `add_reader`): no thread stands between, and whoever dies or is killed takes
-only its own call along. (An executor of one process each, as `concurrent.futures` has them, did the same with two threads and four
-hand-overs for each call: 556 ms for 200 calls, against 36 for one executor of two processes.) All of it is touched on the loop's
-thread alone, but for `_Worker.start`, which takes milliseconds and runs in a worker thread.
+A process has one call at a time, sent over a socket pair of which the loop itself has one end, as a connection that every loop of
+asyncio's can have: no thread stands between, and whoever dies or is killed takes only its own call along. (An executor of one process
+each, as `concurrent.futures` has them, did the same with two threads and four hand-overs for each call: 556 ms for 200 calls, against 36
+for one executor of two processes.) All of it is touched on the loop's thread alone, but for the making of a `_Worker`, which takes
+milliseconds and runs in a worker thread. A keeper starts the processes, forgets those that have ended, and ends all in the end.
 
 Each message begins with the number of its call: what else was written into the socket, while a process was at rest or in the middle of a
 call, ends that process, and is taken for nobody's reply.
@@ -20,7 +20,6 @@ import multiprocessing.process
 import multiprocessing.spawn
 import os
 import pickle
-import select
 import signal
 import socket
 import struct
@@ -39,7 +38,7 @@ from .. import _cpython
 from .._arguments import check_function, name_of
 from .._caller import caller
 from .._errors import CannotStartError, NotPicklableError, ProcessDiedError, can_be_thrown
-from .._life.life import Life
+from .._life.life import Life, resolve
 from .._process import exit, fork, signals
 from .._runtime import Runtime
 from .._shared import chosen
@@ -116,13 +115,15 @@ class ProcessPool:
                 f"max_workers={max_workers!r} says how many processes the pool starts, and executor={executor!r} that it starts none. "
                 "Give one of them."
             )
-        self._elsewhere = None if executor is None else _checked_executor(executor)
+        if executor is not None and not isinstance(executor, concurrent.futures.Executor):
+            raise TypeError(
+                f"executor={executor!r}: give a concurrent.futures.Executor, or None for processes of the pool's own."
+            )
+        self._elsewhere = executor
         self._size = max_workers or _cpus()
         self._runtime = chosen(runtime)
         # Touched on the loop's thread alone.
-        self._life: Life | None = None
         self._staff: _Staff | None = None
-        self._keeper: Task[None] | None = None
 
     def to_process(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """
@@ -160,22 +161,21 @@ class ProcessPool:
         return self._runtime._go(self._work(payload, name), frame, name)
 
     async def _work(self, payload: bytes, name: str) -> Any:
-        call = _Call(payload, asyncio.get_running_loop())
+        call = _Call(payload, name)
         # Held by the call alone, and no longer than until it is sent.
         del payload
-        reply = await self._current_staff().call(call, name)
+        reply = await self._current_staff().make(call)
         if len(reply) > _LARGE:
             return await asyncio.to_thread(_unpack, reply, name)
         return _unpack(reply, name)
 
     def _current_staff(self) -> _Staff:
         """The processes of this life of the runtime; a parent's, or those before a shutdown, are left alone."""
-        life = self._runtime._current()
-        if self._staff is None or self._keeper is None or self._keeper.done() or self._life is not life:
-            staff = _Staff(self._size)
-            self._life, self._staff = life, staff
-            self._keeper = self._runtime._go(staff.keep(), sys._getframe(), "processes", contextvars.Context(), KEEPER)
-        return self._staff
+        life, staff = self._runtime._current(), self._staff
+        if staff is None or staff.life is not life or not staff.size:
+            staff = self._staff = _Staff(life, self._size)
+            self._runtime._go(staff.keep(), sys._getframe(), "processes", contextvars.Context(), KEEPER)
+        return staff
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------
@@ -190,8 +190,8 @@ _LARGE: Final = 64 * 1024
 _PROCESS: Final = "omniloop-process"
 _UNGUARDED: Final = 86
 
+# Bytes that a message may take without a buffer of its own: a transport's would be 256 KiB, made anew for each read.
 _CHUNK: Final = 16 * 1024
-_LARGEST_CHUNK: Final = 1024 * 1024
 
 # Seconds between the first two looks whether a process is gone; each next pause is twice as long, up to the other.
 _LOOK_AGAIN: Final = 0.001
@@ -201,358 +201,250 @@ _LONGEST_PAUSE: Final = 0.25
 class _Call:
     """A call on its way: it waits for a process, then has one, then its reply."""
 
-    __slots__ = ("payload", "reply", "worker")
+    __slots__ = ("name", "payload", "reply", "worker")
 
-    def __init__(self, payload: bytes, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, payload: bytes, name: str) -> None:
         self.payload = payload
+        self.name = name
         self.worker: _Worker | None = None
-        # The whole message of the process, its header included; empty if it sent none. None has the caller go on: see `_Staff.call`.
-        self.reply: asyncio.Future[bytes | bytearray | None] = loop.create_future()
+        # The whole message of the process, its header included; None if it ended without one.
+        self.reply: asyncio.Future[bytes | bytearray | None] = asyncio.get_running_loop().create_future()
 
 
 class _Staff:
     """The processes of one life, and the calls that wait for one."""
 
-    def __init__(self, size: int) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._size = size
-        # How many more processes there may be.
-        self._free = size
-        self._idle: list[_Worker] = []
-        self._waiting: deque[_Call] = deque()
-        self._starting = 0
-        # Those whose process may still be there.
+    def __init__(self, life: Life, size: int) -> None:
+        self.life = life
+        # How many there may be; 0 when the end has begun.
+        self.size = size
+        self.waiting: deque[_Call] = deque()
+        # Those that take calls, those of them that have none, and those whose process may still be there.
+        self.serving: set[_Worker] = set()
+        self.idle: list[_Worker] = []
         self.alive: set[_Worker] = set()
+        self._starting: asyncio.Future[_Worker] | None = None
+        # Wakes the keeper.
+        self._due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         _staffs.add(self)
 
-    async def call(self, call: _Call, name: str) -> bytes | bytearray:
+    async def make(self, call: _Call) -> bytes | bytearray:
         """Have a process make the call; its reply."""
-        if self._idle:
-            self._begin(self._idle.pop(), call)
-        elif self._free:
-            self._free -= 1
-            call.reply.set_result(None)
-        else:
-            self._waiting.append(call)
+        self.waiting.append(call)
+        self.hand_out()
         try:
-            while (message := await call.reply) is None:
-                call.reply = self._loop.create_future()
-                if call.worker is None:
-                    # There is a place for another process.
-                    await self._start(call, name)
-                else:
-                    await call.worker.go_on(call)
-            if message:
-                return message
-            assert call.worker is not None
-            raise await call.worker.death(name)
-        except BaseException:
-            self._give_up(call)
+            message = await call.reply
+        except asyncio.CancelledError:
+            if call.worker is not None and (call.worker.call is call or call.worker.closed):
+                # What computes can be stopped in no other way than this.
+                call.worker.kill()
             raise
+        if message:
+            return message
+        assert call.worker is not None
+        raise await call.worker.death(call.name)
+
+    def next_call(self) -> _Call | None:
+        """The next of the calls that wait, if there is one."""
+        while self.waiting:
+            call = self.waiting.popleft()
+            # Else it was cancelled.
+            if not call.reply.done():
+                return call
+        return None
+
+    def hand_out(self) -> None:
+        """Give the calls that wait to the processes that have none; have more started for the others."""
+        while self.waiting and self.idle:
+            worker = self.idle.pop()
+            if not worker.is_clean():
+                # It died while it rested, or something else has written there.
+                worker.kill()
+            elif (call := self.next_call()) is not None:
+                worker.begin(call)
+            else:
+                self.idle.append(worker)
+        if self.waiting:
+            resolve(self._due)
+
+    def lose(self, worker: _Worker) -> None:
+        """*worker* takes no more calls: another may take its place."""
+        self.serving.discard(worker)
+        if worker in self.idle:
+            self.idle.remove(worker)
+        resolve(self._due)
 
     async def keep(self) -> None:
-        """Until the end of this life; then end the processes, and wait until they have ended."""
+        """Start processes where they are due, and forget those that have ended; at the end of this life end all, and wait for that."""
+        pause = None
         try:
-            await self._loop.create_future()
+            while True:
+                self._due = asyncio.get_running_loop().create_future()
+                while self.waiting and not self.idle and len(self.serving) < self.size and await self._start():
+                    self.hand_out()
+                pause = self._look(pause)
+                # By no `asyncio.timeout`, whose cancellation the end would take for its own.
+                await asyncio.wait([self._due], timeout=pause)
         finally:
-            self._size = 0
-            for worker in self._idle:
-                # It reads the end of the socket, and ends.
+            self.size = 0
+            if self._starting is not None:
+                await asyncio.wait([self._starting])
+                with suppress(Exception):
+                    self.alive.add(self._starting.result())
+            for worker in self.idle.copy():
+                # It reads the end of the connection, and ends.
                 worker.close()
-            pause = _LOOK_AGAIN
-            while self.alive or self._starting:
-                for worker in self.alive.difference(self._idle):
-                    # Whoever waits for its reply reads the end of the socket.
-                    worker.kill()
+            pause = None
+            while pause := self._look(pause):
+                for worker in self.alive:
+                    if not worker.closed:
+                        worker.kill()
                 await asyncio.sleep(pause)
-                self._look()
-                pause = min(2 * pause, _LONGEST_PAUSE)
 
-    # --- which process makes a call -----------------------------------------------------------------------------------
-
-    def _begin(self, worker: _Worker, call: _Call) -> None:
-        """Have an idle process make the call."""
-        if worker.is_clean():
-            worker.begin(call)
-        else:
-            # It died while it rested, or something else has written there.
-            self._lose(worker)
-            call.reply.set_result(None)
-
-    async def _start(self, call: _Call, name: str) -> None:
-        """Start a process for the call, in the place that it has; if it can't be, others may come to the call."""
-        worker = _Worker(self._loop, self._give)
-        # In a thread, because starting a process takes milliseconds.
-        starting = self._loop.run_in_executor(None, worker.start)
-        self._starting += 1
-        # In an empty context: as a callback it would keep alive that of whoever made the call.
-        starting.add_done_callback(partial(self._started, worker), context=contextvars.Context())
+    async def _start(self) -> bool:
+        """Start one more process; False if that failed, and those that there are have to do."""
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.wait([starting])
-        except asyncio.CancelledError:
-            starting.add_done_callback(lambda _: self._give(worker if worker in self.alive else None))
-            raise
-        if (error := starting.exception()) is None:
-            worker.begin(call)
-        elif self._free + 1 < self._size:
-            self._free += 1
-            self._waiting.append(call)
-        else:
-            self._give(None)
-            made = CannotStartError(
-                f"No process can be started for {name}: {error}. Submit it again when there is room."
-            )
-            raise made from error
+            # In a thread, because starting a process takes milliseconds.
+            self._starting = loop.run_in_executor(None, _Worker, self)
+            await asyncio.wait([self._starting])
+            worker = self._starting.result()
+        except Exception as error:
+            if self.serving:
+                return False
+            if (call := self.next_call()) is not None:
+                why = f"No process can be started for {call.name}: {error}. Submit it again when there is room."
+                made = CannotStartError(why)
+                made.__cause__ = error
+                call.reply.set_exception(made)
+            return True
+        self.alive.add(worker)
+        await loop.create_connection(lambda: worker, sock=worker.sock)
+        self.serving.add(worker)
+        self.idle.append(worker)
+        return True
 
-    def _started(self, worker: _Worker, starting: asyncio.Future[None]) -> None:
-        self._starting -= 1
-        if not starting.cancelled() and starting.exception() is None:
-            self.alive.add(worker)
-            worker.watch()
-
-    def _give(self, worker: _Worker | None) -> None:
-        """*worker*, or the place of one, is free for the next call."""
-        if not self._size:
-            if worker is not None:
-                self._lose(worker)
-            return
-        while self._waiting:
-            call = self._waiting.popleft()
-            if not call.reply.done():
-                if worker is None:
-                    call.reply.set_result(None)
-                else:
-                    # At once: what waits would come to it two turns of the loop later.
-                    worker.begin(call)
-                return
-        if worker is None:
-            self._free += 1
-        else:
-            self._idle.append(worker)
-
-    def _give_up(self, call: _Call) -> None:
-        """Nobody waits for *call* any more. What computes can be stopped in no other way than this."""
-        told = call.reply.done() and not call.reply.cancelled()
-        if call.worker is None:
-            if told:
-                # It had a place.
-                self._give(None)
-        elif not (told and call.reply.result()):
-            # Else it is at the next call already.
-            self._lose(call.worker)
-            self._give(None)
-
-    # --- their end ----------------------------------------------------------------------------------------------------
-
-    def _lose(self, worker: _Worker) -> None:
-        """Kill a process: it takes no more calls."""
-        worker.close()
-        worker.kill()
-        self._look(_LOOK_AGAIN)
-
-    def _look(self, pause: float | None = None) -> None:
-        """Forget the processes that have ended; with a *pause* look again, while there are some that were killed."""
-        self.alive -= {worker for worker in self.alive if worker.has_ended()}
-        if pause is not None and pause < _LONGEST_PAUSE and any(worker.killed for worker in self.alive):
-            self._loop.call_later(pause, self._look, 2 * pause, context=contextvars.Context())
+    def _look(self, pause: float | None) -> float | None:
+        """Forget the processes that have ended; when to look again for those that are to end."""
+        self.alive = {worker for worker in self.alive if worker.process.exitcode is None}
+        if not self.alive or (self.size and self.alive <= self.serving):
+            return None
+        return min(2 * pause, _LONGEST_PAUSE) if pause else _LOOK_AGAIN
 
 
-class _Worker:
-    """One process, and our end of the socket pair over which it gets one call at a time."""
+class _Worker(asyncio.BufferedProtocol):
+    """One process, and our end of the connection over which it gets one call at a time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, is_free: Callable[[_Worker], None]) -> None:
-        self.killed = False
-        self._loop = loop
-        self._is_free = is_free
-        self._process: multiprocessing.process.BaseProcess | None = None
-        # None when it takes no more calls.
-        self._sock: socket.socket | None = None
-        self._calls = 0
-        # None while it rests.
-        self._call: _Call | None = None
-        self._unsent = memoryview(b"")
-        self._received = bytearray()
-        self._most = _CHUNK
-        # Whether the loop calls `_read`.
-        self._reads = False
-        # Readable when the process has ended, whoever else has its end of the socket; -1 where there is none.
-        self._pidfd = -1
-
-    def start(self) -> None:
+    def __init__(self, staff: _Staff) -> None:
         """Start the process. In a worker thread."""
-        ours, theirs = socket.socketpair()
+        self._staff = staff
+        self.sock, theirs = socket.socketpair()
         try:
-            ours.setblocking(False)
             context = multiprocessing.get_context("spawn")
-            process = context.Process(target=_serve, args=(theirs, _main_file), name=_PROCESS)
-            process.start()
+            self.process = context.Process(target=_serve, args=(theirs, _main_file), name=_PROCESS)
+            self.process.start()
         except BaseException:
-            ours.close()
+            self.sock.close()
             raise
         finally:
             theirs.close()
         # multiprocessing would wait at exit for this process, before the drain that may still need it; and in a forked child for one that
         # is the parent's.
-        _cpython.joined_at_exit(multiprocessing.process).discard(process)
-        self._process, self._sock = process, ours
+        _cpython.joined_at_exit(multiprocessing.process).discard(self.process)
+        self._transport: asyncio.Transport | None = None
+        self.closed = False
+        self._calls = 0
+        # None while it rests.
+        self.call: _Call | None = None
+        # What has come of a message, the whole of which has room in it as soon as its length is known.
+        self._buffer = self._small = bytearray(_CHUNK)
+        self._filled = 0
 
-    def watch(self) -> None:
-        """Have the loop tell of replies, and of the process's end: where it can, and else `sock_recv` waits for each."""
-        assert self._process is not None and self._process.pid is not None and self._sock is not None
-        loop = self._loop
-        with suppress(AttributeError, NotImplementedError, OSError):
-            # One for the life of the process: to add and remove one for each reply took half as long again as a call (uvloop).
-            loop.add_reader(self._sock.fileno(), self._read)
-            self._reads = True
-            # The socket's end comes only when the last fork of the process has ended, too.
-            self._pidfd = os.pidfd_open(self._process.pid)
-            loop.add_reader(self._pidfd, self._has_ended)
-
-    def _has_ended(self) -> None:
-        if self._sock is not None:
-            # Whoever reads it gets what the process wrote before, and then the end.
-            _shut(self._sock)
-        self.has_ended()
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
 
     def is_clean(self) -> bool:
         """Tell whether there is nothing to read: neither the end, nor what something else has written."""
-        return self._sock is not None and not _is_readable(self._sock)
+        with suppress(ConnectionError):
+            try:
+                self.sock.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return True
+        return False
 
     def begin(self, call: _Call) -> None:
         """Send a call; its future gets what comes back."""
-        assert self._sock is not None
         self._calls += 1
-        self._call, call.worker = call, self
-        self._received, self._most = bytearray(), _CHUNK
-        message = _HEADER.pack(self._calls, len(call.payload)) + call.payload
+        self.call, call.worker = call, self
+        assert self._transport is not None
+        self._transport.write(_HEADER.pack(self._calls, len(call.payload)) + call.payload)
         call.payload = b""
-        try:
-            sent = self._sock.send(message)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            # Nobody reads any more.
-            self._end_call(b"")
-            return
-        self._unsent = memoryview(message)[sent:]
-        if self._unsent or not self._reads:
-            call.reply.set_result(None)
 
-    async def go_on(self, call: _Call) -> None:
-        """Do what the loop does not by itself: send the rest, and read where it calls no `_read`."""
-        try:
-            if self._unsent and self._sock is not None:
-                unsent, self._unsent = self._unsent, memoryview(b"")
-                await self._loop.sock_sendall(self._sock, unsent)
-            while not self._reads and self._sock is not None and not call.reply.done():
-                self._take_in(await self._loop.sock_recv(self._sock, self._most))
-        except OSError:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._buffer)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._filled += nbytes
+        call = self.call
+        if call is not None and self._filled < _HEADER.size:
+            return
+        number, length = _HEADER.unpack_from(self._buffer)
+        size = _HEADER.size + length
+        if call is None or number != self._calls or self._filled > size:
+            # Something else has written there.
             self.close()
-        if self._sock is None and not call.reply.done():
-            # It ended while nobody waited.
-            call.reply.set_result(b"")
+        elif self._filled == size:
+            reply = self._buffer if self._buffer is not self._small else self._buffer[:size]
+            self._buffer, self._filled = self._small, 0
+            self.call = None
+            if not call.reply.done():
+                call.reply.set_result(reply)
+            # At once: what waits would come to it two turns of the loop later.
+            if (following := self._staff.next_call()) is not None:
+                self.begin(following)
+            else:
+                self._staff.idle.append(self)
+        elif len(self._buffer) < size:
+            # Room for the whole of it.
+            received, self._buffer = self._buffer, bytearray(size)
+            self._buffer[: self._filled] = received[: self._filled]
 
-    def _read(self) -> None:
-        assert self._sock is not None
-        try:
-            chunk = self._sock.recv(self._most)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            chunk = b""
-        self._take_in(chunk)
-
-    def _take_in(self, chunk: bytes) -> None:
-        if self._call is None or not chunk:
-            # At rest, it has died, or something else has written there.
-            self._end_call(b"")
-            return
-        received: bytes | bytearray = chunk
-        if self._received:
-            self._received += chunk
-            received = self._received
-        missing = _HEADER.size
-        if len(received) >= missing:
-            number, length = _HEADER.unpack_from(received)
-            missing = _HEADER.size + length - len(received)
-            if number != self._calls or missing <= 0:
-                # Of another number is what something else has written.
-                self._end_call(received if number == self._calls and not missing else b"")
-                return
-        self._most = min(max(_CHUNK, missing), _LARGEST_CHUNK)
-        if not self._received:
-            self._received += chunk
-
-    def _end_call(self, message: bytes | bytearray) -> None:
-        call, self._call = self._call, None
-        self._received = bytearray()
-        if call is not None and not call.reply.done():
-            call.reply.set_result(message)
-            if message:
-                self._is_free(self)
-                return
+    def connection_lost(self, exc: Exception | None) -> None:
         self.close()
+        call, self.call = self.call, None
+        if call is not None and not call.reply.done():
+            call.reply.set_result(None)
+        else:
+            self.process.kill()
 
     async def death(self, name: str) -> ProcessDiedError:
-        """The error that says of what the process died, or that it is to be killed."""
-        assert self._process is not None
+        """The error that says of what the process died, or that it is killed."""
         pause = _LOOK_AGAIN
-        # The socket is closed a moment before the process is gone.
-        while (code := self._process.exitcode) is None and pause < _LONGEST_PAUSE:
-            await asyncio.sleep(pause)
-            pause *= 2
+        try:
+            # The connection is closed a moment before the process is gone.
+            while (code := self.process.exitcode) is None and pause < _LONGEST_PAUSE:
+                await asyncio.sleep(pause)
+                pause *= 2
+        finally:
+            self.process.kill()
         error = ProcessDiedError(f"The process that ran {name} ended before it was done: {_reason(code)}")
         error.exitcode = code
         return error
 
     def close(self) -> None:
-        """Take no more calls. A process that reads the end of the socket ends by itself."""
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            if self._reads:
-                self._loop.remove_reader(sock.fileno())
-            # For a forked child, which has the same socket, too.
-            _shut(sock)
-            sock.close()
+        """Take no more calls. A process that reads the end of the connection ends by itself."""
+        if not self.closed:
+            self.closed = True
+            with suppress(OSError):
+                # For a forked child, which has the same connection, too. The other end may be gone already.
+                self.sock.shutdown(socket.SHUT_RDWR)
+            (self.sock.close if self._transport is None else self._transport.abort)()
+            self._staff.lose(self)
 
     def kill(self) -> None:
-        self.killed = True
-        if self._process is not None:
-            self._process.kill()
-
-    def has_ended(self) -> bool:
-        """Tell whether the process is gone, and have the system forget it then."""
-        if self._process is not None and self._process.exitcode is None:
-            return False
-        pidfd, self._pidfd = self._pidfd, -1
-        if pidfd >= 0:
-            self._loop.remove_reader(pidfd)
-            os.close(pidfd)
-        return True
-
-    def close_inherited(self) -> None:
-        """In a forked child: let go of what is the parent's."""
-        pidfd, self._pidfd = self._pidfd, -1
-        if pidfd >= 0:
-            os.close(pidfd)
-        if self._sock is not None:
-            self._sock.close()
-
-
-def _is_readable(sock: socket.socket) -> bool:
-    if not hasattr(select, "poll"):
-        # Windows.
-        return bool(select.select([sock], (), (), 0)[0])
-    # A third of what a `recv` costs that finds nothing and raises.
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _shut(sock: socket.socket) -> None:
-    with suppress(OSError):
-        # The other end is gone already.
-        sock.shutdown(socket.SHUT_RDWR)
+        self.call = None
+        self.process.kill()
+        self.close()
 
 
 def _reason(code: int | None) -> str:
@@ -565,10 +457,8 @@ def _reason(code: int | None) -> str:
         )
     if code >= 0:
         return f"it ended with exit code {code}."
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
+    known = {number.value: number.name for number in signal.Signals}
+    name = known.get(-code, f"signal {-code}")
     memory = ", as the system does it where memory runs out" if name == "SIGKILL" else ""
     return f"it was killed by {name}{memory}."
 
@@ -580,7 +470,13 @@ def _forget_parents() -> None:
     """In a forked child: a process of the parent's would not see the parent's end as long as the child holds the socket."""
     for staff in list(_staffs):
         for worker in list(staff.alive):
-            worker.close_inherited()
+            _let_go(worker.sock)
+
+
+def _let_go(sock: socket.socket) -> None:
+    """In a forked child: close what is the parent's, whoever refers to it."""
+    if (number := sock.detach()) >= 0:
+        os.close(number)
 
 
 fork.forget_after_fork(_forget_parents)
@@ -606,35 +502,21 @@ class _RemoteTraceback(Exception):
 def _unpack(reply: bytes | bytearray, name: str) -> Any:
     """What the other process made of the call, by its message: returned, or raised."""
     try:
-        content = pickle.loads(memoryview(reply)[_HEADER.size + 1 :])
+        value, *failure = pickle.loads(memoryview(reply)[_HEADER.size :])
     except Exception as error:
         raise NotPicklableError(
             f"The result of {name} can't be received from another process: {type(error).__qualname__}: {error}."
         ) from error
-    if reply[_HEADER.size] == _VALUE[0]:
-        return content
+    if not failure:
+        return value
     try:
-        raise content[0] from _RemoteTraceback(content[1])
+        raise failure[0] from _RemoteTraceback(failure[1])
     finally:
         # This frame is in the traceback that the error holds.
-        del content
+        del failure
 
 
 # --- executors of the caller's ----------------------------------------------------------------------------------------
-
-
-def _checked_executor(executor: object) -> concurrent.futures.Executor:
-    if isinstance(executor, concurrent.futures.Executor):
-        return executor
-    raise TypeError(
-        f"executor={executor!r}: give a concurrent.futures.Executor, or None for processes of the pool's own."
-    )
-
-
-def _own_options(executor: concurrent.futures.Executor) -> dict[str, Any]:
-    """What has *executor* run each call: that of a dask client takes the result of an equal one, unless it is told not to."""
-    allowed, chosen_ = getattr(executor, "_allowed_kwargs", ()), getattr(executor, "_kwargs", {})
-    return {"pure": False} if "pure" in allowed and "pure" not in chosen_ else {}
 
 
 def _submit_elsewhere(
@@ -647,6 +529,9 @@ def _submit_elsewhere(
 ) -> Task[T]:
     check_function(fn, "to_process")
     name = name_of(fn)
+    if "pure" in getattr(executor, "_allowed_kwargs", ()) and "pure" not in getattr(executor, "_kwargs", ()):
+        # That of a dask client would take the result of an equal call.
+        kwargs = {**kwargs, "pure": False}
     # `concurrent.futures` ends its pools early in the exit: the drain has to come before that.
     exit.drain_before_pools()
     submitted: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -656,7 +541,7 @@ def _submit_elsewhere(
     task = runtime._go(_wait_elsewhere(submitted, name), frame, name)
     try:
         # Here and not on the loop: it may start processes, or threads, which on 3.12.0 to 3.12.2 no longer start in the drain.
-        future = executor.submit(fn, *args, **kwargs, **_own_options(executor))
+        future = executor.submit(fn, *args, **kwargs)
         submitted.set_result(future)
         if task.cancelled():
             # Meanwhile, and so nobody else takes it back.
@@ -692,45 +577,27 @@ async def _wait_elsewhere(submitted: concurrent.futures.Future[Any], name: str) 
 
 # --- in the other process ---------------------------------------------------------------------------------------------
 
-_VALUE: Final = b"v"
-_ERROR: Final = b"e"
-
 
 def _serve(sock: socket.socket, main_file: str | None) -> None:
     """Make one call after the other, until the parent closes the socket or is gone."""
     signals.ignore_interrupts()
+    # Whoever waits for it would see its end only when the last fork of this process has ended, too.
+    fork.forget_after_fork(partial(_let_go, sock))
     if main_file is not None:
         # Does nothing if multiprocessing did it already.
         multiprocessing.spawn.import_main_path(main_file)
-    try:
-        while (header := _receive(sock, _HEADER.size)) is not None:
+    stream = sock.makefile("rb")
+    # The parent may be killed in the middle of a message.
+    with suppress(OSError):
+        while len(header := stream.read(_HEADER.size)) == _HEADER.size:
             number, length = _HEADER.unpack(header)
-            payload = _receive(sock, length)
-            if payload is None:
-                return
-            reply = _run(payload)
-            del payload
+            reply = _run(stream.read(length))
             sock.sendall(_HEADER.pack(number, len(reply)) + reply)
             del reply
-    except OSError:
-        # The parent was killed in the middle of a message.
-        pass
 
 
-def _receive(sock: socket.socket, size: int) -> bytearray | None:
-    """Exactly *size* bytes; None if the other end was closed."""
-    received = bytearray(size)
-    view = memoryview(received)
-    while view:
-        count = sock.recv_into(view)
-        if not count:
-            return None
-        view = view[count:]
-    return received
-
-
-def _run(payload: bytearray) -> bytes:
-    """Make the call; the message that says what came of it."""
+def _run(payload: bytes) -> bytes:
+    """Make the call; the message that says what came of it: the value, or None with the error and its traceback as text."""
     try:
         fn, args, kwargs = pickle.loads(payload)
     except Exception as error:
@@ -740,6 +607,7 @@ def _run(payload: bytearray) -> bytes:
                 "what is defined at a prompt or in a notebook is not."
             )
         )
+    del payload
     try:
         value = fn(*args, **kwargs)
     except BaseException as error:
@@ -747,7 +615,7 @@ def _run(payload: bytearray) -> bytes:
         error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
         return _pack_error(error)
     try:
-        return _VALUE + bytes(ForkingPickler.dumps(value))
+        return bytes(ForkingPickler.dumps((value,)))
     except Exception as error:
         return _pack_error(
             NotPicklableError(
@@ -759,19 +627,13 @@ def _run(payload: bytearray) -> bytes:
 def _pack_error(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(error))
     try:
-        packed = pickle.dumps((error, text))
+        packed = pickle.dumps((None, error, text))
         # One that can be sent but not received would be lost, and its text with it.
         pickle.loads(packed)
+        return packed
     except Exception as reason:
-        packed = pickle.dumps(
-            (
-                NotPicklableError(
-                    f"The function raised {type(error).__qualname__}: {error}, which itself can't be sent between processes ({reason})."
-                ),
-                text,
-            )
-        )
-    return _ERROR + packed
+        why = f"The function raised {type(error).__qualname__}: {error}, which itself can't be sent between processes ({reason})."
+        return pickle.dumps((None, NotPicklableError(why), text))
 
 
 def _cpus() -> int:
