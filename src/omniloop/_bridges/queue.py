@@ -7,14 +7,14 @@ import contextvars
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import janus
 
-from .._clock import LOOK_UP, slices
+from .._caller import caller
+from .._clock import slices
 from .._errors import ForkedError, WrongLoopError
 from .._life import waits
 from .._life.life import Life
@@ -23,7 +23,6 @@ from .._shared import chosen
 from .._work.task import KEEPER, Task
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 def queue(
@@ -85,14 +84,22 @@ class Queue(janus.Queue[T]):
 
     def __init__(self, maxsize: int = 0) -> None:
         super().__init__(maxsize)
-        self._sync_side = _SyncSide(self)
         self._keeper: Task[None] | None = None
         self._joining = threading.Lock()
+        self._sync_side: Any = _SyncSide(self, super().sync_q)
+        self._async_side: Any = _AsyncSide(self, super().async_q)
 
     @property
-    def sync_q(self) -> _SyncSide[T]:
+    def sync_q(self) -> janus.SyncQueue[T]:  # type: ignore[override]
         """The blocking side."""
-        return self._sync_side
+        side: janus.SyncQueue[T] = self._sync_side
+        return side
+
+    @property
+    def async_q(self) -> janus.AsyncQueue[T]:  # type: ignore[override]
+        """The async side."""
+        side: janus.AsyncQueue[T] = self._async_side
+        return side
 
     def __del__(self) -> None:
         if self._keeper is not None:
@@ -100,10 +107,8 @@ class Queue(janus.Queue[T]):
                 self._keeper.cancel()
 
     def _join(self) -> Life:
-        """Join the runtime's life on first use; ForkedError if that was the parent process's."""
-        life = self._runtime._current()
-        keeper = self._keeper
-        if keeper is None:
+        """Join the runtime's life on first use, and return it; ForkedError if that was the parent process's."""
+        if self._keeper is None:
             # Outside of the lock: this may start the runtime, and call the user's `loop_factory`.
             made = self._runtime._go(_keep(), sys._getframe(), "queue", contextvars.Context(), KEEPER)
             with self._joining:
@@ -113,28 +118,11 @@ class Queue(janus.Queue[T]):
             else:
                 # Another thread was first.
                 made.cancel()
-            life = self._runtime._current()
-        if keeper is not None and keeper._owner is not life and not self._is_shutdown:
+        self._runtime._current()
+        life: Life = self._keeper._owner  # type: ignore[assignment]
+        if life.foreign:
             raise ForkedError("This queue belongs to the parent process, which has used it. Make one in this process.")
         return life
-
-    def _get_loop(self) -> asyncio.AbstractEventLoop:
-        # Each call of the async side comes here.
-        life = self._join()
-        loop = asyncio._get_running_loop()
-        if loop is None or loop is not life.loop:
-            raise WrongLoopError(
-                "The async side of this queue lives on the runtime's loop, and another one runs here. Use go(q.async_q.get()), "
-                "which can be awaited here."
-            )
-        self._loop = loop
-        return loop
-
-    @contextmanager
-    def _waiting(self, call: str) -> Iterator[None]:
-        self._join().check_may_wait(call)
-        with waits.giving_place(call):
-            yield
 
 
 class _LifoQueue(Queue[T], janus.LifoQueue[T]):
@@ -148,54 +136,82 @@ class _PriorityQueue(Queue[T], janus.PriorityQueue[T]):
 _KINDS: dict[str, type[Queue[Any]]] = {"fifo": Queue, "lifo": _LifoQueue, "priority": _PriorityQueue}
 
 
-# janus' own class for it, since 0.4; a rewrite of its protocol would be thirteen methods that only pass on.
-class _SyncSide(janus._SyncQueueProxy[T]):
-    _parent: Queue[T]
+class _Side:
+    """One side of janus' queue; what is not here is janus' own."""
 
-    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
-        self._parent._join()
-        try:
-            super().put(item, block=False)
-        except janus.SyncQueueFull:
-            if not block:
-                raise
-            self._wait("sync_q.put()", timeout, partial(super().put, item, True))
+    def __init__(self, parent: Queue[Any], side: Any) -> None:
+        self._parent = parent
+        self._side = side
 
-    def get(self, block: bool = True, timeout: float | None = None) -> T:
-        self._parent._join()
-        try:
-            return super().get(block=False)
-        except janus.SyncQueueEmpty:
-            if not block:
-                raise
-            return self._wait("sync_q.get()", timeout, partial(super().get, True))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._side, name)
+
+
+class _SyncSide(_Side):
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        self._attempt("put", block, timeout, item)
+
+    def put_nowait(self, item: Any) -> None:
+        self.put(item, block=False)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        return self._attempt("get", block, timeout)
+
+    def get_nowait(self) -> Any:
+        return self.get(block=False)
 
     def join(self) -> None:
         parent = self._parent
-        # janus' own, whose join() does not look up.
-        with parent._waiting("sync_q.join()"), parent._sync_tasks_done:
-            parent._sync_tasks_done_waiting += 1
-            try:
-                while parent._unfinished_tasks:
-                    parent._sync_tasks_done.wait(LOOK_UP)
-            finally:
-                parent._sync_tasks_done_waiting -= 1
+        parent._join().check_may_wait("sync_q.join()")
+        if parent.closed:
+            self._side.join()
+        else:
+            # janus' own does not look up meanwhile.
+            parent._runtime._run(parent.async_q.join(), None, caller())
 
-    def _wait(self, call: str, timeout: float | None, attempt: Callable[[float | None], R]) -> R:
-        """Make the *attempt*, with seconds, until there is room or an item, or *timeout* passed."""
+    def _attempt(self, name: str, block: bool, timeout: float | None, *args: Any) -> Any:
+        call = partial(getattr(self._side, name), *args)
+        life = self._parent._join()
+        try:
+            return call(block=False)
+        except (janus.SyncQueueFull, janus.SyncQueueEmpty) as error:
+            missed: Exception = error
+        if not block:
+            raise missed
         if timeout is not None and timeout < 0:
             # janus' own error for it.
-            return attempt(timeout)
-        missed: Exception | None = None
-        with self._parent._waiting(call):
+            return call(timeout=timeout)
+        life.check_may_wait(f"sync_q.{name}()")
+        with waits.giving_place(f"sync_q.{name}()"):
             for seconds in slices(timeout):
-                try:
-                    return attempt(seconds)
-                except (janus.SyncQueueFull, janus.SyncQueueEmpty) as error:
-                    missed = error
-        # There is one slice at least.
-        assert missed is not None
+                with suppress(janus.SyncQueueFull, janus.SyncQueueEmpty):
+                    return call(timeout=seconds)
         raise missed
+
+
+class _AsyncSide(_Side):
+    async def put(self, item: Any) -> None:
+        await self._here().put(item)
+
+    async def get(self) -> Any:
+        return await self._here().get()
+
+    async def join(self) -> None:
+        await self._here().join()
+
+    def put_nowait(self, item: Any) -> None:
+        self._here().put_nowait(item)
+
+    def get_nowait(self) -> Any:
+        return self._here().get_nowait()
+
+    def _here(self) -> Any:
+        if asyncio._get_running_loop() is not self._parent._join().loop:
+            raise WrongLoopError(
+                "The async side of this queue lives on the runtime's loop, and another one runs here. Use go(q.async_q.get()), "
+                "which can be awaited here."
+            )
+        return self._side
 
 
 async def _keep() -> None:
