@@ -55,10 +55,10 @@ if TYPE_CHECKING:
     from ._bridges.background import background as background
     from ._bridges.enter import enter as enter
     from ._bridges.groups import TaskGroup as TaskGroup
-    from ._bridges.groups import map as map
     from ._bridges.iterate import Iteration as Iteration
     from ._bridges.iterate import aiterate as aiterate
     from ._bridges.iterate import iterate as iterate
+    from ._bridges.map import map as map
     from ._bridges.queue import Queue as Queue
     from ._bridges.queue import queue as queue
     from ._bridges.resource import Resource as Resource
@@ -87,8 +87,9 @@ _LAZY = {
     for module, names in {
         "_bridges.background": ["background"],
         "_bridges.enter": ["enter"],
-        "_bridges.groups": ["TaskGroup", "map"],
+        "_bridges.groups": ["TaskGroup"],
         "_bridges.iterate": ["Iteration", "aiterate", "iterate"],
+        "_bridges.map": ["map"],
         "_bridges.queue": ["Queue", "queue"],
         "_bridges.resource": ["Resource", "resource"],
         "_brokers.handover": ["Delivery", "Engine", "Function", "Sent", "current_delivery"],

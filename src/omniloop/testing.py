@@ -176,31 +176,29 @@ def strict_runtime(clock: Clock | None, timeout: float) -> Iterator[Runtime]:
 def strict_shared(timeout: float) -> Iterator[Runtime]:
     """The fixture `omniloop_shared`."""
     failures: list[Failure] = []
-    runtime = shared_runtime()
-    runtime.shutdown()
-    former = runtime._settings.on_error
-    runtime.configure(on_error=failures.append)
-    yield runtime
-    try:
-        _end(runtime, timeout, failures)
-    finally:
-        runtime.configure(on_error=former)
+    yield from _shared(timeout, failures, on_error=failures.append)
 
 
 def shared_by_clock(timeout: float) -> Iterator[Clock]:
     """The fixture `omniloop_clock`."""
     clock = Clock()
+    for runtime in _shared(timeout, [], loop_factory=clock.new_loop):
+        runtime._clock = clock.time
+        yield clock
+
+
+def _shared(timeout: float, failures: list[Failure], **settings: Any) -> Iterator[Runtime]:
+    """The shared runtime with other *settings*, from its start to its end."""
     runtime = shared_runtime()
     runtime.shutdown()
-    former = runtime._settings.loop_factory
-    runtime.configure(loop_factory=clock.new_loop)
-    runtime._clock = clock.time
-    yield clock
+    former = {name: getattr(runtime._settings, name) for name in settings}
+    runtime.configure(**settings)
+    yield runtime
     try:
-        _end(runtime, timeout, [])
+        _end(runtime, timeout, failures)
     finally:
         runtime._clock = time.monotonic
-        runtime.configure(loop_factory=former)
+        runtime.configure(**former)
 
 
 def _flush(runtime: Runtime, timeout: float) -> list[str]:

@@ -208,15 +208,15 @@ def test_a_cancellation_reaches_the_work_before_its_start_in_it_and_after_it(cop
 @in_every_order(
     GROUPS,
     heavy=True,
-    an_end_without_the_second_look=Edit(
+    an_end_that_looks_before_it_takes_the_lock=Edit(
         GROUPS,
-        "        if self._unfinished:\n            # Another thread was faster.\n            self._ended = False\n",
-        "",
+        "        with self._lock:\n            over = not self._unfinished\n            if over and self._stage",
+        "        over = not self._unfinished\n        with self._lock:\n            if over and self._stage",
     ),
-    a_submission_that_looks_before_it_takes_its_ticket=Edit(
+    a_submission_without_a_ticket=Edit(
         GROUPS,
-        "            self._unfinished[ticket] = None\n            if self._ended or self._asked.locked():",
-        "            over = self._ended or self._asked.locked()\n            self._unfinished[ticket] = None\n            if over:",
+        "                if taken:\n                    self._unfinished[ticket] = None\n",
+        "",
     ),
 )
 def test_what_is_started_while_a_group_ends_is_done_or_refused(copy: Copy) -> None:
@@ -255,7 +255,7 @@ def test_what_is_started_while_a_group_ends_is_done_or_refused(copy: Copy) -> No
     heavy=True,
     a_submission_that_does_not_look_again_for_a_cancellation=Edit(
         GROUPS,
-        "            if self._asked.locked():\n                # In between, by another thread.\n                task.cancel()\n",
+        "            if asked:\n                # In between, by another thread.\n                task.cancel()\n",
         "",
     ),
 )

@@ -13,7 +13,7 @@ from .._arguments import check_timeout, is_async
 from .._brokers.handover import Engine, Sent, checked_function, checked_options, handed_over
 from .._caller import caller
 from .._errors import NotAsyncError
-from .._limiter import Limiter, by_result, go_limited, limiter, to_thread_limited
+from .._limiter import by_result, go_limited, limiter, to_thread_limited
 from .._report import Hook
 from .._runtime import Runtime
 from .._shared import chosen
@@ -170,15 +170,12 @@ def _decorate(options: _Options, fn: Any) -> Any:
         checked_function(fn)
         here = _decorate(options._replace(broker=None), fn)
         return _finish(fn, handed_over(options.broker, fn, options.name, options.runtime, here))
-    limit = limiter(options.limit)
-    if is_async(fn):
-        return _finish(fn, _async(options, fn, limit))
-    if options.timeout is not None and not options.daemon:
+    if options.timeout is not None and not options.daemon and not is_async(fn):
         raise ValueError(
             f"timeout={options.timeout!r}: {fn!r} is a plain function, and nothing can interrupt its thread. Give daemon=True as well: "
             "then the thread is left."
         )
-    return _finish(fn, _plain(options, fn, limit))
+    return _finish(fn, _starting(options, fn))
 
 
 def _decorate_class(options: _Options, cls: type) -> type:
@@ -195,25 +192,22 @@ def _decorate_class(options: _Options, cls: type) -> type:
     return cls
 
 
-def _async(options: _Options, fn: Callable[..., Any], limiter: Limiter | None) -> Callable[..., Task[Any]]:
-    daemon, name, context, timeout, _, on_error, runtime, _ = options
-    kind = Kind.DAEMON if daemon else Kind.WORK
+def _starting(options: _Options, fn: Callable[..., Any]) -> Callable[..., Task[Any]]:
+    daemon, name, context, timeout, limit, on_error, runtime, _ = options
+    limited = limiter(limit)
+    start: Callable[..., Task[Any]]
+    if is_async(fn):
+        kind = Kind.DAEMON if daemon else Kind.WORK
 
-    def start(*args: Any, **kwargs: Any) -> Task[Any]:
-        coro = fn(*args, **kwargs)
-        return _tell(go_limited(runtime, limiter, coro, name, context, kind, caller(), timeout), on_error)
+        def start(*args: Any, **kwargs: Any) -> Task[Any]:
+            coro = fn(*args, **kwargs)
+            return _tell(go_limited(runtime, limited, coro, name, context, kind, caller(), timeout), on_error)
+    else:
+        call = by_result(runtime, fn)
 
-    return start
-
-
-def _plain(options: _Options, fn: Callable[..., T], limiter: Limiter | None) -> Callable[..., Task[T]]:
-    daemon, name, context, timeout, _, on_error, runtime, _ = options
-    call = by_result(runtime, fn)
-
-    def start(*args: Any, **kwargs: Any) -> Task[T]:
-        frame = caller()
-        task: Task[T] = to_thread_limited(runtime, limiter, call, args, kwargs, name, frame, context, daemon, timeout)
-        return _tell(task, on_error)
+        def start(*args: Any, **kwargs: Any) -> Task[Any]:
+            options = name, caller(), context, daemon, timeout
+            return _tell(to_thread_limited(runtime, limited, call, args, kwargs, *options), on_error)
 
     return start
 

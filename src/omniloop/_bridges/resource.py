@@ -17,7 +17,6 @@ from .._caller import caller
 from .._errors import CannotStartError, ClosedError, NotAsyncError, WaitTimeoutError, WouldDeadlockError, WrongLoopError
 from .._hooks import who_runs_here
 from .._life.life import Life
-from .._limiter import go_limited
 from .._process.fork import same_process
 from .._runtime import Runtime
 from .._shared import chosen
@@ -171,7 +170,7 @@ class Resource(Generic[T]):
         if life.thread is not None and life.thread.is_current() and life.ledger.is_bereft():
             raise self._bereft_error()
         kind = Kind.DAEMON if daemon else Kind.WORK
-        return go_limited(self._runtime, None, self._use(use), name, context, kind, caller(), timeout)
+        return self._runtime._go_within(timeout, self._use(use), caller(), name, context=context, kind=kind)
 
     def close(self, timeout: float | None = None) -> None:
         """
@@ -198,7 +197,7 @@ class Resource(Generic[T]):
             raise WaitTimeoutError(
                 f"{self!r} was still in use after {timeout} s. It is closed when its users are done."
             )
-        if not ending.cancelled() or self._closer_was_cancelled():
+        if not ending.cancelled() or (self._kept is not None and self._kept.closer_was_cancelled):
             # Else the runtime ends meanwhile, and closes it.
             ending.result(0)
 
@@ -304,7 +303,7 @@ class Resource(Generic[T]):
         """Refuse further uses, and have the loop close it when its users, *but* one, are done; None if there is nothing to close."""
         self._refuses = True
         life, kept = self._runtime._current(), self._kept
-        if life.thread is None and (kept is None or not kept.belongs_to(life)):
+        if life.thread is None and (kept is None or kept.life is not life):
             return None
         try:
             # A daemon, because at the end the runtime closes it, whoever uses it still.
@@ -318,15 +317,12 @@ class Resource(Generic[T]):
     async def _end(self, but: asyncio.Task[Any] | None) -> None:
         # In order with what was accepted before: that has taken its first step, and is among the users.
         kept = self._kept
-        if kept is not None and kept.belongs_to(self._runtime._current()):
+        if kept is not None and kept.life is self._runtime._current():
             while users := kept.users - {but}:
                 await asyncio.wait(users)
             self._closed = True
             await kept.close()
         self._closed = True
-
-    def _closer_was_cancelled(self) -> bool:
-        return self._kept is not None and self._kept.closer_was_cancelled
 
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"{self!r} was closed by its close(). Use it before that, or make a new one by resource().")
@@ -349,25 +345,22 @@ class _Kept(Generic[T]):
         # The tasks that have awaited it and are not done.
         self.users: set[asyncio.Task[Any]] = set()
         self._name = name
-        self._life = life
+        # Not that before a shutdown, nor that of the parent process.
+        self.life = life
         self._close = close
         self._over = False
         self.closer_was_cancelled = False
 
-    def belongs_to(self, life: Life) -> bool:
-        """Tell whether it was opened in *life*: not before a shutdown, nor in the parent process."""
-        return self._life is life
-
     def is_over(self, life: Life) -> bool:
         """Tell whether the next use, in *life*, is to open another."""
-        return self._over or self._life is not life or (self.keeper is not None and self.keeper.done())
+        return self._over or self.life is not life or (self.keeper is not None and self.keeper.done())
 
     def let_go(self) -> None:
         """Have the loop close it, if it does not end itself. Only appends: from any thread, and in finalisers."""
-        if not self._life.foreign:
+        if not self.life.foreign:
             # A failure to wake the loop would be that of whoever let go; the end closes it then.
             with suppress(CannotStartError, ClosedError):
-                self._life.inbox.put(self._cancel)
+                self.life.inbox.put(self._cancel)
 
     def _cancel(self) -> None:
         if self.keeper is not None:
@@ -392,7 +385,7 @@ class _Kept(Generic[T]):
         runner = self.opener = asyncio.current_task()
         assert runner is not None
         # The client's own tasks are made in this context, and end after it.
-        self._life.ledger.leftovers.keep(runner)
+        self.life.ledger.leftovers.keep(runner)
         try:
             async with AsyncExitStack() as stack:
                 try:
@@ -410,7 +403,7 @@ class _Kept(Generic[T]):
                 # It may refer to the resource, which would keep itself in use.
                 del factory
                 # What it was opened with was opened before, and is closed after it.
-                self._life.ledger.opened(runner)
+                self.life.ledger.opened(runner)
                 self.opened.set_result(client)
                 del client
                 try:

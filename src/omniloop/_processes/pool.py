@@ -532,7 +532,7 @@ def _submit_elsewhere(
     name = name_of(fn)
     if "pure" in getattr(executor, "_allowed_kwargs", ()) and "pure" not in getattr(executor, "_kwargs", ()):
         # That of a dask client would take the result of an equal call.
-        kwargs = {**kwargs, "pure": False}
+        kwargs = {"pure": False, **kwargs}
     # `concurrent.futures` ends its pools early in the exit: the drain has to come before that.
     exit.drain_before_pools()
     submitted: concurrent.futures.Future[Any] = concurrent.futures.Future()
