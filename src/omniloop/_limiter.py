@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from ._arguments import as_coroutine, check_function, close_unstarted, name_of
+from ._arguments import as_coroutine, close_unstarted, name_of
 from ._errors import CannotStartError, NotAsyncError, can_be_thrown
 from ._process.threads import new_thread, why_no_thread
 from ._report import shown
@@ -60,56 +60,51 @@ def go_limited(
     runtime: Runtime,
     limiter: Limiter | None,
     coro: Awaitable[T],
-    name: str | None,
-    context: Context | None,
-    kind: Kind,
     frame: FrameType,
+    name: str | None = None,
+    *,
     timeout: float | None = None,
+    **options: Any,
 ) -> Task[T]:
-    """`Runtime.go`, with a limit."""
+    """`Runtime.go`, with a limit; *options* are those of `Runtime._go`."""
     if limiter is None:
-        return runtime._go_within(timeout, coro, frame, name, context=context, kind=kind)
-    inner = as_coroutine(coro, runtime._life.loop)
-    title = name or name_of(inner)
-    limited = None
+        return runtime._go_within(timeout, coro, frame, name, **options)
+    inner, limited = as_coroutine(coro, runtime._life.loop), None
     try:
         limited = limiter.run(inner)
-        task = runtime._go_within(timeout, limited, frame, title, context=context, kind=kind)
+        task = runtime._go_within(timeout, limited, frame, name or name_of(inner), **options)
     except BaseException:
         # Refused; or Ctrl-C at any point.
         close_unstarted(limited)
         close_unstarted(inner)
         raise
     # Cancelled or dropped before its turn came.
-    task._when_done(lambda: close_unstarted(inner))
+    task._when_done(partial(close_unstarted, inner))
     return task
 
 
 def to_thread_limited(
     runtime: Runtime,
     limiter: Limiter | None,
-    fn: Callable[..., T],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    name: str | None,
+    call: Callable[[], T],
     frame: FrameType,
+    name: str,
+    *,
     context: Context | None = None,
     daemon: bool = False,
     timeout: float | None = None,
 ) -> Task[T]:
     """`Runtime.to_thread`, with a limit; a daemon in a thread of its own, which alone can have a time limit."""
-    title = name or name_of(fn)
-    if daemon:
-        own = in_own_thread(runtime, partial(fn, *args, **kwargs), title)
-        return go_limited(runtime, limiter, own, title, context, Kind.DAEMON, frame, timeout)
-    if limiter is None:
-        return runtime._to_thread(fn, args, kwargs, frame, name, context=context)
-    check_function(fn, "to_thread")
+    if not daemon and limiter is None:
+        return runtime._to_thread(call, (), {}, frame, name, context=context)
 
-    async def call() -> T:
-        return await runtime._to_thread(fn, args, kwargs, sys._getframe(), name, "accept")
+    async def make() -> T:
+        if daemon:
+            return await in_own_thread(runtime, call, name)
+        return await runtime._to_thread(call, (), {}, sys._getframe(), name, "accept")
 
-    return go_limited(runtime, limiter, call(), title, context, Kind.WORK, frame)
+    kind = Kind.DAEMON if daemon else Kind.WORK
+    return go_limited(runtime, limiter, make(), frame, name, context=context, kind=kind, timeout=timeout)
 
 
 async def in_own_thread(runtime: Runtime, call: Callable[[], T], name: str, *, or_worker: bool = False) -> T:

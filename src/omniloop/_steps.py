@@ -73,8 +73,7 @@ class Source:
         self._wanted = ahead
         self._said: Any = advance
         self._wake: Future[None] | None = None
-        self.task: Task[None] = runtime._make_task(drive(self), None, None, frame)
-        self.task._name, self.task._kind = name, kind
+        self.task: Task[None] = runtime._make_task(drive(self), None, None, frame, name, kind)
         context = self.task._context
         if kind is DAEMON and context is not None and belongs_to not in context:
             context.run(belongs_to.set, OF_CALLERS)

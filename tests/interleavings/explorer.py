@@ -127,7 +127,7 @@ def _controlled() -> contextlib.AbstractContextManager[None]:
 
 def _load_all() -> list[str]:
     # All that a model may come to, now: an import in the middle of one takes a lock that is not controlled.
-    parts = ["_admission", "_work", "_life", "_process", "_bridges", "_guests"]
+    parts = ["_admission", "_work", "_life", "_process", "_steps", "_bridges", "_guests"]
     found = [name for part in parts for name in _modules(f"omniloop.{part}")]
     for name in found:
         importlib.import_module(name)

@@ -9,7 +9,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
-from .._arguments import check_timeout, is_async
+from .._arguments import check_timeout, is_async, name_of
 from .._brokers.handover import Engine, Sent, checked_function, checked_options, handed_over
 from .._caller import caller
 from .._errors import NotAsyncError
@@ -201,13 +201,15 @@ def _starting(options: _Options, fn: Callable[..., Any]) -> Callable[..., Task[A
 
         def start(*args: Any, **kwargs: Any) -> Task[Any]:
             coro = fn(*args, **kwargs)
-            return _tell(go_limited(runtime, limited, coro, name, context, kind, caller(), timeout), on_error)
+            options: Any = {"context": context, "kind": kind, "timeout": timeout}
+            return _tell(go_limited(runtime, limited, coro, caller(), name, **options), on_error)
     else:
         call = by_result(runtime, fn)
 
         def start(*args: Any, **kwargs: Any) -> Task[Any]:
-            options = name, caller(), context, daemon, timeout
-            return _tell(to_thread_limited(runtime, limited, call, args, kwargs, *options), on_error)
+            options: Any = {"context": context, "daemon": daemon, "timeout": timeout}
+            work = partial(call, *args, **kwargs)
+            return _tell(to_thread_limited(runtime, limited, work, caller(), name or name_of(fn), **options), on_error)
 
     return start
 

@@ -15,7 +15,7 @@ from threading import Lock
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Never, ParamSpec, Self, TypeVar, TypeVarTuple, final
 
-from .._arguments import check_function, check_timeout, close_unstarted, misplaced_arguments, one_argument
+from .._arguments import check_function, check_timeout, close_unstarted, misplaced_arguments, name_of, one_argument
 from .._caller import caller
 from .._clock import acquire, let_through, time
 from .._errors import ClosedError, ForkedError, TaskTimeoutError, WouldDeadlockError
@@ -124,7 +124,8 @@ class TaskGroup:
         """
         if misplaced:
             raise misplaced_arguments("go", coro, misplaced)
-        return self._go(coro, name, context, Kind.DAEMON if daemon else Kind.WORK, caller(), timeout)
+        kind = Kind.DAEMON if daemon else Kind.WORK
+        return self._go(coro, caller(), name, context=context, kind=kind, timeout=timeout)
 
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -136,7 +137,7 @@ class TaskGroup:
             NotAsyncError: if *coro* can't be awaited here.
             ClosedError: if the group has ended, or was cancelled. The coroutine is closed.
         """
-        return self._go(coro, name, context, Kind.WORK, caller(), None)
+        return self._go(coro, caller(), name, context=context)
 
     def call_soon(self, fn: Callable[[*Ts], T], *args: *Ts, context: Context | None = None) -> Task[T]:
         """
@@ -160,8 +161,9 @@ class TaskGroup:
             NotAsyncError: if *fn* is async, or can't be called.
             ClosedError: if the group has ended, or was cancelled.
         """
-        frame = caller()
-        return self._add(fn, lambda: to_thread_limited(self._runtime, self._limiter, fn, args, kwargs, None, frame))
+        check_function(fn, "to_thread")
+        call, name, frame = partial(fn, *args, **kwargs), name_of(fn), caller()
+        return self._add(fn, lambda: to_thread_limited(self._runtime, self._limiter, call, frame, name))
 
     def cancel(self) -> None:
         """
@@ -288,8 +290,8 @@ class TaskGroup:
 
     # --- both ---------------------------------------------------------------------------------------------------------
 
-    def _go(self, coro: Awaitable[T], *options: Any) -> Task[T]:
-        return self._add(coro, lambda: go_limited(self._runtime, self._limiter, coro, *options))
+    def _go(self, coro: Awaitable[T], frame: FrameType, name: str | None, **options: Any) -> Task[T]:
+        return self._add(coro, lambda: go_limited(self._runtime, self._limiter, coro, frame, name, **options))
 
     def _add(self, work: object, start: Callable[[], Task[T]]) -> Task[T]:
         ticket = object()
