@@ -187,6 +187,14 @@ def is_owned(lock: Any) -> bool:
     return bool(lock._is_owned())
 
 
+def incref() -> Callable[[object], object]:
+    """The function by which an object gets a reference that is never given back; ImportError or OSError if it can't be loaded."""
+    # The part of `ctypes` that is needed, in a third of the time that the whole takes to load.
+    from _ctypes import Py_INCREF
+
+    return Py_INCREF
+
+
 def has_gil() -> bool:
     """Tell whether this Python runs one thread at a time."""
     return bool(getattr(sys, "_is_gil_enabled", lambda: True)())

@@ -345,6 +345,14 @@ def test_is_owned():
         assert _cpython.is_owned(lock)
 
 
+def test_incref():
+    thing = object()
+    before = sys.getrefcount(thing)
+    _cpython.incref()(thing)
+
+    assert sys.getrefcount(thing) == before + 1
+
+
 def test_has_gil():
     assert _cpython.has_gil() is getattr(sys, "_is_gil_enabled", lambda: True)()
     assert hasattr(sys, "_is_gil_enabled") == (sys.version_info >= (3, 13))

@@ -33,13 +33,12 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakSet
 
+from .._cpython import incref
 from .._locks import Guard
 from .._report import can_read_frames
-
-T = TypeVar("T")
 
 if TYPE_CHECKING:
 
@@ -101,16 +100,6 @@ class _ByPid:
         self._pid = os.getpid()
 
 
-class _Always:
-    """The mark where nothing can fork."""
-
-    def __getitem__(self, _: int) -> int:
-        return 1
-
-    def __setitem__(self, _: int, value: int) -> None:
-        pass
-
-
 if TYPE_CHECKING:
 
     class Mark(Protocol):
@@ -122,7 +111,7 @@ if TYPE_CHECKING:
 
 def _make_mark() -> Mark:
     if not hasattr(os, "fork"):
-        return _Always()
+        return [1]
     if sys.platform == "linux":
         import mmap
 
@@ -151,12 +140,11 @@ _catching_up: dict[int, threading.RLock] = {}
 # What further modules have to forget in a child.
 _forgets: list[Callable[[], None]] = []
 
-# Thread by thread, the forks that it is in the middle of, and what each holds: what is in any of them holds still.
-_forking: dict[int, list[list[Held]]] = {}
-
-# What else holds still, once the loops do: the stores of outboxes. And, thread by thread, which of them do, for each fork.
+# What holds still once the loops do: the stores of outboxes.
 _others: WeakSet[Other] = WeakSet()
-_others_held: dict[int, list[list[Other]]] = {}
+
+# Thread by thread, the forks that it is in the middle of, and what each holds, lives and others: a life that is in any of them holds still.
+_forking: dict[int, list[tuple[list[Held], list[Other]]]] = {}
 
 # Re-entrant, because a signal handler may fork in the middle of a hook.
 _counting = Guard()
@@ -198,9 +186,8 @@ def notice_fork() -> None:
 
 def _before() -> None:
     held: list[Held] = []
-    _forking.setdefault(threading.get_ident(), []).append(held)
     others: list[Other] = []
-    _others_held.setdefault(threading.get_ident(), []).append(others)
+    _forking.setdefault(threading.get_ident(), []).append((held, others))
     _each(
         [
             *(partial(_hold, runtime, held) for runtime in list(watched)),
@@ -229,26 +216,25 @@ def _hold(runtime: Watched, held: list[Held]) -> None:
 
 
 def _is_held(thing: Held) -> bool:
-    return any(thing in held for forks in list(_forking.values()) for held in forks)
+    return any(thing in held for forks in list(_forking.values()) for held, _ in forks)
 
 
 def _after_in_parent() -> None:
+    forks = _forking.get(threading.get_ident(), [])
+    # None where omniloop was imported in the middle of the fork.
+    _, others = forks[-1] if forks else ([], [])
+    _each([*(other.go_on for other in others), _let_go_on, *(it._after_fork_in_parent for it in list(watched))])
+
+
+def _let_go_on() -> None:
+    """Let go on what the last fork of this thread holds, and no other."""
     ident = threading.get_ident()
-    for other in _popped(_others_held, ident):
-        other.go_on()
     with _counting:
-        held = _popped(_forking, ident)
+        forks = _forking.get(ident, [])
+        held, _ = forks.pop() if forks else ([], [])
+        if not forks:
+            _forking.pop(ident, None)
         _each(thing.go_on for thing in held if not _is_held(thing))
-    _each(runtime._after_fork_in_parent for runtime in list(watched))
-
-
-def _popped(forks: dict[int, list[list[T]]], ident: int) -> list[T]:
-    """What the last fork of a thread holds. Nothing where omniloop was imported in the middle of the fork."""
-    last = forks.get(ident, [])
-    held = last.pop() if last else []
-    if not last:
-        forks.pop(ident, None)
-    return held
 
 
 def _hook_in_child() -> None:
@@ -266,7 +252,6 @@ def _after_in_child() -> None:
     _is_child, _holding = True, False
     _forking.clear()
     _others.clear()
-    _others_held.clear()
     # Another thread may have held it.
     _counting = Guard()
     try:
@@ -316,13 +301,10 @@ def prepare() -> None:
     global _add_reference
     if _add_reference is None:
         try:
-            # The part of `ctypes` that is needed, in a third of the time that the whole takes to load.
-            from _ctypes import Py_INCREF
+            _add_reference = incref()
         except (ImportError, OSError):
             # Not built, as on PyPy; or there is no descriptor left, and the next start tries again.
             hold_inherited()
-            return
-        _add_reference = Py_INCREF
 
 
 def keep_for_ever(thing: object) -> None:
