@@ -4,8 +4,10 @@ import asyncio
 import atexit
 import builtins
 import importlib
+import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -588,3 +590,10 @@ def test_a_signal_handler_may_submit_work():
     result = run_child(start, program)
 
     assert result == ("quick: done\nlater hooks run\n", "", 0, result.seconds)
+
+
+def test_the_functions_that_only_wait_are_where_a_signal_handler_looks_for_them():
+    """They are told by their names: one that was renamed would have a handler drain beside them for no reason."""
+    for module, function in signals._WAITING:
+        source = inspect.getsource(importlib.import_module(module))
+        assert re.search(rf"def {function}\(", source), f"{module} has no {function}"
