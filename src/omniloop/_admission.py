@@ -89,7 +89,7 @@ class Admission:
         if count:
             error = FullError(f"max_pending={self.size} was reached")
             message = f"{count} dropped, because {error}; the last was '{shown(self._last_name)}'"
-            life.failures.drop(Failure(message, error, life.name, self._last_site))
+            life.failures.tell_soon(Failure(message, error, life.name, self._last_site))
 
     # --- under the lock -----------------------------------------------------------------------------------------------
 

@@ -420,7 +420,7 @@ class Runtime:
         title = name or f"every {interval:g} s: {name_of(fn)}"
         site = Site(frame.f_code, frame.f_lasti)
         late = _seconds("jitter", jitter)
-        turns = Turns(interval, fn, late, immediately, daemon, title, site, self._failures.drop)
+        turns = Turns(interval, fn, late, immediately, daemon, title, site, self._failures.tell_soon)
         return self._go(turns.run(), frame, title, context, DAEMON, "accept")
 
     def to_thread(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
@@ -535,7 +535,7 @@ class Runtime:
                 self._leftover_time(time.monotonic(), 0.0, None) if leftovers else None,
             )
         # Also where no loop's thread is left to do it, because it died.
-        self._failures.tell_dropped()
+        self._failures.tell_unheld()
         self._failures.tell_kept(at_once=True)
         if not done:
             raise WaitTimeoutError(
@@ -1027,7 +1027,7 @@ class Runtime:
             finally:
                 self._drain_time = exit.drained_for() if exit.draining() else time.monotonic() - start
                 self._admission.report(life)
-                self._failures.tell_dropped()
+                self._failures.tell_unheld()
                 exit.unwatch(self)
                 if self._life is not life:
                     # Somebody went on meanwhile: the next life is to be drained as well.

@@ -229,6 +229,6 @@ def test_one_that_somebody_has_waited_for_in_vain_is_reported_when_the_handle_is
     asyncio.run(main(runtime, task))
     del task
     gc.collect()
-    runtime._failures.tell_dropped()
+    runtime._failures.tell_unheld()
 
     assert [type(failure.exception) for failure in failures] == [LookupError]

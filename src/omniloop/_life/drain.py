@@ -1,5 +1,5 @@
 """
-How a life ends: wait, cancel what is left and await its clean-up, name what is dropped, stop the thread.
+How a life ends: wait, cancel what is left and await its clean-up, name what is cut off, stop the thread.
 
 What is guaranteed. What was accepted is done, or its handle says why not; there is nothing between. The end takes no longer than the two
 deadlines: the one for the work, and the one for the clean-up of what is cancelled. Both hold for any number of tasks: each is asked to
@@ -22,7 +22,7 @@ How an end goes (`close`), by the names and in the order of the code below:
    - all other tasks on the loop, and what they submitted when they were past their time
 3. If nothing is left then, the inbox is closed, in the same step in which that is seen (`_refuse`). Else 1 comes again.
 4. `cut`, if the deadline or a Ctrl-C has ended the waiting: work is cancelled first, and then each stage has its turn once.
-5. `_end`, in the thread that closes, and one at a time by `Life.closing`: the threads end, what was dropped is named, and nobody waits any more.
+5. `_end`, in the thread that closes, and one at a time by `Life.closing`: the threads end, what was cut off is named, and nobody waits any more.
 
 What ends a wait. A thread asks the loop for something (`_Asked`), and waits at its gate, with the deadline; the gate is opened by the end of
 what was asked, or by the end of the life (`Life.fail_all`). So the tables are the loop's, and all that is asked, refused or counted there is
@@ -299,13 +299,13 @@ class _Drain:
     async def flush(self, left: list[Any]) -> bool:
         life = self._life
         await _ended(life, left)
-        # What was dropped, and is told of, may have been the last that referred to a generator.
-        life.failures.tell_all_dropped()
+        # What is unheld, and is told of, may have been the last that referred to a generator.
+        life.failures.tell_all_unheld()
         await self._clean_ups()
         if self._time is not None:
             while await self._leftovers(self._time):
                 pass
-        life.failures.tell_dropped()
+        life.failures.tell_unheld()
         return True
 
     async def run(self) -> bool:
@@ -345,7 +345,7 @@ class _Drain:
                 life.inbox.wake_reader(if_resting=True)
                 await asyncio.sleep(0)
             return True
-        life.failures.tell_all_dropped()
+        life.failures.tell_all_unheld()
         if await self._clean_ups():
             return True
         if self._time is not None:
@@ -436,8 +436,8 @@ class _End:
         self._life = life
         # Whose work is waited for: from when daemons have ended, theirs too.
         self.rank = UNMARKED
-        # What was dropped, for the log; with sentences on the first, made before they were cancelled.
-        self.dropped: dict[Task[Any], str | None] = {}
+        # What is cut off, for the log; with sentences on the first, made before they were cancelled.
+        self.cut_off: dict[Task[Any], str | None] = {}
         # Leftovers that were waited for in vain.
         self.in_vain = _Named()
         self.undelivered: list[Any] = []
@@ -477,11 +477,11 @@ class _End:
                 self._ask_loop(lambda: self._cut_all(deadline, leftovers), deadline)
 
     def lines(self) -> _Named:
-        """Name what was dropped. What has ended by itself before it was asked to was not."""
-        dropped = [
-            line for task, line in self.dropped.items() if task in self._asked or not task.done() or not self.answered
+        """Name what was cut off. What has ended by itself before it was asked to was not."""
+        cut_off = [
+            line for task, line in self.cut_off.items() if task in self._asked or not task.done() or not self.answered
         ]
-        return _Named(lambda line: line, dropped)
+        return _Named(lambda line: line, cut_off)
 
     def _ask_loop(self, begin: Callable[[], Coroutine[Any, Any, Any]], deadline: float) -> Any:
         """Have the loop run a coroutine, and wait for its end; None if the loop is blocked, at the *deadline* at the earliest."""
@@ -517,8 +517,8 @@ class _End:
         self._life.ledger.loop.call_soon(self._beat)
 
     def _drop(self, task: Task[Any]) -> None:
-        if task not in self.dropped:
-            self.dropped[task] = describe(task) if len(self.dropped) < _NAMED else None
+        if task not in self.cut_off:
+            self.cut_off[task] = describe(task) if len(self.cut_off) < _NAMED else None
 
     async def _finish(self, deadline: float) -> bool | None:
         ledger = self._life.ledger
@@ -712,7 +712,7 @@ def _closed_error() -> ClosedError:
 
 
 def _end(life: Life, deadline: float, end: _End, why: str) -> None:
-    """Stop the threads, tell what was dropped, and let nobody wait for what will not come. For the thread that closes."""
+    """Stop the threads, tell what was cut off, and let nobody wait for what will not come. For the thread that closes."""
     undelivered = end.undelivered + life.inbox.close()
     # Whoever starts the thread now did not see that it is closed; who comes later does.
     life.wait_for_start()
@@ -721,7 +721,7 @@ def _end(life: Life, deadline: float, end: _End, why: str) -> None:
     if thread is not None:
         life.stop_watching(_JOIN_TIMEOUT)
         blocked = _stop(thread, life.serving, deadline, end.answered)
-    dropped = end.lines()
+    cut_off = end.lines()
     if thread is not None:
         busy = life.workers.stop(_JOIN_TIMEOUT)
         if blocked is not None:
@@ -732,7 +732,7 @@ def _end(life: Life, deadline: float, end: _End, why: str) -> None:
                 exit.leave_behind(worker.ident)
                 say("%s: worker thread %r did not end; it runs here:\n%s", life.name, worker.name, stack)
     _tell(life, _threads(life.daemon_threads), "left running in daemon threads, which nobody waits for")
-    _tell(life, dropped, f"unfinished when {why}, and cancelled")
+    _tell(life, cut_off, f"unfinished when {why}, and cancelled")
     _tell(life, end.in_vain, "left on the loop when their time was over, and cancelled")
     if thread is not None and life.stage is not Stage.DEAD:
         deaf = _deaf(life, thread.loop)

@@ -482,7 +482,7 @@ class Life:
                     item()
         for asked in list(self.asked):
             asked.answer(True)
-        self.failures.tell_dropped()
+        self.failures.tell_unheld()
 
     def unfinished(self) -> list[Task[Any]]:
         """All that is accepted and not done, for a look."""

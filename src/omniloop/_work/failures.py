@@ -1,9 +1,9 @@
 """
 The failures of a runtime that nobody has asked for: each is told once, by a thread that may log. Outlives the runtime's lives.
 
-A failure is *held* while somebody holds the handle and has not asked, and *dropped* from the moment when nobody holds it any more.
+A failure is *held* while somebody holds the handle and has not asked, and *unheld* from the moment when nobody holds it any more.
 Dropping happens in a finaliser, on any thread, in the middle of anything, inside a logging handler too; so it only appends, and has
-the loop's thread told. Whoever may log tells what was dropped: the loop's thread between two pieces of work, `flush` and the drain.
+the loop's thread told. Whoever may log tells what is unheld: the loop's thread between two pieces of work, `flush` and the drain.
 What is still held is told by `shutdown()`, and at exit. Where no loop's thread is left to come, a failure waits for the next one, or
 for the exit.
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 # Whether a finaliser may come late: so it is on a free-threaded build, whether or not its GIL is switched on.
 LATE_FINALISERS: Final = "t" in getattr(sys, "abiflags", "")
 
-# For how long after a failure it is looked who refers to its handle, in seconds. Who submitted and dropped it either runs Python in this
-# time, and joins the counts, or had dropped it when it went to rest.
+# For how long after a failure it is looked who refers to its handle, in seconds. Who submitted it and let it go either runs Python in this
+# time, and joins the counts, or had let it go when it went to rest.
 _UNSURE: Final = 0.2
 
 # How soon to look again, in seconds.
@@ -57,23 +57,23 @@ _stranded: deque[Failures] = deque()
 
 
 class Failures:
-    """What is held and dropped of one runtime. From any thread, except where a method says otherwise."""
+    """What is held and unheld of one runtime. From any thread, except where a method says otherwise."""
 
     def __init__(self, hook: Callable[[], Hook | None]) -> None:
         self._hook = hook
         self._held: WeakSet[Unclaimed] = WeakSet()
-        self._dropped: deque[Failure] = deque()
+        self._unheld: deque[Failure] = deque()
         # Handles of which it is not known whether anybody else holds them, and until when to look; only where finalisers are late.
         self._unsure: deque[tuple[tuple[Any, ...], float]] = deque()
         # The loop on which a look is due.
         self._looks_on: asyncio.AbstractEventLoop | None = None
         self._storms = Storms()
-        # Whose reader tells what was dropped; a life gives its own when it begins.
+        # Whose reader tells what is unheld; a life gives its own when it begins.
         self.inbox: Inbox | None = None
 
     def __bool__(self) -> bool:
-        """Tell whether anything was dropped and not told."""
-        return bool(self._dropped or self._unsure)
+        """Tell whether anything is unheld and not told."""
+        return bool(self._unheld or self._unsure)
 
     def hold(self, unclaimed: Unclaimed, handle: Any) -> None:
         """Remember a failure that somebody may still ask for, by its *handle*."""
@@ -93,17 +93,17 @@ class Failures:
 
     def _look_again(self) -> None:
         self._looks_on = None
-        self.tell_dropped()
+        self.tell_unheld()
         self._look_soon()
 
-    def drop(self, failure: Failure) -> None:
+    def tell_soon(self, failure: Failure) -> None:
         """Have *failure* told soon. Only appends, so that a finaliser may call it."""
-        self._dropped.append(failure)
+        self._unheld.append(failure)
         inbox = self.inbox
         if inbox is not None and not inbox.closed:
             with suppress(RuntimeError):
                 inbox.wake_reader(if_resting=True)
-                # After the append: who closes the inbox tells afterwards what was dropped by then.
+                # After the append: who closes the inbox tells afterwards what is unheld by then.
                 if not inbox.closed:
                     return
         # Closed, or no thread can be started.
@@ -124,26 +124,26 @@ class Failures:
         """Log what was kept of a storm of equal failures; *at_once*: though it may go on. For threads that may log."""
         self._storms.log_kept(at_once)
 
-    def tell_all_dropped(self) -> None:
-        """Tell what was dropped, and leave no report to come. For threads that may log."""
+    def tell_all_unheld(self) -> None:
+        """Tell what is unheld, and leave no report to come. For threads that may log."""
         if self._held and not hasattr(sys, "getrefcount"):
             # PyPy, where finalisers come with the collector.
             gc.collect()
-        self.tell_dropped()
+        self.tell_unheld()
 
-    def tell_dropped(self) -> None:
-        """Tell what was dropped. For threads that may log."""
+    def tell_unheld(self) -> None:
+        """Tell what is unheld. For threads that may log."""
         if self._unsure:
-            self._drop_unheld()
+            self._find_unheld()
         while True:
             try:
-                failure = self._dropped.popleft()
+                failure = self._unheld.popleft()
             except IndexError:
                 return
             self.tell(failure)
 
-    def _drop_unheld(self) -> None:
-        """Drop what nobody holds, of that of which nobody could tell."""
+    def _find_unheld(self) -> None:
+        """Find what nobody holds any more, of that of which nobody could tell."""
         for _ in range(len(self._unsure)):
             try:
                 handles, until = self._unsure.popleft()
@@ -152,12 +152,12 @@ class Failures:
                 return
             unclaimed: Unclaimed = handles[0]._ended()[1]
             if sys.getrefcount(handles[0]) <= _ALONE:
-                unclaimed.drop()
+                unclaimed.let_go()
             elif unclaimed and time.monotonic() < until:
                 self._unsure.append((handles, until))
 
     def tell_all(self) -> None:
-        """Tell what was dropped, and what is held. For threads that may log."""
+        """Tell what is unheld, and what is held. For threads that may log."""
         held: list[Unclaimed] | None = None
         while held is None:
             # Work that still goes on may fail, and be added, in the middle of the copying.
@@ -171,13 +171,13 @@ class Failures:
             if draining() or not unclaimed.awaited:
                 unclaimed.tell(self)
             # Else whoever waits is told, or drops the handle, and with it the failure.
-        self.tell_dropped()
+        self.tell_unheld()
         self.tell_kept(at_once=True)
 
     def abandon(self) -> None:
-        """In a forked child: what is here is the parent's to tell, and so is what its handles drop here."""
+        """In a forked child: what is here is the parent's to tell, and so is what its handles let go here."""
         self._held = WeakSet()
-        self._dropped = deque(maxlen=0)
+        self._unheld = deque(maxlen=0)
         self._unsure = deque(maxlen=0)
 
 
@@ -219,18 +219,18 @@ class Unclaimed:
             self.claim()
             failures.tell(self.failure)
 
-    def drop(self) -> None:
+    def let_go(self) -> None:
         """Have the error told of soon, if nobody has asked for it: nobody can any more."""
         failures = self._failures
         if failures is not None:
             self.claim()
-            failures.drop(self.failure)
+            failures.tell_soon(self.failure)
 
-    __del__ = drop
+    __del__ = let_go
 
 
 def _alone() -> int:
-    # As it is looked at in `_drop_unheld`.
+    # As it is looked at in `_find_unheld`.
     handles = (object(),) * _REFERENCES
     return sys.getrefcount(handles[0])
 
@@ -244,7 +244,7 @@ def _tell_stranded() -> None:
             failures = _stranded.popleft()
         except IndexError:
             return
-        failures.tell_dropped()
+        failures.tell_unheld()
 
 
 tell_at_exit(_tell_stranded)

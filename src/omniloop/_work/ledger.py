@@ -257,7 +257,7 @@ class Ledger:
                 if type(item) is not Task:
                     # A control item: reports first, so that a flush that is done has nothing left to say.
                     if self.failures:
-                        self.failures.tell_dropped()
+                        self.failures.tell_unheld()
                     item()
                 else:
                     # In this order: to `stats()`, what was taken and is in none of the tables is finished.
@@ -278,7 +278,7 @@ class Ledger:
             # As in `_begin`.
             item = None
         if self.failures:
-            self.failures.tell_dropped()
+            self.failures.tell_unheld()
 
     def _next_batch_soon(self) -> None:
         self._first_steps.end()
@@ -401,7 +401,7 @@ class Ledger:
         self._look_around()
         self._begin(False)
         if self.failures:
-            self.failures.tell_dropped()
+            self.failures.tell_unheld()
 
     # --- later --------------------------------------------------------------------------------------------------------
 

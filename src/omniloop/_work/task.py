@@ -661,7 +661,7 @@ class Task(concurrent.futures.Future[T]):
                 raise
             # SystemExit too: it would leave through the loop and take the others' callbacks with it.
             name = self.get_name()
-            self._owner.failures.drop(
+            self._owner.failures.tell_soon(
                 Failure(f"A done callback of task '{shown(name)}' failed", error, name, self._site())
             )
 
