@@ -150,7 +150,7 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
         if done is not None:
             task._when_done(partial(done.put, task))
 
-    def results() -> Iterator[Any]:
+    def results(is_finalizing: Callable[[], bool] = sys.is_finalizing) -> Iterator[Any]:
         count = 0
         more = True
         try:
@@ -170,7 +170,9 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
                     progress(count, total)
                 yield value
         finally:
-            _close(runtime, pending)
+            # A generator that was not exhausted may live until this module is cleared; as a resource's finaliser.
+            if not is_finalizing():
+                _close(runtime, pending)
 
     return results()
 
@@ -211,11 +213,8 @@ def _take(pending: dict[Task[Any], None], done: SimpleQueue[Task[Any]] | None, r
         del task, error
 
 
-def _close(runtime: Runtime, tasks: Iterable[Task[Any]], is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+def _close(runtime: Runtime, tasks: Iterable[Task[Any]]) -> None:
     """Cancel what is on its way and wait for its clean-up."""
-    if is_finalizing():
-        # A generator that was not exhausted; as a resource's finaliser.
-        return
     until = time.monotonic() + runtime._settings.cancel_timeout
     # In a forked child they are the parent's. Collected on the loop's own thread, for one: the drain waits for them.
     with suppress(ForkedError, WouldDeadlockError):
