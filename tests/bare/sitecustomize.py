@@ -179,7 +179,7 @@ def _hide(module: types.ModuleType, names: str, **ours: object) -> None:
 # It makes every module of the class that `sys` has.
 sys.modules["_frozen_importlib"]._new_module = types.ModuleType
 _hide(socket, "AF_UNIX")
-_hide(os, "pidfd_open sched_getaffinity sched_setaffinity getuid setuid setsid killpg mkfifo sysconf")
+_hide(os, "pidfd_open sched_setaffinity getuid setuid setsid killpg mkfifo sysconf")
 _SIGNALS = {number.name for number in signal.Signals} - {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}
 _hide(signal, " ".join(_SIGNALS) + " alarm pause pthread_sigmask setitimer sigwait siginterrupt")
 signal.SIGBREAK = signal.Signals["SIGTTIN"]
