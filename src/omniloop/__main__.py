@@ -7,11 +7,11 @@ import sys
 
 # The name, the module and its function that takes the arguments after it, and what it does.
 COMMANDS = {
-    "ps": ("_monitor.commands:ps", "list the processes that can be asked what their loops do"),
-    "dump": ("_monitor.commands:dump", "show what is unfinished in a process, and where it waits"),
-    "top": ("_monitor.commands:top", "show it live in the terminal"),
-    "web": ("_monitor.commands:web", "show it live in a browser, on this machine"),
-    "attach": ("_monitor.commands:attach_to", "let a process be asked that runs already, from Python 3.14 on"),
+    "ps": ("_monitor.cli:ps", "list the processes that can be asked what their loops do"),
+    "dump": ("_monitor.cli:dump", "show what is unfinished in a process, and where it waits"),
+    "top": ("_monitor.cli:top", "show it live in the terminal"),
+    "web": ("_monitor.cli:web", "show it live in a browser, on this machine"),
+    "attach": ("_monitor.cli:attach_to", "let a process be asked that runs already, from Python 3.14 on"),
     "outbox": ("_brokers.listed:outbox", "list what waits in the file of an outbox, and what is set aside"),
     "stubs": ("_twins.stubs:main", "write the types of the sync twins in a module"),
 }

@@ -24,7 +24,7 @@ from .._locks import Guard
 from .._process import exit, fork
 from .._process.threads import new_thread
 from .._report import say
-from . import answers, places
+from . import places, snapshot
 
 # Bytes of one question: the longest that is asked has 60.
 _LONGEST_QUESTION: Final = 4096
@@ -87,7 +87,7 @@ class Monitor:
             try:
                 if not listened:
                     self._listen()
-                    answers.watch_failures(True)
+                    snapshot.watch_failures(True)
                     fork.hold_at_fork(self)
                 self._resume()
             except (OSError, RuntimeError) as error:
@@ -130,7 +130,7 @@ class Monitor:
 
     def _close(self) -> None:
         """Close all that is open, and remove the socket; the thread has ended, or is the parent's."""
-        answers.watch_failures(False)
+        snapshot.watch_failures(False)
         listener, self._listener = self._listener, None
         self._close_descriptors(listener)
         file, self._file = self._file, None
@@ -185,7 +185,7 @@ class Monitor:
         self._lock = Guard()
         self._thread = None
         # Those that were kept are the parent's.
-        answers.watch_failures(False)
+        snapshot.watch_failures(False)
         listener, self._listener = self._listener, None
         self._close_descriptors(listener)
 
@@ -292,7 +292,7 @@ def _answer(line: bytes) -> bytes:
         request: Any = json.loads(line)
         if not isinstance(request, dict):
             raise TypeError(f"A question is a JSON object, and this is none: {request!r:.100}")
-        told = answers.answer(request)
+        told = snapshot.answer(request)
     except Exception as error:
         told = {"error": f"{type(error).__name__}: {error}"}
     return json.dumps(told, default=repr).encode() + b"\n"
