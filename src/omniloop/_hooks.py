@@ -111,26 +111,26 @@ class Hook(Generic[G]):
     condition holds; who does not use the library pays a look into `sys.modules`.
     """
 
-    __slots__ = ("_also", "_libraries", "_module", "guest")
+    __slots__ = ("_also", "_module", "guest", "libraries")
 
     def __init__(self) -> None:
         # For where nothing may be imported; elsewhere the hook is called.
         self.guest: G | None = None
         self._module = ""
         # None of them once it is in.
-        self._libraries: tuple[str, ...] = ()
+        self.libraries: tuple[str, ...] = ()
         self._also: Callable[[], bool] | None = None
 
     def offer(self, module: str, *libraries: str, also: Callable[[], bool] | None = None) -> None:
         """Have *module* imported where one of *libraries* is loaded, or *also* holds; it then takes the hook."""
-        self._module, self._libraries, self._also = module, libraries, also
+        self._module, self.libraries, self._also = module, libraries, also
 
     def take(self, guest: Any) -> None:
         """Be asked from now on."""
         self.guest = guest
 
     def __call__(self) -> G | None:
-        for library in self._libraries:
+        for library in self.libraries:
             if library in sys.modules:
                 self._let_in()
                 break
@@ -143,7 +143,7 @@ class Hook(Generic[G]):
         # The interpreter ends, and imports no more: then its library serves nobody either.
         with suppress(ImportError, KeyError):
             import_module(self._module)
-            self._libraries, self._also = (), None
+            self.libraries, self._also = (), None
 
 
 waits: Final[Hook[Waits]] = Hook()
@@ -157,7 +157,12 @@ LOOPS: Final[dict[str, str]] = {}
 
 def who_runs_here() -> Elsewhere | None:
     """Who runs the calling async code, where asyncio does not."""
-    guest = elsewhere()
+    # Each `await` of a handle asks: the look of `Hook` in place saves a call.
+    for library in elsewhere.libraries:
+        if library in sys.modules:
+            elsewhere()
+            break
+    guest = elsewhere.guest
     return guest if guest is not None and guest.runs_here() else None
 
 

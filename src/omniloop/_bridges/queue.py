@@ -125,11 +125,12 @@ class Queue(janus.Queue[T]):
         return life
 
 
-class _LifoQueue(Queue[T], janus.LifoQueue[T]):
+# Its kinds have, by their types, sides of its private classes; what is asked of them is what its public ones promise.
+class _LifoQueue(Queue[T], janus.LifoQueue[T]):  # pyright: ignore[reportIncompatibleMethodOverride]
     pass
 
 
-class _PriorityQueue(Queue[T], janus.PriorityQueue[T]):
+class _PriorityQueue(Queue[T], janus.PriorityQueue[T]):  # pyright: ignore[reportIncompatibleMethodOverride]
     pass
 
 
