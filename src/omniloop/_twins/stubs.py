@@ -45,7 +45,7 @@ _IMPORTS = ast.Import | ast.ImportFrom
 _HEADER = """\
 # Written by `python -m omniloop stubs {}`: change the source, and write it again.
 # mypy: disable-error-code="override,misc,type-arg,type-var,overload-overlap"
-# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOverlappingOverload=false, reportInvalidTypeVarUse=false
+# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOverlappingOverload=false, reportInvalidTypeVarUse=false, reportInvalidTypeArguments=false
 """
 
 
@@ -506,7 +506,7 @@ class _Stub:
         first = (args.posonlyargs + args.args)[:1]
 
         def declared(arg: ast.arg) -> ast.arg:
-            if arg.annotation is None and arg in first and arg.arg in {"self", "cls", "mcs"}:
+            if arg.annotation is None and arg in first and arg.arg.lstrip("_") in {"self", "cls", "mcs"}:
                 return arg
             return ast.arg(arg.arg, self.any() if arg.annotation is None else written(arg.annotation))
 
@@ -780,7 +780,7 @@ class _Face:
     def itself(self, node: Function) -> dict[str, ast.expr]:
         """The variable by which a method names the class of its object, `def f(self: T) -> T` or `cls: type[T]`: it is `Self`."""
         first = [*node.args.posonlyargs, *node.args.args][:1]
-        if not first or first[0].annotation is None or first[0].arg not in {"self", "cls"}:
+        if not first or first[0].annotation is None or first[0].arg.lstrip("_") not in {"self", "cls"}:
             return {}
         annotation = parsed(first[0].annotation)
         if isinstance(annotation, ast.Subscript):
@@ -831,7 +831,7 @@ class _Face:
         changed = {"name": shown, "decorator_list": decorators, "returns": face.returned(node, sync)}
         made = self.stub.declaration(node, goes_in, is_coroutine=is_coroutine, **changed)
         for first in [*made.args.posonlyargs, *made.args.args][:1]:
-            if first.arg in {"self", "cls"}:
+            if first.arg.lstrip("_") in {"self", "cls"}:
                 # It is the original's.
                 first.annotation = None
         if own and hasattr(made, "type_params"):
@@ -899,8 +899,11 @@ class _Face:
             first = made.args.posonlyargs or made.args.args
             first[: binding in {"object", "class"}] = [ast.arg("self")]
         named = {inner.id for each in calls for inner in ast.walk(each) if isinstance(inner, ast.Name)}
-        parameters = [ast.unparse(self.lookup(each)) for each in self.parameters] if binding == "object" else []
-        parameters = [each for each in parameters if each in named]
+        parameters: list[str] = []
+        if binding == "object" and self.outer is not None:
+            outer = replace(self, module=_home(self.outer), original=self.outer, variables={})
+            parameters = [ast.unparse(outer.lookup(each)) for each in outer.parameters]
+            parameters = [each for each in parameters if each in named]
         name, of = self.stub.free(f"_{self.name.lstrip('_')}_{shown}"), _given([*own, *parameters])
         itself = self.stub.need("typing", "Self").id
         classes: list[Any] = ast.parse(
@@ -929,7 +932,7 @@ class _Face:
 
     def parametrize(self, made: ast.ClassDef, names: list[str]) -> None:
         """Give a class of callables the type parameters *names*, in the way that the source has its own."""
-        node = None if self.original is None else _class_node(self.original)
+        node = None if self.outer is None else _class_node(self.outer)
         own = {each.name: each for each in getattr(node, "type_params", ())}
         if names and own:
             made.type_params = [own.get(each) or ast.TypeVar(each) for each in names]  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 # Written by `python -m omniloop stubs sdk.groups`: change the source, and write it again.
 # mypy: disable-error-code="override,misc,type-arg,type-var,overload-overlap"
-# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOverlappingOverload=false, reportInvalidTypeVarUse=false
+# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOverlappingOverload=false, reportInvalidTypeVarUse=false, reportInvalidTypeArguments=false
 """The sync faces: of what comes out of them nothing is said."""
 
 import typing
