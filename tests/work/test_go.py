@@ -760,3 +760,31 @@ def test_a_signal_handler_that_submits_anywhere_in_a_start_leaves_the_start_to_t
             break
 
     assert point > 20
+
+
+@pytest.mark.parametrize("wait", ["run", "flush", "shutdown"])
+def test_a_wait_anywhere_in_a_start_is_told_or_done(wait):
+    """In a signal handler, a finaliser or a hook: it waited for ever for a thread that only the frame below could have started."""
+
+    def handler():
+        try:
+            if wait == "run":
+                runtime.run(where())
+            else:
+                getattr(runtime, wait)()
+            outcomes.append("done")
+        except (omniloop.WouldDeadlockError, ClosedError) as error:
+            outcomes.append(type(error).__name__)
+
+    outcomes = []
+    # The start has hundreds of lines.
+    for point in itertools.count(step=7):
+        runtime = Runtime(name="started")
+        with CallAt(point, handler) as call_at, contextlib.suppress(ClosedError):
+            assert runtime.go(where()).result(timeout=5)
+        runtime.shutdown(timeout=5)
+        if not call_at.raised:
+            break
+
+    assert point > 20
+    assert "WouldDeadlockError" in outcomes and "done" in outcomes

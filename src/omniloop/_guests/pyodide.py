@@ -28,7 +28,6 @@ class Thread(LoopThread):
 
     def start(self, first: Callable[[], object]) -> None:
         """Have the page's loop call *first*."""
-        self.ident = threading.get_ident()
         self._runner = threading.current_thread()
         self.post(first)
 

@@ -225,6 +225,10 @@ class Life:
                 self.stage = Stage.PARKED
             raise
 
+    def starts_below(self) -> bool:
+        """Tell whether a start goes on in the calling thread, which a signal handler, a finaliser or a hook has interrupted."""
+        return self._starter.in_this_thread()
+
     def wait_for_start(self) -> None:
         """Wait until nobody is starting the thread any more."""
         self._starter.wait(_START_TIMEOUT)

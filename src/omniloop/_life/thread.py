@@ -79,7 +79,6 @@ class LoopThread:
     ) -> None:
         self.loop = loop
         self.name = name
-        self.ident: int | None = None
         self._on_escape = on_escape
         self._on_death = on_death
         self._on_orphaned = on_orphaned
@@ -128,6 +127,11 @@ class LoopThread:
         return self._runner is not None and not self.leaving
 
     @property
+    def ident(self) -> int | None:
+        """The ident of the thread, from its first line on: a trace function may be called there before any of ours."""
+        return self._thread.ident if self._thread is not None else None
+
+    @property
     def native_id(self) -> int | None:
         """The system's id of the thread, if it runs."""
         return self._thread.native_id if self._thread is not None else None
@@ -149,8 +153,6 @@ class LoopThread:
             # Interrupted (Ctrl-C): the thread may come to run all the same, and then says so itself.
             self._started = None
             raise
-        if self.ident is None:
-            self.ident = thread.ident
 
     def post(self, fn: Callable[..., object], *args: Any) -> None:
         """Have the loop call *fn*; from any thread. RuntimeError if the loop is closed."""
@@ -205,7 +207,7 @@ class LoopThread:
 
     def forget(self) -> None:
         """Forget a thread that left and was joined."""
-        self._started = self._runner = self.ident = None
+        self._started = self._runner = None
 
     def close(self) -> None:
         """Close the loop; where a callback still keeps the thread from its end, it does so itself when it comes back."""
@@ -276,7 +278,6 @@ class LoopThread:
             # The thread of a start that was interrupted was first.
             return
         pid = os.getpid()
-        self.ident = threading.get_ident()
         self._runner = threading.current_thread()
         error = None
         try:

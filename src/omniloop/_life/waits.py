@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         def ident(self) -> int | None: ...
         def check_process(self) -> None: ...
         def is_worker(self) -> bool: ...
+        def starts_below(self) -> bool: ...
         def is_starting(self) -> bool: ...
 
 
@@ -90,7 +91,12 @@ def check_may_wait(
     else would be started before that ends.
     """
     life.check_process()
-    if life.ident == threading.get_ident():
+    if (ident := life.ident) is None and life.starts_below():
+        raise WouldDeadlockError(
+            f"{_title(what)} would wait for a loop whose thread is being started by the very code that this call has interrupted. "
+            "Instead submit the work, and ask for its outcome later."
+        )
+    if ident == threading.get_ident():
         if (host := _hooks.host()) is None:
             raise WouldDeadlockError(
                 f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Instead {instead}."
