@@ -350,7 +350,7 @@ def thread_place(ident: int | None) -> str:
     frames: list[FrameType] = []
     frame = frame_of(ident)
     while frame is not None:
-        if not str(frame.f_globals.get("__name__")).startswith("omniloop."):
+        if not str(frame.f_globals.get("__name__")).startswith(f"{__package__}."):
             frames.append(frame)
         frame = frame.f_back
     return _place(reversed(frames))

@@ -546,6 +546,32 @@ def test_a_task_that_will_not_end_does_not_hold_up_a_timeout_for_ever():
         assert task.result(5)
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_task_that_will_not_end_does_not_hold_up_nested_async_blocks_for_ever(depth):
+    """Where the time of an outer block was over while an inner one waited for the clean-up, that waited without a limit."""
+    released = threading.Event()
+
+    async def stuck():
+        while not released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    async def block(depth):
+        async with TaskGroup(timeout=1, runtime=runtime) as group:
+            if depth > 1:
+                await block(depth - 1)
+            else:
+                tasks.append(group.go(stuck()))
+
+    tasks = []
+    with Runtime(cancel_timeout=0.05) as runtime:
+        with pytest.raises(TaskTimeoutError):
+            asyncio.run(block(depth))
+        assert not tasks[0].done()
+        released.set()
+        tasks[0].result(timeout=5)
+
+
 def test_failures_come_out_together_with_the_timeout():
     with pytest.raises(ExceptionGroup) as caught, TaskGroup(timeout=1, supervised=True) as group:
         group.go(fail(ValueError()))

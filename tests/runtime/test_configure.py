@@ -119,6 +119,67 @@ def test_a_loop_factory_makes_the_loop():
         assert isinstance(runtime.call_soon(asyncio.get_running_loop).result(timeout=5), MyLoop)
 
 
+class Overrides(asyncio.SelectorEventLoop):
+    """With a shape of their own of what asyncio and we call."""
+
+    def run_in_executor(self, executor, func, *args):
+        self.seen.add("run_in_executor")
+        return super().run_in_executor(executor, func, *args)
+
+    # As it was before tasks had names.
+    def create_task(self, coro):
+        self.seen.add("create_task")
+        return super().create_task(coro)
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        self.seen.add("call_soon_threadsafe")
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
+
+class TakesNoAttributes(asyncio.SelectorEventLoop):
+    """As one with slots would."""
+
+    def __setattr__(self, name, value):
+        if hasattr(type(self), name):
+            raise AttributeError(f"{name!r} is read-only")
+        super().__setattr__(name, value)
+
+
+class TakesNoTaskFactory(asyncio.SelectorEventLoop):
+    def set_task_factory(self, factory):
+        raise NotImplementedError
+
+
+class TakesNoExecutor(asyncio.SelectorEventLoop):
+    def set_default_executor(self, executor):
+        raise NotImplementedError
+
+
+@pytest.mark.promise("A loop of a class of one's own may override what it likes, have slots, and refuse task factories")
+@pytest.mark.parametrize("made", [Overrides, TakesNoAttributes, TakesNoTaskFactory, TakesNoExecutor])
+def test_a_loop_of_a_class_of_ones_own_serves(made):
+    async def work():
+        loop = asyncio.get_running_loop()
+        # Left on the loop, and done before it ends.
+        loop.create_task(leaves())
+        await loop.getaddrinfo("127.0.0.1", 80)
+        return await asyncio.to_thread(int), await runtime.go(asyncio.sleep(0, "inside"))
+
+    async def leaves():
+        await asyncio.sleep(0.01)
+        left.append("done")
+
+    made.seen, left = set(), []
+    with Runtime(name="own", loop_factory=made) as runtime:
+        assert runtime.run(work(), timeout=20) == (0, "inside")
+        assert runtime.call_soon(int).result(timeout=5) == runtime.call_later(0, int).result(timeout=5) == 0
+
+    # What is left on a loop is seen by a `create_task` of its own.
+    assert left == ["done"] or made is TakesNoAttributes
+    if made is Overrides:
+        assert made.seen == {"run_in_executor", "create_task", "call_soon_threadsafe"}
+
+
 def test_the_environment_sets_what_the_program_does_not():
     def program():
         settings = omniloop.shared_runtime()._settings

@@ -316,6 +316,7 @@ def test_nothing_grows_while_everything_goes_on_at_once():
                 "descriptors": len(os.listdir("/proc/self/fd")),
                 "threads": threading.active_count(),
                 "objects": len(gc.get_objects()),
+                "blocks": sys.getallocatedblocks(),
             }
 
         looks, forked, next_fork = [], 0, time.monotonic()

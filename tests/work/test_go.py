@@ -781,7 +781,9 @@ def test_a_wait_anywhere_in_a_start_is_told_or_done(wait):
     for point in itertools.count(step=7):
         runtime = Runtime(name="started")
         with CallAt(point, handler) as call_at, contextlib.suppress(ClosedError):
-            assert runtime.go(where()).result(timeout=5)
+            submitted = runtime.go(where())
+            call_at.__exit__()
+            assert submitted.result(timeout=5)
         runtime.shutdown(timeout=5)
         if not call_at.raised:
             break

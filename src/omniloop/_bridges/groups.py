@@ -274,15 +274,15 @@ class TaskGroup:
     async def _wait_async(self, block: _AsyncBlock, leaves: bool) -> bool:
         """As `_wait`, in async code; who *leaves* does not wait for functions that run, as nothing can interrupt those."""
         while not self._end():
+            left = None if block.until is None else block.until - time.monotonic()
+            if left is not None and left <= 0:
+                return False
             if leaves:
                 asked = [task for task in self._tasks() if task._may_be_asked()]
                 if not asked:
                     return False
-                await asked[-1].wait()
+                await asked[-1].wait(left)
                 continue
-            left = None if block.until is None else block.until - time.monotonic()
-            if left is not None and left <= 0:
-                return False
             if (task := self._task()) is not None:
                 task._check_process()
             await asyncio.wait([block.end()], timeout=left)

@@ -39,6 +39,11 @@ class Starter:
         # The start that is under way: the ident of its thread, and a lock that is held until it is over.
         self._by: dict[str, tuple[int, threading.Lock]] = {}
 
+    def in_this_thread(self) -> bool:
+        """Tell whether the start that is under way goes on below this call: it was interrupted, by a signal handler say."""
+        by = self._by.get("by")
+        return by is not None and by[0] == threading.get_ident()
+
     def start(self, make: Callable[[], object]) -> bool:
         """Call *make*, unless a start is under way; False then. Whoever leaves something to that looks again afterwards."""
         me = threading.get_ident(), threading.Lock()
@@ -104,15 +109,15 @@ class LoopThread:
         loop = self.loop
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(_handle)
-        if type(loop).time is asyncio.BaseEventLoop.time:
-            # What freezes the clock in a test would stop the timers of this thread, which knows nothing of that.
-            loop.time = time.monotonic  # type: ignore[method-assign]
         self._stop_loop, self._run_forever = loop.stop, loop.run_forever
         try:
             # On the instance (`method-assign`), where everybody who has the loop finds them.
             loop.stop = _refuse_stop  # type: ignore[method-assign]
             # On 3.13.0 asyncio's own refusal leaves the loop running in no thread.
             loop.run_forever = _refuse_run  # type: ignore[method-assign]
+            if type(loop).time is asyncio.BaseEventLoop.time:
+                # What freezes the clock in a test would stop the timers of this thread, which knows nothing of that.
+                loop.time = time.monotonic  # type: ignore[method-assign]
         except AttributeError:
             # A loop with slots. It is entered again after a stop, as after an error.
             pass
@@ -129,12 +134,14 @@ class LoopThread:
     @property
     def ident(self) -> int | None:
         """The ident of the thread, from its first line on: a trace function may be called there before any of ours."""
-        return self._thread.ident if self._thread is not None else None
+        thread = self._thread
+        return None if thread is None else thread.ident
 
     @property
     def native_id(self) -> int | None:
         """The system's id of the thread, if it runs."""
-        return self._thread.native_id if self._thread is not None else None
+        thread = self._thread
+        return None if thread is None else thread.native_id
 
     def is_current(self) -> bool:
         return threading.get_ident() == self.ident

@@ -9,7 +9,7 @@ import sys
 import threading
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .._cpython import is_owned
 from .._hooks import elsewhere
@@ -26,17 +26,20 @@ _ENDING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGBREAK")
 _BRIEFLY: Final = 5.0
 
 
+# Not its name: a program may have vendored it.
+_PACKAGE: Final = __name__.removesuffix("._process.signals")
+
 # A signal handler runs on top of a frame that goes on only when it has returned. So it must not wait for what that frame holds: of ours the
 # start, a shutdown or the drain, say; and the lock of a module that is being imported, or of a handler of logging.
-_HOLDING: Final = frozenset({"omniloop", "importlib", "_frozen_importlib", "logging"})
+_HOLDING: Final = frozenset({"importlib", "_frozen_importlib", "logging"})
 
 # Who of ours only waits for work holds nothing.
 _WAITING: Final = frozenset(
-    (module, function)
+    (f"{_PACKAGE}.{module}", function)
     for module, functions in {
-        "omniloop._runtime": ("run", "_run_to_end", "_run_task"),
-        "omniloop._work.task": ("result", "exception", "_wait", "_wait_until_done", "_wait_for", "_wait_here"),
-        "omniloop._life.waits": ("wait", "_wait_long"),
+        "_runtime": ("run", "_run_to_end", "_run_task"),
+        "_work.task": ("result", "exception", "_wait", "_wait_until_done", "_wait_for", "_wait_here"),
+        "_life.waits": ("wait", "_wait_long"),
     }.items()
     for function in functions
 )
@@ -70,7 +73,9 @@ def _may_hold(frame: FrameType | None) -> bool:
         module = frame.f_globals.get("__name__")
         if frame.f_code is start:
             return True
-        if isinstance(module, str) and module.partition(".")[0] in _HOLDING:
+        if isinstance(module, str) and (
+            module.partition(".")[0] in _HOLDING or f"{module}.".startswith(f"{_PACKAGE}.")
+        ):
             if (module, frame.f_code.co_name) not in _WAITING:
                 return True
             # Where a wait and the outcome meet there is a lock, for a moment.
@@ -102,25 +107,46 @@ def set_up_sigterm(sigterm: Sigterm | None) -> None:
     for number in _ENDING:
         handler = signal.getsignal(number)
         if sigterm == "drain" or brief:
-            if handler is signal.SIG_DFL or _is_ours(handler):
-                signal.signal(number, _drain_briefly if brief else _drain)
+            if not _is_ours(handler):
+                if (handler is not signal.SIG_DFL and not _drains(handler)) or _leads_to_ours(handler, number):
+                    continue
+                _former[number] = handler
+            signal.signal(number, _drain_briefly if brief else _drain)
         elif _is_ours(handler):
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, _former[number])
 
 
 def sigterm_handler() -> object:
     """What a SIGTERM meets now; the default action where that comes after a drain of ours."""
     handler = signal.getsignal(signal.SIGTERM)
-    return signal.SIG_DFL if _is_ours(handler) else handler
+    return signal.SIG_DFL if _drains(handler) else handler
 
 
 def _is_ours(handler: object) -> bool:
     return handler is _drain or handler is _drain_briefly
 
 
+def _drains(handler: object) -> bool:
+    """Tell whether *handler* is ours, or that of another copy of the package in this process, a vendored one say: it drains that, and dies."""
+    module = str(getattr(handler, "__module__", ""))
+    return module.endswith("._process.signals") and getattr(handler, "__name__", "") in ("_drain", "_drain_briefly")
+
+
+def _leads_to_ours(handler: Any, number: int) -> bool:
+    """Tell whether the copy that has set *handler*, over that of another perhaps, comes to ours when it has drained."""
+    while _drains(handler) and not _is_ours(handler):
+        handler = handler.__globals__["_former"][number]
+    return _is_ours(handler)
+
+
+# What each signal meets when we have drained: the default action, or the handler of another copy, which has work of its own to finish.
+_former: Final[dict[int, Any]] = {}
+_dies = False
+
+
 def _drain(number: int, frame: FrameType | None) -> None:
     # As it would have been without us, to the exit status; and a second SIGTERM ends it at once.
-    signal.signal(number, signal.SIG_DFL)
+    signal.signal(number, _former[number])
     # Should the exit hooks come to their end first, or no thread be had.
     end_with(partial(_die, number))
     held = _may_hold(frame)
@@ -141,7 +167,7 @@ def _drain(number: int, frame: FrameType | None) -> None:
 def _drain_briefly(number: int, frame: FrameType | None) -> None:
     """In a child of multiprocessing, whose parent means it and waits: a `with Pool()` would be held up by the whole deadline."""
     if is_idle():
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, _former[number])
         os.kill(os.getpid(), number)
     drain_no_longer_than(_BRIEFLY)
     _drain(number, frame)
@@ -155,6 +181,11 @@ def _drain_and_die(number: int) -> None:
 
 
 def _die(number: int) -> None:
+    global _dies
+    if _dies:
+        # Of the copy that was told, whose drain may be under way in a thread: a second signal would end it.
+        return
+    _dies = True
     try:
         flush_streams()
     finally:
