@@ -348,7 +348,7 @@ class TaskGroup:
         if ending is FAILED:
             if self._supervised:
                 # Reported now: such a group may live as long as the program, and would keep it to itself.
-                value.drop()
+                value.let_go()
             with self._lock:
                 self._failures += 1
                 if not self._supervised or self._failures <= _MOST_KEPT:
