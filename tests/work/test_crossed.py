@@ -106,7 +106,8 @@ def by_a_resource():
 
 
 @pytest.mark.promise(
-    "A token that a coroutine gets in its first step, from `ContextVar.set`, can be used in every later one, whatever runs it"
+    "A token that a coroutine gets in its first step, from `ContextVar.set`, can be used in every later one, whatever runs it",
+    section="Order and context",
 )
 @pytest.mark.parametrize(
     "way",
