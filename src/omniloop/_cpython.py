@@ -34,8 +34,9 @@ def gathered(future: Any) -> list[Any]:
 
 
 def callbacks_of(future: Any) -> list[Any]:
-    """The functions that an asyncio future will call when it is done."""
-    return [callback for callback, _ in getattr(future, "_callbacks", None) or ()]
+    """The functions that an asyncio future will call when it is done. Another's may keep them without their contexts, as Qt's tasks do."""
+    entries = getattr(future, "_callbacks", None) or ()
+    return [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
 
 
 def done_callbacks_of(future: Any) -> list[Any]:

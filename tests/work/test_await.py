@@ -652,3 +652,16 @@ def test_asyncio_wait_on_a_bare_task_is_an_error_and_not_a_hang():
         return done.pop().result()
 
     assert asyncio.run(main()) == "slept"
+
+
+def test_it_can_be_awaited_by_tasks_of_another_make():
+    """Those of PySide6's QtAsyncio keep their callbacks without contexts: a look for `shield` among them was a TypeError."""
+
+    class Task(asyncio.Task):
+        _callbacks = property(lambda self: [print])
+
+    async def main():
+        asyncio.get_running_loop().set_task_factory(lambda loop, coro, **options: Task(coro, loop=loop, **options))
+        return await asyncio.gather(*(omniloop.go(asyncio.sleep(0.01, what)) for what in ("one", "two")))
+
+    assert asyncio.run(main()) == ["one", "two"]
