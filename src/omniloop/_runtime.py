@@ -344,7 +344,7 @@ class Runtime:
         """
         check_function(fn, "call_later", or_async=True)
         when = self._now() + _seconds("delay", delay, -MOST_SECONDS)
-        return self._put(self._make_task(fn, args, context, caller()), when)
+        return self._call_at(when, fn, args, context, caller())
 
     def call_at(self, when: float, fn: Callable[[*Ts], Any], *args: *Ts, context: Context | None = None) -> Task[Any]:
         """
@@ -363,7 +363,7 @@ class Runtime:
             7
         """
         check_function(fn, "call_at", or_async=True)
-        return self._put(self._make_task(fn, args, context, caller()), _seconds("when", when, -MOST_SECONDS))
+        return self._call_at(_seconds("when", when, -MOST_SECONDS), fn, args, context, caller())
 
     def every(
         self,
@@ -746,6 +746,12 @@ class Runtime:
         task._when_done(partial(close_unstarted, inner))
         return task
 
+    def _call_at(
+        self, when: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
+    ) -> Task[Any]:
+        task: Task[Any] = self._make_task(fn, args, context, frame)
+        return self._put(task, Later(task, when))
+
     def _to_thread(
         self,
         fn: Callable[..., T],
@@ -851,12 +857,12 @@ class Runtime:
         if self._timings is not None and self._settings.timings:
             self._timings.measure(task, life.batch_began)
 
-    def _put(self, task: Task[T], when: float | None = None) -> Task[T]:
-        """Deliver *task*, to be started at *when* or at once, to this life or the next; or refuse it."""
+    def _put(self, task: Task[T], later: Later | None = None) -> Task[T]:
+        """Deliver *task*, to be started at once or *later*, to this life or the next; or refuse it."""
         # Not `self._life`, which may be another one by now. A task knows it only as its `Owner`.
         life: Life = task._owner  # type: ignore[assignment]
+        item = task if later is None else later
         while True:
-            item = task if when is None else Later(task, when, life)
             try:
                 if life.inbox.put(item):
                     return task

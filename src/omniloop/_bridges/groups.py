@@ -373,8 +373,8 @@ class TaskGroup:
         if self._timeout is not None and self._timeout < math.inf:
             block.until = self._soon() + self._timeout
             expire = partial(self._cancel, _Stage.TIMED_OUT)
-            timer = self._runtime._make_task(expire, (), None, frame)
-            block.timer = self._runtime._put(timer, self._runtime._now() + max(0.0, self._timeout))
+            when = self._runtime._now() + max(0.0, self._timeout)
+            block.timer = self._runtime._call_at(when, expire, (), None, frame)
         if self._stage is not _Stage.OPEN:
             block.cancel()
 

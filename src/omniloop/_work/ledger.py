@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final
 
 from .. import _cpython, _hooks
 from .._arguments import as_coroutine, close_unstarted, not_plain
@@ -50,19 +50,18 @@ _EAGER: Final = sys.version_info >= (3, 12)
 class Later:
     """In the inbox: a task whose function is to be called at a given time."""
 
-    __slots__ = ("_life", "task", "when")
+    __slots__ = ("task", "when")
 
-    def __init__(self, task: Task[Any], when: float, life: HasLedger) -> None:
+    def __init__(self, task: Task[Any], when: float) -> None:
         self.task: Any = task
         self.when = when
-        self._life = life
 
     def __call__(self) -> None:
         task = self.task
         if LATE_FINALISERS:
             # This item may outlast its use, as said in `failures`, and is not to keep the handle. Who looks at it now finds no task.
             self.task = None
-        self._life.ledger.schedule(task, self.when)
+        task._owner.ledger.schedule(task, self.when)
 
 
 def task_in(item: object) -> Task[Any] | None:
@@ -70,15 +69,6 @@ def task_in(item: object) -> Task[Any] | None:
     if type(item) is Later:
         item = item.task
     return item if type(item) is Task else None
-
-
-if TYPE_CHECKING:
-
-    class HasLedger(Protocol):
-        """A life: its ledger is made when it starts, after the first item is in the inbox."""
-
-        @property
-        def ledger(self) -> Ledger: ...
 
 
 class Ledger:
@@ -445,7 +435,6 @@ class Ledger:
 
     def end_unstarted(self, task: Task[Any]) -> None:
         """End, as cancelled, what was taken from the inbox and will not be started."""
-        close_unstarted(task._work)
         task._end_cancelled(self.cancelled_early.pop(task, ()))
         # After that: see there.
         self.beginning = None

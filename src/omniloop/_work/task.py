@@ -105,6 +105,8 @@ if TYPE_CHECKING:
         tally: Tally
 
         @property
+        def ledger(self) -> Any: ...
+        @property
         def foreign(self) -> bool: ...
 
         def check_process(self) -> None: ...
@@ -449,18 +451,15 @@ class Task(concurrent.futures.Future[T]):
         unclaimed.claim()
         return False
 
-    def _end_cancelled(self, args: tuple[object, ...]) -> None:
-        """Settle as cancelled."""
+    def _end_cancelled(self, args: tuple[object, ...], *also: Entry) -> None:
+        """Settle as cancelled, and count that, and *also* what is said, in one step: what is dropped is never seen as finished."""
+        close_unstarted(self._work)
         if self._settle(CANCELLED, args):
-            self._owner.tally.count("dropped" if args and type(args[0]) is Dropped else "cancelled")
+            self._owner.tally.count(*also, "dropped" if args and type(args[0]) is Dropped else "cancelled")
 
     def _end_unstarted(self, *args: object) -> None:
         """Settle as cancelled what was accepted, and is taken by nobody any more."""
-        close_unstarted(self._work)
-        # In one step with the other count: what is dropped is never seen as finished.
-        entry: Entry = "dropped" if args and type(args[0]) is Dropped else "cancelled"
-        if self._settle(CANCELLED, args):
-            self._owner.tally.count("aside", entry)
+        self._end_cancelled(args, "aside")
 
     def _refuse(self) -> None:
         """Settle as cancelled what was not accepted: whoever waits for it shall not wait for ever."""
