@@ -406,7 +406,6 @@ def test_check_names_an_option_that_is_wrong(tmp_path, options, message):
 
 @pytest.mark.promise("With a `broker` the tasks of Django outlive the process, in an outbox say")
 def test_tasks_go_through_an_outbox(tmp_path):
-    pytest.importorskip("filelock")
 
     def program():
         import engines
@@ -580,7 +579,6 @@ def test_a_graceful_stop_ends_the_tasks(tmp_path, server):
 @pytest.mark.promise("`run_after` is heeded by an engine that can, and refused by one that can't")
 def test_run_after_is_the_engines_to_heed(tmp_path):
     pytest.importorskip("procrastinate")
-    pytest.importorskip("filelock")
 
     def program():
         from datetime import UTC, datetime

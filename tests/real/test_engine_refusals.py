@@ -271,7 +271,6 @@ def test_an_error_of_the_serialiser_on_the_way_ends_the_call(nats):
 
 @pytest.mark.promise("A file whose calls were packed for another engine is told so, and they are not tried for ever")
 def test_a_file_that_changes_its_engine_is_told(nats, tmp_path):
-    pytest.importorskip("filelock")
     queue = Queue("nats", nats.url)
     function = queue.function
 
