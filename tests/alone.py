@@ -57,7 +57,9 @@ def run_alone(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess
         shutil.copy(path, folder / "tests")
     for name in FOLDERS:
         shutil.copytree(TESTS / name, folder / "tests" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder / "src"), str(folder / "tests")])}
+    # Without what makes a worker of a pytest that runs around this one.
+    around = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env = {**around, "PYTHONPATH": os.pathsep.join([str(folder / "src"), str(folder / "tests")])}
     command = [sys.executable, "-m", "pytest", "-p", "alone", "-p", "no:cacheprovider", *(arguments or ["tests"])]
     return subprocess.run(command, cwd=folder, env=env, text=True, check=False)
 
