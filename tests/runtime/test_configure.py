@@ -126,10 +126,9 @@ class Overrides(asyncio.SelectorEventLoop):
         self.seen.add("run_in_executor")
         return super().run_in_executor(executor, func, *args)
 
-    # As it was before tasks had names.
-    def create_task(self, coro):
+    def create_task(self, coro, **options):
         self.seen.add("create_task")
-        return super().create_task(coro)
+        return super().create_task(coro, **options)
 
     def call_soon_threadsafe(self, callback, *args, context=None):
         self.seen.add("call_soon_threadsafe")
