@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import gc
 import logging
 import os
@@ -47,6 +48,27 @@ def test_what_draining_work_starts_is_done_too():
     runtime.shutdown()
 
     assert done == list(range(50, -1, -1))
+
+
+@pytest.mark.promise("A daemon whose own time limit is just over is cancelled at the end as others are")
+def test_a_daemon_whose_own_time_limit_is_just_over_is_cancelled_too(caplog):
+    async def daemon():
+        started.release()
+        while True:
+            # For a moment in each round it is being cancelled, by its own limit.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await asyncio.sleep(60)
+
+    started = threading.Semaphore(0)
+    runtime = Runtime(name="limited")
+    daemons = [runtime.go(daemon(), daemon=True) for _ in range(20)]
+    for _ in daemons:
+        assert started.acquire(timeout=5)
+    runtime.shutdown(20)
+
+    assert all(task.cancelled() for task in daemons)
+    assert caplog.records == []
 
 
 def test_daemons_are_cancelled_after_the_others_and_their_clean_up_runs():

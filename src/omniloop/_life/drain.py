@@ -594,9 +594,11 @@ class _End:
             if runners is None:
                 break
             ledger.cancel_timers()
-            self._ask(runners, patient)
+            busy = self._ask(runners, patient)
             left = deadline - time.monotonic()
             until = deadline - left + left / parts
+            while busy and not await _ended(life, busy, min(until, time.monotonic() + _LOOK)):
+                busy = self._ask(busy, patient) if time.monotonic() < until else []
             if left <= 0 or not await _ended(life, runners, until):
                 self._slow.update(runners)
             if left > 0:
@@ -663,12 +665,18 @@ class _End:
         leftovers.look()
         leftovers.hushed = on
 
-    def _ask(self, runners: list[Any], patient: bool) -> None:
+    def _ask(self, runners: list[Any], patient: bool) -> list[Any]:
+        """Cancel *runners*, and return those that are to be left alone for now: in the middle of a clean-up, or of a time limit of their own."""
         ledger, asked = self._life.ledger, self._asked
+        busy = []
         # In the order in which they were started: see the story above.
         for number, runner in enumerate(runners):
             # What is done, and not settled yet, is not cancelled.
-            if runner not in asked and not runner.done() and not (patient and is_asked(runner)):
+            if runner in asked or runner.done():
+                pass
+            elif patient and is_asked(runner):
+                busy.append(runner)
+            else:
                 asked.add(runner)
                 task = ledger.running.get(runner)
                 if task is not None and patient:
@@ -685,6 +693,7 @@ class _End:
                 self._beat()
                 # Between their turns, and so a sign that they are had.
                 ledger.loop.call_soon(self._beat_twice)
+        return busy
 
     def _end_untaken(self) -> None:
         """End what waits in the inbox now, as cancelled."""
