@@ -158,6 +158,50 @@ def test_the_first_use_of_two_threads_at_once_may_be_a_call_in_a_thread():
         assert results == [7, 7, 7]
 
 
+@pytest.mark.promise("A call in a thread waits for another thread's start of the runtime, also where that is slow")
+def test_a_call_in_a_thread_waits_for_a_slow_start():
+    def factory():
+        starting.set()
+        # No order is made by this: a start that takes longer than a look is what the test is about.
+        time.sleep(1.3)
+        return asyncio.new_event_loop()
+
+    starting = threading.Event()
+    with Runtime(name="slow", loop_factory=factory) as runtime:
+        first = threading.Thread(target=runtime.call_soon, args=(int,))
+        first.start()
+        assert starting.wait(timeout=5)
+        assert runtime.to_thread(int, "7").result(timeout=9) == 7
+        first.join(timeout=5)
+
+
+@pytest.mark.promise("A call in a thread starts the runtime itself where another thread's start has failed")
+def test_a_call_in_a_thread_starts_the_runtime_where_another_start_has_failed():
+    def factory():
+        made.append(threading.current_thread())
+        if len(made) == 1:
+            starting.set()
+            assert waits.wait(timeout=5)
+            raise OSError("not this time")
+        return asyncio.new_event_loop()
+
+    def begin():
+        with pytest.raises(CannotStartError, match="not this time"):
+            runtime.call_soon(int)
+        refused.set()
+
+    made, starting, waits, refused = [], threading.Event(), threading.Event(), threading.Event()
+    with Runtime(name="second", loop_factory=factory) as runtime:
+        first = threading.Thread(target=begin)
+        first.start()
+        assert starting.wait(timeout=5)
+        # Whether the call comes while the other waits, or after, the value is the same.
+        threading.Timer(0.05, waits.set).start()
+        assert runtime.to_thread(int, "7").result(timeout=9) == 7
+        assert refused.wait(timeout=5)
+    assert made[1] is threading.current_thread()
+
+
 def test_in_the_frame_that_the_start_interrupted_it_is_refused():
     refused = []
 

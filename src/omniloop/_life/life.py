@@ -75,6 +75,9 @@ _DESCRIPTORS: Final = 10
 # How long one thread waits for another to start the runtime.
 _START_TIMEOUT: Final = 1.0
 
+# And a thread whose call needs it, where the user's loop factory, say, may be slow.
+_LONG_START: Final = 10.0
+
 # How long a fork waits for a loop that is in the middle of a callback.
 _PAUSE_TIMEOUT: Final = 1.0
 
@@ -142,16 +145,15 @@ class Life:
     @property
     def workers(self) -> Workers:
         if self._workers is None:
-            # By way of the inbox: whoever submits meanwhile leaves the start to this one, which may be interrupted.
-            self.inbox.wake_reader()
-        # Another thread may be starting it, which is not long; or, in a signal handler, the frame below, which goes on only
-        # after this: hence bounded.
-        if self._workers is None:
-            self.wait_for_start()
-        if self._workers is None:
-            raise CannotStartError(
-                "The runtime is being started by the frame that this call interrupted. Call again later."
-            )
+            # Twice, as the start that was waited for may have failed, and then says here why.
+            for _ in range(2):
+                # By way of the inbox: whoever submits meanwhile leaves the start to this one, which may be interrupted.
+                self.inbox.wake_reader()
+                if self._workers is None:
+                    self._starter.wait(_LONG_START)
+            if self._workers is None:
+                by = "the frame that this call interrupted" if self.starts_below() else "another thread, which is slow"
+                raise CannotStartError(f"The runtime is being started by {by}. Call again later.")
         return self._workers
 
     @property
