@@ -69,10 +69,23 @@ def settle(copy: Copy, task: Any, value: str) -> bool:
             "        first = seen[0] if seen else outcome\n        if first is not outcome:",
         ),
     ),
-    a_waiter_that_does_not_look_again_under_the_lock=Edit(
-        TASK, "            if meeting.outcome is not None:\n                return True\n", ""
+    a_waiter_that_looks_before_it_is_seen=Edit(
+        TASK,
+        "        meeting.gates.append(gate)\n        if meeting.outcome is None and gate",
+        "        pending = meeting.outcome is None\n        meeting.gates.append(gate)\n        if pending and gate",
     ),
-    an_outcome_told_without_the_lock=Edit(TASK, TOLD_UNDER_THE_LOCK, "        if True:\n"),
+    gates_looked_at_before_the_outcome_is_set=(
+        Edit(
+            TASK,
+            "            meeting.outcome = outcome\n            # In one",
+            "            gates = meeting.gates.copy()\n            meeting.outcome = outcome\n            # In one",
+        ),
+        Edit(
+            TASK,
+            "            gates = meeting.gates.copy()\n            meeting.gates.clear",
+            "            meeting.gates.clear",
+        ),
+    ),
 )
 def test_who_waits_gets_the_outcome(copy: Copy) -> None:
     task = make_task(copy)
@@ -108,11 +121,7 @@ def test_all_who_wait_get_the_outcome(copy: Copy) -> None:
 
 @in_every_order(
     TASK,
-    a_gate_taken_away_without_the_lock=Edit(
-        TASK,
-        "        with meeting.lock:\n            if gate in meeting.gates:",
-        "        if True:\n            if gate in meeting.gates:",
-    ),
+    a_gate_taken_away_that_may_be_gone=Edit(TASK, "        with suppress(ValueError):", "        if True:"),
 )
 def test_a_wait_that_times_out_meanwhile_harms_nobody(copy: Copy) -> None:
     task = make_task(copy)

@@ -241,3 +241,38 @@ def test_a_signal_handler_that_interrupts_a_wait_may_wait(outer):
     result = run_child(program)
 
     assert result == ("done [42]\n", "", 0, result.seconds)
+
+
+@pytest.mark.promise("A wait may be interrupted anywhere by code that waits itself, also while its own work ends")
+def test_a_wait_may_be_interrupted_at_each_of_its_lines():
+    """The loop waited for the lock of the handle, which the interrupted frame held, and went on no more."""
+
+    def program():
+        def looks(frame, event, arg):
+            if "omniloop" not in frame.f_code.co_filename:
+                return None
+            if event == "line" and next(lines) == number:
+                reached.append(number)
+                omniloop.call_soon(gate.set)
+                # The work that is waited for ends meanwhile.
+                omniloop.run(asyncio.sleep(0.01))
+            return looks
+
+        reached = []
+        for number in itertools.count():
+            gate, lines = asyncio.Event(), itertools.count()
+            task = omniloop.go(gate.wait())
+            # For when it waits, and there are no more lines.
+            late = omniloop.call_later(0.2, gate.set)
+            sys.settrace(looks)
+            value = task.result(20)
+            sys.settrace(None)
+            late.cancel()
+            assert value is True
+            if number not in reached:
+                break
+        print(len(reached) > 20)
+
+    result = run_child(program)
+
+    assert result == ("True\n", "", 0, result.seconds)

@@ -39,6 +39,7 @@ import sys
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from threading import Lock
@@ -544,16 +545,15 @@ class Task(concurrent.futures.Future[T]):
         # A bare lock, handed over once: half of what a Condition costs, which makes one for each wait as well.
         gate = Lock()
         gate.acquire()
-        with meeting.lock:
-            if meeting.outcome is not None:
-                return True
-            meeting.gates.append(gate)
-        if gate.acquire(timeout=timeout):
+        # Without the lock of the meeting: a signal handler that waits in the middle of this would have the loop wait for that. Who
+        # settles sets the outcome, and then looks at the gates; here the gate comes first, and then the look.
+        meeting.gates.append(gate)
+        if meeting.outcome is None and gate.acquire(timeout=timeout):
             return True
-        with meeting.lock:
-            if gate in meeting.gates:
-                meeting.gates.remove(gate)
-        return self._outcome() is not None
+        with suppress(ValueError):
+            # Who settles has it.
+            meeting.gates.remove(gate)
+        return meeting.outcome is not None
 
     def _site(self) -> Site:
         stack: StackSummary | None = getattr(self, "_stack", None)
@@ -625,7 +625,9 @@ class Task(concurrent.futures.Future[T]):
             if meeting.outcome is not None:
                 return False
             meeting.outcome = outcome
-            gates, meeting.gates = meeting.gates, []
+            # In one step: whose gate comes later finds the outcome.
+            gates = meeting.gates.copy()
+            meeting.gates.clear()
             callbacks, meeting.callbacks = meeting.callbacks, {}
             for waiter in meeting.waiters:
                 match outcome[0]:
