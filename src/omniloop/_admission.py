@@ -1,4 +1,4 @@
-"""Bounds what may pile up: a task gets a place, waits for one, or is dropped; and what is dropped is told of."""
+"""Bounds how many tasks may pile up: each gets a place, waits for one, or is dropped and reported."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ._report import Failure, Site, shown
 from ._settings import WhenFull
 from ._work.task import Dropped, Task
 
-# Seconds between two reports of what was dropped.
+# Seconds between two reports of dropped tasks.
 _REPORT_EVERY: Final = 1.0
 
 
 class Admission:
     """
-    Places for so many unfinished tasks; who waits for one gets it in the order of asking.
+    A limited number of places for unfinished tasks. Waiting tasks get a place in the order in which they asked.
 
-    From any thread. The lock is held for a look and a change, never for a call of the user's or a wait; re-entrant, because a
-    signal handler or a finaliser may submit in the middle of it (and may then get one place too many).
+    From any thread. The lock is held for a look and a change, never during a call of user code or a wait. It is re-entrant, because a
+    signal handler or a finaliser may submit in the middle (and may then get one place too many).
     """
 
     def __init__(self) -> None:
         self.size: int | None = None
         self._lock = Guard()
-        # In order of admission; true once it is delivered, and so can be ended.
+        # In order of admission. True once the task is delivered, and so can be ended.
         self._places: dict[Task[Any], bool] = {}
         self._queue: deque[tuple[Task[Any], Lock]] = deque()
         self._untold = 0
@@ -42,13 +42,13 @@ class Admission:
         self._next_report = 0.0
 
     def resize(self, size: int | None) -> None:
-        """Have *size* places from now on; what is there already stays."""
+        """Have *size* places from now on. Tasks that are there already stay."""
         with self._lock:
             self.size = size
             self._seat()
 
     def admit(self, task: Task[Any], life: Life, when_full: WhenFull) -> bool:
-        """Give *task* a place; False if it was dropped instead. Raises FullError."""
+        """Give *task* a place; False if it was dropped instead. Raises FullError if it is refused."""
         with self._lock:
             if not self._queue and self._has_room():
                 self._places[task] = False
@@ -69,7 +69,7 @@ class Admission:
                 return False
 
     def delivered(self, task: Task[Any]) -> None:
-        """*task* is on its way: from now on it may be dropped."""
+        """Note that *task* was delivered: from now on it may be dropped."""
         with self._lock:
             if task in self._places:
                 self._places[task] = True
@@ -81,7 +81,7 @@ class Admission:
             self._seat()
 
     def report(self, life: Life) -> None:
-        """Tell what was dropped since the last report."""
+        """Report how many tasks were dropped since the last report."""
         with self._lock:
             count, self._untold = self._untold, 0
             self._report_is_due = False
@@ -107,7 +107,7 @@ class Admission:
             try:
                 return next((task for task, delivered in self._places.items() if delivered), None)
             except RuntimeError:
-                # A signal handler or a finaliser submitted between two looks.
+                # A signal handler or a finaliser has submitted during the iteration.
                 pass
 
     # --- when there is no room ----------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Admission:
         )
 
     def _replace_oldest(self, task: Task[Any], life: Life) -> bool:
-        """Give *task* the place of the oldest that can be ended; False if none can: calls that run in threads."""
+        """Give *task* the place of the oldest task that can be ended; False if all are calls that already run in threads."""
         with self._lock:
             tries = len(self._places)
         for _ in range(tries):
@@ -156,14 +156,14 @@ class Admission:
                     return False
                 del self._places[victim]
                 self._places[task] = False
-            # Without the lock: callbacks of the user's may run.
+            # Without the lock, because callbacks of the user may run.
             if self._end(victim, life):
-                # When it has ended: what runs may do so before the cancellation comes to it.
+                # Reported once it has ended: a running task may still end by itself before the cancellation reaches it.
                 victim._when_done(partial(self._tell, victim, life))
                 return True
             with self._lock:
                 if victim.done():
-                    # Its place was about to be free.
+                    # It has ended, and its place was about to become free.
                     return True
                 del self._places[task]
                 self._places[victim] = True
@@ -173,7 +173,7 @@ class Admission:
         why = self._why()
         if not life.inbox.take_back(victim):
             return victim.cancel(why)
-        # Here, and not by the loop: while that is blocked, what is dropped would pile up for it.
+        # Ended here and not by the loop: while that is blocked, dropped tasks would pile up for it.
         victim._end_unstarted(why)
         return True
 
@@ -185,7 +185,7 @@ class Admission:
         return Dropped(f"dropped, because max_pending={self.size} was reached")
 
     def _tell(self, task: Task[Any], life: Life) -> None:
-        """Have it told that *task* was dropped, unless it ended in another way meanwhile."""
+        """Have *task* reported as dropped, unless it ended in another way meanwhile."""
         if not task.cancelled():
             return
         with self._lock:
@@ -193,8 +193,8 @@ class Admission:
             self._last_site, self._last_name = task._site(), task.get_name()
             due, self._report_is_due = self._report_is_due, True
         if not due:
-            # By the loop, because this may be a signal handler, or a logging handler. What it does not come to, the end
-            # of the drain tells.
+            # By the loop, because the caller may be a signal handler or a logging handler. If the loop does not get to it, the end of the
+            # drain reports it.
             life.inbox.put(partial(self._schedule_report, life))
 
     def _schedule_report(self, life: Life) -> None:

@@ -1,13 +1,13 @@
 """
-Time that passes: the real clock, and the waits that block a thread.
+The real clock, and the waits that block a thread.
 
-A wait of ours looks up once a second, on every platform, however long it is: only between two calls in C does a thread see what was
-meant for it meanwhile. That is Ctrl-C where the wait for a lock can't be interrupted (Windows), an exception that another thread has
-set (dramatiq's time limits, a debugger), `sys.remote_exec`. It costs 0.1 ms of processor time a second. And it takes any number of
-seconds, `inf` and 1e12 too, where a lock and a thread raise OverflowError.
+Each of our waits wakes once a second, on every platform, however long it is: a thread sees what was meant for it only between two calls in
+C. That is Ctrl-C where the wait for a lock can't be interrupted (Windows), an exception that another thread has set (dramatiq's time
+limits, a debugger), or `sys.remote_exec`. It costs 0.1 ms of processor time a second. A wait takes any number of seconds, including `inf`
+and 1e12, for which a lock and a thread raise OverflowError.
 
-The clock is bound here, once. What freezes time in a test (freezegun, a monkeypatch of `time.monotonic`) would freeze our deadlines
-with it, and threads that the test knows nothing of would wait for ever.
+The clock is bound here, once. A test that freezes time (freezegun, a monkeypatch of `time.monotonic`) would otherwise freeze our deadlines
+too, and threads outside the test would wait forever.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
         def is_alive(self) -> bool: ...
 
 
-# How long a wait sleeps at a time, in seconds.
+# How long, in seconds, a wait sleeps at a time.
 LOOK_UP: Final = 1.0
 
 
 class _Time:
-    """The functions of `time`, as they are. In an object, because freezegun looks for them among the attributes of all modules."""
+    """The unfrozen functions of `time`. In an object, because freezegun searches the attributes of all modules for them."""
 
     __slots__ = ("monotonic", "perf_counter", "sleep", "thread_time")
 
     def __init__(self) -> None:
         self.monotonic: Callable[[], float] = _time.monotonic
         if not isinstance(_time.monotonic, BuiltinFunctionType) and hasattr(_time, "clock_gettime"):
-            # Frozen already, where omniloop is imported in the test itself.
+            # Already frozen, because the test itself has imported omniloop.
             self.monotonic = lambda: _time.clock_gettime(_time.CLOCK_MONOTONIC)
-        # For what takes a few milliseconds: the other clock stands still for 15.6 at a time, with Python 3.11 and 3.12 on Windows.
+        # For durations of a few milliseconds: on Windows, with Python 3.11 and 3.12, the other clock advances only every 15.6 ms.
         self.perf_counter: Callable[[], float] = _time.perf_counter
         if not isinstance(_time.perf_counter, BuiltinFunctionType):
             self.perf_counter = self.monotonic
@@ -50,12 +50,12 @@ class _Time:
         self.thread_time: Callable[[], float] = getattr(_time, "thread_time", _time.process_time)
 
 
-# Imported in the place of the module: ``from .._clock import time``.
+# Imported instead of the module: ``from .._clock import time``.
 time: Final = _Time()
 
 
 def slices(timeout: float | None) -> Iterator[float]:
-    """The waits that one of *timeout* seconds is made of (None: without end), at least one, until somebody has had enough."""
+    """Split a wait of *timeout* seconds (None: without end) into short ones, at least one, for the caller to do until it is satisfied."""
     until = math.inf if timeout is None else time.monotonic() + timeout
     left = math.inf if timeout is None else timeout
     while True:
@@ -71,18 +71,18 @@ def acquire(lock: Lock | RLock, timeout: float | None) -> bool:
 
 
 def let_through(gate: Lock) -> None:
-    """Let through who waits at *gate*, or comes next; if it is open already, nobody has come since."""
+    """Let the waiting thread, or the next one, through *gate*. If the gate is open already, no thread has come since."""
     with suppress(RuntimeError):
         gate.release()
 
 
 @contextmanager
 def holding(lock: Lock | RLock) -> Iterator[None]:
-    """As ``with lock``, by a wait of ours; an exception that comes while it is taken does not leave it taken."""
+    """Hold *lock* like ``with lock``, with a wait of ours; an exception while it is acquired does not leave it locked."""
     taken: list[bool] = []
     try:
         for seconds in slices(None):
-            # In one step: what was taken is noted.
+            # One step in C: if the lock is acquired, that is recorded too.
             taken.extend(map(lock.acquire, (True,), (seconds,)))
             if True in taken:
                 break

@@ -1,17 +1,18 @@
 """
-What guests hook into. The core names nobody else's library: what it needs to know of one, a guest knows.
+The hooks by which guests extend the core. A guest is a module that knows another library, so that the core need not name it.
 
 | hook | asked | contract |
 |---|---|---|
-| `waits` | around a blocking wait; where a thread begins or ends to run a loop; where a context is carried | `Waits`: makes calls in the thread that waits |
+| `waits` | around a blocking wait; where a thread begins or ends to run a loop; where a context is carried | `Waits`: runs calls in the
+thread that waits |
 | `elsewhere` | where a handle is awaited; in SIGTERM's handler | `Elsewhere`: async code that asyncio does not run |
-| `surroundings` | in the start of a runtime | `Surroundings`: what the process runs under |
-| `host` | in the start of a runtime, and before a wait | `Host`: a loop that is there, where no thread can be started |
+| `surroundings` | in the start of a runtime | `Surroundings`: the environment of the process |
+| `host` | in the start of a runtime, and before a wait | `Host`: an existing loop, where no thread can be started |
 | `LOOPS` | where `OMNILOOP_LOOP` is read | the guest whose `factory()` returns a loop factory, or raises `SettingError` |
 | `on_use` | `dump`, `timings`, a long drain, `monitor` | a module that lies above the core, loaded on its first use |
 
-Others stand with what they belong to: `fork.forget_after_fork`, `hold_at_fork` and `keep_for_ever`; `exit.watch`, `tell_at_exit` and
-`end_orphan`; `waits.look_in_long_waits`.
+The other hooks are functions of the modules that they belong to: `fork.forget_after_fork`, `hold_at_fork` and `keep_for_ever`;
+`exit.watch`, `tell_at_exit` and `end_orphan`; `waits.look_in_long_waits`.
 """
 
 from __future__ import annotations
@@ -28,58 +29,61 @@ if TYPE_CHECKING:
     from types import FrameType
 
     class Waits(Protocol):
-        """A guest that has a part in blocking waits: `run` leaves them to it."""
+        """A guest that takes part in blocking waits: `run` leaves them to it."""
 
         def run(self, runtime: Any, coro: Any, timeout: float | None, frame: FrameType) -> Any:
             """Submit *coro* to *runtime*, wait until it is done, and return its task; close it if that is refused."""
 
         def serve(self, loop: asyncio.AbstractEventLoop, spare: Executor) -> None:
-            """A thread is about to run *loop*, whose workers are *spare*. May be said again."""
+            """Prepare for a thread that is about to run *loop* and has the workers *spare*. May be called again."""
 
         def leave(self, loop: asyncio.AbstractEventLoop) -> None:
-            """The *loop* is over."""
+            """Note that *loop* has ended."""
 
         def is_thread_bound(self, value: object) -> bool:
-            """Tell whether *value*, of a variable in a context, belongs to the thread that has set it: it is carried to no other context."""
+            """Tell whether the value of a context variable belongs to the thread that has set it: then no other context gets it."""
             ...
 
     class Elsewhere(Protocol):
         """A guest that knows async code which asyncio does not run."""
 
         def runs_here(self) -> bool:
-            """Tell whether the calling code is such code; an asyncio loop may run in the same thread."""
+            """Tell whether such code is calling; an asyncio loop may run in the same thread."""
             ...
 
         def serves_here(self) -> bool:
-            """Tell whether a loop of that kind runs in this thread, whatever has interrupted it."""
+            """Tell whether a loop of that kind runs in this thread, also when a signal handler has interrupted it."""
             ...
 
         async def wait(self, task: Any, asks: bool, timeout: float | None) -> None:
-            """Wait there until *task* is done or *timeout* passed; what cancels the waiter asks the work to end, if that *asks*."""
+            """Wait until *task* is done or *timeout* passed. If *asks*, cancelling the waiter cancels the task too."""
 
         def say_asyncio(self) -> bool:
-            """Have asyncio named as what runs the calling thread, whatever a submitter's context says; False if it is to be said again."""
+            """
+            Name asyncio as the library that runs the calling thread, whatever a submitter's context says; False if it must be named again
+            later.
+            """
             ...
 
     class Surroundings(Protocol):
-        """A guest that knows what a process may run under."""
+        """A guest that knows the environments in which a process may run."""
 
         def warn_of_threads(self) -> None:
-            """Warn the caller's caller where threads are not what they are elsewhere."""
+            """Warn the caller's caller if threads work differently here."""
 
         def tell_what_a_stop_loses(self, name: str, handler: object, sigterm: str | None) -> None:
-            """Log, once in a process, what a SIGTERM that meets *handler* will lose, and what to set; nothing if it loses nothing."""
+            """Log, once a process, what a SIGTERM that meets *handler* will lose, if anything, and which setting prevents it."""
 
     class Host(Protocol):
         """A guest whose loop serves where no thread can be started: it runs in the one thread, and is never replaced or closed."""
 
-        # A `LoopThread` that starts none.
+        # A `LoopThread` that starts no thread.
         Thread: Any
-        # What to do where a wait would block that thread, as a sentence.
+        # A sentence that says what to do instead of a wait that would block that thread.
         INSTEAD: str
 
         def loop(self) -> asyncio.AbstractEventLoop:
-            """The loop that is there already."""
+            """Return the existing loop."""
             ...
 
         def can_wait(self) -> bool:
@@ -87,16 +91,16 @@ if TYPE_CHECKING:
             ...
 
         def wait(self, done: asyncio.Future[None], timeout: float | None) -> None:
-            """Block until *done* is, or for *timeout* seconds; the loop goes on meanwhile."""
+            """Block until *done* is done, or for *timeout* seconds; the loop goes on meanwhile."""
 
     class Timings(Protocol):
-        """Measures how long work takes, by name; loaded where that is switched on."""
+        """Measures how long work takes, by name; loaded when `timings` is switched on."""
 
         def measure(self, task: Any, batch_began: Callable[[], float]) -> None:
-            """Measure *task* from now on. *batch_began* says when the loop came to what it starts just now."""
+            """Measure *task* from now on. *batch_began* returns when the loop began the batch of work that it now starts."""
 
         def read(self) -> Mapping[str, Any]:
-            """What was measured so far."""
+            """Return what was measured so far."""
             ...
 
 
@@ -105,28 +109,28 @@ G = TypeVar("G")
 
 class Hook(Generic[G]):
     """
-    What one guest may hook into. Calling it returns the guest, or None.
+    A hook that one guest may take. Calling it returns the guest, or None.
 
-    A guest is a module of this package. It is offered by the names of the library's modules, and imported once one of them is loaded, or a
-    condition holds; who does not use the library pays a look into `sys.modules`.
+    A guest is a module of this package. It is offered with the names of its library's modules, and imported once one of them is loaded or a
+    condition holds. A program that does not use the library pays only a look into `sys.modules`.
     """
 
     __slots__ = ("_also", "_module", "guest", "libraries")
 
     def __init__(self) -> None:
-        # For where nothing may be imported; elsewhere the hook is called.
+        # To be read where nothing may be imported; elsewhere the hook is called.
         self.guest: G | None = None
         self._module = ""
-        # None of them once it is in.
+        # Empty once the guest is imported.
         self.libraries: tuple[str, ...] = ()
         self._also: Callable[[], bool] | None = None
 
     def offer(self, module: str, *libraries: str, also: Callable[[], bool] | None = None) -> None:
-        """Have *module* imported where one of *libraries* is loaded, or *also* holds; it then takes the hook."""
+        """Have *module* imported once one of *libraries* is loaded, or *also* returns True; it then takes the hook."""
         self._module, self.libraries, self._also = module, libraries, also
 
     def take(self, guest: Any) -> None:
-        """Be asked from now on."""
+        """Make *guest* the one that is asked from now on."""
         self.guest = guest
 
     def __call__(self) -> G | None:
@@ -140,7 +144,7 @@ class Hook(Generic[G]):
         return self.guest
 
     def _let_in(self) -> None:
-        # The interpreter ends, and imports no more: then its library serves nobody either.
+        # At the end of the interpreter imports fail; then the library is of no use either.
         with suppress(ImportError, KeyError):
             import_module(self._module)
             self.libraries, self._also = (), None
@@ -151,13 +155,13 @@ elsewhere: Final[Hook[Elsewhere]] = Hook()
 surroundings: Final[Hook[Surroundings]] = Hook()
 host: Final[Hook[Host]] = Hook()
 
-# By the name of the loop: the module of its guest.
+# The module of the guest, by the name of the loop.
 LOOPS: Final[dict[str, str]] = {}
 
 
 def who_runs_here() -> Elsewhere | None:
-    """Who runs the calling async code, where asyncio does not."""
-    # Each `await` of a handle asks: the look of `Hook` in place saves a call.
+    """Return the guest whose library runs the calling async code; None if asyncio does."""
+    # Each `await` of a handle comes here; repeating the look of `Hook` in place saves a call.
     for library in elsewhere.libraries:
         if library in sys.modules:
             elsewhere()
@@ -167,18 +171,18 @@ def who_runs_here() -> Elsewhere | None:
 
 
 def serve(loop: asyncio.AbstractEventLoop, spare: Executor) -> None:
-    """Tell the guest of the waits that a thread is about to run *loop*."""
+    """Tell the guest of `waits` that a thread is about to run *loop*."""
     if (guest := waits()) is not None:
         guest.serve(loop, spare)
 
 
 def leave(loop: asyncio.AbstractEventLoop) -> None:
-    """Tell the guest of the waits that *loop* is over; a guest that comes in only now knows nothing of it."""
+    """Tell the guest of `waits` that *loop* has ended. A guest that is not imported yet knows nothing of the loop."""
     if (guest := waits.guest) is not None:
         guest.leave(loop)
 
 
 def on_use(module: str, load: bool = True) -> Any:
-    """The module of that name in this package, which lies above what asks for it; None if it is not loaded, and not to be."""
+    """Return the *module* of this package, which lies above its caller; None if it is not loaded and *load* is false."""
     name = f"{__package__}.{module}"
     return import_module(name) if load else sys.modules.get(name)

@@ -1,44 +1,48 @@
 """
-How a life ends: wait, cancel what is left and await its clean-up, name what is cut off, stop the thread.
+How a life ends: wait for the work, cancel the rest, await its clean-up, log what was cut off, and stop the threads.
 
-What is guaranteed. What was accepted is done, or its handle says why not; there is nothing between. The end takes no longer than the two
-deadlines: the one for the work, and the one for the clean-up of what is cancelled. Both hold for any number of tasks: each is asked to
-cancel once, and has one turn of the loop after that, also where the deadline is past (without it the clean-up would not even begin, and
-each would complain of an ignored GeneratorExit). Nothing else is done for each: sentences are made for the twenty that are shown.
+What is guaranteed. Accepted work is done, or its handle says why not; there is no third outcome. The end takes no longer than its two
+deadlines: one for the work, and one for the clean-up of cancelled tasks. Both hold for any number of tasks. Each task is cancelled once and
+then has one turn of the loop, even when the deadline has passed: without that turn its clean-up would not even begin, and Python would
+complain of an ignored GeneratorExit. A task costs nothing more than that: only the twenty that the log shows are described.
 
-How an end goes (`close`), by the names and in the order of the code below:
+The steps of an end (`close`), under the names and in the order of the code below:
 
-1. `drain` waits, until there is nothing of this (`_Drain._wait`):
-   - work that nobody else's context marks as theirs (`rank_of`), again and again, because work may submit work
-   - the closing of async generators, which is clean-up: for `cancel_timeout`
-   - what work has left on the loop by asyncio's own means, if it is young: as long as what one of them waits for is known to come within
-     their time, or anything has moved in the last half second
-   - once in the whole end, what daemons had submitted by then; what they submit without end would be waited for without end
-2. `finish` ends what is no work, in three stages (`_End._stages`). If a stage takes too long it goes on beside the others. Whenever there
-   is work again, 1 comes again.
-   - daemons; no turn of `every` begins any more, and those that are under way are work from now on
-   - what is kept open (`Kind.KEEPER`), the youngest first, each followed by what was made in its opening: a client's own reader and
-     heartbeat, which its `close()` needs
-   - all other tasks on the loop, and what they submitted when they were past their time
-3. If nothing is left then, the inbox is closed, in the same step in which that is seen (`_refuse`). Else 1 comes again.
-4. `cut`, if the deadline or a Ctrl-C has ended the waiting: work is cancelled first, and then each stage has its turn once.
-5. `_end`, in the thread that closes, and one at a time by `Life.closing`: the threads end, what was cut off is named, and nobody waits any more.
+1. `drain` waits until none of the following is left (`_Drain._wait`):
+   - work whose context does not mark it as submitted for a daemon, a resource or another owner (`rank_of`). This is looked at repeatedly,
+     because work may submit work.
+   - the closing of async generators. It is clean-up, and has `cancel_timeout`.
+   - young tasks that work has left on the loop by asyncio's own means. They are waited for as long as one of them is known to end within
+     their time, or any of them has moved in the last half second.
+   - what daemons have submitted so far. This is waited for once in the whole end, because a daemon may submit without end.
+2. `finish` ends everything that is not work, in three stages (`_End._stages`). A stage that takes too long goes on beside the next ones. If
+   new work appears, step 1 is repeated.
+   - daemons. No turn of `every` begins any more; a turn that is under way counts as work from now on.
+   - resources (`Kind.KEEPER`), the youngest first. After each follow the tasks that were made in its opening: its client's own reader and
+     heartbeat, which the client's `close()` needs.
+   - all other tasks on the loop, and what they submitted after their time was over.
+3. If nothing is left, `_refuse` closes the inbox in the same step in which it sees this. Otherwise step 1 is repeated.
+4. If the deadline or a Ctrl-C has ended the waiting, `cut` cancels the work first, and then each stage has its turn once.
+5. `_end` runs in the thread that closes, one thread at a time (`Life.closing`). It ends the threads, logs what was cut off, and fails every
+   handle that is left, so that nobody waits any more.
 
-What ends a wait. A thread asks the loop for something (`_Asked`), and waits at its gate, with the deadline; the gate is opened by the end of
-what was asked, or by the end of the life (`Life.fail_all`). So the tables are the loop's, and all that is asked, refused or counted there is
-done there, in one step: nothing can be submitted, or end, in the middle of it. A callback that blocks the loop may come back when the
-thread has given up: what was asked is not begun any more then, which the lock `_Asked._turn` is for.
+How the closing thread and the loop talk. The thread puts a request on the loop (`_Asked`) and waits at its gate until the deadline. The
+gate is opened when the request is done, or by the end of the life (`Life.fail_all`). So the tables belong to the loop: it looks, counts and
+refuses in one step, and nothing can be submitted or end in between. A callback that blocks the loop may return only after the thread has
+given up. The loop must not begin the request then; the lock `_Asked._turn` ensures that.
 
-A loop that is busy with 100,000 clean-ups and one that is blocked look alike from outside. So the loop's heart beats (`_End._beat`)
-on its way: the thread waits longer, past the deadline too, as long as it does.
+From outside, a loop that is busy with 100,000 clean-ups looks the same as a blocked one. So the loop counts beats while it makes progress
+(`_End._beat`), and as long as it does the thread waits on, past the deadline too.
 
-What was tried and does not work. Cancelling bare tasks together with the daemons: a client whose reader was gone could not close. Asking in
-any other order than that of the start: a queue in which many wait (an `asyncio.Event`'s) searches for each that leaves it from its head,
-and 100,000 took ten times as long. A callback for each piece of work that is waited for: it costs as much as its end. A count of what is
-left, taken down where work settles: that is one more look on the way of every task, and of every thread. Waiting for the oldest first: it is
-mostly the first to end, and so each is waited for. Waiting for work that is submitted while the end closes resources, without limit: a bare
-task that reconnects by itself opened one 364 times. Waiting for leftovers by their age alone: each client that was left open cost five
-seconds.
+What was tried and does not work.
+- Cancelling bare tasks together with the daemons: a client whose reader was gone could not close.
+- Cancelling in any other order than that of the start: a queue in which many wait, such as that of an `asyncio.Event`, is searched from its
+  head for each waiter that leaves it, and 100,000 took ten times as long.
+- A callback for each piece of work that is waited for: it costs as much as the end of the work.
+- A count of unfinished work, decreased where work settles: it adds a step to every task and every thread.
+- Waiting for the oldest task first: it is mostly the first to end, so that each task is waited for in turn.
+- Waiting without limit for work that is submitted while resources are closed: a bare task that reconnects by itself opened one 364 times.
+- Waiting for leftovers by their age alone: each client that was left open cost five seconds.
 """
 
 from __future__ import annotations
@@ -66,31 +70,32 @@ from .life import Life, Stage
 from .thread import LoopThread
 from .workers import ThreadWork, resolve
 
-# How soon to look again whether another thread has started the loop's.
+# How soon to look again whether another thread has started the loop's thread.
 _STARTING: Final = 0.0005
 
-# A wait that is over sooner says nothing. Half a second is where people begin to wonder (a guess).
+# A shorter wait logs nothing. Half a second is where people begin to wonder (a guess).
 _QUIET: Final = 0.5
 
-# Beyond the deadlines: for a thread that was told to end to be gone.
+# Added to the deadlines: how long to wait for a thread that was told to end.
 _JOIN_TIMEOUT: Final = 0.5
 
-# A loop whose heart does not beat for so long is blocked: beyond the deadlines too. (A guess; well above what a busy machine adds.)
+# A loop that counts no beat for so long is blocked; this is added to the deadlines too. (A guess; well above what a busy machine adds.)
 _PATIENCE: Final = 1.5
 
-# So many are named in the log, then only counted.
+# How many tasks the log describes. The rest are only counted.
 _NAMED: Final = 20
 
-# So many are asked, and have their turn, between two beats: each may take some milliseconds.
+# How many tasks are cancelled, and have their turn, between two beats. Each may take some milliseconds.
 _BATCH: Final = 16
 
-# Leftovers of which nobody knows what they wait for are given up when nothing has moved for so long; and how often that is looked at.
+# Leftovers that wait for something unknown are given up when none of them has moved for `_STILL` seconds. `_LOOK` is the pause between two
+# looks.
 _STILL: Final = 0.5
 _LOOK: Final = 0.05
 
 
 class LeftoverTime(NamedTuple):
-    """Which leftovers are young, and until when they are waited for; both by `time.monotonic`."""
+    """Leftovers made after *since* are young, and are waited for until *until*; both by `time.monotonic`."""
 
     since: float
     until: float
@@ -101,7 +106,7 @@ def flush(
 ) -> bool:
     """Wait until all that was accepted before this call is done; False at the *deadline*, by `time.monotonic`."""
     waiting = _Drain(life, OF_OTHERS, cancel_timeout, leftovers)
-    # What is left is looked at on the loop's thread, when all that came before was started.
+    # The loop's thread looks at what is left, after it has started everything that was submitted before.
     return _wait_on_loop(
         life, lambda: waiting.flush(life.ledger.left(OF_OTHERS)), deadline, leftovers, shown=progress, told=False
     )
@@ -114,12 +119,12 @@ def drain(
     leftovers: LeftoverTime | None = None,
     rank: int = UNMARKED,
 ) -> bool:
-    """Wait until nothing is left to wait for; what draining work submits is waited for too. False at the *deadline*."""
+    """Wait until nothing is left to wait for, including what work submits meanwhile; False at the *deadline*."""
     begin = _Drain(life, rank, cancel_timeout, leftovers).run
     try:
         return _wait_on_loop(life, begin, deadline, leftovers, shown=exit.draining(), told=True)
     except CannotStartError:
-        # What is left has nothing to run on, and whoever submitted it was told.
+        # There is no thread to run the rest, and whoever submitted it was told.
         return False
 
 
@@ -128,9 +133,10 @@ def close(
     life: Life, deadline: float | None, cancel_timeout: float, leftovers: LeftoverTime, interruptions: int
 ) -> int:
     """
-    Drain until the *deadline*; cancel what is left, and the daemons; then end the thread. Delivered or refused: nothing between.
+    Drain until the *deadline*, cancel daemons and whatever is left, and end the threads. All work is either delivered or refused.
 
-    The first Ctrl-C ends the waiting, a second one the waiting for the clean-up as well. Takes how many there were, and returns it.
+    The first Ctrl-C ends the wait for work, the second the wait for clean-up. *interruptions* is the number so far; the new number is
+    returned.
     """
     end = _End(life)
     last = time.monotonic()
@@ -138,13 +144,13 @@ def close(
         left = cancel_timeout
         try:
             while not interruptions and drain(life, deadline, cancel_timeout, leftovers, end.rank):
-                # Daemons and resources, when the work is done: it may need them.
+                # Only now daemons and resources: the work may have needed them.
                 begun = time.monotonic()
                 last = begun + left
                 ended = end.finish(last)
                 if ended:
                     return interruptions
-                # Together they take no longer than once.
+                # All rounds together take no longer than one may.
                 left = max(0.0, left - (time.monotonic() - begun))
                 if ended is None:
                     break
@@ -159,7 +165,7 @@ def close(
         interruptions += 1
         last = time.monotonic()
     finally:
-        # Of two threads that close at once, one does this, and the other waits for it: it takes no longer than the deadline.
+        # If two threads close at once, one of them does this and the other waits for it, which takes no longer than the deadline.
         with holding(life.closing):
             if life.stage is not Stage.CLOSED:
                 _end(
@@ -174,7 +180,7 @@ def close(
 
 
 class _Asked:
-    """What a thread has asked of the loop and waits for: a coroutine that runs there, and what it returns."""
+    """A request of a thread to the loop: the coroutine to run there, and its result, which the thread waits for."""
 
     def __init__(self, life: Life, begin: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         self.gate = Lock()
@@ -182,19 +188,19 @@ class _Asked:
         self.value: Any = None
         self._life = life
         self._begin = begin
-        # Held while it is begun: after it was given up it is not.
+        # Held while the request is begun, so that it never begins after `give_up`.
         self._turn = Lock()
         self._runner: asyncio.Task[Any] | None = None
         life.asked.add(self)
 
     def __call__(self) -> None:
-        """Begin it; on the loop's thread. Elsewhere the loop is gone, and the end of the life answers."""
+        """Begin the request, on the loop's thread. Elsewhere do nothing: the loop is gone, and the end of the life answers."""
         life = self._life
         if life.thread is None or not life.thread.is_current():
             return
         with self._turn:
             if self in life.asked:
-                # A task of asyncio's own, whatever factory the user has set.
+                # A plain asyncio task, whatever task factory the user has set.
                 self._runner = asyncio.Task(self._begin(), loop=life.thread.loop, context=Context())
                 life.ledger.leftovers.helpers.add(self._runner)
                 self._runner.add_done_callback(self._done, context=life.thread.context)
@@ -205,13 +211,13 @@ class _Asked:
             self.answer(None)
             return
         self.answer(None if runner.exception() is not None else runner.result())
-        # An error is a fault of this package: to the loop's handler.
+        # An error here is a bug of this package: let the loop's exception handler report it.
         runner.result()
 
     def answer(self, value: Any) -> None:
-        """Answer, if nobody did; from any thread."""
+        """Answer, unless it is answered already. From any thread."""
         try:
-            # Atomic, and so there is one answer.
+            # Atomic, so that there is only one answer.
             self._life.asked.remove(self)
         except KeyError:
             return
@@ -219,7 +225,7 @@ class _Asked:
         self.gate.release()
 
     def give_up(self) -> None:
-        """Wait no longer; for the thread that asked."""
+        """Stop waiting. For the thread that asked."""
         with self._turn:
             self._life.asked.discard(self)
         if self._runner is not None and self._life.thread is not None:
@@ -237,21 +243,22 @@ def _wait_on_loop(
     shown: bool,
     told: bool,
 ) -> bool:
-    """Have the loop begin a wait, after all that was submitted before, and wait for its end. False at the deadline."""
+    """Have the loop begin a wait, after everything submitted before, and block until it ends. False at the deadline."""
     if life.inbox.closed:
         return True
     if not life.serving and not life.inbox and (life.thread is None or life.ledger.is_quiet()):
-        # Never used; or the thread was ended before a fork, because there was nothing to do.
+        # Never used, or parked before a fork because there was nothing to do.
         return True
     since, until = time.monotonic(), math.inf if deadline is None else deadline
     asked = _Asked(life, begin)
     try:
         if not life.inbox.put(asked):
             return True
-        # This may be the handler of a SIGTERM, which interrupts a submission that has taken the token and not yet woken the loop.
+        # This may be a SIGTERM handler, which interrupts a submission that has taken the token and not yet woken the loop.
         life.inbox.wake_reader()
         while not life.serving:
-            # Another thread is starting it. Should that fail, as it does on 3.12 when main has ended, nobody would come to it.
+            # Another thread is starting the loop's thread. If that fails, as it does on 3.12 when main has ended, nobody else would take
+            # this request.
             life.wait_for_start()
             life.inbox.wake_reader()
             if asked.gate.acquire(timeout=_STARTING):
@@ -265,7 +272,7 @@ def _wait_on_loop(
                     life, shown=shown, told=told, since=since, leftovers_until=leftovers and leftovers.until
                 )
             except (ImportError, OSError):
-                # The core is alone, or the process is short of descriptors: the wait goes on without a word.
+                # The core is installed alone, or the process is short of descriptors: wait without logging progress.
                 ended = acquire(asked.gate, until - time.monotonic())
             else:
                 with progress:
@@ -289,9 +296,9 @@ class _Drain:
         self._rank = rank
         self._cancel_timeout = cancel_timeout
         self._time = leftovers
-        # Clean-ups that have had their time.
+        # Clean-ups that did not end within their time.
         self._slow: set[asyncio.Future[Any]] = set()
-        # What those leftovers wait for of which nothing is known, and when any of it was last seen to be another.
+        # What each leftover that waits for something unknown waits for, and when this last changed.
         self._waiters: dict[asyncio.Future[Any], object] = {}
         self._moved = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -299,7 +306,7 @@ class _Drain:
     async def flush(self, left: list[Any]) -> bool:
         life = self._life
         await _ended(life, left)
-        # What is unheld, and is told of, may have been the last that referred to a generator.
+        # A failed task whose handle nobody holds, reported here, may hold the last reference to a generator.
         life.failures.tell_all_unheld()
         await self._clean_ups()
         if self._time is not None:
@@ -310,7 +317,8 @@ class _Drain:
 
     async def run(self) -> bool:
         ledger = self._life.ledger
-        # To the end of the life: a daemon that submits in every turn does so between two drains as well, and each would begin another.
+        # From now on, until the life ends: a daemon that submits in every turn does so between two drains too, and each submission would
+        # begin another drain.
         ledger.heeds_marks = True
         try:
             self._give_up_late_ones()
@@ -322,7 +330,7 @@ class _Drain:
         return True
 
     def _give_up_late_ones(self) -> None:
-        """What old leftovers, and those whose time is over, submit without end is not to be waited for."""
+        """Stop waiting for what old leftovers, and those whose time is over, may submit without end."""
         if self._time is None:
             return
         ledger, left = self._life.ledger, self._time.until - time.monotonic()
@@ -331,17 +339,17 @@ class _Drain:
         if left <= 0:
             ledger.leftovers.time_over = True
             ledger.leftovers.give_up_but(ledger.leftovers.young(self._time.since), work, in_vain=True)
-        # What work makes from then on is given up in turn.
+        # Repeated, because work may leave further tasks.
         self._timer = ledger.loop.call_later(left if left > 0 else _STILL, self._give_up_late_ones)
 
     async def _wait(self) -> bool:
-        """Wait for the first thing that there is to wait for; False if there is none."""
+        """Wait for the first kind of thing that is left; False if nothing is."""
         life, ledger = self._life, self._life.ledger
         if not ledger.is_done(self._rank):
             if left := ledger.left(self._rank):
                 await _ended(life, left)
             else:
-                # In the inbox.
+                # All of it is still in the inbox.
                 life.inbox.wake_reader(if_resting=True)
                 await asyncio.sleep(0)
             return True
@@ -354,11 +362,11 @@ class _Drain:
             ledger.leftovers.give_up(ledger.leftovers.old(self._time.since))
             ledger.leftovers.give_up(ledger.leftovers.young(self._time.since), in_vain=True)
         if self._rank == UNMARKED and not life.waited_for_daemons:
-            # While the program goes on (it has no time for leftovers) each drain does.
+            # A drain while the program goes on, which has no time for leftovers, waits for daemons' work each time.
             life.waited_for_daemons = self._time is not None
             reached = ledger.loop.create_future()
             if life.inbox.put(partial(resolve, reached)):
-                # All that came by now was started.
+                # When this resolves, everything submitted so far was started.
                 await reached
             await _ended(life, ledger.left(OF_WHAT_ENDED))
             if life.waited_for_daemons:
@@ -366,14 +374,14 @@ class _Drain:
         return not ledger.is_done(self._rank)
 
     async def _clean_ups(self) -> bool:
-        """Wait for the clean-ups that there are, within their time; False if there are none."""
+        """Wait for the clean-ups under way, up to `cancel_timeout`; False if there are none."""
         found = [task for task in await _clean_ups(self._life) if task not in self._slow]
         if found and not await _ended(self._life, found, time.monotonic() + self._cancel_timeout):
             self._slow.update(found)
         return bool(found)
 
     async def _leftovers(self, when: LeftoverTime) -> bool:
-        """Wait for young leftovers for a moment; False if there are none, or none that is worth it."""
+        """Wait a moment for young leftovers; False if there are none, or none that may still end in time."""
         ledger, now = self._life.ledger, time.monotonic()
         young = ledger.leftovers.young(when.since)
         left = when.until - now
@@ -391,15 +399,15 @@ class _Drain:
                 self._waiters, self._moved = waiters, now
             if now - self._moved >= _STILL:
                 return False
-            # Looking at many takes its time as well.
+            # A look at many leftovers takes time as well, so the pause grows with it.
             pause = min(left, max(_LOOK, 5 * (time.monotonic() - now)))
         await asyncio.wait([known or young[0]], timeout=pause)
         return True
 
 
 async def _clean_ups(life: Life) -> list[asyncio.Future[Any]]:
-    """What closes async generators now."""
-    # asyncio makes them one turn of the loop after it was seen that they are needed.
+    """Return the tasks that are closing async generators now."""
+    # asyncio makes such a task one turn of the loop after it notices that one is needed.
     await asyncio.sleep(0)
     leftovers = life.ledger.leftovers
     leftovers.look()
@@ -407,10 +415,10 @@ async def _clean_ups(life: Life) -> list[asyncio.Future[Any]]:
 
 
 async def _ended(life: Life, runners: Iterable[Any], until: float = math.inf) -> bool:
-    """Wait until all of *runners*, asyncio's tasks or calls in worker threads, have ended and are settled; False at *until*."""
+    """Wait until all *runners* (asyncio tasks, or calls in worker threads) have ended and are settled; False at *until*."""
     left = list(runners)
     while left:
-        # One at a time, and the youngest first, which is mostly the last to end: a callback for each would cost as much as its end.
+        # One at a time, and the youngest first, because it is mostly the last to end. A callback for each would cost as much as its end.
         runner = left[-1]
         if isinstance(runner, ThreadWork):
             runner = runner.over(life.ledger)
@@ -421,7 +429,7 @@ async def _ended(life: Life, runners: Iterable[Any], until: float = math.inf) ->
         if remaining <= 0:
             return False
         await asyncio.wait([runner], timeout=None if until == math.inf else remaining)
-    # The callbacks of what has just ended, which settle it, come before this goes on.
+    # The callbacks that settle what has just ended run before this goes on.
     await asyncio.sleep(0)
     return True
 
@@ -434,27 +442,27 @@ class _End:
 
     def __init__(self, life: Life) -> None:
         self._life = life
-        # Whose work is waited for: from when daemons have ended, theirs too.
+        # The rank of the work that is waited for. Once daemons have ended, it includes what they submitted.
         self.rank = UNMARKED
-        # What is cut off, for the log; with sentences on the first, made before they were cancelled.
+        # What is cut off, for the log. The first few have a description, made before they were cancelled.
         self.cut_off: dict[Task[Any], str | None] = {}
-        # Leftovers that were waited for in vain.
+        # Leftovers that did not end while they were waited for.
         self.in_vain = _Named()
         self.undelivered: list[Any] = []
         # Whether the loop answered when it was last asked.
         self.answered = True
-        # Counts up while the loop makes its way.
+        # Increases while the loop makes progress.
         self.beats = 0
-        # What was asked to end, once, because a second time would interrupt its clean-up; and the work that this has cut off.
+        # What was cancelled: only once, because a second time would interrupt its clean-up. Includes the handles of work that was cut off.
         self._asked: set[Any] = set()
-        # What had its turn, and is not waited for until all others had theirs.
+        # What did not end in its stage. It is waited for only after all other stages.
         self._slow: set[Any] = set()
 
     def finish(self, deadline: float) -> bool | None:
         """
-        End daemons, what is kept open and all other tasks, and refuse work from then on. Nothing that the program itself asked to end.
+        End daemons, resources and all other tasks, and refuse work from then on. Work itself is not cancelled.
 
-        False if there is work to be waited for; None if something did not end by the *deadline*.
+        False if there is work to wait for, None if something did not end by the *deadline*.
         """
         life = self._life
         if life.thread is None or not life.serving:
@@ -468,7 +476,7 @@ class _End:
         return answer
 
     def cut(self, deadline: float, leftovers: LeftoverTime) -> None:
-        """Cancel all that is left, work too, and refuse what comes from then on."""
+        """Cancel everything that is left, including work, and refuse whatever is submitted from then on."""
         life = self._life
         if life.thread is not None:
             for task in life.waited_for():
@@ -477,14 +485,14 @@ class _End:
                 self._ask_loop(lambda: self._cut_all(deadline, leftovers), deadline)
 
     def lines(self) -> _Named:
-        """Name what was cut off. What has ended by itself before it was asked to was not."""
+        """Describe what was cut off. A task that ended by itself before it was cancelled does not count."""
         cut_off = [
             line for task, line in self.cut_off.items() if task in self._asked or not task.done() or not self.answered
         ]
         return _Named(lambda line: line, cut_off)
 
     def _ask_loop(self, begin: Callable[[], Coroutine[Any, Any, Any]], deadline: float) -> Any:
-        """Have the loop run a coroutine, and wait for its end; None if the loop is blocked, at the *deadline* at the earliest."""
+        """Have the loop run a coroutine and wait for its result; None if the loop is blocked, but not before the *deadline*."""
         assert self._life.thread is not None
         asked = _Asked(self._life, begin)
         try:
@@ -512,7 +520,7 @@ class _End:
         self._life.goes_on()
 
     def _beat_twice(self) -> None:
-        # In the turn after this one what was asked in this one is settled.
+        # What was cancelled in this turn is settled in the next.
         self._beat()
         self._life.ledger.loop.call_soon(self._beat)
 
@@ -542,7 +550,7 @@ class _End:
             await self._cancel(deadline, patient=False)
             await self._close_generators(deadline)
             if not self._refuse():
-                # There is always more. From here on it is refused; what was started meanwhile is cancelled too.
+                # New work appears again and again. Refuse it from here on, and cancel what was started meanwhile.
                 self.undelivered = self._life.inbox.close()
                 await self._cancel(0.0, patient=False)
         finally:
@@ -550,7 +558,7 @@ class _End:
         return True
 
     def _refuse(self) -> bool:
-        """Refuse from now on, if nothing is left; False if something is."""
+        """Close the inbox if nothing is left; return False if something is."""
         life, ledger = self._life, self._life.ledger
         undelivered = life.inbox.close()
         if (
@@ -568,7 +576,7 @@ class _End:
     async def _close_generators(self, deadline: float) -> bool:
         loop, helpers = self._life.ledger.loop, self._life.ledger.leftovers.helpers
         if (generators := _cpython.open_generators(loop)) is not None:
-            # Nothing is refused yet, and asyncio's own hook complains of those that are opened from now on.
+            # Work is still accepted, and asyncio's own hook would complain of generators that are opened from now on.
             sys.set_asyncgen_hooks(firstiter=generators.add)
         closing = asyncio.Task(loop.shutdown_asyncgens(), loop=loop)
         helpers.add(closing)
@@ -580,15 +588,15 @@ class _End:
 
     async def _cancel(self, deadline: float, patient: bool) -> bool | None:
         """
-        Ask what is left to end, stage by stage, and wait for it. True if all has ended, None if that was not so at the *deadline*.
+        Cancel what is left, stage by stage, and wait for it. True if all has ended, None if not by the *deadline*.
 
-        *patient*: leave work alone, and return False if there is any.
+        *patient*: do not cancel work, and return False as soon as there is any.
         """
         life, ledger = self._life, self._life.ledger
         stages = self._stages(patient)
         while True:
             if patient and not ledger.is_done(self.rank):
-                # What was accepted since the draining is to be done, and not cancelled; other tasks may be its own.
+                # Work that was accepted after the drain must be done and not cancelled. The remaining tasks may belong to it.
                 return False
             runners, parts = next(stages, (None, 1))
             if runners is None:
@@ -605,26 +613,27 @@ class _End:
                 await _ended(life, await _clean_ups(life), until)
         if time.monotonic() >= deadline:
             self._ask(list(ledger.leftovers.clean_ups), patient)
-            # One turn of the loop for each that was asked just now, and one in which it is settled.
+            # One turn in which each task that was just cancelled runs, and one in which it is settled.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         return await _ended(life, [*self._slow, *await _clean_ups(life)], deadline) or None
 
     def _stages(self, patient: bool) -> Iterator[tuple[list[Any], int]]:
         """
-        What is left, in the order in which it is to end, each looked at when its turn has come; and in how many parts the time is divided.
+        Yield what is left, in the order in which it should end, each stage looked at when its turn comes; and into how many parts to divide
+        the time.
 
-        What takes longer than its part goes on beside the others.
+        A stage that takes longer than its part goes on beside the others.
         """
         ledger, leftovers = self._life.ledger, self._life.ledger.leftovers
         if not patient:
             yield self._in_time(ledger.running), 2
         yield self._in_time(ledger.daemons), 2
         if self.rank == UNMARKED:
-            # Their makers have ended: what they submit without end is not waited for.
+            # The daemons have ended; what their tasks may submit without end is not waited for.
             self.rank = OF_WHAT_ENDED
             leftovers.orphan_others()
-            # What daemons have submitted comes before what it may need.
+            # An empty stage, so that the caller first waits for what daemons have submitted: it may need the resources.
             yield [], 1
         self._hush(True)
         while kept := self._kept():
@@ -633,14 +642,14 @@ class _End:
             leftovers.late.over = leftovers.orphans.over = True
             yield rest, 1
             if not patient:
-                # What its clean-up makes may be without end.
+                # Clean-up may make new tasks without end.
                 return
 
     def _in_time(self, runners: Iterable[Any]) -> list[Any]:
         return [runner for runner in runners if runner not in self._slow]
 
     def _kept(self) -> list[list[Any]]:
-        """What is kept open, one after the other, the youngest first; before these what is left of those that were closed earlier."""
+        """Return the resources to close, one after the other, the youngest first; before them, what is left of those closed earlier."""
         ledger = self._life.ledger
         kept = []
         for keeper, owner in ledger.leftovers.belongings.items():
@@ -651,27 +660,27 @@ class _End:
         return [runners for runners in kept if runners]
 
     def _rest(self) -> list[asyncio.Future[Any]]:
-        """All other tasks, and the work of those that are past their time."""
+        """Return all other tasks, and the work submitted by tasks whose time is over."""
         ledger, leftovers = self._life.ledger, self._life.ledger.leftovers
         theirs = [runner for runner, task in ledger.running.items() if rank_of(task) == OF_OTHERS]
         bare = asyncio.all_tasks(ledger.loop) - leftovers.helpers - leftovers.clean_ups.keys()
-        # In the order of their making, as far as that is known: see the story above.
+        # In the order in which they were made, where that is known: see the module's docstring.
         known = dict.fromkeys(task for task in leftovers.all() if task in bare)
         return theirs + [task for task in [*known, *(bare - known.keys())] if ledger.is_bare(task) and not task.done()]
 
     def _hush(self, on: bool) -> None:
-        """While it is on tasks made without the runtime may open no resource, and what they raise is not reported."""
+        """While *on*, tasks made without the runtime may open no resource, and their errors are not reported."""
         leftovers = self._life.ledger.leftovers
         leftovers.look()
         leftovers.hushed = on
 
     def _ask(self, runners: list[Any], patient: bool) -> list[Any]:
-        """Cancel *runners*, and return those that are to be left alone for now: in the middle of a clean-up, or of a time limit of their own."""
+        """Cancel *runners*; return those to leave alone for now, because they are in a clean-up or a time limit of their own."""
         ledger, asked = self._life.ledger, self._asked
         busy = []
-        # In the order in which they were started: see the story above.
+        # In the order of their start: see the module's docstring.
         for number, runner in enumerate(runners):
-            # What is done, and not settled yet, is not cancelled.
+            # A runner that is done but not settled yet is not cancelled either.
             if runner in asked or runner.done():
                 pass
             elif patient and is_asked(runner):
@@ -680,7 +689,7 @@ class _End:
                 asked.add(runner)
                 task = ledger.running.get(runner)
                 if task is not None and patient:
-                    # Submitted by what is past its time. Without a word if that was made by a daemon, which has ended.
+                    # Submitted by a task whose time was over. Not logged if that task was made by a daemon, which has ended.
                     if ledger.leftovers.is_late(task):
                         self.in_vain.add(describe, [task])
                 elif task is not None:
@@ -691,12 +700,12 @@ class _End:
                 runner.cancel()
             if not number % _BATCH:
                 self._beat()
-                # Between their turns, and so a sign that they are had.
+                # Runs between the turns of those tasks, and so shows that they had them.
                 ledger.loop.call_soon(self._beat_twice)
         return busy
 
     def _end_untaken(self) -> None:
-        """End what waits in the inbox now, as cancelled."""
+        """End everything that waits in the inbox now, as cancelled."""
         ledger, inbox = self._life.ledger, self._life.inbox
         for number in range(len(inbox)):
             try:
@@ -721,9 +730,9 @@ def _closed_error() -> ClosedError:
 
 
 def _end(life: Life, deadline: float, end: _End, why: str) -> None:
-    """Stop the threads, tell what was cut off, and let nobody wait for what will not come. For the thread that closes."""
+    """Stop the threads, log what was cut off, and fail what is left, so that nobody waits for it. For the thread that closes."""
     undelivered = end.undelivered + life.inbox.close()
-    # Whoever starts the thread now did not see that it is closed; who comes later does.
+    # A start that is under way may not have seen that the inbox is closed. Any later one does.
     life.wait_for_start()
     thread = life.thread
     blocked = None
@@ -757,7 +766,7 @@ def _end(life: Life, deadline: float, end: _End, why: str) -> None:
 
 
 def name_left_behind(life: Life) -> None:
-    """After a fork, in the parent: name the threads of daemons that the child is without, each once."""
+    """In the parent after a fork: log, each once, the daemons' threads that the child does not have."""
     unnamed = {daemon: said for daemon, said in list(life.daemon_threads.items()) if not said}
     for said in unnamed.values():
         said.append("named")
@@ -770,31 +779,31 @@ def name_left_behind(life: Life) -> None:
 
 
 def _stop(thread: LoopThread, serving: bool, deadline: float, answered: bool) -> str | None:
-    """Stop and join the loop's thread. None, or where it is if a callback blocks it: it is left alone then."""
-    # A thread that is only late, because the machine is busy, is waited for longer than one that gave no answer.
+    """Stop and join the loop's thread. Returns None, or the stack of the callback that blocks it; the thread is left alone then."""
+    # The loop answered, so its thread is only late because the machine is busy: wait longer than for one that gave no answer.
     patience = _JOIN_TIMEOUT + (_PATIENCE if answered else 0.0)
     try:
-        # It may leave for a fork, or have left.
+        # If it does not serve it has left for a fork, or is about to.
         joined = thread.stop(max(0.0, deadline - time.monotonic()) + patience) if serving else thread.join(patience)
     except RuntimeError:
-        # The loop was closed by somebody else; its thread ends by itself.
+        # Somebody else closed the loop; its thread ends by itself.
         joined = thread.join(patience)
     return None if joined else thread_stack(thread.ident)
 
 
 def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
-    """Name the tasks that outlasted their cancellation, those that were made without the runtime included."""
+    """Describe the tasks that did not end when cancelled, including those made without the runtime."""
     known = {**life.ledger.running, **life.ledger.daemons, **life.ledger.keepers}
     helpers = life.ledger.leftovers.helpers
     left: list[asyncio.Future[Any]] = []
-    # A loop that is blocked may come back in the middle, and change it.
+    # A blocked loop may come back now and change the set while it is copied.
     with suppress(RuntimeError):
         left = list(asyncio.all_tasks(loop))
     for runner in left:
-        # It would say the same again, and less.
+        # asyncio would report the same, with less detail.
         _cpython.destroy_quietly(runner)
         if runner in helpers and isinstance(runner, asyncio.Task):
-            # Another thread's, which closes at the same time: the loop may have been stopped before its first step.
+            # The request of another thread that closes at the same time: the loop may have been stopped before its first step.
             close_unstarted(runner.get_coro())
     return _Named(
         lambda runner: describe(known[runner]) if runner in known else _describe_bare(runner),
@@ -806,7 +815,7 @@ def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> _Named:
 
 
 class _Named:
-    """How many there are of something, and a line for each of the first; what is not shown costs no more than its counting."""
+    """Counts things, and keeps a line for each of the first; each further thing is only counted."""
 
     def __init__(self, name: Callable[[Any], str | None] = str, things: Iterable[Any] = ()) -> None:
         self.count = 0
@@ -814,7 +823,7 @@ class _Named:
         self.add(name, things)
 
     def add(self, name: Callable[[Any], str | None], things: Iterable[Any]) -> None:
-        """Count *things*, and have *name* make a line for those that will be shown."""
+        """Count *things*, and have *name* make a line for each that will be shown."""
         for thing in things:
             self.count += 1
             if len(self._lines) < _NAMED and (line := name(thing)) is not None:
@@ -831,7 +840,7 @@ def _tell(life: Life, named: _Named, what: str) -> None:
 
 
 def describe(task: Task[Any]) -> str:
-    """One line on an unfinished task, for a person to read."""
+    """One line about an unfinished task, for a person to read."""
     age = task._age()
     since = "" if age is None else f", for {age:.1f} s"
     kind = " (daemon)" if task._kind is Kind.DAEMON else ""
@@ -839,19 +848,19 @@ def describe(task: Task[Any]) -> str:
 
 
 def _threads(threads: Iterable[Any]) -> _Named:
-    """Name threads that make the calls of daemons."""
+    """Describe threads that run the calls of daemons."""
     return _Named(
         lambda thread: f"  {shown(thread.name)}, runs at {thread_place(thread.ident) or 'its end'}", list(threads)
     )
 
 
 def _waits_for_more(runner: asyncio.Future[Any]) -> bool:
-    """Tell whether a task waits at an empty queue: a library's worker, say, that has done all that it was given."""
+    """Tell whether a task waits at an empty queue, such as a library's worker that has done everything it was given."""
     coro = runner.get_coro() if isinstance(runner, asyncio.Task) else None
     return any(frame.f_code is asyncio.Queue.get.__code__ for frame in frames_of(coro))
 
 
 def _describe_bare(runner: asyncio.Future[Any]) -> str:
-    """One line on a task that was made without the runtime."""
+    """One line about a task that was made without the runtime."""
     assert isinstance(runner, asyncio.Task)
     return f"  {title_of(runner)}, waits at {innermost(runner.get_coro())}"

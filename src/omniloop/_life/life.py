@@ -1,23 +1,25 @@
 """
-One life of a runtime, from its first use to its end or to a fork: inbox, thread, ledger and workers, joined.
+One life of a runtime, from its first use to its end or to a fork: it joins inbox, thread, ledger and workers.
 
-What a life is at is one word, its `Stage`:
+The state of a life is one word, its `Stage`:
 
     NEW ──> PARKED <──> SERVING ──> CLOSED        shut down
                            │
                            └──────> DEAD          the thread ended by itself; the runtime begins another life
     any, in a forked child ───────> FOREIGN       the parent's; the runtime begins another life
 
-Who writes it. `_make` and `_start`: the thread that starts it, by the `Starter` (and the loop's thread, should that start have been
-interrupted). `_park` and `_die`: the loop's thread. `shut`: whoever holds `closing`. `after_fork_in_child`: the one
-thread of the child.
+Which thread writes the stage:
+- `_make` and `_start`: the thread that starts the life, one at a time by the `Starter`. If it was interrupted, the loop's thread may.
+- `_park` and `_die`: the loop's thread.
+- `shut`: the thread that holds `closing`.
+- `after_fork_in_child`: the only thread of the child.
 
-What is guaranteed. Whatever the inbox has accepted is started, or failed by `fail_all`: also where the thread dies, where it can't be
-started again, and where the interpreter ends. Between submitting and closing it is the inbox alone that decides, by its mark; so the stage is
-never asked in the submit path.
+What is guaranteed. Work that the inbox has accepted is started, or failed by `fail_all`: also when the thread dies, when it can't be
+started again, and when the interpreter ends. The inbox alone, by its mark, decides between submitting and closing, so the submit path never
+looks at the stage.
 
-How it starts. The first to come makes loop and threads, and nobody waits for it: whoever submits meanwhile only appends, because it may be a signal
-handler in the middle of this very start; see `thread.Starter`.
+How a life starts. The first submitter makes the loop and the threads. Others that submit meanwhile only append and do not wait for it,
+because they may be a signal handler that interrupts this very start; see `thread.Starter`.
 """
 
 from __future__ import annotations
@@ -69,13 +71,13 @@ if TYPE_CHECKING:
         def _now(self) -> float: ...
 
 
-# What a loop opens: asyncio 3, uvloop 9.
+# The descriptors that a loop opens: asyncio 3, uvloop 9.
 _DESCRIPTORS: Final = 10
 
-# How long one thread waits for another to start the runtime.
+# How long, in seconds, one thread waits for another to start the runtime.
 _START_TIMEOUT: Final = 1.0
 
-# And a thread whose call needs it, where the user's loop factory, say, may be slow.
+# The same for a call that can't go on without the start: the user's loop factory may be slow.
 _LONG_START: Final = 10.0
 
 # How long a fork waits for a loop that is in the middle of a callback.
@@ -83,11 +85,11 @@ _PAUSE_TIMEOUT: Final = 1.0
 
 
 class Stage(enum.Enum):
-    """What a life is at. Only its moves write it: `_make`, `_start`, `_park`, `_die`, `shut` and `after_fork_in_child`."""
+    """The state of a life. Written only by `_make`, `_start`, `_park`, `_die`, `shut` and `after_fork_in_child`."""
 
-    # Nothing is made yet. The first use makes the loop, and what belongs to it.
+    # Nothing is made yet. The first use makes the loop and everything that belongs to it.
     NEW = "new"
-    # The loop is made and at rest, without a thread: before its first start, after an idle fork, after a start that failed.
+    # The loop exists and no thread runs it: before its first start, after a fork while idle, or after a start that failed.
     PARKED = "parked"
     # The thread runs the loop, or is about to.
     SERVING = "serving"
@@ -95,15 +97,15 @@ class Stage(enum.Enum):
     CLOSED = "closed"
     # The thread ended without being told to. The next use begins another life.
     DEAD = "dead"
-    # In a forked child: the parent's.
+    # In a forked child: the life belongs to the parent.
     FOREIGN = "foreign"
 
 
 class Life:
     """
-    What `go` submits to. Starts on first use; its methods may be called from any thread.
+    What `go` submits to. Starts on first use. Its methods may be called from any thread.
 
-    After a fork, or when its thread died, the runtime begins another one.
+    After a fork, or when its thread has died, the runtime begins another life.
     """
 
     def __init__(self, owner: Owner, generation: int) -> None:
@@ -114,27 +116,28 @@ class Life:
         self.debug = sys.flags.dev_mode or (
             not sys.flags.ignore_environment and bool(os.environ.get("PYTHONASYNCIODEBUG"))
         )
-        # Whether submissions are to be noted for more than their work: in debug mode, and where they are measured.
+        # Whether more than the work itself is noted of a submission: in debug mode, and while timings are measured.
         self.noted = self.debug
         self.stage = Stage.NEW
-        # Made with the first use, and then there to the end.
+        # Made on first use, and kept to the end.
         self.thread: LoopThread | None = None
-        # Held by whoever ends it. Re-entrant, because a SIGTERM may come in the middle.
+        # Held by the thread that ends this life. Re-entrant, because a SIGTERM may come in the middle.
         self.closing = RLock()
-        # In a child the runtime begins others.
+        # Kept here too, because in a forked child the runtime begins others.
         self.failures = owner._failures
         self.tally = owner._tally
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
         self._watchdog: Watchdog | None = None
-        # What other threads wait for; answered where it ends.
+        # The requests that other threads wait for; the end of the life answers those that are left.
         self.asked: set[Any] = set()
-        # The threads that make the calls of daemons, which nobody joins; and the word that a forked child is without one, once it was said.
+        # The threads that run the calls of daemons, which nobody joins. The list is non-empty once the log has said that a forked child
+        # lacks the thread.
         self.daemon_threads: dict[threading.Thread, list[str]] = {}
-        # Whether the end has waited, once, for what daemons had submitted by then.
+        # Whether the end has waited for what daemons had submitted, which it does once.
         self.waited_for_daemons = False
         self._starter = Starter()
-        # A failure that is told of already, and may leave through the loop.
+        # A failure that is already reported, and may yet leave through the loop.
         self._escaping: BaseException | None = None
 
     @property
@@ -145,9 +148,9 @@ class Life:
     @property
     def workers(self) -> Workers:
         if self._workers is None:
-            # Twice, as the start that was waited for may have failed, and then says here why.
+            # Twice: if the start that was waited for failed, the second attempt raises the reason here.
             for _ in range(2):
-                # By way of the inbox: whoever submits meanwhile leaves the start to this one, which may be interrupted.
+                # Through the inbox, so that others that submit meanwhile leave the start to this thread, which may be interrupted.
                 self.inbox.wake_reader()
                 if self._workers is None:
                     self._starter.wait(_LONG_START)
@@ -163,7 +166,7 @@ class Life:
 
     @property
     def foreign(self) -> bool:
-        """Tell whether it is a parent process's."""
+        """Tell whether this life belongs to the parent process."""
         return self.stage is Stage.FOREIGN
 
     @property
@@ -181,14 +184,14 @@ class Life:
         return self._workers is not None and self._workers.is_worker()
 
     def is_starting(self) -> bool:
-        """Tell whether the loop is in a first step, or in a call: in the middle of what starts all others."""
+        """Tell whether the loop is in a task's first step or in a plain call, so that it can start nothing else now."""
         return self._ledger is not None and self._ledger.beginning is not None
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread, or leave it to whoever is starting it now. Raises CannotStartError or ClosedError."""
-        # First: what others submit from now on is left to this start, and the process may end, or fork, in the middle of it.
+        """Start the thread, unless another start is under way, which then does it. Raises CannotStartError or ClosedError."""
+        # First, because others rely on this start from now on, and the process may end or fork in the middle of it.
         exit.watch(self._owner)
         if exit.exiting():
             exit.unwatch(self._owner)
@@ -207,7 +210,7 @@ class Life:
         if self.stage is Stage.NEW:
             self._make()
         if fork.is_forking():
-            # A thread that starts now would be in the fork's way; `catch_up` starts it afterwards.
+            # A new thread would be in the way of the fork; `catch_up` starts it afterwards.
             return
         thread, pool = self.thread, self._workers
         assert thread is not None and pool is not None
@@ -216,28 +219,29 @@ class Life:
         self.watch()
         if self._owner._settings_of_process().monitor:
             _hooks.on_use("_monitor.server").start_with_runtime()
-        # Not where the loop is made: one whose making is interrupted is nobody's, and a guest would keep it.
+        # Not in `_make`: if that is interrupted nobody has the loop, and a guest would keep it.
         _hooks.serve(thread.loop, pool)
         try:
             self.stage = Stage.SERVING
             thread.start(self._empty)
         except BaseException:
-            # No thread can be started; or interrupted (Ctrl-C), and it may come to run all the same, and then says so itself.
+            # No thread can be started, or Ctrl-C interrupted the start. In that case the thread may run nevertheless, and notes that
+            # itself.
             if not thread.runs:
                 self.stage = Stage.PARKED
             raise
 
     def starts_below(self) -> bool:
-        """Tell whether a start goes on in the calling thread, which a signal handler, a finaliser or a hook has interrupted."""
+        """Tell whether the calling thread is itself in the middle of a start, which a signal handler, say, has interrupted."""
         return self._starter.in_this_thread()
 
     def wait_for_start(self) -> None:
-        """Wait until nobody is starting the thread any more."""
+        """Wait until no other thread is starting this life, for a second at most."""
         self._starter.wait(_START_TIMEOUT)
 
     def _make(self) -> None:
         settings = self._owner._settings
-        # Its loop is not replaced, and has no thread but the one that there is: no watchdog, and no workers.
+        # A host has its own loop and the only thread, so there are no watchdog and no workers then.
         host = _hooks.host() if settings.loop_factory is None else None
         pool = Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
         loop = None
@@ -245,9 +249,9 @@ class Life:
             if host is None:
                 _check_descriptors()
                 if not fork.is_forking():
-                    # Before there is a loop: where no thread can be started, none is made.
+                    # Before the loop: if no thread can be started, no loop is made.
                     pool.start_one()
-                # In an empty context, because the loop's own callbacks keep the one that they were made in.
+                # In an empty context, because the loop's own callbacks keep the context that they were made in.
                 made = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
                 if not isinstance(made, asyncio.AbstractEventLoop):
                     close_unstarted(made)
@@ -268,8 +272,8 @@ class Life:
             )
             pool.thread, pool.ledger = thread, self._ledger
             if host is None:
-                # Our own, because the default one refuses work before the first atexit handler runs: a drain in which a
-                # task looks up a host name would fail.
+                # Our own executor, because the default one refuses work before the first atexit handler runs: a drain in which a task looks
+                # up a host name would fail.
                 pool.serve(thread.loop)
                 self._watchdog = Watchdog(thread, self._ledger, lambda: self._owner._settings)
                 self._watchdog.attach(thread.loop)
@@ -300,7 +304,7 @@ class Life:
             around.tell_what_a_stop_loses(self.name, signals.sigterm_handler(), sigterm)
 
     def _wake(self) -> None:
-        """Make the loop look into the inbox; called with the token held."""
+        """Make the loop look into the inbox. The caller holds the inbox's token."""
         thread = self.thread
         if self.inbox.closed:
             self.inbox.give_token_back()
@@ -315,40 +319,40 @@ class Life:
     def _empty(self) -> None:
         thread, ledger = self.thread, self._ledger
         if thread is None or ledger is None or thread.leaving:
-            # For a fork, because all was quiet. What is started in the last turn of the loop would be left hanging; the next start
-            # looks into the inbox first.
+            # The thread leaves for a fork, because nothing was pending. A task started in the last turn of the loop would be left hanging;
+            # the next start looks into the inbox first.
             self.inbox.give_token_back()
             return
         if self.stage is Stage.PARKED:
-            # Its start was interrupted, and it runs nevertheless.
+            # The start was interrupted, and the thread runs nevertheless.
             self.stage = Stage.SERVING
         ledger.empty()
 
     # --- watching -----------------------------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Watch the loop if `slow_callback` is set, and submissions if `timings` is; called again when the settings change."""
+        """Watch the loop if `slow_callback` is set, and note submissions if `timings` is. Called again when the settings change."""
         self.noted = self.debug or self._owner._settings.timings
         if self._watchdog is not None and not self.inbox.closed:
             self._watchdog.watch()
 
     def batch_began(self) -> float:
-        """When the loop came to the batch that it starts now, or started last, by `time.monotonic()`; 0 before the first."""
+        """When the loop began its current or latest batch of work, by `time.monotonic()`; 0 before the first."""
         return self._ledger._now if self._ledger is not None else 0.0
 
     def shut(self) -> None:
-        """Note that it is over: its thread was stopped, and what is left will not be done."""
+        """Note that this life is over: its thread was stopped, and what is left will not be done."""
         self.stage = Stage.CLOSED
         if self.thread is not None:
             _hooks.leave(self.thread.loop)
 
     def stop_watching(self, timeout: float) -> None:
-        """End the watchdog's thread; before the loop's, so that it does not log while the interpreter ends."""
+        """End the watchdog's thread. Comes before the end of the loop's, so that it does not log while the interpreter ends."""
         if self._watchdog is not None:
             self._watchdog.stop(timeout)
 
     def goes_on(self) -> None:
-        """Said by the loop in the middle of a long turn, which is no single call's fault."""
+        """Note that the loop makes progress in a long turn, so that no single callback is blamed. Called on the loop's thread."""
         if self._watchdog is not None:
             self._watchdog.goes_on()
 
@@ -363,21 +367,21 @@ class Life:
                 "This work belongs to the parent process, and is not done. Submit it in this process to run it here."
             )
 
-    # Each is a function of a life; as its methods they cost no frame.
+    # Both are functions that take a life; as its methods they cost no further frame.
     check_may_wait = waits.check_may_wait
     wait = waits.wait
 
     def cancel(self, task: Task[Any], msg: object) -> bool:
-        """Ask *task* to end; False if it is too late for that."""
+        """Cancel *task*; False if it is too late for that."""
         work = task._work
         if work is None:
-            # It ended between the caller's look and this one.
+            # The task ended after the caller had looked.
             return False
         args: tuple[object, ...] = () if msg is None else (msg,)
         if isinstance(work, ThreadWork):
             return work.cancel(task, args)
         if self._ledger is None:
-            # Accepted in the middle of a fork, or of the first start: the loop is not made yet.
+            # Accepted in the middle of a fork or of the first start: there is no loop yet.
             if self._take_back(task):
                 task._end_unstarted(*args)
                 return True
@@ -386,14 +390,14 @@ class Life:
                 return False
         ledger = self._ledger
         if self.thread is not None and self.thread.is_current():
-            # Not in its first step: there the asyncio task is to be had only when that is over.
+            # Not during the task's first step: its asyncio task is known only after that.
             if isinstance(task._work, asyncio.Future):
                 ledger.cancel(task, msg)
                 return True
         if not task._is_started():
-            # Never starts, if the loop has not come to it yet.
+            # If the loop has not reached it yet, it never starts.
             ledger.cancelled_early[task] = args
-        # In order with what was submitted: where this comes to its turn, the task was started or dropped.
+        # Through the inbox, which keeps the order: when the loop reaches this, the task was started or dropped.
         self.inbox.put(partial(ledger.cancel, task, msg))
         return True
 
@@ -404,19 +408,19 @@ class Life:
         return False
 
     def hold_failure(self, unclaimed: Unclaimed, task: Task[Any]) -> None:
-        """Remember a failure that nobody asked for yet."""
+        """Remember a failure that nobody has asked for yet."""
         self.failures.hold(unclaimed, task)
         self.tally.count("failed")
         error = unclaimed.failure.exception
         if isinstance(error, (SystemExit, KeyboardInterrupt)) and self.thread is not None and self.thread.is_current():
-            # uvloop lets it out only after the task was settled; see `_escaped`.
+            # uvloop lets the error out only after the task was settled; see `_escaped`.
             self._escaping = error
             self.thread.post(self._none_escaping)
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
     def _escaped(self, error: BaseException) -> None:
-        """Something left through the loop: SystemExit or KeyboardInterrupt, from a task or from a bare callback."""
+        """Report a SystemExit or KeyboardInterrupt that left through the loop, unless it came from a task, whose handle reports it."""
         if error is not self._escaping and not self.ledger.is_known(error):
             self.failures.tell(
                 Failure(f"A callback on the loop raised {type(error).__name__}; the loop goes on", error, "callback")
@@ -426,7 +430,7 @@ class Life:
         self._escaping = None
 
     def _die(self, cause: BaseException | None) -> None:
-        """The thread ended without being told to: nothing here can be finished."""
+        """Fail everything: the loop's thread ended without being told to."""
         if not fork.same_process[0] or self.stage is Stage.FOREIGN:
             return
         self.stage = Stage.DEAD
@@ -442,21 +446,24 @@ class Life:
         self.failures.tell(Failure(what, cause or make_error(), "loop thread"))
         held = (self.ledger.running, self.ledger.daemons, self.ledger.keepers, self.ledger.leftovers.helpers)
         for runner in [runner for runners in held for runner in runners]:
-            # Their handles, or who asked for a wait, tell of it already.
+            # Their handles, and the requests of waiting threads, report this already.
             _cpython.destroy_quietly(runner)
             if isinstance(runner, asyncio.Task):
                 close_unstarted(runner.get_coro())
         self.stop_watching(0)
         self.workers.stop(0)
         with suppress(Exception):
-            # A broken one may not even close.
+            # A broken loop may not even close.
             self.ledger.loop.close()
         _hooks.leave(self.ledger.loop)
-        # At last: whoever is told may shut down at once.
+        # Last, because whoever is told may shut down at once.
         self.fail_all(undelivered, make_error)
 
     def fail_all(self, undelivered: list[Any], make_error: Callable[[], BaseException], told: bool = False) -> None:
-        """Settle whatever is left, so that nobody waits for ever. What the log has *told* of already is not reported one by one."""
+        """
+        Settle whatever is left, so that nobody waits forever. If the log has *told* of it already, the failures are not reported one by
+        one.
+        """
 
         def fail(task: Task[Any]) -> None:
             if task._fail(make_error()) and told:
@@ -470,20 +477,20 @@ class Life:
         if self._ledger is not None:
             for task in [*self._ledger.unfinished(), *self._ledger.keepers.values()]:
                 if task is self._ledger.beginning:
-                    # Settles when it comes back: the loop's thread still has it in hand.
+                    # The loop's thread is just starting it, and settles it afterwards.
                     continue
                 work = task._work
                 if isinstance(work, ThreadWork) and not work.claim() and work not in self._ledger.in_threads:
-                    # Taken back by `to_thread`, for the next life.
+                    # `to_thread` has taken it back for the next life.
                     continue
                 if self.stage is not Stage.DEAD and task in self._ledger.timers:
-                    # Never due: ended as it was meant to, without a word.
+                    # A timer that never came due is cancelled without a report.
                     task._end_cancelled(())
                     continue
                 fail(task)
         for item in undelivered:
             if type(item) not in (Task, Later):
-                # A flush that waits finds nothing left to wait for; a cancellation comes too late.
+                # A flush finds nothing left to wait for; a cancellation comes too late.
                 with suppress(RuntimeError):
                     item()
         for asked in list(self.asked):
@@ -491,45 +498,45 @@ class Life:
         self.failures.tell_unheld()
 
     def unfinished(self) -> list[Task[Any]]:
-        """All that is accepted and not done, for a look."""
+        """Return all accepted work that is not done. A snapshot."""
         started = self._ledger.unfinished() if self._ledger is not None else []
         waiting = map(task_in, self.inbox.waiting())
-        # What is done may not have left yet.
+        # A task that is done may still be in the table.
         return [task for task in (*started, *waiting) if task is not None and not task.done()]
 
     def waited_for(self) -> Iterator[Task[Any]]:
-        """What the drain has to wait for, the started work first, for a look."""
+        """Yield the work that the drain has to wait for, started work first. A snapshot."""
         if self._ledger is not None:
             yield from self._ledger.waited_for()
         yield from (item for item in self.inbox.waiting() if type(item) is Task)
 
     def remaining(self) -> int:
-        """How much work the drain has to wait for, for a look."""
+        """Count the work that the drain has to wait for. A snapshot."""
         ledger = self._ledger
         if ledger is None:
             return len(self.inbox)
         return len(self.inbox) + (ledger.beginning is not None) + len(ledger.running) + len(ledger.in_threads)
 
     def left(self, since: float) -> int:
-        """How many tasks were left on the loop after *since*, by `time.monotonic`, for a look; async generators' clean-up included."""
+        """Count the tasks left on the loop after *since*, by `time.monotonic`, including the closing of async generators. A snapshot."""
         return 0 if self._ledger is None else self._ledger.leftovers.count(since)
 
     def left_over(self) -> list[Any]:
-        """The tasks on the loop that the drain waits for when the work is done, for a look."""
+        """Return the tasks on the loop that the drain waits for once the work is done. A snapshot."""
         return [] if self._ledger is None else [*self._ledger.leftovers.left, *self._ledger.leftovers.clean_ups]
 
     def started(self) -> int:
-        """How much was ever started, or waits to be, and is nothing that a daemon has submitted."""
+        """Count the work that was ever started or waits to be, without what daemons have submitted."""
         waiting = map(task_in, self.inbox.waiting())
         return self.tally.begun() + sum(task is not None and not rank_of(task) for task in waiting)
 
     def stats(self, drain_time: float) -> Stats:
-        """Count what there is, for a look."""
+        """Count this life's work, for `stats`. A snapshot."""
         from .._stats import Stats
 
         ledger, (begun, failed, cancelled) = self._ledger, self.tally.look()
         running = scheduled = waiting = queued = 0
-        # What a closed or dead life left behind is settled.
+        # A closed or dead life has settled everything.
         if ledger is not None and self.stage in (Stage.SERVING, Stage.PARKED):
             first = ledger.beginning
             in_threads = [task for task in list(ledger.in_threads.values()) if not task.done()]
@@ -537,7 +544,7 @@ class Life:
             running = len(ledger.running) + len(ledger.daemons) + len(in_threads) - waiting
             running += first is not None
             if first is not None and first._kind is KEEPER:
-                # Not among the keepers yet.
+                # A resource that is being opened is not among the keepers yet.
                 running, begun = running - 1, begun - 1
             scheduled = len(ledger.timers)
         if not self.inbox.closed:
@@ -549,13 +556,13 @@ class Life:
     # --- fork ---------------------------------------------------------------------------------------------------------
 
     def has_other_thread(self) -> bool:
-        """Tell whether a fork in the calling thread has a thread of this life to wait for."""
-        # Another thread may be in the middle of an import there, of uvloop say: the child could never import that module.
+        """Tell whether this life has another thread, which a fork in the calling thread must wait for."""
+        # A thread that starts this life may be importing a module, such as uvloop, which the child could then never import.
         self.wait_for_start()
         return self.thread is not None and not self.thread.is_current()
 
     def hold_still(self) -> None:
-        """Before a fork: end the threads if nothing is pending; else have the loop hold still between two callbacks."""
+        """Before a fork: end the threads if nothing is pending; otherwise hold the loop between two callbacks."""
         thread = self.thread
         if thread is None or not self.serving:
             return
@@ -570,41 +577,41 @@ class Life:
             wait_until_gone(native_ids)
 
     def _park(self) -> bool:
-        """On the loop's thread, before a fork: leave the loop if there is nothing for it to do; False if there is."""
+        """On the loop's thread before a fork: park if the loop has nothing to do; False if it has."""
         if not self.ledger.is_idle():
             return False
-        # No timer is left that would have the loop start again after the fork.
+        # So that no timer is left that would make the loop start again after the fork.
         self.ledger.leftovers.look()
         self.stage = Stage.PARKED
         return True
 
     def go_on(self) -> None:
-        """After a fork, in the parent: let the loop go on as before."""
+        """In the parent after a fork: let the loop go on."""
         if self.thread is not None:
             self.thread.resume()
 
     def catch_up(self) -> None:
-        """After a fork: start the threads if there is something for them to do."""
+        """After a fork: start the threads if they have something to do."""
         thread = self.thread
         if not self.inbox.closed and (
             self.inbox
             or (thread is not None and not self.serving and (thread.is_wanted() or bool(self.ledger.in_threads)))
         ):
-            # What was submitted meanwhile; or the loop serves something that is no task: a socket, a timer.
+            # Work was submitted meanwhile, or the loop serves a socket or a timer.
             with suppress(CannotStartError):
                 self.inbox.wake_reader()
 
     def after_fork_in_child(self) -> None:
-        """Leave all that is the parent's untouched: its work must not run, be closed, or be finalised here."""
+        """In a forked child: keep what is the parent's, so that its work is not run, closed or finalised here."""
         self.stage = Stage.FOREIGN
-        # In this order, and each as it is found: should a part of it fail, what came before is kept all the same.
+        # Each thing is kept as soon as it is found: if a later step fails, the earlier ones still hold.
         kept: list[object] = [self]
         fork.keep_for_ever(kept)
         try:
-            # What waits in the inbox must not be started by an emptying that the fork was made in.
+            # The fork may have been made while the loop emptied the inbox; that must not go on to start the rest here.
             kept += self.inbox.close()
             if self.thread is not None:
-                # What is the loop's but no work of ours is referred to weakly there.
+                # The loop refers only weakly to what it has beside our work.
                 kept += _cpython.open_generators(self.thread.loop) or ()
                 kept += asyncio.all_tasks(self.thread.loop)
         finally:
@@ -614,10 +621,10 @@ class Life:
 
 def _check_descriptors() -> None:
     """
-    Raise OSError if there are too few descriptors left for a loop.
+    Raise OSError if too few descriptors are left for a loop.
 
-    asyncio complains on stderr of a loop that it could make only half, and uvloop, which opens 9, aborts the process. Counted, and not
-    opened: what an interruption (Ctrl-C) left open would stay so.
+    If they run out midway, asyncio complains on stderr of a half-made loop, and uvloop, which opens 9, aborts the process. The descriptors
+    are counted, not opened on trial: an interruption (Ctrl-C) would leave those open.
     """
     try:
         import resource
@@ -629,6 +636,6 @@ def _check_descriptors() -> None:
         # Not Linux.
         return
     except OSError:
-        # Not even one for this look.
+        # No descriptor is left even to list the others.
         pass
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -1,4 +1,4 @@
-"""One thread, one loop: it runs until it is told to end, whatever its callbacks raise, and holds still for a fork."""
+"""One thread, one loop: it runs until it is told to end, whatever its callbacks raise, and can be held still for a fork."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ from .._errors import OmniloopError
 from .._hooks import surroundings
 from .._process.threads import new_thread
 
-# How long to wait for the system to forget a thread that `join` says is gone: on 3.12.1 it returned before that in 30
-# of 400 forks.
+# How long, in seconds, to wait for the system to forget a thread that `join` says has ended: on 3.12.1 `join` returned earlier in 30 of 400
+# forks.
 _GONE_TIMEOUT = 0.1
 
-# What a thread that comes back too late gives its tasks to clean up (a guess: nobody waits for it).
+# How long, in seconds, a thread that a callback had blocked past the end lets its tasks clean up (a guess: nobody waits for it).
 _LATE_TIMEOUT = 1.0
 
 
 class Starter:
     """
-    One start at a time: who comes while one is under way leaves it to that, and goes on at once.
+    Runs one start at a time; a caller that finds one under way leaves the work to it and returns at once.
 
-    Tried, and not waited for, because a signal handler may come here in the middle of a start. And told by identity, in a dictionary whose
-    `setdefault` is atomic: a handler that raises right after it took a common lock would leave that taken for ever.
+    It never waits, because the caller may be a signal handler in the middle of a start. The running start is recorded in a dictionary,
+    whose `setdefault` is atomic, and recognised by identity. With a plain lock, a handler that raised right after it was acquired would
+    leave it locked forever.
     """
 
     __slots__ = ("_by",)
 
     def __init__(self) -> None:
-        # The start that is under way: the ident of its thread, and a lock that is held until it is over.
+        # The start under way: its thread's ident, and a lock that is held until it is over.
         self._by: dict[str, tuple[int, threading.Lock]] = {}
 
     def in_this_thread(self) -> bool:
-        """Tell whether the start that is under way goes on below this call: it was interrupted, by a signal handler say."""
+        """Tell whether the start under way is this thread's own, which a signal handler, say, has interrupted."""
         by = self._by.get("by")
         return by is not None and by[0] == threading.get_ident()
 
     def start(self, make: Callable[[], object]) -> bool:
-        """Call *make*, unless a start is under way; False then. Whoever leaves something to that looks again afterwards."""
+        """
+        Call *make* and return True; return False if a start is under way. A caller that left something to this start looks again
+        afterwards.
+        """
         me = threading.get_ident(), threading.Lock()
         me[1].acquire()
         try:
@@ -54,13 +58,14 @@ class Starter:
             make()
             return True
         finally:
-            # Without a call, after which a signal handler could raise: nothing would ever be started again.
+            # Without a function call, after which a signal handler could raise: the entry would stay, and nothing would ever be started
+            # again.
             if self._by == {"by": me}:
                 del self._by["by"]
             me[1].release()
 
     def wait(self, timeout: float) -> None:
-        """Wait until the start that is under way is over, *timeout* seconds at the most; not for one that this thread itself is in."""
+        """Wait *timeout* seconds at most until the start under way is over; return at once if it is this thread's own."""
         by = self._by.get("by")
         if by is not None and by[0] != threading.get_ident() and by[1].acquire(timeout=timeout):
             by[1].release()
@@ -70,8 +75,8 @@ class LoopThread:
     """
     Runs an event loop on a daemon thread.
 
-    A daemon, because the interpreter joins every other thread before it calls anyone who could stop this one.
-    May be ended and started again: the loop stays the same.
+    A daemon, because the interpreter joins every other thread before it calls anyone who could stop this one. The thread may be ended and
+    started again; the loop stays the same.
     """
 
     def __init__(
@@ -87,39 +92,39 @@ class LoopThread:
         self._on_escape = on_escape
         self._on_death = on_death
         self._on_orphaned = on_orphaned
-        # The thread that was last started, and the one that runs the loop: the same, unless a start was interrupted.
+        # The thread that was started last, and the one that runs the loop. They differ only after an interrupted start.
         self._started: threading.Thread | None = None
         self._runner: threading.Thread | None = None
-        # Held by the thread that runs the loop; in the end by whoever closes it.
+        # Held by the thread that runs the loop, and in the end by the thread that closes it.
         self._running = threading.Lock()
-        # Whether the thread was told to leave the loop; and whether the loop is to be closed.
+        # Whether the thread was told to leave the loop, and whether the loop should be closed.
         self.leaving = False
         self._to_close = False
         self._gate: threading.Lock | None = None
-        # When it was asked how late it is, until it answers; and the last answer.
+        # When the loop was asked how late it is, None once it has answered; and its last answer.
         self._asked: float | None = None
         self._lag = 0.0
-        # All callbacks of ours run in this one, empty context: without it each would copy its submitter's, and keep
-        # that alive. Not the thread's own, which can't be entered twice.
+        # All our callbacks run in this empty context; otherwise each would copy its submitter's and keep that alive. It is not the thread's
+        # own context, because that can't be entered twice.
         self.context = contextvars.Context()
         self._own()
 
     def _own(self) -> None:
-        """Have nobody but this stop and run the loop, which is its own."""
+        """Take over the loop, so that only this object can stop and run it."""
         loop = self.loop
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(_handle)
         self._stop_loop, self._run_forever = loop.stop, loop.run_forever
         try:
-            # On the instance (`method-assign`), where everybody who has the loop finds them.
+            # On the instance (`method-assign`), so that everybody who has the loop meets the refusal.
             loop.stop = _refuse_stop  # type: ignore[method-assign]
             # On 3.13.0 asyncio's own refusal leaves the loop running in no thread.
             loop.run_forever = _refuse_run  # type: ignore[method-assign]
             if type(loop).time is asyncio.BaseEventLoop.time:
-                # What freezes the clock in a test would stop the timers of this thread, which knows nothing of that.
+                # A test that freezes the clock would otherwise stop the timers of this thread, which is not part of the test.
                 loop.time = time.monotonic  # type: ignore[method-assign]
         except AttributeError:
-            # A loop with slots. It is entered again after a stop, as after an error.
+            # A loop with slots. If somebody stops it, it is entered again, as after an error.
             pass
 
     @property
@@ -128,12 +133,12 @@ class LoopThread:
 
     @property
     def runs(self) -> bool:
-        """Tell whether the thread has come to run the loop, and is not told to leave it."""
+        """Tell whether the thread has begun to run the loop and was not told to leave it."""
         return self._runner is not None and not self.leaving
 
     @property
     def ident(self) -> int | None:
-        """The ident of the thread, from its first line on: a trace function may be called there before any of ours."""
+        """The ident of the thread, valid from its first line on: a trace function may be called there before any of our code."""
         thread = self._thread
         return None if thread is None else thread.ident
 
@@ -147,7 +152,7 @@ class LoopThread:
         return threading.get_ident() == self.ident
 
     def start(self, first: Callable[[], object]) -> None:
-        """Start the thread; *first* is the first thing that the loop calls."""
+        """Start the thread; the loop calls *first* before anything else."""
         self.leaving = False
         if (around := surroundings()) is not None:
             around.warn_of_threads()
@@ -157,19 +162,19 @@ class LoopThread:
             self._started = thread
             thread.start()
         except BaseException:
-            # Interrupted (Ctrl-C): the thread may come to run all the same, and then says so itself.
+            # Interrupted (Ctrl-C): the thread may run nevertheless, and notes that itself.
             self._started = None
             raise
 
     def post(self, fn: Callable[..., object], *args: Any) -> None:
-        """Have the loop call *fn*; from any thread. RuntimeError if the loop is closed."""
+        """Have the loop call *fn*. From any thread. RuntimeError if the loop is closed."""
         self.loop.call_soon_threadsafe(fn, *args, context=self.context)
 
     def lag(self, ask: bool) -> float:
         """
-        Ask the loop how late it is, if *ask*, without waiting; return its last answer, or how long it has not answered for.
+        Return how late the loop was when it last answered, or how long it has not answered; if *ask*, ask it again. Does not wait.
 
-        So it costs nothing but when asked.
+        The loop is asked only here, so that nothing is measured unless somebody wants to know.
         """
         lag = max(self._lag, self.unanswered_for())
         if ask and self._asked is None:
@@ -192,7 +197,7 @@ class LoopThread:
             self._lag = time.monotonic() - asked
 
     def stop(self, timeout: float | None) -> bool:
-        """Leave the loop after its current callbacks and join the thread; False if that took longer than *timeout*."""
+        """Leave the loop after its current callbacks and join the thread; False if that took longer than *timeout* seconds."""
         thread = self._thread
         if thread is None:
             return True
@@ -213,12 +218,12 @@ class LoopThread:
         return True
 
     def forget(self) -> None:
-        """Forget a thread that left and was joined."""
+        """Forget a thread that has ended and was joined."""
         self._started = self._runner = None
 
     def close(self) -> None:
-        """Close the loop; where a callback still keeps the thread from its end, it does so itself when it comes back."""
-        # Whoever is second sees the mark, or finds the lock free; and nobody gives it back any more.
+        """Close the loop. If a callback still blocks its thread, that thread closes it when the callback returns."""
+        # Whichever of the two threads comes second sees the mark or gets the lock. The lock is never released after this.
         self._to_close = True
         if self._running.acquire(False):
             self.loop.close()
@@ -227,9 +232,9 @@ class LoopThread:
 
     def hold_or_leave(self, may_leave: Callable[[], bool], timeout: float) -> bool:
         """
-        Hold the loop between two callbacks until `resume`; or, if *may_leave* says so there, end the thread and return True.
+        Hold the loop between two callbacks until `resume`; or, if *may_leave* allows it there, end the thread and return True.
 
-        Waits no longer than *timeout* for the callback that runs now; the loop then goes on unhindered.
+        Waits *timeout* seconds at most for the callback that runs now. If that takes longer, the loop goes on unheld.
         """
         gate = threading.Lock()
         gate.acquire()
@@ -241,7 +246,7 @@ class LoopThread:
         def hold() -> None:
             nonlocal left
             if self._gate is not gate:
-                # Too late: the fork is over.
+                # Too late, the fork is over.
                 return
             if may_leave():
                 left = True
@@ -257,23 +262,23 @@ class LoopThread:
         return left
 
     def resume(self) -> None:
-        """Let a paused loop go on."""
+        """Let a held loop go on."""
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.release()
 
     def is_wanted(self) -> bool:
-        """Tell whether the loop has sockets, timers or callbacks to serve, or whether that can't be seen from here."""
+        """Tell whether the loop has sockets, timers or callbacks to serve; True as well if that can't be seen."""
         return _cpython.is_wanted(self.loop)
 
     def abandon(self) -> None:
-        """In a forked child: if the fork was made inside a callback of this loop, run none of the parent's others here."""
+        """In a forked child: if a callback of this loop has forked, run none of the parent's other callbacks here."""
         if not self.is_current():
             return
         ready = _cpython.ready(self.loop)
         if ready is not None:
             _cpython.set_ready(self.loop, _Nothing(ready))
-        # 3.14 complains of a task that ends after an asyncio.run() in the child, which took the loop out of its thread.
+        # After an asyncio.run() in the child, which has replaced the thread's loop, 3.14 complains of a task that ends.
         self.loop.set_exception_handler(lambda _, __: None)
         self.leaving = True
         self._stop_loop()
@@ -282,7 +287,7 @@ class LoopThread:
 
     def _main(self) -> None:
         if not self._running.acquire(False):
-            # The thread of a start that was interrupted was first.
+            # The thread of an interrupted start came first.
             return
         pid = os.getpid()
         self._runner = threading.current_thread()
@@ -296,7 +301,7 @@ class LoopThread:
                 self.forget()
                 self._on_death(error)
             self._running.release()
-            # After that: see `close`. Whoever ended the runtime has given this thread up, and the interpreter may be gone in a moment.
+            # After the release: see `close`. The closing thread has given this one up, and the interpreter may be gone in a moment.
             if self.leaving and self._to_close and self._running.acquire(False):
                 self._finish_late()
 
@@ -306,17 +311,17 @@ class LoopThread:
                 self._run_forever()
             except BaseException as error:
                 if os.getpid() != pid:
-                    # The child of a fork that was made inside a task, and came back from it: see `abandon`.
+                    # A task has forked, and this is the child, which has returned from it: see `abandon`.
                     return None
                 if not isinstance(error, (SystemExit, KeyboardInterrupt)):
-                    # Of what a callback raises asyncio lets only those two out: it is the loop that is broken, and going back
-                    # into it would spin.
+                    # Of the errors of a callback asyncio lets out only those two. So the loop itself is broken, and running it again would
+                    # spin.
                     return error
                 self._on_escape(error)
         return None
 
     def _finish_late(self) -> None:
-        """Cancel what a callback that came back too late has left, let it clean up, and close the loop."""
+        """After a callback that had blocked past the end: cancel the tasks that are left, let them clean up, and close the loop."""
         asyncio.Task(self._cancel_rest(), loop=self.loop)
         self._run_forever()
         self.loop.close()
@@ -328,7 +333,7 @@ class LoopThread:
         if rest:
             await asyncio.wait(rest, timeout=_LATE_TIMEOUT)
         for task in asyncio.all_tasks():
-            # Its handle was told.
+            # Its handle has reported this.
             _cpython.destroy_quietly(task)
         self._stop_loop()
 
@@ -338,7 +343,7 @@ class LoopThread:
 
 
 class _Nothing(deque[Any]):
-    """The queue of a loop that must run nothing more: keeps what is in it, and what comes, and the loop that looks raises."""
+    """The queue of a loop that must run nothing more: it keeps all its entries, and raises when the loop takes one."""
 
     def popleft(self) -> NoReturn:
         raise IndexError
@@ -346,9 +351,9 @@ class _Nothing(deque[Any]):
 
 def wait_until_gone(native_ids: Sequence[int | None]) -> None:
     """
-    Wait, bounded, until the system has forgotten threads that ended.
+    Wait, up to `_GONE_TIMEOUT`, until the system has forgotten threads that ended.
 
-    CPython's warning about forking with threads counts what the system lists. Elsewhere than on Linux nothing is listed.
+    CPython's warning about forking with threads counts the threads that the system lists. Only Linux has such a list.
     """
     if sys.platform != "linux":
         return
@@ -359,8 +364,8 @@ def wait_until_gone(native_ids: Sequence[int | None]) -> None:
 
 
 def _handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # Those two leave through the loop, or through an eager start, and are told of there. asyncio says it again when the task is
-    # destroyed, whose exception nobody could retrieve.
+    # Those two leave through the loop, or through an eager start, and are reported there. asyncio would report them again when the task is
+    # destroyed, because nobody could retrieve its exception.
     if not isinstance(context.get("exception"), (SystemExit, KeyboardInterrupt)):
         loop.default_exception_handler(context)
 

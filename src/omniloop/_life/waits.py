@@ -1,19 +1,19 @@
 """
-The one way to block: it ends, or says why it never would.
+The one way to block on the loop: the wait ends, or raises the reason why it never would.
 
-Whoever blocks until the loop has done something comes through here, from a handle, a group, a queue, `flush` or `shutdown()`. What is
-looked at, and in this order:
+Every call that blocks until the loop has done something comes through here: from a handle, a group, a queue, `flush` or `shutdown()`. It
+checks, in this order:
 
-- the loop's own thread, and a thread in the middle of a fork, can't wait for the loop;
-- a loop that has no thread at the moment is given one;
-- a worker that waits gives its place in the pool to another, which may be the one that it waits for; where all wait for each other,
-  the last to do so is told within a second;
-- a circle of threads that wait for each other's loops never ends. Each notes whom it waits for *before* it looks: of two that close a
-  circle at once, at least one sees it;
-- a wait longer than a second looks whether the loop waits for an import that this thread is in the middle of, or for the event loop that
-  this thread runs itself; and, as every wait does, it looks up once a second (see `_clock`).
+1. The loop's own thread, and a thread in the middle of a fork, can't wait for the loop.
+2. If the loop has no thread at the moment, one is started.
+3. A worker that waits gives up its place in the pool to another worker, which may do the very work that it waits for. If all workers wait
+   for each other, the last one to begin gets an error within a second.
+4. A circle of threads that wait for each other's loops never ends. Each thread records what it waits for *before* it looks, so that if two
+   close a circle at once, at least one of them sees it.
+5. A wait longer than a second looks whether the loop waits for an import that this thread is in the middle of, or for the event loop that
+   this thread runs itself. Like every wait it wakes once a second (see `_clock`).
 
-The notes are a dictionary with one entry a thread, written by that thread alone; so there is no lock.
+The records of 4 are a dictionary with one entry a thread, which only that thread writes; so there is no lock.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .._work.task import Task
 
     class Waited(Protocol):
-        """What is waited for: a life, which can't be named here because it waits by this."""
+        """The life that is waited for. It can't be named here, because its module imports this one."""
 
         name: str
         inbox: Inbox
@@ -62,19 +62,19 @@ if TYPE_CHECKING:
         def is_starting(self) -> bool: ...
 
 
-# Given the ident of the loop's thread, and the task: why the wait would never end, or None.
+# Takes the ident of the loop's thread and the task; returns why the wait would never end, or None.
 Why = Callable[["int | None", "Task[Any]"], "str | None"]
 
-# What a long wait looks at, and where that applies to the calling thread at all.
+# The checks of a long wait, each with a function that says whether it applies to the calling thread.
 _looks: list[tuple[Callable[[], bool], Why]] = []
 
 
 def look_in_long_waits(applies: Callable[[], bool], why_endless: Why) -> None:
-    """Have *why_endless* asked, with growing pauses, in every long wait of a thread that *applies* says it concerns."""
+    """Call *why_endless*, with growing pauses, in every long wait of a thread for which *applies* returns True."""
     _looks.append((applies, why_endless))
 
 
-# From the thread that waits to the loop's thread that it waits for.
+# The ident of each waiting thread, and that of the loop's thread that it waits for.
 _waits: dict[int, int] = {}
 
 
@@ -85,10 +85,10 @@ def check_may_wait(
     by_host: bool = False,
 ) -> _hooks.Host | None:
     """
-    Raise if this thread can't wait for the loop: `WouldDeadlockError`, or `ForkedError` if it was the parent process's.
+    Raise if this thread can't wait for the loop: `WouldDeadlockError`, or `ForkedError` if the life was the parent process's.
 
-    Returns the host whose loop runs in this thread and goes on while it waits *by_host*, if there is one. It can't in a first step: nothing
-    else would be started before that ends.
+    Returns the host if its loop runs in this thread and can go on while the thread waits *by_host*; else None. A host can't do that during
+    a task's first step, because nothing else is started before that ends.
     """
     life.check_process()
     if (ident := life.ident) is None and life.starts_below():
@@ -115,9 +115,9 @@ def check_may_wait(
 
 def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
     """
-    Block until *wait_here*, called with seconds, says that *task* has brought about what is waited for.
+    Block until *wait_here*, which takes seconds, returns True.
 
-    Returns False if *timeout* passed first. 0 asks without waiting, on the loop's own thread too.
+    Returns False if *timeout* passed first. 0 asks without waiting, also on the loop's own thread.
     """
     check_timeout(timeout)
     if timeout is not None and timeout <= 0:
@@ -150,7 +150,10 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
 
 @contextmanager
 def waiting_for_all(life: Waited, what: str) -> Iterator[None]:
-    """Around a wait for all of the work: raise if it could never end, and have others that wait for this thread told of theirs."""
+    """
+    Wrap a wait for all of the work: raise if it could never end, and record it, so that a thread that would close a circle with it gets an
+    error.
+    """
     check_may_wait(life, what)
     if life.is_worker():
         raise WouldDeadlockError(
@@ -168,10 +171,9 @@ def waiting_for_all(life: Waited, what: str) -> Iterator[None]:
 @contextmanager
 def giving_place(what: str | None = None) -> Iterator[None]:
     """
-    Around a wait for whoever uses the other end of a queue: if this is a worker, another may take its place meanwhile.
+    Wrap a wait for the other end of a queue: if the caller is a worker, another worker may take its place meanwhile.
 
-    Where something stands in the queue, no worker is left for it and no thread can be started, that raises `WouldDeadlockError` if
-    *what* is given.
+    Raises `WouldDeadlockError`, if *what* is given, when jobs are queued, no worker is left for them, and no thread can be started.
     """
     pool = workers.pools.get(threading.get_ident())
     if pool is None:
@@ -189,9 +191,9 @@ def giving_place(what: str | None = None) -> Iterator[None]:
 
 def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
     if not task._is_started():
-        # Should a wake-up have been lost after all.
+        # In case a wake-up was lost after all.
         life.inbox.wake_reader()
-    # Only who may be in one of their cases need look again.
+    # Only checks that apply to this thread are repeated.
     looks = [why for applies, why in _looks if applies()]
     for count, seconds in enumerate(slices(timeout), 1):
         # With growing pauses: after 1, 2, 4, 8 … seconds.
@@ -204,14 +206,14 @@ def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool]
     return False
 
 
-# --- who waits for whom -----------------------------------------------------------------------------------------------
+# --- which thread waits for which -------------------------------------------------------------------------------------
 
 
 def _begin(me: int, ident: int | None) -> bool:
     """
-    Note that this thread, *me*, waits for the thread *ident*; False where that closes a circle. The caller takes the note out again.
+    Record that this thread, *me*, waits for the thread *ident*; False if that closes a circle. The caller removes the record.
 
-    (Signal handlers and finalisers do not wait, so that waits are not nested.)
+    Waits are not nested, because signal handlers and finalisers do not wait.
     """
     if ident is None:
         return True
@@ -221,7 +223,7 @@ def _begin(me: int, ident: int | None) -> bool:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Around what this thread does in the middle of a wait, and may wait in itself."""
+    """Wrap code that runs in the middle of a wait and may itself wait."""
     me = threading.get_ident()
     waited_for = _waits.pop(me, None)
     try:
@@ -242,7 +244,7 @@ def _leads_to(start: int, end: int) -> bool:
     return False
 
 
-# In a child only the forking thread is left, and it does not wait.
+# In a forked child only the forking thread is left, and it does not wait.
 fork.forget_after_fork(_waits.clear)
 
 look_in_long_waits(workers.is_waiting_worker, workers.why_endless)
@@ -252,16 +254,17 @@ look_in_long_waits(workers.is_waiting_worker, workers.why_endless)
 
 
 def _may_meet_an_import() -> bool:
-    """Tell whether this thread is in the middle of an import, and so holds a module's lock; or one may have been lost in a fork."""
+    """Tell whether this thread holds a module's lock, because it is importing; or whether such a lock may have been lost in a fork."""
     return fork.is_child() or _imports(sys._getframe())
 
 
 def _needs_an_import(ident: int | None, task: Task[Any]) -> str | None:
     """
-    Whether the thread *ident* waits for the lock of a module that the calling thread is importing; or that no thread of this process is.
+    Return the reason if the thread *ident* waits for the lock of a module that the calling thread imports, or that no thread of this
+    process does.
 
-    CPython clears the locks of modules in no child: whoever held one when the process was forked holds it there for ever. Read off the
-    frames: importlib keeps no public record.
+    In a forked child CPython does not clear the module locks: one that another thread held at the fork is held forever. This is read off
+    the frames, because importlib keeps no public record.
     """
     threads = frames_of_threads()
     for frame in _frames(None if ident is None else threads.get(ident)):
@@ -272,7 +275,7 @@ def _needs_an_import(ident: int | None, task: Task[Any]) -> str | None:
                     "while importing would never end: the loop waits for this very import. "
                     "Wait after the import, or import that module first."
                 )
-            # A thread of this process may have got the same number; but it imports nothing.
+            # A thread of this process may have the same ident by now; but it imports nothing.
             if owner is not None and fork.is_child() and not _imports(threads.get(owner)):
                 return (
                     f"would never end: it imports {getattr(lock, 'name', 'a module')!r}, which another thread was in the middle of "
@@ -307,13 +310,14 @@ def _runs_a_loop() -> bool:
 
 def _needs_my_loop(ident: int | None, task: Task[Any]) -> str | None:
     """
-    Whether the thread *ident* blocks, without a timeout, for what it gave by `run_coroutine_threadsafe` to the loop of the calling thread.
+    Return the reason if the thread *ident* blocks, without a timeout, on something that it gave to the calling thread's loop by
+    `run_coroutine_threadsafe`.
 
-    Nothing else runs in the thread *ident* meanwhile, so that no timeout and no cancellation ends *task*, if it is the loop's. A
-    coroutine that *awaits* what this thread has to do may have either, and so may a worker: those are not looked at.
+    Nothing else runs in the thread *ident* meanwhile, so that no timeout or cancellation can end *task* if it runs on that loop. A
+    coroutine that *awaits* something of this thread, and a worker, may still have either; they are not checked.
     """
     if not isinstance(task._work, asyncio.Task | Coroutine):
-        # Done; or a worker does it, which needs no loop to end.
+        # The task is done, or runs in a worker, which needs no loop to end.
         return None
     inside = frame_of(ident)
     frame = None if inside is None else inside.f_back
@@ -322,7 +326,7 @@ def _needs_my_loop(ident: int | None, task: Task[Any]) -> str | None:
     if frame.f_code not in _BLOCKS or frame.f_locals.get("timeout") is not None:
         return None
     future = frame.f_locals.get("self")
-    # Last whether it is done: as long as it is not, its thread has not left the wait.
+    # `done()` is asked last: while the future is not done, its thread has not left the wait.
     if not isinstance(future, Future) or not _is_for(asyncio._get_running_loop(), future) or future.done():
         return None
     caller = frame.f_back or frame
@@ -333,21 +337,21 @@ def _needs_my_loop(ident: int | None, task: Task[Any]) -> str | None:
 
 
 def _is_for(loop: object, future: Future[Any]) -> bool:
-    """Tell whether *future* is of `run_coroutine_threadsafe`, and only *loop* can end it."""
+    """Tell whether *future* comes from `run_coroutine_threadsafe` and only *loop* can end it."""
     callbacks = done_callbacks_of(future)
     if any(_closed_over(callback, CHECKS_CANCEL).get("source_loop") is loop for callback in callbacks):
         return True
     try:
-        # Of asyncio's own loops: what stands in the queue. In another one it can't be seen before it has begun.
+        # The due callbacks, where asyncio's own loops show them. On another loop a call that has not begun can't be seen.
         due = list(ready(loop) or ())
     except RuntimeError:
-        # "deque mutated during iteration", without a GIL.
+        # "deque mutated during iteration", on a build without a GIL.
         return False
     return any(_closed_over(callback_of(handle), BEGINS_THREADSAFE).get("future") is future for handle in due)
 
 
 def _closed_over(function: Any, code: CodeType | None) -> dict[str, Any]:
-    """What *function* has closed over, by name, if it is made from *code*; else nothing."""
+    """The variables that *function* has closed over, by name, if its code is *code*; else nothing."""
     if code is None or not isinstance(function, FunctionType) or function.__code__ is not code:
         return {}
     return {name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)}
@@ -357,5 +361,5 @@ look_in_long_waits(_runs_a_loop, _needs_my_loop)
 
 
 def _title(what: str | Task[Any]) -> str:
-    # Put together only where it is said: 0.4 µs a wait.
+    # Built only for an error message: it would cost 0.4 µs a wait.
     return what if isinstance(what, str) else f"Waiting for '{shown(what.get_name())}'"

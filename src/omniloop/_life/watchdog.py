@@ -1,8 +1,8 @@
 """
-Tells, while it happens, that a callback blocks the loop, and afterwards for how long. Sleeps when the loop does.
+Logs, while it happens, that a callback blocks the loop, and afterwards for how long. Sleeps while the loop does.
 
-A callback that does not come on may be innocent: on a starved machine its thread waits for a core, or for the interpreter. So what the
-thread had of the machine is looked at twice in the same turn of the loop, and compared with the wall clock.
+A callback that makes no progress may be innocent: on a starved machine its thread waits for a core, or for the interpreter. So the watchdog
+looks twice, in the same turn of the loop, at how much of the machine the thread had, and compares that with the wall clock.
 """
 
 from __future__ import annotations
@@ -29,36 +29,37 @@ if TYPE_CHECKING:
     from .._work.ledger import Ledger
     from .thread import LoopThread
 
-# So much of *slow* is compared at the least, and so a report may come later by as much. On a starved machine a thread has a core for 10 ms
-# now and then: with a window of a tenth a callback was blamed that just had its turn.
+# The part of *slow* between the two looks, at least; a report may come later by as much. On a starved machine a thread has a core for 10 ms
+# now and then: with a window of a tenth, a callback was blamed that just had its turn.
 _WINDOW: Final = 0.3
 
-# Of more threads not all are looked at: 10 µs each.
+# How many other threads are looked at, at most: each costs 10 µs.
 _MOST_THREADS: Final = 100
 
-# A thread that waits for the interpreter wakes every 5 ms to ask for it; one that sleeps, or waits for a lock, does not. Well between.
+# Wake-ups a second. A thread that waits for the interpreter wakes every 5 ms to ask for it; one that sleeps or waits for a lock does not.
+# This lies well between the two.
 _WAKES: Final = 40
 
-# At 1 to 2 kB each, what is pending is 200 MB by then: more than anybody means to have. And so many sites are named.
+# How many pending tasks are too many, at 1 to 2 kB each 200 MB: more than anybody intends. And how many submitting sites the warning names.
 _CROWD: Final = 100_000
 _MOST_SITES: Final = 3
 
 
 class Usage(NamedTuple):
-    """What a thread had of the machine up to a moment: all but *place* are sums, in seconds by several clocks."""
+    """What a thread had of the machine up to a moment. All but *place* are sums, in seconds by several clocks."""
 
     wall: float
-    # On a core; what the other threads of the process were on one, or waited for one; and what this one waited for one.
+    # Seconds on a core; seconds the process's other threads were on a core or waited for one; seconds this thread waited for a core.
     cpu: float
     others: float
     queue: float
-    # How often it gave up its core by itself.
+    # How often the thread gave up its core by itself.
     wakes: int
-    # Where in the code it is.
+    # Its frame and instruction.
     place: tuple[int, int]
 
     def held_up(self, before: Usage) -> str | None:
-        """Since *before*, which was at most as long ago as the callback began: what else than its own code held it up, if anything."""
+        """Return what other than its own code has held the callback up since *before*, taken in the same callback; None if nothing has."""
         wall = self.wall - before.wall
         if self.cpu - before.cpu >= wall / 2:
             return None
@@ -71,7 +72,7 @@ class Usage(NamedTuple):
 
 
 def usage_of(ident: int | None, native_id: int | None) -> Usage | None:
-    """What the thread had so far; None where the system does not say: only Linux does, and not in every sandbox."""
+    """What the thread had so far; None where the system does not say, which is everywhere but on Linux, and in some sandboxes."""
     frame = frame_of(ident)
     if frame is None or native_id is None or sys.platform != "linux":
         return None
@@ -82,7 +83,7 @@ def usage_of(ident: int | None, native_id: int | None) -> Usage | None:
         others = 0.0
         for other in islice(os.listdir("/proc/self/task"), _MOST_THREADS):
             if other != str(native_id):
-                # Who waits for a core may hold the interpreter meanwhile.
+                # A thread that waits for a core may hold the interpreter meanwhile.
                 others += sum(_had(other))
         with open(f"/proc/self/task/{native_id}/status", "rb") as file:
             wakes = int(file.read().rpartition(b"\nvoluntary_ctxt_switches:")[2].split()[0])
@@ -103,36 +104,37 @@ class Watchdog:
     """
     Watches one loop from a thread of its own.
 
-    The loop says when it goes to work and when to sleep. The watchdog looks only where something has happened since its last
-    look: a busy loop is looked at every `slow_callback` seconds, an idle one never.
+    The loop tells it when it starts to work and when it sleeps. The watchdog looks only if something has happened since its last look: at a
+    busy loop every `slow_callback` seconds, at an idle one never.
     """
 
     def __init__(self, thread: LoopThread, ledger: Ledger, settings: Callable[[], Settings]) -> None:
         self._loop_thread = thread
         self._ledger = ledger
         self._settings = settings
-        # Whether the loop says when it works, and so wakes this; else whoever submits something does.
+        # Whether the loop tells when it works, and so wakes the watchdog; otherwise each submission does.
         self.attached = False
         self.asleep = False
         self._busy_since: float | None = None
         self._turn = 0
-        # Where a callback began, and what the loop's thread had had of the machine when that was first looked at.
+        # When the current turn began, and what the loop's thread had had of the machine at the first look in it.
         self._first: tuple[float | None, Usage | None] = None, None
-        # The start of the blockage that was told of, and its length when it is over.
+        # The start of the blockage that was logged, and its length once it is over.
         self._incident: float | None = None
         self._took: float | None = None
         self._told_of_hunger = False
         self._told_of_crowd = False
         self._gate = Lock()
-        # Its own, while it is to watch.
+        # The watchdog's own thread while it should watch, else None.
         self._thread: threading.Thread | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have *loop* say when it works. On one that can't (uvloop) the watchdog asks, but only while work is pending."""
+        """Have *loop* tell when it works. A loop that can't (uvloop) is asked by the watchdog, but only while work is pending."""
         selector = _cpython.selector_of(loop)
         if selector is None:
             return
-        # On the instance: there is no public place between two callbacks. Costs 0.2 µs a turn of the loop; tests/life/test_watchdog.py fails without it.
+        # On the instance, because there is no public place between two callbacks. Costs 0.2 µs a turn of the loop;
+        # tests/life/test_watchdog.py fails without it.
         select: Callable[[float | None], Sequence[Any]] = selector.select
         idle, busy = self.idle, self.busy
 
@@ -155,7 +157,7 @@ class Watchdog:
             self.wake()
 
     def goes_on(self) -> None:
-        """A turn of the loop is long, because much is called in it, and no single call blocks."""
+        """Note that a turn of the loop is long because it calls much, while no single call blocks."""
         if self.attached:
             self.busy()
 
@@ -173,12 +175,12 @@ class Watchdog:
         return self._thread.native_id if self._thread is not None else None
 
     def busy_for(self) -> float | None:
-        """Seconds that the loop has been at work without a look at its sockets; None while it sleeps, or if it can't say. From any thread."""
+        """Seconds that the loop has worked without a look at its sockets; None while it sleeps, or if it can't tell. From any thread."""
         since = self._busy_since
         return time.monotonic() - since if self.attached and since is not None else None
 
     def watch(self) -> None:
-        """Watch from now on, if `slow_callback` is set; look at the settings again, if it does already."""
+        """Start to watch if `slow_callback` is set; if it watches already, look at the settings again."""
         if self._thread is not None:
             self.wake()
         elif self._settings().slow_callback is not None:
@@ -187,7 +189,7 @@ class Watchdog:
                 self._thread = thread
                 thread.start()
             except BaseException:
-                # No thread can be started; or interrupted (Ctrl-C), and if it comes to run all the same it ends at once.
+                # No thread can be started, or Ctrl-C interrupted the start. If the thread runs nevertheless it ends at once.
                 self._thread = None
                 raise
 
@@ -197,11 +199,11 @@ class Watchdog:
         self.wake()
         if thread is not None:
             with suppress(RuntimeError):
-                # In the middle of its start, by another thread, or this one: it ends when it looks.
+                # The thread is just being started, by another thread or by this one: it ends when it looks.
                 thread.join(timeout)
 
     def wake(self) -> None:
-        """Have it look now. Harmless if it is awake."""
+        """Have the watchdog look now. Harmless if it is awake."""
         self.asleep = False
         try:
             self._gate.release()
@@ -222,13 +224,17 @@ class Watchdog:
             seen = turn
             self.asleep = pause is None
             if self.asleep and (self._turn != turn or self._took is not None):
-                # It went to work before it could see that it has to wake somebody.
+                # The loop went to work before it could see that the watchdog sleeps.
                 self.asleep = False
                 continue
             self._gate.acquire(timeout=-1 if pause is None else min(pause, threading.TIMEOUT_MAX))
 
     def _look(self, has_moved: bool) -> float | None:
-        """Look at the loop, which *has_moved* since the last look or not; return when to look again. None: when something happens."""
+        """
+        Look at the loop; return after how many seconds to look again, None to wait until something happens.
+
+        *has_moved* says whether the loop has begun a turn since the last look.
+        """
         crowding = self._is_crowding()
         slow, since, now = self._settings().slow_callback, self._busy_since, time.monotonic()
         if slow is None:
@@ -236,10 +242,10 @@ class Watchdog:
         if since is None and not self.attached and self._ping():
             since = self._busy_since = now
         if since is None:
-            # One more look, if something has happened since the last; then none until it happens again.
+            # One more look if something has happened since the last, and then none until it happens again.
             return slow if has_moved else None
         if self._first[0] != since:
-            # To compare with. (Late itself, on a busy machine, the look after this one tells.)
+            # The first look, to compare with. (If the watchdog is itself late, on a busy machine, the next look tells.)
             self._first = since, self._usage()
             return max(slow - (now - since), slow * _WINDOW)
         if now - since < slow:
@@ -249,37 +255,37 @@ class Watchdog:
             why = None if before is None or usage is None else usage.held_up(before)
             if why is not None:
                 self._tell_hungry(now - since, why)
-                # It may come to block all the same.
+                # It may still turn out to block.
                 self._first = since, usage
                 return slow
-            # Noted first, so that the loop knows that its end is to be told as well.
+            # Set before the log, so that the loop knows that the end of this blockage is logged as well.
             self._incident = since
             if self._busy_since == since:
                 self._tell(
                     f"A callback has blocked the loop for {now - since:.1f} s; nothing else runs on it meanwhile. "
                     f"Use to_thread() for what blocks. It is here:\n{thread_stack(self._loop_thread.ident)}"
                 )
-        # Until its end wakes us; but meanwhile what is submitted may pile up.
+        # The end of the blockage wakes the watchdog. Meanwhile submissions may pile up.
         return max(slow, 1.0) if crowding else None
 
     def _usage(self) -> Usage | None:
         return usage_of(self._loop_thread.ident, self._loop_thread.native_id)
 
     def _ping(self) -> bool:
-        """Ask a loop that can't say when it works to call back, if it has something to do."""
+        """Ask a loop that can't tell when it works to call back; False if it has nothing to do."""
         ledger = self._ledger
         if ledger.daemons or ledger.inbox.is_due() or not ledger.is_quiet():
             with suppress(RuntimeError):
-                # The loop is closed: nothing will answer, and nothing is waited for.
+                # The loop is closed, and would never answer.
                 self._loop_thread.post(self.idle)
                 return True
         return False
 
     def _is_crowding(self) -> bool:
         """
-        Warn, once, where so much is pending that it may be memory without end; False if there is nothing to look for any more.
+        Warn, once, if so much is pending that memory may run out; False if there is no need to look again.
 
-        Here, because nothing of it is to be on the way of a submission.
+        Done here, so that it costs a submission nothing.
         """
         if self._told_of_crowd or self._settings().max_pending is not None:
             return False

@@ -1,20 +1,22 @@
 """
-Daemon threads for blocking functions, that still serve while the interpreter ends, and are not starved by their own waits.
+Daemon threads for blocking functions: they serve until the interpreter ends, and do not starve when workers wait for workers.
 
-What is guaranteed. What was put is called, unless the pool is stopped before, on every version and up to the last exit hook: the first worker
-is started together with the loop, because 3.12 starts no thread once main has ended. A worker that waits for a runtime does not count
-against the size of its pool: another one takes its place, so that a sync library over an async client, called in a worker, does not keep the
-look-up of a host name, which needs a worker too, from running. So many are replaced at the most; then the queue stands until a wait ends.
-What the loop asks of its executor is served also then, by one worker more, which does nothing else and ends when nothing is asked. A wait
-is an error only where the queue stands, every worker waits, and none of what they wait for could ever end: see `why_endless`.
+What is guaranteed. A job that was put is called, unless the pool is stopped first, on every version and up to the last exit hook. For that
+the first worker is started together with the loop, because 3.12 starts no thread once main has ended.
 
-Who may touch what. Any thread may put, and no lock is waited for. How many workers are idle is the length of a deque, to which each adds
-and removes its own entry. Threads are started by one thread at a time (`thread.Starter`); who finds one at it leaves a wish in `_wanted`, and
-the one that starts looks again afterwards. What the loop asks is in `_asked`, and a job in the queue says so: the
-first to come, that job or the worker that is kept for it, takes it.
+A worker that waits for a runtime does not count against the size of the pool: another takes its place. Without that, workers that call a
+sync library over an async client would block the look-up of a host name, which needs a worker too. At most `max_waiting_workers` are
+replaced; beyond that, queued jobs stand still until a wait ends. Calls that the loop asks of its executor are served even then, by one
+further worker, which does nothing else and ends when nothing is asked. A wait is an error only if jobs stand still, every worker waits, and
+nothing that they wait for could ever end: see `why_endless`.
 
-What was tried. The threads of `ThreadPoolExecutor` itself: they are joined, and its queue is shut, before the first `atexit` handler runs, so
-that a drain in which any task looks up a host name failed. A pool without replacements: four of six look-ups timed out. Replacements
+Which thread may do what. Any thread may put a job, and never waits for a lock. The number of idle workers is the length of a deque, in
+which each idle worker has an entry of its own. One thread at a time starts workers (`thread.Starter`); others leave a wish in `_wanted`,
+which the starting thread finds when it looks again. The loop's calls are in `_asked`, and each has a job in the queue that takes the oldest
+of them; that job or the worker kept for them takes it, whichever comes first.
+
+What was tried. The threads of `ThreadPoolExecutor` itself: they are joined, and its queue is shut, before the first `atexit` handler runs,
+so that a drain in which any task looks up a host name failed. A pool without replacements: four of six look-ups timed out. Replacements
 without a bound: 1,007 threads for four. An error at the bound: 264 of 300 calls failed that a pool without replacements gets done.
 """
 
@@ -52,29 +54,29 @@ else:
     try:
         from concurrent.futures.thread import ThreadPoolExecutor
     except RuntimeError:
-        # "can't register atexit after shutdown": main has ended, and a thread that outlives it is the first to load it.
+        # "can't register atexit after shutdown": main has ended, and a thread that outlives it is the first to import that module.
         ThreadPoolExecutor = Executor
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# What it returns, if anything, is called when nothing of the job is referred to any more.
+# A job may return a function, which the worker calls once it refers to nothing of the job any more.
 Job = Callable[[], Callable[[], None] | None]
 
 
 class ThreadWork:
-    """The call that a worker is to make for a task of `to_thread`: whoever claims it first, the worker or who ends it, has it."""
+    """The call that a worker makes for a task of `to_thread`. One thread alone can claim it: the worker, or the one that ends the task."""
 
     __slots__ = ("__name__", "__qualname__", "_over", "_ticket", "call", "ident", "pool")
 
     def __init__(self, fn: object, call: Callable[[], Any]) -> None:
         self.__name__ = self.__qualname__ = name_of(fn)
         self.call = call
-        # Of the thread that makes the call, once it does.
+        # The ident of the thread that makes the call, once it does.
         self.ident: int | None = None
-        # Taken by whoever claims it.
+        # Acquired by the thread that claims the call, and never released.
         self._ticket = Lock()
-        # Of the worker that is to make it. And what is resolved when that has let go of it, if the loop waits for that.
+        # The pool that makes the call; and, if the loop waits for that, the future to resolve once the worker has let go of it.
         self.pool: Workers | None = None
         self._over: asyncio.Future[None] | None = None
 
@@ -82,7 +84,7 @@ class ThreadWork:
         return self._ticket.acquire(False)
 
     def cancel(self, task: Task[Any], args: tuple[object, ...]) -> bool:
-        """End *task* as cancelled, unless the call is made; False then."""
+        """End *task* as cancelled; False if the call was claimed already."""
         if not self.claim():
             return False
         self.let_go()
@@ -90,7 +92,7 @@ class ThreadWork:
         return True
 
     def make(self, held: list[Task[Any]]) -> Callable[[], None]:
-        """Make the call; what is returned is to be called when no frame refers to the task any more."""
+        """Make the call. Returns a function to call once no frame refers to the task any more."""
         task = held[0]
         over = partial(self._end, held)
         if not self.claim() or task._outcome() is not None:
@@ -98,7 +100,7 @@ class ThreadWork:
         task._since = time.monotonic()
         self.ident = threading.get_ident()
         try:
-            # What is not done has a context.
+            # A task that is not done has a context.
             value = task._context.run(self.call)  # type: ignore[union-attr]
             if type(value) is CoroutineType:
                 value.close()
@@ -109,28 +111,30 @@ class ThreadWork:
         else:
             task._settle(SUCCEEDED, value)
         finally:
-            # The error's frames refer to this one, as their caller; left here, the task would live until a garbage collection.
+            # The frames of the error refer to this frame, as their caller. With these variables the task would live until a garbage
+            # collection.
             del task, self, held
         return over
 
     def _end(self, held: list[Task[Any]]) -> None:
-        # The last references, if nobody holds the handle: a failure is put aside for the report before a flush hears that the
-        # call is over.
+        # If nobody holds the handle, these are the last references: the failure is then put aside for the report before a flush learns that
+        # the call is over.
         held.clear()
         self.let_go()
 
     def let_go(self) -> None:
-        """Nobody makes the call, or it is over."""
+        """Note that the call is over, or that nobody makes it."""
         if (pool := self.pool) is not None:
             pool.ledger.in_threads.pop(self, None)
-            # After that: either the future is seen here, or who made it sees that this is gone.
+            # After the pop. The loop makes the future before it looks: so either the future is seen here, or the loop sees that this call
+            # is gone.
             if self._over is not None:
                 with suppress(RuntimeError):
-                    # The loop is closed: nobody waits there.
+                    # The loop is closed, and nothing waits there.
                     pool.thread.post(resolve, self._over)
 
     def over(self, ledger: Ledger) -> asyncio.Future[None] | None:
-        """A future that is done when the worker has let go of this; None if it has. For the loop."""
+        """Return a future that is done when the worker has let go of the call; None if it has already. For the loop's thread."""
         if self._over is None:
             self._over = ledger.loop.create_future()
         return self._over if self in ledger.in_threads else None
@@ -144,43 +148,53 @@ def resolve(waiter: asyncio.Future[None]) -> None:
 
 class Workers(ThreadPoolExecutor):
     """
-    The pool of a runtime, and its loop's default executor. asyncio insists on a `ThreadPoolExecutor`; none of that class's
-    threads or queues are used, because they are shut before the first `atexit` handler runs.
+    The pool of a runtime, and its loop's default executor.
+
+    asyncio insists on a `ThreadPoolExecutor`. None of that class's threads or queues are used, because they are shut before the first
+    `atexit` handler runs.
     """
 
-    # Of the life whose pool it is.
+    # The thread and the ledger of the life that has this pool.
     thread: LoopThread
     ledger: Ledger
 
     def __init__(self, size: int, name: str, on_orphaned: Callable[[], None], most_waiting: int | None = None) -> None:
-        """*most_waiting* that wait for a runtime are replaced; None is without a bound, and none is kept for what a loop asks."""
+        """
+        Replace at most *most_waiting* workers that wait for a runtime.
+
+        None means no bound, and no worker is kept for what the loop asks.
+        """
         self._size = size
         self._most_waiting = most_waiting
         self._name = name
         self._on_orphaned = on_orphaned
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        # An entry for each worker that waits for a job, made and removed by itself; so that submitting takes no lock.
+        # An entry for each idle worker, which adds and removes it itself, so that submitting takes no lock.
         self._idle: deque[None] = deque()
         self._staff: set[threading.Thread] = set()
-        # One for each job that found nobody free.
+        # An entry for each job that found no idle worker.
         self._wanted: deque[None] = deque()
         self._starter = Starter()
-        # What the loop asks, oldest first; and the one worker that is kept for that, where all others have something to do.
+        # The loop's calls, the oldest first; and the one worker kept for them while all others are busy.
         self._asked: deque[Job] = deque()
         self._kept: set[threading.Thread] = set()
-        # What the loop asks and is not done, a worker may be at it.
+        # The loop's calls that are not done, including those that a worker is making.
         self._unanswered: set[Future[Any]] = set()
-        # The workers that wait for a runtime, by ident, with the task that they wait for; None where that can't be told.
+        # The workers that wait for a runtime, by ident, each with the task that it waits for, or None if that is unknown.
         self._blocked: dict[int, Task[Any] | None] = {}
         self._count = 0
         self.closed = False
-        # While workers are told to end, what is in the queue says nothing about how many are needed.
+        # While workers are told to end, the length of the queue does not say how many are needed.
         self._stopping = False
 
     # --- taking work ----------------------------------------------------------------------------------------------
 
     def put(self, job: Job) -> None:
-        """Have a worker call *job*, which must not raise. From any thread. CannotStartError if there is none, and no thread can be started."""
+        """
+        Have a worker call *job*, which must not raise. From any thread.
+
+        CannotStartError if there is no worker and none can be started.
+        """
         self._jobs.put(job)
         if self._jobs.qsize() > len(self._idle):
             try:
@@ -189,19 +203,19 @@ class Workers(ThreadPoolExecutor):
                 raise CannotStartError(f"omniloop can't start a worker thread here: {why_no_thread(error)}") from error
 
     def make(self, task: Task[Any], call: ThreadWork) -> bool:
-        """Have a worker make the *call* of a task; False if the life whose pool this is has ended."""
+        """Have a worker make the *call* of a task; False if this pool's life has ended."""
         call.pool = self
         inbox, in_threads = self.ledger.inbox, self.ledger.in_threads
         try:
             in_threads[call] = task
-            # After the adding: closing sets the mark first, and then looks whether anything is here. If it has looked already, it
-            # fails what it found: who has the ticket decides.
+            # After the entry was added: closing first sets the mark and then fails what it finds here. If it has found this call, the
+            # ticket decides.
             if inbox.closed:
                 in_threads.pop(call, None)
-                # Without the ticket it is the closing thread's to fail, and counts as accepted; with it, the next life gets the task.
+                # If the closing thread has the ticket, it fails the task, which counts as accepted; otherwise the next life gets the task.
                 return not call.claim()
             if self.thread.ident is None:
-                # After an idle fork. When main has ended 3.12 starts no thread, and the drain needs the loop's.
+                # After a fork while idle. When main has ended, 3.12 starts no thread, and the drain needs the loop's.
                 inbox.wake_reader()
             self.put(partial(call.make, [task]))
         except BaseException:
@@ -212,7 +226,7 @@ class Workers(ThreadPoolExecutor):
         return True
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """What asyncio's `run_in_executor` and `asyncio.to_thread` call."""
+        """Run *fn* in a worker, for asyncio's `run_in_executor` and `asyncio.to_thread`."""
         if self.closed:
             raise RuntimeError("cannot schedule new futures after shutdown of the runtime")
         future: Future[T] = Future()
@@ -227,7 +241,7 @@ class Workers(ThreadPoolExecutor):
                 if os.getpid() == pid:
                     future.set_exception(can_be_thrown(error, "The call"))
             else:
-                # In a child that was forked in there, whoever waits is the parent's, and would be woken there.
+                # In a child that *fn* has forked, the waiters are the parent's, and must not be woken.
                 if os.getpid() == pid:
                     future.set_result(result)
 
@@ -237,7 +251,7 @@ class Workers(ThreadPoolExecutor):
         try:
             self.put(self._take_asked)
         except BaseException:
-            # Refused, it must not be called by a worker that is started later; unless one has it already.
+            # A refused call must not be made by a worker that starts later. If a worker already has it, it is not refused.
             if future.cancel():
                 raise
         return future
@@ -247,11 +261,11 @@ class Workers(ThreadPoolExecutor):
         try:
             loop.set_default_executor(self)
         except RuntimeError:
-            # It could not load the class that it looks for either; see above.
+            # The loop can't load the class that it checks for; see the import above.
             _cpython.set_default_executor(loop, self)
 
     def _take_asked(self) -> None:
-        """Make the oldest call that the loop asked for, if it is not made yet."""
+        """Make the oldest call that the loop asked for, if any is left."""
         try:
             job = self._asked.popleft()
         except IndexError:
@@ -259,7 +273,7 @@ class Workers(ThreadPoolExecutor):
         job()
 
     def start_one(self) -> None:
-        """Start the first worker; at the interpreter's end 3.12 starts no thread any more, and this one serves."""
+        """Start the first worker. It serves at the interpreter's end too, when 3.12 starts no more threads."""
         if not self._staff:
             self._start(self._serve, self._staff)
 
@@ -271,39 +285,39 @@ class Workers(ThreadPoolExecutor):
 
     def begin_wait(self, task: Task[Any] | None) -> bool:
         """
-        The calling worker is about to wait for *task*, or for whom knows what: another may take its place.
+        Note that the calling worker is about to wait for *task* (None: unknown), and let another take its place.
 
-        Returns False where something stands in the queue, no worker is left for it, and no thread can be started.
+        Returns False if jobs are queued, no worker is left for them, and no thread can be started.
         """
         self._blocked[threading.get_ident()] = task
         me = threading.current_thread()
         if me in self._kept and self._has_room():
-            # One of those that wait, like any other: the next one may be kept.
+            # Count it among the ordinary waiting workers, so that another may be kept for the loop.
             self._staff.add(me)
             self._kept.discard(me)
         try:
             if len(self._staff) <= len(self._blocked) or not self._jobs.empty():
                 self._grow()
         except RuntimeError:
-            # "can't start new thread": the interpreter ends, or the limit of the system is reached.
+            # "can't start new thread": the interpreter ends, or the system's limit is reached.
             return self._jobs.empty()
         return True
 
     def end_wait(self) -> None:
-        """The wait is over; if the place was taken meanwhile, one worker too many ends when it has nothing to do."""
+        """Note that the wait is over. If the place was taken meanwhile, one surplus worker ends as soon as it is idle."""
         self._blocked.pop(threading.get_ident(), None)
 
     def _stands(self) -> bool:
-        """Tell whether all workers wait, and what is in the queue stands until a wait ends; no other worker can be started."""
+        """Tell whether jobs are queued, all workers wait, and no further worker can be started."""
         if self._jobs.empty() or len(self._blocked) < len(self._all()):
             return False
-        # Should a start have failed for the moment.
+        # In case an earlier start failed only for the moment.
         with suppress(RuntimeError):
             self._grow()
         return len(self._blocked) >= len(self._all())
 
     def _may_end(self, waited_for: Task[Any]) -> bool:
-        """Tell whether anything is left that could end *waited_for*, where this pool stands."""
+        """Tell whether anything could still end *waited_for*, given that this pool's queue stands still."""
         standing = self._futures_of_asked()
         seen: set[int] = set()
         found: list[Any] = [waited_for]
@@ -317,20 +331,20 @@ class Workers(ThreadPoolExecutor):
                 if isinstance(work, asyncio.Task):
                     found.append(work)
                 elif not isinstance(work, ThreadWork) or it._kind is DAEMON or work.pool is not self:
-                    # It is done, or not started, or on the loop, or in a thread of its own. Else it stands in this queue; or in a
-                    # worker, which waits for something else, and is looked at itself.
+                    # The task is done, not started, on the loop, or in a thread of its own. Otherwise it is in this queue, or in a worker
+                    # that waits for something else and is checked itself.
                     return True
                 continue
             future = _cpython.waiter_of(it)
             if future is None:
-                # It runs, or is about to.
+                # The task runs, or is about to.
                 return True
             if id(future) in standing:
                 continue
             next_ones = (
                 [future]
                 if isinstance(future, asyncio.Task)
-                # `gather`, and the bridge to a task of a runtime.
+                # The future of a `gather`, or of the bridge to a runtime's task.
                 else _cpython.gathered(future) or [getattr(future, "_task", None)]
             )
             known = [each for each in next_ones if isinstance(each, (asyncio.Task, Task))]
@@ -340,7 +354,7 @@ class Workers(ThreadPoolExecutor):
         return False
 
     def _futures_of_asked(self) -> set[int]:
-        """The asyncio futures, by id, of what the loop has asked: `asyncio.wrap_future` has told the pool's which is whose."""
+        """Return the ids of the asyncio futures of the loop's calls: `asyncio.wrap_future` has linked each to the pool's future."""
         found: set[int] = set()
         for future in list(self._unanswered):
             for callback in _cpython.done_callbacks_of(future):
@@ -352,26 +366,26 @@ class Workers(ThreadPoolExecutor):
     # --- ending ---------------------------------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Refuse further work. The threads end when their work does; only the runtime waits for that, with a deadline."""
+        """Refuse further work. The threads end with their current work; only the runtime waits for that, with a deadline."""
         self.closed = True
 
     def stop(self, timeout: float) -> list[threading.Thread]:
-        """End the workers and join them, *timeout* seconds at the most; returns those that are still busy."""
+        """End the workers and join them, *timeout* seconds at most; return those that are still busy."""
         self.closed = True
         return self._end_threads(timeout)
 
     def park(self, timeout: float) -> None:
-        """End the workers before a fork. They come back on the next use; nothing is refused."""
+        """End the workers before a fork. They start again on the next use, and nothing is refused."""
         self._end_threads(timeout)
         self._stopping = False
-        # What nobody was left to take would end workers of the next generation.
+        # A leftover end marker would end a worker of the next generation.
         for _ in range(self._jobs.qsize()):
             with suppress(Empty):
                 if (job := self._jobs.get_nowait()) is not None:
                     self._jobs.put(job)
 
     def counts(self) -> dict[str, int]:
-        """How many workers there are, may be, have nothing to do, and wait for the runtime; and the jobs that wait. For a look."""
+        """Return the numbers of workers: present, allowed, idle, waiting for the runtime; and of queued jobs. A snapshot."""
         return {
             "workers": len(self._all()),
             "most": self._size,
@@ -381,7 +395,7 @@ class Workers(ThreadPoolExecutor):
         }
 
     def idents(self) -> list[int | None]:
-        """The system's ids of the living workers."""
+        """Return the system's ids of the living workers."""
         return [thread.native_id for thread in self._all()]
 
     def _all(self) -> list[threading.Thread]:
@@ -393,7 +407,7 @@ class Workers(ThreadPoolExecutor):
         deadline = time.monotonic() + timeout
         left = []
         for thread in self._all():
-            # In the middle of its start, by another thread, it ends when it finds nothing to do.
+            # A thread that another thread is just starting ends when it finds nothing to do.
             with suppress(RuntimeError):
                 if thread is not threading.current_thread() and not join(thread, deadline - time.monotonic()):
                     left.append(thread)
@@ -415,10 +429,10 @@ class Workers(ThreadPoolExecutor):
             elif self._asked and not self._kept and self._most_waiting is not None:
                 self._start(self._serve_asked, self._kept)
         except IndexError:
-            # Another thread was served in between.
+            # Another start has taken the wish.
             pass
         except RuntimeError:
-            # "can't start new thread", at the interpreter's end: those that are there will come to it.
+            # "can't start new thread", at the interpreter's end. If a worker is free it will get to the job.
             if len(self._staff) <= len(self._blocked):
                 raise
 
@@ -440,11 +454,11 @@ class Workers(ThreadPoolExecutor):
             raise
 
     def _serve_asked(self) -> None:
-        """Do what the loop asks, and nothing else, until nothing is asked."""
+        """Make the loop's calls, and nothing else, until none is left."""
         me, pid = threading.current_thread(), os.getpid()
         pools[threading.get_ident()] = self
         try:
-            # Not any more, if a wait made it one of the others.
+            # A wait may have turned this worker into an ordinary one.
             while me in self._kept and self._asked:
                 self._take_asked()
                 if os.getpid() != pid:
@@ -453,7 +467,7 @@ class Workers(ThreadPoolExecutor):
             del pools[threading.get_ident()]
             self._staff.discard(me)
             self._kept.discard(me)
-            # Who asked just before this counted on it.
+            # A call that was asked just before this relied on this worker.
             if self._asked and not self._stopping:
                 with suppress(RuntimeError):
                     self._grow()
@@ -461,7 +475,7 @@ class Workers(ThreadPoolExecutor):
     def _serve(self) -> None:
         jobs = self._jobs
         pid = os.getpid()
-        # Again, should the start have been interrupted.
+        # Again, in case the start was interrupted.
         self._staff.add(threading.current_thread())
         pools[threading.get_ident()] = self
         try:
@@ -475,17 +489,17 @@ class Workers(ThreadPoolExecutor):
                     job = jobs.get()
                     self._idle.pop()
                     if not self._stopping and jobs.qsize() > len(self._idle):
-                        # Who put a job just before this counted on this worker, as one that waits.
+                        # A thread that put a job just before this relied on this worker being idle.
                         self._grow()
                 if job is None:
-                    # For the next one: how many there are is not known, if a start was interrupted.
+                    # Passed on to the next worker: after an interrupted start their number is not known.
                     jobs.put(None)
                     return
                 over = job()
                 if os.getpid() != pid:
-                    # The child of a fork that was made inside the job, and came back from it: nobody else is here to end it.
+                    # The job has forked, and this is the child, which has returned from it: no other thread is here to end it.
                     self._on_orphaned()
-                # What the job refers to must not live until the next one comes.
+                # So that what the job refers to does not live until the next job comes.
                 del job
                 if over is not None:
                     over()
@@ -495,20 +509,20 @@ class Workers(ThreadPoolExecutor):
             self._staff.discard(threading.current_thread())
 
 
-# Whose worker a thread is, by its ident. Of the whole process, because a worker of one runtime may wait for another.
+# The pool of each worker, by the thread's ident. For the whole process, because a worker of one runtime may wait for another.
 pools: dict[int, Workers] = {}
 
 
 def is_waiting_worker() -> bool:
-    """Tell whether the calling thread is a worker, of any pool."""
+    """Tell whether the calling thread is a worker of any pool."""
     return threading.get_ident() in pools
 
 
 def why_endless(ident: int | None, task: Task[Any]) -> str | None:
     """
-    Whether the wait of this worker for *task* could never end: all of its pool's workers wait for what needs one of them.
+    Return the reason if this worker's wait for *task* can never end, because all workers of its pool wait for work that needs one of them.
 
-    Said to the one that began to wait last, and to the next if that does not help: an error for each would be more than it takes.
+    Only the worker that began to wait last gets it, and the next one if that does not help: an error for each would be more than needed.
     """
     pool = pools.get(threading.get_ident())
     if pool is None or not pool._stands():
@@ -520,7 +534,7 @@ def why_endless(ident: int | None, task: Task[Any]) -> str | None:
         if any(waited_for is None or pool._may_end(waited_for) for _, waited_for in blocked):
             return None
     except RuntimeError:
-        # "deque mutated during iteration": something moves.
+        # "deque mutated during iteration": something still moves.
         return None
     return (
         f"would never end: all {len(blocked)} worker threads of {pool._name!r} wait, for work that waits for a worker thread, and no other "
@@ -528,5 +542,5 @@ def why_endless(ident: int | None, task: Task[Any]) -> str | None:
     )
 
 
-# In a forked child only the forking thread is left, and it is nobody's worker.
+# In a forked child only the forking thread is left, and it is no worker.
 forget_after_fork(pools.clear)

@@ -1,1 +1,1 @@
-"""What this process does to the runtimes in it: forks, exits, signals, threads."""
+"""How the process treats its runtimes: forks, exits, signals and threads."""

@@ -1,28 +1,28 @@
 """
-The end of the process: three hooks, in which what the runtimes have accepted is finished.
+The end of the process: three exit hooks finish the work that the runtimes have accepted.
 
-What is guaranteed. What was accepted is finished, within the deadlines of its runtime. The one for the work counts the time of all hooks
-together, and that of all runtimes at once (`Clock`); the one for the clean-up of what is cancelled comes on top, for one runtime after the
-other (`_life.drain.close`, which also does what a Ctrl-C asks for). Nothing that is submitted while the process ends is lost without a
-word: it is finished by one of the hooks, or refused. After the last one no thread of ours runs that could end, and no handler of logging
-that hangs in one of our threads is left for logging to wait for.
+What is guaranteed. Accepted work is finished, within the deadlines of its runtime. The deadline for work counts the time of all hooks
+together, and runs for all runtimes at once (`Clock`). The deadline for the clean-up of cancelled tasks comes on top, for one runtime after
+the other (`_life.drain.close`, which also handles Ctrl-C). Work that is submitted while the process ends is finished by one of the hooks or
+refused, never lost silently. After the last hook no thread of ours runs that could end, and logging waits for no handler that hangs in one
+of our threads.
 
 The hooks, in the order in which they run:
 
-1. `_drain_early`, of `threading`: before non-daemon threads end, and before the pools of `concurrent.futures` are shut. It only waits:
-   the program may go on for minutes, in threads that are not daemons.
-2. `_before_others`, of `atexit`, and registered only when main has ended, so that it is the first of all: finishes what threads did
-   until now, and tells of failures, before the hooks of Sentry and OpenTelemetry close what they are told by.
-3. `drain_at_exit`, of `atexit`, registered at import and so called after the hooks that the program registers later, which may still
-   submit: finishes that, cancels what is left, closes, and refuses from then on.
+1. `_drain_early`, a hook of `threading`, runs before non-daemon threads end and before the pools of `concurrent.futures` are shut. It only
+   waits: the program may go on for minutes in non-daemon threads.
+2. `_before_others`, a hook of `atexit`, is registered only when main has ended, so that it is the first of them to run. It finishes what
+   threads did until now and reports failures, before the hooks of Sentry and OpenTelemetry close the channels for that.
+3. `drain_at_exit`, a hook of `atexit`, is registered at import, so that it runs after the hooks that the program registers later, which may
+   still submit. It finishes that, cancels the rest, closes the runtimes, and refuses work from then on.
 
-Who may touch what. The hooks run in the main thread, one after the other. But a signal handler may run the last one in the middle of
-another, a child that comes back from a fork in a worker runs them there (`end_orphan`), and a drain on SIGTERM may run in a thread of
-its own beside the main one: so the clock may be started and stopped by each of them, and says the same to all.
+Which thread may do what. The hooks run in the main thread, one after the other. But a signal handler may run the last hook in the middle of
+another; a child that returns from a fork in a worker runs the hooks there (`end_orphan`); and a drain on SIGTERM may run in its own thread
+beside the main one. So each of them may start and stop the clock, which shows the same time to all.
 
 What was tried and does not work. Cancelling in the early hook: threads that outlive main found the runtime shut. `atexit` alone: on every
-version the default pool refuses work by then, and up to 3.12 a child of multiprocessing ends without it. A hook registered at import
-in `threading`: it comes after the pools of others are shut. A clock for each runtime: two that need each other took twice the time.
+version the default pool refuses work by then, and up to 3.12 a child of multiprocessing ends without calling it. A hook of `threading`
+registered at import: it runs after the pools of others are shut. A clock for each runtime: two that need each other took twice the time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .threads import new_thread
 if TYPE_CHECKING:
     from .fork import Watched
 
-# What is said to those who come after the last drain; also where there was none, because they are the first to use omniloop.
+# The message for work that comes after the last drain; also when there was none, because omniloop is first used then.
 TOO_LATE: Final = "The interpreter is exiting, and its last drain is over: nothing more can be run. Submit it earlier."
 
 _exiting = False
@@ -55,7 +55,7 @@ _tellers: list[Callable[[], None]] = []
 
 
 def watch(runtime: Watched) -> None:
-    """Keep *runtime*, and tell it of forks and of the end. May be called again; once it is told of the end only once."""
+    """Tell *runtime* of forks and of the end, and keep it alive until then. May be called again; it is told of the end only once."""
     watched.add(runtime)
     _hook_exit()
 
@@ -66,113 +66,114 @@ def unwatch(runtime: Watched) -> None:
 
 
 def tell_at_exit(tell: Callable[[], None]) -> None:
-    """Have *tell* called when the work is done: what is still to be said then is said before others' exit hooks, and at last."""
+    """Have *tell* called when the work is done, to report what is left to report: before the exit hooks of others, and again at the end."""
     _tellers.append(tell)
 
 
 def exiting() -> bool:
-    """Tell whether the last drain is over, or can't come any more, so that nothing more can be done in this process."""
+    """Tell whether the last drain is over, or can't come any more, so that this process can do no more work."""
     return _exiting
 
 
 _hooked_pid: int | None = None
 
 
-# Of the time within which a drain is to be over, the part that is kept for the clean-up of what is cancelled.
+# The share of the time in `end_within` that is kept for the clean-up of cancelled tasks.
 _FOR_CLEAN_UP: Final = 0.2
 
 
 class Clock:
-    """The time that a drain has taken, in all its parts, and how often Ctrl-C came in it. From any thread."""
+    """The time that a drain has taken, summed over its parts, and the number of Ctrl-C in it. From any thread."""
 
     def __init__(self, ends: bool = True) -> None:
-        # Whether the process, or the life, ends: then what work has left on the loop is waited for too.
+        # Whether the process or the life ends; only then leftovers on the loop are waited for too.
         self.ends = ends
-        # When the part that goes on began.
+        # When the current part began, None between parts.
         self._since: float | None = None
         self._spent = 0.0
-        # Until when work is waited for at most, by `time.monotonic()`, whatever the deadlines of the runtimes are; and how long clean-up is
-        # after that.
+        # The latest end of the wait for work, by `time.monotonic()`, whatever the deadlines of the runtimes; and how many seconds clean-up
+        # has after that.
         self._latest = math.inf
         self._for_clean_up = math.inf
-        # The first Ctrl-C ends the waiting for work, in all runtimes; the second that for clean-up.
+        # The first Ctrl-C ends the wait for work, in all runtimes; the second ends the wait for clean-up.
         self.interruptions = 0
 
     @property
     def began(self) -> float:
-        """When the part that goes on began, by `time.monotonic()`."""
+        """When the current part began, by `time.monotonic()`; now, if none is under way."""
         since = self._since
         return time.monotonic() if since is None else since
 
     @property
     def spent(self) -> float:
-        """Seconds until now."""
+        """Seconds spent so far."""
         since = self._since
         return self._spent + (0.0 if since is None else time.monotonic() - since)
 
     def start(self) -> None:
-        """A part begins. Harmless where one goes on: a signal handler may drain in the middle of a hook."""
+        """Begin a part. Harmless if one is under way: a signal handler may drain in the middle of a hook."""
         if self._since is None:
             self._since = time.monotonic()
 
     def stop(self) -> None:
-        """The part is over."""
+        """End the current part."""
         self._spent, self._since = self.spent, None
 
     def end_within(self, seconds: float) -> None:
-        """Have the drain be over in *seconds*, or earlier where a runtime's own deadline is earlier."""
+        """End the drain within *seconds*, or earlier if a runtime's own deadline is earlier."""
         self._for_clean_up = seconds * _FOR_CLEAN_UP
         self._latest = time.monotonic() + seconds - self._for_clean_up
 
     def deadline(self, timeout: float | None) -> float | None:
-        """When a runtime that gives the drain *timeout* seconds is to be done, by `time.monotonic()`."""
+        """Return the deadline, by `time.monotonic()`, of a runtime that gives the drain *timeout* seconds; None if it has none."""
         left = math.inf if timeout is None else max(0.0, timeout - self.spent)
         deadline = min(self._latest, time.monotonic() + left)
         return None if deadline == math.inf else deadline
 
     def clean_up(self, timeout: float) -> float:
-        """How long a runtime that gives the clean-up *timeout* seconds waits for it."""
+        """Return how many seconds a runtime waits for clean-up that gives it *timeout* seconds."""
         return max(0.0, min(timeout, self._for_clean_up - max(0.0, time.monotonic() - self._latest)))
 
 
-# The one of the process's end.
+# The clock of the process's end.
 _clock = Clock()
 
-# Held by whoever is at the last drain. Re-entrant, because what it runs may end the process too.
+# Held during the last drain. Re-entrant, because the work that it runs may end the process too.
 _last_drain = threading.RLock()
 
-# Threads of ours that did not end, because something blocks them.
+# The idents of our threads that did not end, because something blocks them.
 _left_behind: set[int] = set()
 
 
 def draining() -> bool:
-    """Tell whether the process waits for what is left, because it ends."""
+    """Tell whether the process ends and waits for unfinished work."""
     return _clock._since is not None
 
 
 def drained_for() -> float:
-    """How many seconds the process has drained for, because it ends."""
+    """Return how many seconds the process has drained at its end."""
     return _clock.spent
 
 
 def drain_no_longer_than(seconds: float) -> None:
-    """Have the drains of this process be over in *seconds*, or earlier where a runtime's own deadline is earlier."""
+    """End the drains of this process within *seconds*, or earlier if a runtime's own deadline is earlier."""
     _clock.end_within(seconds)
 
 
 def leave_behind(ident: int | None) -> None:
-    """Note that the thread *ident* of ours did not end. If it hangs in a handler of logging, that is not waited for either."""
+    """Note that our thread *ident* did not end. If it hangs in a logging handler, logging does not wait for that handler at exit."""
     if ident is not None:
         _left_behind.add(ident)
 
 
-# How the process ends after the last drain, if a signal has asked for that; and whether nobody is at that drain, for want of a thread.
+# How a signal wants the process to end after the last drain; and whether a signal handler could not run that drain, nor start a thread for
+# it.
 _end: Callable[[], object] | None = None
 _put_off = False
 
 
 def end_with(end: Callable[[], object]) -> None:
-    """Have *end* called after the last drain: it ends the process."""
+    """Have *end* called after the last drain, to end the process."""
     global _end
     _end = end
 
@@ -183,13 +184,16 @@ def ends() -> bool:
 
 
 def put_off() -> None:
-    """Note that a signal handler could not drain, because of what it has interrupted, nor have it done: who holds that does it."""
+    """
+    Note that a signal handler could neither drain, because of what it interrupted, nor start a thread for that: the interrupted code does
+    it.
+    """
     global _put_off
     _put_off = True
 
 
 def make_up_for_signal() -> None:
-    """At the end of a start or a shutdown: drain, and end the process, if that was put off."""
+    """At the end of a start or a shutdown: run the drain that a signal handler put off, which ends the process."""
     global _put_off
     if _put_off:
         _put_off = False
@@ -197,12 +201,12 @@ def make_up_for_signal() -> None:
 
 
 def is_idle() -> bool:
-    """Tell whether no runtime has anything left to do."""
+    """Tell whether no runtime has work left."""
     return not any(runtime._remaining() for runtime in list(watched))
 
 
 def beside(call: Callable[[], object], name: str) -> None:
-    """Make *call* in a thread of its own, because the calling thread has a loop that must go on. RuntimeError if there is none."""
+    """Call *call* in a new thread, because the calling thread's loop must go on. RuntimeError if no thread can be started."""
     new_thread(call, name).start()
 
 
@@ -210,7 +214,7 @@ def _hook_exit() -> None:
     """
     Register with this process's exit, on first use.
 
-    The early hook runs before the pools of others are shut, if it is registered after theirs: hence now, and not at import.
+    The early hook runs before the pools of others are shut only if it is registered after theirs: so on first use, and not at import.
     """
     global _hooked_pid, _exiting
     if _hooked_pid == os.getpid():
@@ -219,20 +223,19 @@ def _hook_exit() -> None:
     try:
         call_early_at_exit(_drain_early)
     except RuntimeError:
-        # A thread that outlives the main one is the first to use the runtime.
+        # A thread that outlives main is the first to use a runtime.
         _hook_before_others()
         _exiting = _exiting or _ends_without_atexit()
     if is_multiprocessing_child():
-        # multiprocessing clears in its children what was registered before; from 3.13 on it then runs what was
-        # registered after that.
+        # multiprocessing clears inherited registrations in its children; from 3.13 on it then runs what was registered after that.
         atexit.register(drain_at_exit)
 
 
 def drain_before_pools() -> None:
     """
-    Have the early drain come before `concurrent.futures` ends those of its pools that are loaded by now.
+    Have the early drain run before `concurrent.futures` ends those of its pools that are loaded by now.
 
-    Its hooks run last-in-first-out, hence the drain is registered once more.
+    Its hooks run last-in-first-out, so the drain is registered once more.
     """
     global _hooked_pid
     _hooked_pid = None
@@ -240,7 +243,7 @@ def drain_before_pools() -> None:
 
 
 def _drain_early() -> None:
-    # This is the last hook then.
+    # Then no other hook follows this one.
     last = _ends_without_atexit()
     wait_for_all()
     if last:
@@ -255,16 +258,16 @@ def _ends_without_atexit() -> bool:
 
 
 def _hook_before_others() -> None:
-    # The last to be registered, and so the first to run.
+    # Registered last, and so the first to run.
     atexit.unregister(_before_others)
     atexit.register(_before_others)
 
 
 def _before_others() -> None:
     """
-    Finish and tell what others' exit hooks would come too early for: Sentry's and OpenTelemetry's send what they have, and close.
+    Finish and report what must precede the exit hooks of others: Sentry's and OpenTelemetry's send what they have, and close.
 
-    That is the work of threads that ended only now, and failures that somebody holds and has not asked for.
+    That is the work of threads that ended only now, and failures whose handle is held but was not asked.
     """
     if not _clock.interruptions:
         wait_for_all()
@@ -281,16 +284,16 @@ def _tell() -> None:
 
 def _too_late() -> bool:
     """
-    Tell whether no thread but this one runs any more.
+    Tell whether no other thread runs any more.
 
-    On 3.13 that is so in a sub-interpreter that was left open: its hooks come when the main interpreter is all but gone. (On 3.14 they
-    come in time, and up to 3.12 never.)
+    On 3.13 that is so in a sub-interpreter that was left open: its hooks run when the main interpreter is all but gone. (On 3.14 they run
+    in time, and up to 3.12 never.)
     """
     return sys.is_finalizing()
 
 
 def wait_for_all() -> None:
-    """Wait for the work of all runtimes, up to their deadlines; cancel and close nothing."""
+    """Wait for the work of all runtimes, up to their deadlines, without cancelling or closing anything."""
     if _too_late():
         return
     notice_fork()
@@ -307,7 +310,7 @@ def wait_for_all() -> None:
 
 
 def wait_in_the_middle() -> None:
-    """As `wait_for_all`, while the program goes on: the time that this takes is not taken off that of the exit."""
+    """Wait like `wait_for_all` while the program goes on: the exit still has all of its time."""
     notice_fork()
     clock = Clock(ends=False)
     clock.start()
@@ -316,7 +319,7 @@ def wait_in_the_middle() -> None:
 
 def _wait(clock: Clock) -> None:
     in_time, before, now = True, -1, _started()
-    # Again, if anything was started meanwhile: what one has finished may have gone on in another.
+    # Repeated if anything was started meanwhile: work that one runtime has finished may have continued in another.
     while in_time and before != now:
         for runtime in list(watched):
             in_time = runtime._drain_early(clock) and in_time
@@ -328,15 +331,15 @@ def _started() -> int:
 
 
 def drain_at_exit() -> None:
-    """Finish what is left, cancel what does not end, and close all runtimes; what comes after this is refused."""
+    """Finish what is left, cancel what does not end, and close all runtimes. Later work is refused."""
     hold_inherited()
     notice_fork()
-    # The same to the end: a child that is forked in the drain gets another.
+    # Bound once, because a child that is forked during the drain gets a new lock.
     last_drain = _last_drain
     alone = False
     while not alone:
         try:
-            # The exit hook of main and the drain on a SIGTERM may come at once: the second would cancel again what the first lets clean up.
+            # The exit hook of main and a drain on SIGTERM may run at once: the second would cancel again what the first lets clean up.
             alone = last_drain.acquire()
         except KeyboardInterrupt:
             _clock.interruptions += 1
@@ -356,7 +359,7 @@ def _drain_at_exit() -> None:
     notice_fork()
     _clock.start()
     with hurried():
-        # Again and again: what ends one runtime may start another.
+        # Repeated, because the end of one runtime may start another.
         while watched:
             runtime = next(iter(watched))
             try:
@@ -371,7 +374,7 @@ def _drain_at_exit() -> None:
 
 
 def _give_up() -> None:
-    """Say what is lost, because nothing can run it, and wait for nothing."""
+    """Log how much is lost because nothing can run it, and wait for nothing."""
     global _exiting
     _exiting = True
     if count := sum(runtime._remaining() for runtime in list(watched)):
@@ -384,9 +387,9 @@ def _give_up() -> None:
 
 def _hooks_run() -> bool:
     """
-    Tell whether the interpreter calls its exit hooks by now: what is registered then is never called, though registering succeeds.
+    Tell whether the interpreter has begun to call its exit hooks: one registered now succeeds, and is never called.
 
-    Main has ended; but while `threading` waits for the other threads, on main's stack, the hooks are still to come.
+    That is so once main has ended; but while `threading` waits for the other threads, on main's stack, the hooks are still to come.
     """
     main = threading.main_thread()
     here = main is threading.current_thread()
@@ -398,13 +401,13 @@ def _hooks_run() -> bool:
         if joins_threads(frame.f_code):
             return False
         outermost, frame = frame, frame.f_back
-    # No frame: what `threading` takes for main was a thread of the program's, which has ended. And where nobody had loaded `threading`
-    # when main ended, it takes main for alive.
+    # Without a frame: what `threading` takes for main was a thread of the program, which has ended. And if `threading` was first loaded
+    # after main had ended, it takes main for alive.
     return outermost is not None and (not main.is_alive() or outermost.f_code in _Codes().of_hooks())
 
 
 class _Codes:
-    """The code of the registered hooks of exit: `atexit` compares each with what is to be unregistered, and shows them in no other way."""
+    """The code of the registered exit hooks. `atexit` shows them only by comparing each with the one to unregister."""
 
     def __init__(self) -> None:
         self._codes: set[CodeType | None] = set()
@@ -421,26 +424,26 @@ class _Codes:
 
 
 def code_of(function: object) -> CodeType | None:
-    """The code that a call of *function* runs, if it is written in Python."""
+    """Return the code that a call of *function* runs, if it is written in Python; else None."""
     while isinstance(function, partial):
         function = function.func
     if not hasattr(function, "__code__"):
-        # B004 takes it for a question whether it can be called.
+        # B004 mistakes this for a test whether it is callable.
         function = getattr(function, "__func__", None) or getattr(type(function), "__call__", None)  # noqa: B004
     return getattr(function, "__code__", None)
 
 
-# At import, and so before those that the program registers later: they run first, and may still submit.
+# Registered at import, before the hooks that the program registers later: those run first, and may still submit.
 atexit.register(drain_at_exit)
-# After the registering: if main goes on now, it is called.
+# Asked after the registration: if main is still running now, the hook will be called.
 _exiting = _hooks_run()
 
 
 def end_orphan() -> None:
     """
-    End a child whose only thread has nothing more to run: one forked inside a piece of work, that came back from it.
+    End a child whose only thread has nothing more to run: it was forked inside a piece of work, which has returned.
 
-    Left alone it would end the same way, but without its own forgotten work done and its output written.
+    If left alone it would end as well, but without finishing its own work and writing its output.
     """
     _drain_early()
     drain_at_exit()
@@ -454,16 +457,16 @@ def flush_streams() -> None:
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
-            # Closed, broken or absent: nothing to save there.
+            # Closed, broken or absent: there is nothing to save.
             pass
 
 
 def _forget() -> None:
-    """In a forked child: the parent's end is not its own, unless it was forked by one of the exit hooks, and goes on in them."""
+    """In a forked child: forget the end of the parent, unless an exit hook has forked this child, which then goes on in the hooks."""
     global _exiting, _clock, _end, _put_off, _last_drain
     _exiting = _exiting and _hooks_run()
     _end, _put_off = None, False
-    # Another thread may have held it.
+    # Another thread of the parent may have held it.
     _last_drain = threading.RLock()
     _clock = Clock()
     _left_behind.clear()

@@ -1,27 +1,27 @@
 """
 Tells the runtimes of a fork: they hold still before it, go on in the parent, and begin afresh in the child.
 
-What is guaranteed. At the moment of a fork nothing of ours is half done: a loop with work pending stands between two callbacks, one
-without has no thread at all. In the parent everything goes on where it stood. In the child every runtime is as if never used, and
-what it inherits is neither run, closed, nor finalised there, to the end of its interpreter.
+What is guaranteed. At the moment of a fork nothing of ours is half done: a loop with pending work stands between two callbacks, and a loop
+without any has no thread. In the parent everything goes on where it stopped. In the child every runtime is as if never used; what it
+inherits is neither run, closed nor finalised there, to the end of its interpreter.
 
-Who may touch what. The hooks run in the thread that forks, with the hooks of other libraries before, between and after them. Any number
-of threads may be in the middle of a fork at once, and one of them in several (a hook, or a signal handler, may fork): `_forking` is
-the one count of all that. Adding to it and making a loop hold still is one step, taking away and letting the loop go on another
-(`_counting`): in between, a second thread would make a loop hold still that is about to go on, and one of the two would be forgotten.
+Which thread may do what. The hooks run in the thread that forks, with the hooks of other libraries before, between and after them. Any
+number of threads may fork at once, and one thread may be in several forks (a hook or a signal handler may fork): `_forking` is the one
+record of them all. Recording a fork and holding a loop is one step, removing the record and letting the loop go is another (`_counting`).
+In between, a second thread could hold a loop that is just let go, and one of the two would be forgotten.
 
-What a hook may not do. In the child there is one thread; a lock that another one held is held for ever, the lock of a module that was
-being imported too, and the process may be at its limit of descriptors. So a hook does not import, open, or wait for what another
-thread may hold; `prepare` makes what it needs, in the first start. And should one part of it fail, the rest is done all the
-same (`_each`): a runtime that were left as the parent's would wait, in the child, for a thread that is not there.
+What a hook must not do. The child has one thread. A lock that another thread held is locked forever, including the lock of a module that
+was being imported, and the process may be at its limit of descriptors. So a hook does not import, open, or wait for anything that another
+thread may hold; `prepare` makes what the hooks need, in the first start. If one step of a hook fails, the others are done nevertheless
+(`_each`): a runtime that was left as the parent's would wait, in the child, for a thread that does not exist.
 
-What was tried and does not work. A module global that keeps what was inherited: it is cleared when the interpreter ends, and the parent's
-`finally` blocks ran in the child. `import ctypes` in the hook, to make an object immortal: it hung where another thread of the parent
-was importing it. Ending the thread before every fork: sqlite3 connections and `threading.local` belong to that thread, so with work
-pending it stays.
+What was tried and does not work. Keeping what was inherited in a module global: it is cleared when the interpreter ends, and the parent's
+`finally` blocks ran in the child. `import ctypes` in the hook, to make an object immortal: it hung if another thread of the parent was
+importing it. Ending the thread before every fork: sqlite3 connections and `threading.local` belong to that thread, so with pending work it
+stays.
 
-Programs that fork in C call no hook (uWSGI): `same_process` is looked at in the submit path, and `notice_fork` makes up for the hook.
-CPython does not know of such a fork either: the parent's threads are in its lists, and their frames are not to be looked at.
+Programs that fork in C call no hooks (uWSGI). So the submit path looks at `same_process`, and `notice_fork` makes up for the hooks. CPython
+does not know of such a fork either: its lists still contain the parent's threads, whose frames must not be looked at.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .._report import can_read_frames
 if TYPE_CHECKING:
 
     class Clock(Protocol):
-        """That of a drain."""
+        """The clock of a drain."""
 
         ends: bool
         interruptions: int
@@ -56,20 +56,20 @@ if TYPE_CHECKING:
         def clean_up(self, timeout: float) -> float: ...
 
     class Held(Protocol):
-        """What holds still for a fork: a life."""
+        """A thing that holds still for a fork: a life."""
 
         def has_other_thread(self) -> bool: ...
         def hold_still(self) -> None: ...
         def go_on(self) -> None: ...
 
     class Other(Protocol):
-        """What holds still without a loop. Each thread that forks calls both; a second one waits in the first call."""
+        """A thing without a loop that holds still for a fork. Each thread that forks calls both; a second one waits in the first call."""
 
         def hold_still(self) -> None: ...
         def go_on(self) -> None: ...
 
     class Watched(Protocol):
-        """What a runtime does when its process forks or ends."""
+        """The methods of a runtime that a fork or the end of the process calls."""
 
         def _held_by_fork(self) -> Held: ...
         def _after_fork_in_parent(self) -> None: ...
@@ -83,12 +83,12 @@ if TYPE_CHECKING:
 
 
 _PAGE: Final = 4096
-# Linux's number for it, from asm-generic/mman-common.h; the mmap module does not name it.
+# Linux's number, from asm-generic/mman-common.h; the mmap module has no name for it.
 _MADV_WIPEONFORK: Final = 18
 
 
 class _ByPid:
-    """The mark where no page can be wiped: true in the process that made it. 0.15 µs a look."""
+    """The mark if no page can be wiped: true in the process that made it. A look costs 0.15 µs."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -116,7 +116,7 @@ def _make_mark() -> Mark:
         import mmap
 
         try:
-            # A page that the kernel zeroes in a fork: 15 ns a look, against 150 for os.getpid().
+            # The kernel zeroes this page in a fork. A look costs 15 ns, os.getpid() 150.
             page = mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             page.madvise(_MADV_WIPEONFORK)
         except (OSError, ValueError):
@@ -127,23 +127,23 @@ def _make_mark() -> Mark:
     return _ByPid()
 
 
-# For programs that fork in C and call no hook (uWSGI): the submit path looks here.
+# The submit path looks here, for programs that fork in C and call no hook (uWSGI).
 same_process: Final = _make_mark()
 
-# The runtimes that are in use: told of forks, and of the end.
+# The runtimes in use, which are told of forks and of the end.
 watched: set[Watched] = set()
 
 _pid = os.getpid()
 _is_child = False
 _catching_up: dict[int, threading.RLock] = {}
 
-# What further modules have to forget in a child.
+# What other modules have to forget in a child.
 _forgets: list[Callable[[], None]] = []
 
-# What holds still once the loops do: the stores of outboxes.
+# The stores of outboxes, which hold still after the loops do.
 _others: WeakSet[Other] = WeakSet()
 
-# Thread by thread, the forks that it is in the middle of, and what each holds, lives and others: a life that is in any of them holds still.
+# For each thread, the forks that it is in, with the lives and the others that each holds. A life that is in any of them holds still.
 _forking: dict[int, list[tuple[list[Held], list[Other]]]] = {}
 
 # Re-entrant, because a signal handler may fork in the middle of a hook.
@@ -172,12 +172,12 @@ def this_thread_forks() -> bool:
 
 
 def notice_fork() -> None:
-    """Catch up on a fork that called no hooks; where there was none, do nothing. Threads that notice it at once wait for the first."""
+    """Do what the hooks would have done, after a fork that called none. Threads that notice it at once wait for the first."""
     if same_process[0]:
         return
     pid = os.getpid()
-    # Of this process alone: one that a parent had too could be held, for ever, by a thread that is not here. Re-entrant,
-    # because what is done in there looks as well, and so may a signal handler.
+    # A lock of this process alone: one inherited from a parent could be held forever by a thread that is not here. Re-entrant, because the
+    # code below looks too, and so may a signal handler.
     with _catching_up.setdefault(pid, Guard()):
         if pid != _pid:
             can_read_frames(False)
@@ -197,16 +197,16 @@ def _before() -> None:
 
 
 def _hold_other(other: Other, others: list[Other]) -> None:
-    # Without `_counting`: a second thread that forks waits in here for the first, which needs that.
+    # Without `_counting`: a second thread that forks waits in here for the first, which needs that lock.
     other.hold_still()
     others.append(other)
 
 
 def _hold(runtime: Watched, held: list[Held]) -> None:
-    # Noted, because the runtime may end it, and begin another, before the fork is over.
+    # The life is recorded, because the runtime may end it and begin another before the fork is over.
     thing = runtime._held_by_fork()
     if not thing.has_other_thread():
-        # On the loop's own thread it holds still by itself.
+        # A fork on the loop's own thread holds the loop by itself.
         return
     with _counting:
         first = not _is_held(thing)
@@ -221,13 +221,13 @@ def _is_held(thing: Held) -> bool:
 
 def _after_in_parent() -> None:
     forks = _forking.get(threading.get_ident(), [])
-    # None where omniloop was imported in the middle of the fork.
+    # Empty if omniloop was imported in the middle of the fork.
     _, others = forks[-1] if forks else ([], [])
     _each([*(other.go_on for other in others), _let_go_on, *(it._after_fork_in_parent for it in list(watched))])
 
 
 def _let_go_on() -> None:
-    """Let go on what the last fork of this thread holds, and no other."""
+    """Let the lives go on that only this thread's latest fork holds."""
     ident = threading.get_ident()
     with _counting:
         forks = _forking.get(ident, [])
@@ -238,7 +238,7 @@ def _let_go_on() -> None:
 
 
 def _hook_in_child() -> None:
-    # Also where another's hook was the first to look, which took this for a fork that calls none.
+    # Needed also if the hook of another library came first, noticed the fork, and took it for one without hooks.
     can_read_frames(True)
     _after_in_child()
 
@@ -246,24 +246,24 @@ def _hook_in_child() -> None:
 def _after_in_child() -> None:
     global _pid, _counting, _is_child, _holding
     if same_process[0]:
-        # Another's fork hook, before this one, was the first to look.
+        # The hook of another library, before this one, has noticed the fork.
         return
     _pid = os.getpid()
     _is_child, _holding = True, False
     _forking.clear()
     _others.clear()
-    # Another thread may have held it.
+    # Another thread of the parent may have held it.
     _counting = Guard()
     try:
         _each([*_forgets, *(runtime._after_fork_in_child for runtime in list(watched))])
     finally:
-        # At last: until then others wait in `notice_fork`.
+        # Last, because until then other threads wait in `notice_fork`.
         same_process[0] = 1
         _catching_up.clear()
 
 
 def _each(steps: Iterable[Callable[[], None]]) -> None:
-    """Do all of *steps*, whatever one of them raises; then raise the first error, which CPython writes to stderr."""
+    """Do all of *steps*, whatever they raise; then raise the first error, which CPython writes to stderr."""
     first: BaseException | None = None
     for step in steps:
         try:
@@ -279,54 +279,58 @@ if hasattr(os, "register_at_fork"):
 
 
 def forget_after_fork(forget: Callable[[], None]) -> None:
-    """Have *forget* called in every child that is forked from now on, before the runtimes begin afresh; in the order of these calls."""
+    """Have *forget* called in every child forked from now on, before the runtimes begin afresh. Called in the order of registration."""
     _forgets.append(forget)
 
 
 def hold_at_fork(other: Other) -> None:
-    """Have *other* hold still in every fork of this process; not in those of a child, which makes another. Referred to weakly."""
+    """Have *other* hold still in every fork of this process. It is referred to weakly, and a child forgets it."""
     _others.add(other)
 
 
-# CPython's own, by which an object gets a reference that is never given back; see `prepare`.
+# CPython's function that adds a reference which is never given back; see `prepare`.
 _add_reference: Callable[[object], object] | None = None
 
-# Where there is no such function; and whether a thread holds it.
+# What a child keeps if that function is missing; and whether a thread holds it.
 _inherited: Final[list[object]] = []
 _holding = False
 
 
 def prepare() -> None:
-    """Make what the hooks need, before anything is made that a child could inherit: there it may be too late. May be called again."""
+    """
+    Make what the hooks need, before anything exists that a child could inherit. May be called again.
+
+    In the child it may be too late for that.
+    """
     global _add_reference
     if _add_reference is None:
         try:
             _add_reference = incref()
         except (ImportError, OSError):
-            # Not built, as on PyPy; or there is no descriptor left, and the next start tries again.
+            # Python was built without it, as PyPy is; or no descriptor is left, and the next start tries again.
             hold_inherited()
 
 
 def keep_for_ever(thing: object) -> None:
     """
-    Never let go of *thing*, not even when the interpreter ends.
+    Keep *thing* forever, even when the interpreter ends.
 
-    For what a child inherits: destroying a parent's suspended coroutine would run its `finally` blocks in the child. A
-    module global is cleared at finalisation; a reference that is never given back is not.
+    For what a child inherits: destroying a suspended coroutine of the parent would run its `finally` blocks in the child. A module global
+    is cleared at finalisation; a reference that is never given back is not.
     """
     (_add_reference or _inherited.append)(thing)
 
 
 def hold_inherited() -> None:
     """
-    Where CPython's function is not to be had, have the frame of a thread that never ends hold what this child inherited.
+    If CPython's function is missing, keep what this child inherited in the frame of a thread that never ends.
 
-    In its first use, or at its end, and not in the hook of the fork: PyPy crashes where a thread is started there.
+    Called on the child's first use or at its end, and not in the fork's hook: PyPy crashes if a thread is started there.
     """
     global _holding
     if _inherited and not _holding:
         _holding = True
-        # No thread to be had: held as long as the module is.
+        # If no thread can be started, it is kept as long as the module.
         with suppress(RuntimeError):
             _thread.start_new_thread(_hold_on, (_inherited,))
 

@@ -1,4 +1,4 @@
-"""What signals do: SIGTERM drains, if that is wanted; and whether the calling code is a handler."""
+"""SIGTERM drains, if the settings say so; and code can ask whether it runs in a signal handler."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .fork import is_multiprocessing_child
 if TYPE_CHECKING:
     from .._settings import Sigterm
 
-# What asks a process to end. On Windows nobody can send a SIGTERM; there it is CTRL_BREAK.
+# The signals that ask a process to end. On Windows nobody can send SIGTERM, and CTRL_BREAK takes its place.
 _ENDING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name))
 
-# Seconds. Who calls terminate() waits for the end.
+# How many seconds a drain may take while a parent waits in terminate().
 _BRIEFLY: Final = 5.0
 
 
-# Not its name: a program may have vendored it.
+# Derived, because a program may have vendored the package under another name.
 _PACKAGE: Final = __name__.removesuffix("._process.signals")
 
-# A signal handler runs on top of a frame that goes on only when it has returned. So it must not wait for what that frame holds: of ours the
-# start, a shutdown or the drain, say; and the lock of a module that is being imported, or of a handler of logging.
+# A signal handler runs on top of a frame that goes on only when the handler has returned. So it must not wait for what that frame holds:
+# our start, shutdown or drain; or the lock of a module that is being imported, or of a logging handler.
 _HOLDING: Final = frozenset({"importlib", "_frozen_importlib", "logging"})
 
-# Who of ours only waits for work holds nothing.
+# Our functions that only wait for work, and hold nothing.
 _WAITING: Final = frozenset(
     (f"{_PACKAGE}.{module}", function)
     for module, functions in {
@@ -46,12 +46,12 @@ _WAITING: Final = frozenset(
 
 
 def in_signal_handler() -> bool:
-    """Tell whether a function that is set for a signal is under way in this thread, whoever has called it."""
+    """Tell whether the handler of a signal runs in this thread, whoever has called it."""
     return _handler() is not None
 
 
 def handler_must_not_wait() -> bool:
-    """Tell whether a signal handler is under way in this thread, on top of what may hold what a drain waits for."""
+    """Tell whether a signal handler runs in this thread and has interrupted code that may hold what a drain waits for."""
     handler = _handler()
     return handler is not None and _may_hold(handler.f_back)
 
@@ -67,7 +67,7 @@ def _handler() -> FrameType | None:
 
 
 def _may_hold(frame: FrameType | None) -> bool:
-    """Tell whether *frame*, or one that it returns to, may hold what a drain waits for."""
+    """Tell whether *frame*, or one of its callers, may hold what a drain waits for."""
     start = threading.Thread.start.__code__
     while frame is not None:
         module = frame.f_globals.get("__name__")
@@ -78,7 +78,7 @@ def _may_hold(frame: FrameType | None) -> bool:
         ):
             if (module, frame.f_code.co_name) not in _WAITING:
                 return True
-            # Where a wait and the outcome meet there is a lock, for a moment.
+            # For a moment a wait holds the lock under which the outcome is set.
             meeting = frame.f_locals.get("meeting")
             if meeting is not None and is_owned(meeting.lock):
                 return True
@@ -87,21 +87,21 @@ def _may_hold(frame: FrameType | None) -> bool:
 
 
 def ignore_interrupts() -> None:
-    """Have Ctrl-C, which goes to all processes of a terminal, do nothing in this one: what becomes of it is for its parent to say."""
+    """Ignore Ctrl-C in this process. A terminal sends it to all its processes, and the parent decides what becomes of this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def set_up_sigterm(sigterm: Sigterm | None) -> None:
     """
-    Have SIGTERM, and on Windows CTRL_BREAK, finish the work before the process dies of it, as *sigterm* says; or no longer.
+    Have SIGTERM (on Windows CTRL_BREAK) finish the work before the process dies of it, if *sigterm* says so; otherwise undo that.
 
-    Over the default action alone. Any other handler decides what becomes of the process: one that ends it comes to the exit hooks,
-    which drain; one that goes on needs its loop, which a drain in the handler would block.
+    Replaces only the default action. Any other handler decides for itself what becomes of the process: one that ends it reaches the exit
+    hooks, which drain; one that goes on needs its loop, which a drain in the handler would block.
 
-    Main thread only, as all signal handlers: ValueError elsewhere, if there is something to set.
+    Main thread only, like all signal handlers: ValueError elsewhere, if there is something to set.
     """
     if ends():
-        # One has come, in the middle of this start perhaps. The next one ends the process at once.
+        # Such a signal has come already, perhaps in the middle of this start. The next one ends the process at once.
         return
     brief = sigterm == "children" and is_multiprocessing_child()
     for number in _ENDING:
@@ -117,7 +117,7 @@ def set_up_sigterm(sigterm: Sigterm | None) -> None:
 
 
 def sigterm_handler() -> object:
-    """What a SIGTERM meets now; the default action where that comes after a drain of ours."""
+    """Return what handles a SIGTERM now; the default action if that follows a drain of ours."""
     handler = signal.getsignal(signal.SIGTERM)
     return signal.SIG_DFL if _drains(handler) else handler
 
@@ -127,35 +127,35 @@ def _is_ours(handler: object) -> bool:
 
 
 def _drains(handler: object) -> bool:
-    """Tell whether *handler* is ours, or that of another copy of the package in this process, a vendored one say: it drains that, and dies."""
+    """Tell whether *handler* is ours, or that of another (vendored) copy of the package, which drains its own work and then dies."""
     module = str(getattr(handler, "__module__", ""))
     return module.endswith("._process.signals") and getattr(handler, "__name__", "") in ("_drain", "_drain_briefly")
 
 
 def _leads_to_ours(handler: Any, number: int) -> bool:
-    """Tell whether the copy that has set *handler*, over that of another perhaps, comes to ours when it has drained."""
+    """Tell whether *handler*, of another copy of the package, leads to ours when it has drained, perhaps through further copies."""
     while _drains(handler) and not _is_ours(handler):
         handler = handler.__globals__["_former"][number]
     return _is_ours(handler)
 
 
-# What each signal meets when we have drained: the default action, or the handler of another copy, which has work of its own to finish.
+# What handles each signal once we have drained: the default action, or the handler of another copy, which has its own work to finish.
 _former: Final[dict[int, Any]] = {}
 _dies = False
 
 
 def _drain(number: int, frame: FrameType | None) -> None:
-    # As it would have been without us, to the exit status; and a second SIGTERM ends it at once.
+    # So that the process ends as it would without us, with the same exit status; and a second SIGTERM ends it at once.
     signal.signal(number, _former[number])
-    # Should the exit hooks come to their end first, or no thread be had.
+    # In case the exit hooks end first, or no thread can be started.
     end_with(partial(_die, number))
     held = _may_hold(frame)
     if held or _a_loop_runs_here():
         try:
-            # What was interrupted goes on meanwhile; a loop with its requests, and what the work wants of it.
+            # The interrupted code goes on meanwhile, such as a loop with its requests, and whatever the work needs of it.
             beside(partial(_drain_and_die, number), "omniloop-sigterm")
         except RuntimeError:
-            # The interpreter ends, or there is no room for a thread.
+            # The interpreter ends, or no thread can be started.
             if held:
                 put_off()
                 return
@@ -165,7 +165,7 @@ def _drain(number: int, frame: FrameType | None) -> None:
 
 
 def _drain_briefly(number: int, frame: FrameType | None) -> None:
-    """In a child of multiprocessing, whose parent means it and waits: a `with Pool()` would be held up by the whole deadline."""
+    """Drain briefly in a child of multiprocessing: its parent waits for it, and a `with Pool()` would be held up for the whole deadline."""
     if is_idle():
         signal.signal(number, _former[number])
         os.kill(os.getpid(), number)
@@ -183,7 +183,7 @@ def _drain_and_die(number: int) -> None:
 def _die(number: int) -> None:
     global _dies
     if _dies:
-        # Of the copy that was told, whose drain may be under way in a thread: a second signal would end it.
+        # The first signal has reached the next copy, which may be draining in a thread: a second would end it.
         return
     _dies = True
     try:

@@ -11,10 +11,10 @@ from typing import Any
 
 def new_thread(target: Callable[[], object], name: str) -> threading.Thread:
     """
-    A daemon thread, to be started, in an empty context.
+    Return a daemon thread, not started yet, with an empty context.
 
-    From 3.14 on a thread may inherit the context of who starts it (without a GIL it does), and would keep what a request left in it alive for as long
-    as it lives itself.
+    From 3.14 on a thread may inherit the context of the thread that starts it (without a GIL it does). It would keep whatever a request
+    left there alive for as long as it lives itself.
     """
     options: dict[str, Any] = {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
     return threading.Thread(target=target, name=name, daemon=True, **options)
@@ -26,9 +26,9 @@ def is_running_thread(thing: object) -> bool:
 
 
 def why_no_thread(error: BaseException) -> str:
-    """Say why no thread can be started here, as a sentence's end, and the way out where there is one."""
+    """Say why no thread can be started here, as the end of a sentence, and the way out if there is one."""
     if "daemon threads are disabled" in str(error):
-        # CPython's words from 3.12 on; what tells it beforehand is private, and has another name in each version.
+        # CPython's message from 3.12 on. The way to ask beforehand is private, and named differently in each version.
         return (
             "this is an isolated sub-interpreter, and those have no daemon threads. Use omniloop in the main interpreter, and "
             "asyncio.run() in this one."
