@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from floors import CORE, FLOORS
+from floor_plan import CORE, FLOORS
 from programs import source_of
 
 TESTS = Path(__file__).resolve().parent

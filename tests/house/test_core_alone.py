@@ -14,7 +14,7 @@ import pytest
 
 import omniloop
 from alone import PACKAGE, copy_package, run_alone
-from floors import CORE, FLOORS, GUESTS
+from floor_plan import CORE, FLOORS, GUESTS
 from programs import source_of
 
 LIBRARIES = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import omniloop
-from floors import FLOORS
+from floor_plan import FLOORS
 
 PACKAGE = Path(omniloop.__file__).parent
 
