@@ -189,7 +189,7 @@ def _take(pending: dict[Task[Any], None], done: SimpleQueue[Task[Any]] | None, r
     task = next(iter(pending))
     # Waits without claiming, so that what Ctrl-C leaves behind is still on its way, and is cancelled.
     if done is None:
-        task.done() or task._wait_until_done(None)
+        task._wait_until_done(None)
     else:
         found: list[Task[Any]] = []
 

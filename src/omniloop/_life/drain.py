@@ -603,8 +603,9 @@ class _End:
                 break
             ledger.cancel_timers()
             busy = self._ask(runners, patient)
-            left = deadline - time.monotonic()
-            until = deadline - left + left / parts
+            now = time.monotonic()
+            left = deadline - now
+            until = now + left / parts
             while busy and not await _ended(life, busy, min(until, time.monotonic() + _LOOK)):
                 busy = self._ask(busy, patient) if time.monotonic() < until else []
             if left <= 0 or not await _ended(life, runners, until):

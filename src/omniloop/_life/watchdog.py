@@ -8,6 +8,7 @@ looks twice, in the same turn of the loop, at how much of the machine the thread
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import threading
@@ -119,6 +120,9 @@ class Watchdog:
         self._turn = 0
         # When the current turn began, and what the loop's thread had had of the machine at the first look in it.
         self._first: tuple[float | None, Usage | None] = None, None
+        # When the next look is due; and the turn in which one was late, and was not judged by.
+        self._due = math.inf
+        self._late_in: float | None = None
         # The start of the blockage that was logged, and its length once it is over.
         self._incident: float | None = None
         self._took: float | None = None
@@ -227,6 +231,7 @@ class Watchdog:
                 # The loop went to work before it could see that the watchdog sleeps.
                 self.asleep = False
                 continue
+            self._due = math.inf if pause is None else time.monotonic() + pause
             self._gate.acquire(timeout=-1 if pause is None else min(pause, threading.TIMEOUT_MAX))
 
     def _look(self, has_moved: bool) -> float | None:
@@ -250,6 +255,11 @@ class Watchdog:
             return max(slow - (now - since), slow * _WINDOW)
         if now - since < slow:
             return slow - (now - since)
+        if now - self._due > slow * _WINDOW and self._late_in != since:
+            # Late itself, once in a turn: the process was stopped, or the machine slept, and the loop has not had its time either.
+            self._late_in = since
+            self._first = since, self._usage()
+            return slow * _WINDOW
         if since != self._incident:
             before, usage = self._first[1], self._usage()
             why = None if before is None or usage is None else usage.held_up(before)

@@ -5,6 +5,9 @@ A task is announced (`task_enqueued`), started and finished in this order, each 
 whoever runs it, status last: a result that says it is finished is complete.
 """
 
+# Django 5, which Python 3.11 gets, has no tasks.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import asyncio
