@@ -116,7 +116,7 @@ def is_async(fn: object) -> bool:
 
 
 def not_plain(call: str, name: str) -> NotAsyncError:
-    """The error for an async function where a plain one is meant."""
+    """Return the error for an async function where a plain one is meant."""
     return NotAsyncError(f"{call}() runs plain functions, and {name} is async. Use go({name}(…)).")
 
 

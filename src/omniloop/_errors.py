@@ -7,7 +7,7 @@ from typing import Any
 
 
 class OmniloopError(Exception):
-    """The base of all errors of omniloop's own."""
+    """The base of all of omniloop's own errors."""
 
 
 class NotAsyncError(OmniloopError, TypeError):
@@ -35,7 +35,7 @@ class _LimitError(OmniloopError):
         return self._task()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A handle stays in its process.
+        # Without the handle, which stays in its process.
         return type(self), self.args
 
 

@@ -93,8 +93,8 @@ class Runtime:
     """
     One event loop on one daemon thread, and everything that submits work to it.
 
-    Making one starts nothing; the thread starts on first use. The module's functions are the methods of one that the whole
-    process shares; make another only where work must be kept apart. As a context manager it shuts down at the end.
+    Making one starts nothing; the thread starts on first use. The module's functions are the methods of the one that the
+    whole process shares; make another only where work must be kept apart. As a context manager it shuts down at the end.
 
     Unless a method says otherwise, it may be called from any thread.
 
@@ -504,7 +504,7 @@ class Runtime:
 
         Args:
             timeout: Seconds to wait. None waits without end, 0 asks without waiting.
-            progress: Show on stderr, if it is a terminal and the wait takes longer than half a second, how much is left.
+            progress: Show how much is left, on stderr, if that is a terminal and the wait takes longer than half a second.
             leftovers: Wait, too, for the tasks that work has left on the loop by `asyncio.create_task` and its kin, as the end of the
                 program does: for `leftover_timeout` at the most.
 
@@ -895,7 +895,7 @@ class Runtime:
     def _put_bounded(
         self, task: Task[T], put: Callable[[Task[T]], Task[T]], when_full: WhenFull | None = None
     ) -> Task[T]:
-        """Deliver *task* if there is room for it, or as the settings say; FullError if it is refused."""
+        """Deliver *task* if there is room for it; else do what *when_full*, or the setting, says. FullError if it is refused."""
         try:
             # Reading the settings, perhaps for the first time, sets `_bounded`.
             when_full = when_full or self._settings.when_full
@@ -983,7 +983,7 @@ class Runtime:
         old.after_fork_in_child()
 
     def _drain_early(self, clock: fork.Clock) -> bool:
-        """Drain, but refuse nothing: the program may go on for minutes, in threads that are not daemons. False if the deadline passed."""
+        """Only wait: the program may go on for minutes, in threads that are not daemons. False if the deadline passed."""
         deadline = clock.deadline(self._settings.exit_timeout)
         leftovers = self._leftover_time(clock.began, clock.spent, deadline) if clock.ends else None
         return drain.drain(self._life, deadline, self._settings.cancel_timeout, leftovers)

@@ -355,9 +355,9 @@ def cancelled_with_the_caller(task: object) -> Iterator[None]:
 
 def bring_along(ident: int | None) -> None:
     """
-    Have what asgiref's `Local` holds in the calling context hold in the thread *ident*: Django's language, say.
+    Make the values of asgiref's `Local` in the calling context, such as Django's language, visible in the thread *ident*.
 
-    From asgiref 3.12 on a `Local` belongs to the thread that has set it, and is empty in a context that was copied to another.
+    From asgiref 3.12 on a `Local` belongs to the thread that has set it, and is empty in a copy of the context in another thread.
     """
     for variable, value in copy_context().items():
         if is_thread_bound(value):

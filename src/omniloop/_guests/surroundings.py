@@ -94,8 +94,8 @@ def _lost_by_default(sigterm: str | None) -> str | None:
             "this is process 1 and has no handler of SIGTERM, so that a stop of the container waits until it kills, and what is left "
             f"to go() and not done by then is lost. {say_drain}"
         )
-    # systemd started this process, or the shell that started it. The parent is checked because a terminal's shell inherits the variable
-    # as well.
+    # systemd started this process, or the shell that started it. The variable alone proves nothing: a
+    # terminal's shell inherits it as well.
     if os.environ.get("SYSTEMD_EXEC_PID") in (str(pid), str(os.getppid())):
         where = "systemd"
     elif "KUBERNETES_SERVICE_HOST" in os.environ:

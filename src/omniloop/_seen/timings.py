@@ -40,7 +40,7 @@ class Timings:
     def __init__(self, listeners: list[Listener]) -> None:
         self._by_name: dict[str, _Series] = {}
         self._listeners = listeners
-        # Re-entrant, because a signal handler may submit what is done at once.
+        # Re-entrant, because a signal handler may submit work that is done at once.
         self._lock = Guard()
 
     def measure(self, task: Task[Any], batch_began: Callable[[], float]) -> None:

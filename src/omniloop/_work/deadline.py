@@ -1,4 +1,4 @@
-"""The time that a piece of work may take: when it is over, the work is cancelled, and fails with an error that says so."""
+"""Limits the time of a piece of work: when it is over, the work is cancelled, and fails with a `TaskTimeoutError`."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class Failures:
     def tell(self, failure: Failure) -> None:
         """Report *failure* here and now. For threads that may log."""
         if report(failure, self._hook(), self._storms) and self.inbox is not None:
-            # Whoever closes the inbox reports everything at the end.
+            # The inbox is closed: the end reports everything that is kept.
             with suppress(RuntimeError):
                 self.inbox.put(self._tell_kept_later)
 
@@ -180,7 +180,7 @@ class Failures:
         self.tell_kept(at_once=True)
 
     def abandon(self) -> None:
-        """In a forked child, forget all failures: the parent reports them. Nor is a failure reported whose handle is dropped here."""
+        """In a forked child, forget all failures, because the parent reports them. Handles that are dropped here report nothing either."""
         self._held = WeakSet()
         self._unheld = deque(maxlen=0)
         self._unsure = deque(maxlen=0)

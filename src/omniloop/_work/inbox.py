@@ -1,5 +1,5 @@
 """
-Takes items from any thread, in order, without waiting for a lock; whoever empties it is woken once, not once an item.
+Takes items from any thread, in order, without waiting for a lock; under load the reader is woken once, not once an item.
 
 What is guaranteed. An item whose `put` returned True is taken: by the reader, or by `close`. An item whose `put` returned False, or raised
 and whose caller took it back, is not. Items of one thread are taken in the order in which it put them. While there is an item in the inbox,
@@ -43,7 +43,7 @@ from typing import Any, Final
 
 
 class Inbox:
-    """A queue of one reader, and of any number of writers who may be signal handlers and finalisers."""
+    """A queue with one reader at a time and any number of writers, which may be signal handlers and finalisers."""
 
     __slots__ = ("_items", "_token", "_wake", "closed", "take")
 

@@ -11,8 +11,8 @@ count and the drain find it:
 
 asyncio refers to its tasks only weakly; these references keep them alive. Work that one thread submits begins in the order of submission.
 
-Who may touch what. Only the loop's thread changes the tables, except `in_threads` and `cancelled_early`: there each entry is added and
-removed by the thread that handles the work. Other threads look at copies, which may be out of date by then.
+Who may touch what. Only the loop's thread changes the tables, except `in_threads` and `cancelled_early`: there any thread may add and
+remove an entry. Other threads look at copies, which may be out of date by then.
 
 How work begins. From 3.12 on the constructor of the asyncio task runs the coroutine up to its first suspension: a coroutine that never
 suspends costs no turn of the loop. Up to 3.11, and with a task factory of the user's, first steps come in the next turn of the loop
@@ -42,8 +42,8 @@ from .periodic import COARSEST, coarse_resolution, turns_of
 from .tally import Tally
 from .task import HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
 
-# How long the emptying may keep the loop from its timers and sockets, in seconds: measured in time and not in items,
-# because an eager start runs the coroutine up to its first suspension. A turn of the loop costs 10 to 20 µs, 1 % of it.
+# How long a batch may keep the loop from its timers and sockets, in seconds. A time and not a number of items, because
+# an eager start runs each coroutine up to its first suspension. A turn of the loop costs 10 to 20 µs, 1 % of it.
 _BATCH: Final = 0.002
 
 # Looked up once: 60 ns of the 1,100 that starting and settling a no-op takes on 3.13.
@@ -134,7 +134,7 @@ class Ledger:
         if owns_loop:
             self._honour_factories()
 
-    # --- what is there ------------------------------------------------------------------------------------------------
+    # --- looks at the tables ------------------------------------------------------------------------------------------
 
     def waited_for(self) -> list[Task[Any]]:
         """Return the started, unfinished work that `flush` and the drain wait for. A snapshot, from any thread."""

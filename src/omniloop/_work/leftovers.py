@@ -250,7 +250,7 @@ class Leftovers:
         return task._context is not None and task._context.get(belongs_to) is self.late
 
     def give_up_but(self, tasks: Iterable[asyncio.Future[Any]], work: Iterable[Any], in_vain: bool) -> None:
-        """Give up those of *tasks* that no *work* waits for; *work* is waited for."""
+        """Give up those of *tasks* that *work* does not wait for. The end waits for *work* in any case."""
         if tasks := list(tasks):
             awaited = _awaited_by(work)
             self.give_up([task for task in tasks if id(task) not in awaited], in_vain)
@@ -288,7 +288,7 @@ def _comes(
     if isinstance(future, asyncio.Task):
         waiter = waiter_of(future)
         if waiter is None:
-            # About to run.
+            # The task is about to run.
             return True
         frame, is_of_child_process = _innermost_frame(future)
         if is_of_child_process:
@@ -304,7 +304,7 @@ def _comes(
             return due.when() <= until
         return handle._kind is WORK or handle._kind is HANDOVER
     elif is_chained(future):
-        # A worker thread, or another loop.
+        # Its outcome comes from a worker thread, or from another loop.
         return True
     parts = _waits_for(future)
     return bool(parts) and all(_comes(part, until, work, timers, seen) for part in parts)

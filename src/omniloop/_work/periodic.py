@@ -89,7 +89,7 @@ class Turns:
             # The coroutine is closed, not run: the interpreter ends and has forgotten the loop.
             raise
         except BaseException as error:
-            # Else the cancellation is the turn's own: of something that it awaited.
+            # Without a request to cancel this task, the cancellation is of something that the turn awaited.
             if isinstance(error, asyncio.CancelledError) and task.cancelling():
                 raise
             self._report(

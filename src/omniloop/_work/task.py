@@ -258,7 +258,7 @@ class Task(concurrent.futures.Future[T]):
         """
         Wait for the work and return the error it raised, or None.
 
-        Blocks, and may be called, as `result()`.
+        Blocks; may be called where `result()` may.
 
         Args:
             timeout: Seconds to wait. None waits without end, 0 asks without waiting.
@@ -276,17 +276,17 @@ class Task(concurrent.futures.Future[T]):
         return self._claim(value) if ending is FAILED else None
 
     def get_name(self) -> str:
-        """Return the name that was given, or that of the coroutine or function."""
+        """Return the name that was given at submission; if none was, that of the coroutine or function."""
         # Read in this order, because settling sets the name before it clears the work.
         work = self._work
         return self._name or _name_of(work)
 
     def add_done_callback(self, fn: Callable[[Task[T]], object]) -> None:
         """
-        Call ``fn(task)`` when the work has ended: on the thread where it ends, or at once, here, if it has.
+        Call ``fn(task)`` when the work has ended: on the thread where it ends, or, if it has ended already, at once on this thread.
 
         An error in *fn* is reported, and harms neither the task nor the other callbacks. The callback alone does not
-        claim a failure; asking for `result()` or `exception()` in it does. Ctrl-C in what is called at once comes out of it.
+        claim a failure; asking for `result()` or `exception()` in it does. If *fn* is called at once, Ctrl-C in it is raised here.
 
         Raises:
             TypeError: if *fn* can't be called.
@@ -565,7 +565,7 @@ class Task(concurrent.futures.Future[T]):
         return Site(self._code, self._lasti, stack)
 
     def _place(self) -> str:
-        """Where the work is now, for a person to read."""
+        """Return where the work is now, for a person to read."""
         work = self._work
         coro = work.get_coro() if isinstance(work, asyncio.Task) else work
         if isinstance(coro, Coroutine) and (coro is not work or _is_in_first_step(coro)):
@@ -576,7 +576,7 @@ class Task(concurrent.futures.Future[T]):
         return "runs in a worker thread" if hasattr(work, "claim") else "runs on the loop"
 
     def _age(self) -> float | None:
-        """Seconds since the work was started; None if it was not."""
+        """Return the seconds since the work was started; None if it was not."""
         since: float | None = getattr(self, "_since", None)
         return None if since is None else time.monotonic() - since
 
@@ -823,7 +823,7 @@ def _name_of(work: Any) -> str:
 
 
 def traceback_without(error: BaseException, frames: int) -> TracebackType | None:
-    """The traceback of *error* less its outermost *frames*: those of the machinery that caught it."""
+    """Return the traceback of *error* without its outermost *frames*, which are those of the machinery that caught it."""
     tb = error.__traceback__
     for _ in range(frames):
         tb = tb.tb_next if tb is not None else None
