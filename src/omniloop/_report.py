@@ -342,7 +342,7 @@ def frames_of(coro: Any) -> Iterator[FrameType]:
 
 
 def innermost(coro: Any) -> str:
-    """Return where a suspended coroutine waits: the innermost place in the user's code, and the function it has come to in a library."""
+    """Return where a suspended coroutine waits: the innermost place in the user's code, and the function it has come to in the standard library."""
     return _place(frames_of(coro)) or "not started"
 
 

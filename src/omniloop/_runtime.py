@@ -380,11 +380,11 @@ class Runtime:
         """
         Call a function, plain or async, on the loop every *interval* seconds, until the handle is cancelled or the program ends.
 
-        The turns are counted from the start, so that they do not drift. A turn is left out if the one before took too long. An error
-        is reported, and the next turn comes.
+        The turns are counted from the start, so that they do not drift. A turn that is missed, because the one before took too long,
+        is left out. An error is reported, and the next turn comes.
 
         At exit, and by `shutdown`, it is cancelled without a report between two turns. A turn that is under way when all other work is
-        done is waited for, as other work is; no further turn begins.
+        done is waited for, once, as other work is; no further turn begins.
 
         Args:
             interval: Seconds from turn to turn.

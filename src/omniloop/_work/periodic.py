@@ -43,7 +43,7 @@ class Turns:
         site: Site,
         report: Callable[[Failure], None],
     ) -> None:
-        # An interval of 0 becomes this, so that the number of turns stays finite.
+        # A smaller interval becomes this, so that the number of turns stays finite.
         self._interval = max(interval, 1e-9)
         self._fn = fn
         self._jitter = jitter
