@@ -78,10 +78,10 @@ if TYPE_CHECKING:
     from ._twins.blocking import blocking as blocking
 
 with suppress(ImportError):
-    # Not where the core is alone.
+    # The core may be installed without the guests.
     from . import _guests as _guests
 
-# What is dear to import, and its module: loaded when the name is first used.
+# Names that are expensive to import, by module: loaded when the name is first used.
 _LAZY = {
     name: module
     for module, names in {
@@ -101,7 +101,7 @@ _LAZY = {
 }
 
 
-# What other libraries call by these names, and who comes from there looks for.
+# Names of other libraries' functions that users may look for here, and what to use instead.
 _ELSEWHERE = {
     "as_completed": "concurrent.futures.as_completed(tasks) takes what go() returns; map(fn, items, ordered=False) starts them too.",
     "create_task": "Use go(coro).",
@@ -116,18 +116,18 @@ _ELSEWHERE = {
 
 def _load_lazy_imports() -> None:
     """
-    Do what is still to be imported by the modules of the package, where all imports are lazy (`-X lazy_imports=all`, from 3.15 on).
+    Perform the imports that the package's modules have put off, where all imports are lazy (`-X lazy_imports=all`, from 3.15 on).
 
-    A first use of a name in the hook of a fork, at the end of the interpreter or in a signal handler comes too late for an import.
+    A first use of a name in a fork hook, at the end of the interpreter or in a signal handler comes too late for an import.
     """
     if getattr(sys, "get_lazy_imports", lambda: "normal")() != "all":
         return
     done: set[str] = set()
-    # What is loaded now has imports of its own.
+    # The modules that this loads have put off imports of their own.
     while names := {name for name in list(sys.modules) if name.partition(".")[0] == __name__} - done:
         for module in [sys.modules[name] for name in names]:
             for name in list(vars(module)):
-                # To ask for it is to import it; in the dictionary it is not done.
+                # Getting the attribute imports it; reading it from the dictionary does not.
                 getattr(module, name)
         done |= names
 
@@ -137,7 +137,7 @@ def __getattr__(name: str) -> object:
         word = f". {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{word}")
     thing = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    # From now on it is found without coming here.
+    # Stored, so that later look-ups do not come here.
     globals()[name] = thing
     _load_lazy_imports()
     return thing
@@ -147,7 +147,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
-# Without `map` and `queue`: a star import would put them before the built-in, and the standard library's module.
+# Without `map` and `queue`: a star import would hide the built-in and the standard library's module.
 __all__ = [
     "AlreadyRunningError",
     "Blocking",

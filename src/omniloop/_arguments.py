@@ -1,4 +1,4 @@
-"""Turns what a user hands over into something that can be started, or says which call was meant."""
+"""Turns what a user passes into something that can be started, or raises an error that names the call that was meant."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ._settings import MOST_SECONDS
 
 T = TypeVar("T")
 
-# Of the flags of a function's code, those that speak against it.
+# The flags of a function's code that rule it out.
 NOT_EVEN_ASYNC: Final = CO_ASYNC_GENERATOR
 NOT_PLAIN: Final = CO_ASYNC_GENERATOR | CO_COROUTINE
 
 
 def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None, call: str = "go") -> Coroutine[Any, Any, Any]:
-    """Return *work*, or a coroutine that awaits it; NotAsyncError if it can't be awaited on *loop*. *call* is what was called."""
+    """Return *work*, or a coroutine that awaits it; NotAsyncError if it can't be awaited on *loop*. *call* is what the user called."""
     if isinstance(work, CoroutineType):
         if work.cr_running or work.cr_suspended:
             # Not closed: it belongs to whoever runs it.
@@ -78,7 +78,7 @@ def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None, call: str
 
 _ENDLESS: Final = (math.inf, -math.inf)
 
-# How a call is written that does not take the function first, and its arguments after it.
+# The arguments of the calls that do not take the function first and its arguments after it.
 _USAGE: Final = {
     "call_later": "delay, fn, *args",
     "call_at": "when, fn, *args",
@@ -88,7 +88,7 @@ _USAGE: Final = {
 
 
 def check_function(fn: object, call: str, or_async: bool = False) -> None:
-    """Raise NotAsyncError if *fn* is nothing that *call* can run."""
+    """Raise NotAsyncError if *call* can't run *fn*."""
     flags = fn.__code__.co_flags if type(fn) is FunctionType else NOT_PLAIN
     if not flags & (NOT_EVEN_ASYNC if or_async else NOT_PLAIN):
         return
@@ -110,18 +110,18 @@ def check_function(fn: object, call: str, or_async: bool = False) -> None:
 
 def is_async(fn: object) -> bool:
     """Tell whether calling *fn*, a function or an object that can be called, makes a coroutine."""
-    # B004 takes it for a question whether *fn* can be called.
+    # B004 takes this for a check whether *fn* can be called.
     call = getattr(type(fn), "__call__", None)  # noqa: B004
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(call)
 
 
 def not_plain(call: str, name: str) -> NotAsyncError:
-    """The error for an async function where a plain one is meant."""
+    """Return the error for an async function where a plain one is meant."""
     return NotAsyncError(f"{call}() runs plain functions, and {name} is async. Use go({name}(…)).")
 
 
 def check_timeout(timeout: object) -> None:
-    """Raise ValueError if *timeout* is neither None nor a number of seconds; one below 0 is as good as 0."""
+    """Raise ValueError if *timeout* is neither None nor a number of seconds; a negative number counts as 0."""
     if timeout is None or (isinstance(timeout, (int, float)) and (timeout in _ENDLESS or abs(timeout) <= MOST_SECONDS)):
         return
     raise ValueError(f"timeout={timeout!r}: give seconds as a number, or None to wait without end.")
@@ -132,9 +132,9 @@ _MISSING: Final = object()
 
 def carried(before: Context, after: Context) -> dict[ContextVar[Any], Any]:
     """
-    What was set between two looks at a context, and may be set in another one.
+    Return the variables that were set between two looks at a context, and that may be set in another context.
 
-    Not our own variables, which say what a task is; all of their names begin alike. Nor what belongs to a thread.
+    Leaves out omniloop's own variables, which describe a task and whose names all begin alike, and values that belong to a thread.
     """
     guest = _hooks.waits()
     return {
@@ -147,7 +147,7 @@ def carried(before: Context, after: Context) -> dict[ContextVar[Any], Any]:
 
 
 def checked_name(name: object, work: object) -> str:
-    """Return *name*; TypeError if it is none. Closes *work* if it refuses."""
+    """Return *name*; if it is not a string, close *work* and raise TypeError."""
     if isinstance(name, str):
         return name
     close_unstarted(work)
@@ -155,7 +155,7 @@ def checked_name(name: object, work: object) -> str:
 
 
 def close_unstarted(work: object) -> None:
-    """Close a coroutine that is refused, so that no "never awaited" follows. One that runs belongs to another."""
+    """Close a coroutine that is refused, so that no "never awaited" warning follows. A running one is left to whoever runs it."""
     if isinstance(work, CoroutineType) and not work.cr_running and not work.cr_suspended:
         work.close()
 
@@ -175,8 +175,8 @@ def one_argument(fn: F) -> F:
     """
     Hide the `*misplaced` of *fn* from help(), inspect and the docs.
 
-    It is there so that `run(coro, 5)` gets a word about what was meant, and its coroutine is closed: of a call that does not fit,
-    Python itself says only how many arguments there are, and the coroutine complains later that it was never awaited.
+    It is there so that `run(coro, 5)` raises an error that says what was meant, and closes its coroutine. Python itself would say only how
+    many arguments there are, and the coroutine would warn later that it was never awaited.
     """
     signature = inspect.signature(fn)
     shown = [it for it in signature.parameters.values() if it.kind is not it.VAR_POSITIONAL]
@@ -185,7 +185,7 @@ def one_argument(fn: F) -> F:
 
 
 def misplaced_arguments(call: str, work: object, misplaced: tuple[object, ...]) -> TypeError:
-    """The error for arguments after the one that *call* takes. Closes all that are coroutines."""
+    """Return the error for arguments after the one that *call* takes. Closes those that are coroutines."""
     for each in (work, *misplaced):
         close_unstarted(each)
     first = misplaced[0]
@@ -209,5 +209,5 @@ def misplaced_arguments(call: str, work: object, misplaced: tuple[object, ...]) 
 
 
 def name_of(thing: object) -> str:
-    """What a function, a coroutine or another callable is called in logs and messages."""
+    """Return the name of a function, a coroutine or another callable for logs and messages."""
     return getattr(thing, "__qualname__", None) or type(thing).__name__

@@ -1,13 +1,13 @@
-"""Names the code that called, also where no Python code did: a greenlet, a bare thread or a C library may call any door."""
+"""Finds the frame of the caller, even if no Python code called: a greenlet, a bare thread or a C library may call any public function."""
 
 import sys
 from types import FrameType
 
 
 def caller(depth: int = 1) -> FrameType:
-    """Return the frame that called the function that asks; that function's own, if no Python code called it."""
+    """Return the frame that called the asking function; if no Python code called it, that function's own frame."""
     try:
         return sys._getframe(depth + 1)
     except ValueError:
-        # Nothing below: the first function of a greenlet, or of a thread by `_thread`.
+        # No frame below: this is the first function of a greenlet, or of a thread started by `_thread`.
         return sys._getframe(1)

@@ -1,4 +1,4 @@
-"""The errors a user can meet: one class per thing that would be handled differently, under one base."""
+"""The errors a user can meet: one class for each case that a caller would handle differently, under one base."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 
 class OmniloopError(Exception):
-    """The base of all errors of omniloop's own."""
+    """The base of all of omniloop's own errors."""
 
 
 class NotAsyncError(OmniloopError, TypeError):
-    """What was handed over is not the kind of thing this call takes; the message names the call that was meant."""
+    """The argument is not of the kind that this call takes; the message names the call that was meant."""
 
 
 class ClosedError(OmniloopError, RuntimeError):
-    """The runtime is shut down, or the interpreter ends: nothing more is accepted."""
+    """The runtime is shut down, or the interpreter ends: no more work is accepted."""
 
 
 class _LimitError(OmniloopError):
@@ -28,14 +28,14 @@ class _LimitError(OmniloopError):
     @property
     def task(self) -> Any:
         """
-        The `Task` that is meant; None where that is no single one (a group, a flush), and where nobody holds it any more.
+        The `Task` whose limit has passed. None if there is no single one (a group, a flush), or if nobody holds it any more.
 
-        The handle of work that failed with this error is not kept alive by it.
+        The error does not keep the handle of work alive that failed with it.
         """
         return self._task()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A handle stays in its process.
+        # Without the handle, which stays in its process.
         return type(self), self.args
 
 
@@ -43,7 +43,7 @@ class WaitTimeoutError(_LimitError, TimeoutError):
     """
     The wait timed out, and only the wait: the work goes on. A `TimeoutError` that the work itself raised is never of this class.
 
-    Its ``task`` is the handle that was waited for; None if that is no single one.
+    Its ``task`` is the handle that was waited for; None if there is no single one.
     """
 
 
@@ -51,15 +51,15 @@ class TaskTimeoutError(_LimitError, TimeoutError):
     """
     The work was not done within the ``timeout`` that it was given, and was cancelled, or never started.
 
-    Its ``task`` is the handle of that work, by which a limit of one's own is told from one inside the work; None for a group's.
+    Its ``task`` is the handle of that work; it tells the limit of this work from a limit inside it. None for a group's limit.
     """
 
-    # Raised in the work of a handle, which makes itself known when the error comes out of it.
+    # True if it was raised inside the work of a handle; the handle sets `task` when the error comes out of it.
     of_handle = False
 
 
 class WouldDeadlockError(OmniloopError, RuntimeError):
-    """This wait could never end, because the thread that waits is one that the work needs."""
+    """This wait could never end, because the work needs the very thread that waits."""
 
 
 class ForkedError(OmniloopError, RuntimeError):
@@ -79,7 +79,7 @@ class AlreadyRunningError(OmniloopError, RuntimeError):
 
 
 class SettingError(OmniloopError, ValueError):
-    """The value of a setting, or of its environment variable, is not one that it can have."""
+    """A setting, or its environment variable, can't have this value."""
 
 
 class FullError(OmniloopError, RuntimeError):
@@ -87,24 +87,24 @@ class FullError(OmniloopError, RuntimeError):
 
 
 class RefusedError(OmniloopError, RuntimeError):
-    """The engine of a broker will never take this call: the message has its reason, and trying again would not help."""
+    """The engine of a broker will never take this call: the message gives its reason, and trying again would not help."""
 
 
 class WrongLoopError(OmniloopError, RuntimeError):
-    """What lives on the runtime's loop was used on another one, which would never hear of its end."""
+    """An object of the runtime's loop was used on another loop, which would never learn of its end."""
 
 
 class NotPicklableError(OmniloopError, TypeError):
-    """A function, its arguments, or what came out of it can't be sent to another process and back."""
+    """A function, its arguments, or its outcome can't be sent to another process and back."""
 
 
 class NoResultError(OmniloopError, LookupError):
-    """The engine that the call was handed over to keeps no results, or no longer that of this call."""
+    """The engine of this call keeps no results, or no longer keeps the result of this call."""
 
 
 class ProcessDiedError(OmniloopError, RuntimeError):
     """
-    The process that ran the work ended before the work was done; the message says of what.
+    The process that ran the work ended before the work was done; the message gives the cause.
 
     Attributes:
         exitcode: The process's exit code, negative for the number of the signal that killed it; None if that is not known.
@@ -115,15 +115,15 @@ class ProcessDiedError(OmniloopError, RuntimeError):
 
 for _error in list(globals().values()):
     if isinstance(_error, type) and issubclass(_error, OmniloopError):
-        # As tracebacks show it, and as pickle finds it: where one imports it from.
+        # The module that users import it from, which tracebacks and pickle show.
         _error.__module__ = "omniloop"
 
 
 def can_be_thrown(error: BaseException, name: str) -> BaseException:
     """
-    Return *error*, or a RuntimeError in the place of a StopIteration.
+    Return *error*, or a RuntimeError in place of a StopIteration.
 
-    That can't be thrown into a coroutine: on 3.11 and 3.12 whoever awaited it hung for ever.
+    A StopIteration can't be thrown into a coroutine: on 3.11 and 3.12 whoever awaited it hung for ever.
     """
     if not isinstance(error, StopIteration):
         return error
@@ -133,8 +133,8 @@ def can_be_thrown(error: BaseException, name: str) -> BaseException:
 
 
 def how_to_install(extra: str) -> str:
-    """The command that installs what the package's *extra* asks for, whatever the package itself came from."""
-    # Dear to import, and only for an error.
+    """Return the command that installs the requirements of *extra*, wherever the package itself was installed from."""
+    # Imported here, because they are expensive and needed only for an error.
     import re
     import shlex
     from importlib.metadata import PackageNotFoundError, requires

@@ -1,4 +1,4 @@
-"""Says what went wrong where nobody else would hear it: through logging, or through the user's hook."""
+"""Reports what went wrong where nobody else would learn of it: through logging, or through the user's hook."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ._cpython import AWAITS_FUTURE, closed_at_exit, has_gil
 
 logger = logging.getLogger("omniloop")
 
-# Characters of a name that are shown. A name may be put together from what strangers send, and be of any length.
+# Characters of a name that are shown. A name may contain what strangers send, and be of any length.
 _LONGEST_NAME: Final = 200
 
 
 def shown(name: str, most: int = _LONGEST_NAME) -> str:
     """
-    *name* as every text shows it that a person reads: on one line, and *most* characters of it.
+    Return *name* as every text for a person shows it: on one line, and at most *most* characters.
 
-    What can't be printed (a line break, an escape sequence, a mark that turns the direction of writing, half a surrogate pair) is
-    written out, as `repr` does: else a name could write lines of its own into a log, and command the terminal.
+    Characters that can't be printed (a line break, an escape sequence, a mark that turns the direction of writing, half a surrogate pair)
+    are escaped, as in `repr`. Otherwise a name could write lines of its own into a log, and control the terminal.
     """
     start = name[:most]
     if not start.isprintable():
@@ -37,12 +37,12 @@ def shown(name: str, most: int = _LONGEST_NAME) -> str:
 
 
 def shown_lines(text: str) -> str:
-    """*text*, which may be a traceback, with each of its lines as `shown` has it, whole."""
+    """Return *text*, which may be a traceback, with each line escaped as by `shown`, but not shortened."""
     return "\n".join(shown(line, sys.maxsize) for line in text.split("\n"))
 
 
 class Site:
-    """A place in the source: kept as code and offset, and made into a line number only when somebody asks."""
+    """A place in the source: kept as code and offset, and turned into a line number only when somebody asks."""
 
     __slots__ = ("_code", "_lasti", "stack")
 
@@ -68,11 +68,11 @@ class Site:
 
     @property
     def key(self) -> tuple[object, int]:
-        """Equal for the same place."""
+        """A key that is equal for equal places."""
         return self._code, self._lasti
 
     def short(self) -> str:
-        """One line, stack or not."""
+        """Return the place as one line, without the stack."""
         return f'File "{shown(self.filename, sys.maxsize)}", line {self.lineno}, in {shown(self.function)}'
 
     def __str__(self) -> str:
@@ -86,12 +86,12 @@ Hook = Callable[["Failure"], object]
 
 class Failure:
     """
-    An error that nobody asked for: what the hook of `configure(on_error=…)` is given.
+    An error that nobody asked for: the argument of the hook of `configure(on_error=…)`.
 
     Attributes:
         exception: The error itself, with its traceback.
         name: The name of the task, or what else went wrong.
-        site: Where it was submitted: `filename`, `lineno`, `function`, and `stack` in debug mode. None if there is no such place.
+        site: Where it was submitted: `filename`, `lineno`, `function`, and `stack` in debug mode. None if it was not submitted anywhere.
         message: The line that is logged where no hook is set.
 
     Example:
@@ -112,7 +112,7 @@ class Failure:
         self.exception = exception
         self.name = name
         self.site = site
-        # Told instead of the one of the settings.
+        # Called instead of the hook of the settings.
         self.hook: Hook | None = None
 
     def __str__(self) -> str:
@@ -128,23 +128,23 @@ STORM: Final = 1.0
 
 class Storms:
     """
-    Groups equal failures in the log, and nowhere else: of those from one place and of one type within a second the first is shown at
-    once, and the last, with how many there were, when the second is over. From any thread that may log.
+    Groups equal failures in the log, and nowhere else: failures from one place and of one type within a second. The first is logged at once;
+    the last, with the number of the others, when the second is over. From any thread that may log.
     """
 
     def __init__(self) -> None:
         self._groups: dict[tuple[object, ...], _Group] = {}
-        # Not held while anything is logged: a handler that hangs would hold up whoever logs next, and the exit at last. Re-entrant,
-        # because a signal handler may log in the middle.
+        # Not held while anything is logged: a handler that hangs would block the next thread that logs, and finally the exit.
+        # Re-entrant, because a signal handler may log in the middle.
         self._lock = threading.RLock()
 
     def log(self, failure: Failure) -> bool:
-        """Log *failure*, or keep it. True if it is the first that is kept of its group: call `log_kept` in a second."""
+        """Log *failure*, or keep it. True if it is the first that its group keeps: call `log_kept` in a second."""
         if failure.site is None:
             _log(str(failure), failure.exception, failure)
             return False
         kind = type(failure.exception)
-        # By its identity: a metaclass may compare in its own way.
+        # The identity of the class, because a metaclass may define equality.
         key = (*failure.site.key, id(kind))
         now = time.monotonic()
         with self._lock:
@@ -160,7 +160,7 @@ class Storms:
         return False
 
     def log_kept(self, at_once: bool = False) -> None:
-        """Log the last of each group whose second is over; *at_once*: of all."""
+        """Log the last failure of each group whose second is over; with *at_once*, of all groups."""
         now = time.monotonic()
         with self._lock:
             over = self._take_over(now, at_once)
@@ -178,7 +178,7 @@ class _Group:
 
     def __init__(self, began: float, kind: type[BaseException]) -> None:
         self.began = began
-        # Kept, so that no other class gets its identity.
+        # A reference, so that no other class gets the same identity.
         self.kind = kind
         self.kept = 0
         self.last: Failure | None = None
@@ -191,15 +191,15 @@ def _log_last(groups: list[_Group]) -> None:
             _log(f"{others}{group.last}", group.last.exception, group.last)
 
 
-# Shown every failure, besides: the monitor's, where it is on.
+# Called with every failure, besides the hook: the monitor's watcher, where the monitor is on.
 watchers: list[Callable[[Failure], None]] = []
 
 
 def report(failure: Failure, hook: Hook | None, storms: Storms) -> bool:
     """
-    Give *failure* to its own hook, to *hook*, or to logging; a hook that fails is logged together with what it was given.
+    Give *failure* to its own hook, to *hook*, or to logging. If a hook fails, its error and *failure* are both logged.
 
-    True if it is kept by *storms*, as the first of its group.
+    True if *storms* keeps it as the first of its group.
     """
     for watch in watchers:
         watch(failure)
@@ -217,7 +217,7 @@ def report(failure: Failure, hook: Hook | None, storms: Storms) -> bool:
 
 def _log(message: str, error: BaseException, failure: Failure) -> None:
     site = failure.site
-    # Fields of the record, for those who sort and count: formatters and handlers find them as its attributes.
+    # Extra fields of the log record: formatters and handlers read them as its attributes, to sort and count.
     fields = {
         "omniloop_task": failure.name,
         "omniloop_file": None if site is None else site.filename,
@@ -234,7 +234,7 @@ def say(
     error: BaseException | None = None,
     fields: Mapping[str, object] | None = None,
 ) -> None:
-    """Log; where a handler fails, say it on stderr. With stderr closed, be silent: logging's own words on its failure raise."""
+    """Log; if a handler fails, write to stderr instead. If stderr is closed, be silent: even logging's own error message raises then."""
     try:
         if _hurried and threading.get_ident() in _hurried and _skip_hung():
             _write_line(message % args)
@@ -251,17 +251,18 @@ def say(
 
 # --- handlers that hang -----------------------------------------------------------------------------------------------
 
-# A handler of logging holds its lock while it writes. One that hangs in the loop's thread (a full pipe) hangs whoever logs after that,
-# and at last `logging.shutdown`, which waits for each lock. So a thread that ends the process tries the locks, for so long:
+# A logging handler holds its lock while it writes. A handler that hangs in the loop's thread (a full pipe) blocks every thread that
+# logs after that, and finally `logging.shutdown`, which acquires each lock. So a thread that ends the process tries the locks first,
+# for at most so many seconds:
 _PATIENCE: Final = 0.5
 
-# The threads that do, with how often they are inside `hurried`.
+# The threads that are inside `hurried`, and how deep.
 _hurried: dict[int, int] = {}
 
 
 @contextmanager
 def hurried() -> Iterator[None]:
-    """Around what ends a runtime or the process: what this thread logs waits only briefly for a handler that another one holds."""
+    """For code that ends a runtime or the process: logging in this thread waits only briefly for a handler that another thread holds."""
     ident = threading.get_ident()
     _hurried[ident] = _hurried.get(ident, 0) + 1
     try:
@@ -273,12 +274,12 @@ def hurried() -> Iterator[None]:
 
 
 def _skip(record: logging.LogRecord) -> bool:
-    """The filter of a handler that hangs: it is asked before the lock is taken."""
+    """The filter that is added to a handler that hangs: logging asks it before it takes the lock."""
     return threading.get_ident() not in _hurried
 
 
 def _skip_hung() -> bool:
-    """Have each handler that another thread holds skip what this one logs; True if there is any."""
+    """Make each handler that another thread holds skip what this thread logs; True if there is such a handler."""
     handlers: list[logging.Handler | None] = []
     at: logging.Logger | None = logger
     while at is not None:
@@ -289,7 +290,7 @@ def _skip_hung() -> bool:
         lock = handler.lock if handler is not None else None
         if handler is None or lock is None:
             continue
-        # Waited for once: it hung a moment ago.
+        # Only the first try waits: a handler that hung a moment ago is tried without waiting.
         if lock.acquire(timeout=0 if _skip in handler.filters else _PATIENCE):
             lock.release()
             handler.removeFilter(_skip)
@@ -300,7 +301,7 @@ def _skip_hung() -> bool:
 
 
 def leave_out_hung(idents: Iterable[int]) -> None:
-    """Take handlers in which one of the threads *idents* hangs out of the list of those that logging waits for, and closes, at exit."""
+    """Remove handlers in which a thread of *idents* hangs from the list of those that logging waits for, and closes, at exit."""
     for ident in idents:
         frame = frame_of(ident)
         while frame is not None:
@@ -317,11 +318,11 @@ def leave_out_hung(idents: Iterable[int]) -> None:
 
 
 def _write_line(text: str) -> None:
-    """Write to stderr, past all that could hang: what does not fit into a pipe that nobody reads is left out."""
+    """Write to stderr without any chance to hang: what does not fit into a pipe that nobody reads is left out."""
     try:
         _, writable, _ = select.select([], [_STDERR], [], 0)
         if writable:
-            # So much of it a pipe takes in one go.
+            # A pipe takes this much at once.
             os.write(_STDERR, (text + "\n").encode(errors="backslashreplace")[:_PIPE])
     except (OSError, ValueError):
         pass
@@ -332,7 +333,7 @@ _PIPE: Final[int] = getattr(select, "PIPE_BUF", 512)
 
 
 def frames_of(coro: Any) -> Iterator[FrameType]:
-    """The frames of a suspended coroutine and of what it awaits, the innermost last."""
+    """Yield the frames of a suspended coroutine and of what it awaits, the innermost last."""
     while coro is not None:
         frame = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None) or getattr(coro, "ag_frame", None)
         if frame is not None and frame.f_code is not AWAITS_FUTURE:
@@ -341,12 +342,12 @@ def frames_of(coro: Any) -> Iterator[FrameType]:
 
 
 def innermost(coro: Any) -> str:
-    """Where a suspended coroutine waits: in the user's code, and in what of the standard library that has come to."""
+    """Return where a suspended coroutine waits: the innermost place in the user's code, and the function it has come to in the standard library."""
     return _place(frames_of(coro)) or "not started"
 
 
 def thread_place(ident: int | None) -> str:
-    """Where a thread that makes a call of the user's is, likewise. Empty if the thread is gone."""
+    """Return where a thread that makes a call of the user's is, in the same form. Empty if the thread is gone."""
     frames: list[FrameType] = []
     frame = frame_of(ident)
     while frame is not None:
@@ -357,7 +358,7 @@ def thread_place(ident: int | None) -> str:
 
 
 def _place(frames: Iterable[FrameType]) -> str:
-    """The innermost of the user's frames, and of all; empty if there is none."""
+    """Return the innermost of the user's frames, and the innermost of all; empty if there is no frame."""
     frame: FrameType | None = None
     own: FrameType | None = None
     for frame in frames:
@@ -374,41 +375,41 @@ def _is_library(filename: str) -> bool:
     return filename.startswith(_LIBRARY) and "site-packages" not in filename
 
 
-# Where the standard library is: its lines would make all tasks look alike.
+# The folder of the standard library. Its lines would make all tasks look alike.
 _LIBRARY: Final = os.path.dirname(os.__file__) + os.sep
 
 
-# In a fork that called no hooks CPython still counts the parent's threads: it would read stacks that are gone, and crash.
+# After a fork that called no hooks CPython still counts the parent's threads: it would read stacks that are gone, and crash.
 _can_read_frames = True
 
 
 def frames_of_threads() -> Mapping[int, FrameType]:
-    """What each thread is in, by its ident; nothing where that can't be read."""
+    """Return the current frame of each thread, by its ident; empty if frames can't be read."""
     return sys._current_frames() if _can_read_frames else {}
 
 
 def frame_of(ident: int | None) -> FrameType | None:
-    """What the thread *ident* is in; None if it is gone, or can't be read."""
+    """Return the current frame of the thread *ident*; None if the thread is gone, or frames can't be read."""
     return None if ident is None else frames_of_threads().get(ident)
 
 
 def can_read_frames(they_are_of_living_threads: bool) -> None:
-    """Note, in a child, whether CPython has been told of the fork."""
+    """Note, in a child, whether CPython knows of the fork, so that all frames are of living threads."""
     global _can_read_frames
     _can_read_frames = they_are_of_living_threads
 
 
 def thread_stack(ident: int | None) -> str:
-    """The stack of a living thread, as text; of a loop's thread only what the loop called. Empty if the thread is gone."""
+    """Return the stack of a living thread, as text; of a loop's thread only what the loop called. Empty if the thread is gone."""
     frame = frame_of(ident)
     if frame is None:
         return ""
     stack = traceback.extract_stack(frame)
-    # uvloop's own frames are not seen, so that there the last of the machinery is the one that calls it.
+    # uvloop's own frames do not appear: there the last frame of the machinery is the one that calls uvloop.
     machinery = max((at for at, entry in enumerate(stack) if entry.name in ("run_forever", "_run")), default=-1)
     return "".join(traceback.format_list(stack[machinery + 1 :]))
 
 
-# 3.13 without a GIL gives frames that go on changing, and are freed, while they are looked at: once an `f_code` was an object of another
-# type. Mended in 3.14. There only the stack of a thread that seems to be blocked is looked at, which is to be told of.
+# On 3.13 without a GIL, frames go on changing, and are freed, while they are read: once an `f_code` was an object of another type.
+# Fixed in 3.14. There only the stack of a thread that seems to be blocked is read, because it is to be reported.
 CAN_LOOK_AT_WHAT_RUNS: Final = sys.version_info >= (3, 14) or has_gil()

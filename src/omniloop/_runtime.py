@@ -1,4 +1,4 @@
-"""A whole runtime: what is submitted to it is held until it is done, and finished before the interpreter exits."""
+"""The runtime: work that is submitted to it is held until it is done, and finished before the interpreter exits."""
 
 from __future__ import annotations
 
@@ -93,18 +93,18 @@ class Runtime:
     """
     One event loop on one daemon thread, and everything that submits work to it.
 
-    Making one starts nothing; the thread starts on first use. The module's functions are the methods of one that the whole
-    process shares; make another only where work must be kept apart. As a context manager it shuts down at the end.
+    Making one starts nothing; the thread starts on first use. The module's functions are the methods of the one that the
+    whole process shares; make another only where work must be kept apart. As a context manager it shuts down at the end.
 
     Unless a method says otherwise, it may be called from any thread.
 
     Args:
         name: The name of the thread, and in the log.
-        settings: As for `configure`, but for `monitor` and `sigterm`, which are the process's; for those not given the `OMNILOOP_…`
-            environment variables count, then the defaults.
+        settings: As for `configure`, except `monitor` and `sigterm`, which belong to the process. A setting that is not given has the value
+            of its `OMNILOOP_…` environment variable, or else its default.
 
     Raises:
-        SettingError: if a setting, or its variable, can't be what it is, or is the process's.
+        SettingError: if a setting, or its variable, can't have this value, or the setting belongs to the process.
 
     Example:
         >>> from omniloop import Runtime
@@ -115,7 +115,7 @@ class Runtime:
         42
     """
 
-    # What is set for the whole process is set there.
+    # The shared runtime, which holds the settings of the whole process.
     _shared: ClassVar[Runtime]
 
     def __init__(self, *, name: str = "omniloop", **settings: Unpack[Changes]) -> None:
@@ -123,32 +123,32 @@ class Runtime:
 
     @classmethod
     def _make_shared(cls) -> Self:
-        """The one of the process: made at import, but its environment is read, and may be refused, on first use."""
+        """Make the shared runtime of the process. This happens at import, but its environment is read, and may be refused, on first use."""
         runtime = cls._shared = cls.__new__(cls)
         runtime._set_up("omniloop", None, reopens=True)
         return runtime
 
     def _set_up(self, name: str, settings: Settings | None, reopens: bool) -> None:
         self.name = name
-        # Whether shutdown() is followed by a fresh start on the next use, or by refusals.
+        # Whether shutdown() is followed by a fresh start on the next use; else further use is refused.
         self._reopens = reopens
         self._shut_down = False
-        # No further life is begun: after `shutdown()` where that is not followed by a fresh start, and at exit.
+        # True when no further life may begin: after `shutdown()` without a fresh start, and at exit.
         self._ended = False
         # How long the last drain took.
         self._drain_time = 0.0
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
-        # Loaded and made where it is switched on; and who is told of each measurement.
+        # Loaded and made when `timings` is switched on; and the listeners that are given each measurement.
         self._timings: _hooks.Timings | None = None
         self._timing_listeners: list[Callable[[str, float | None, float], object]] = []
         self._admission = Admission()
-        # Whether submissions go by way of `_admission`: looked at on the hot path. True until the settings are known.
+        # Whether submissions go through `_admission`; read on the hot path. True until the settings are known.
         self._bounded = True
         self._chosen: Settings | None = None
         if settings is not None:
             self._choose(settings)
-        # What `call_at` and `call_later` are told by; tests may set another.
+        # The clock of `call_at` and `call_later`; tests may set another.
         self._clock: Callable[[], float] = time.monotonic
         # Re-entrant, because a SIGTERM may drain in the middle of a shutdown.
         self._closing = RLock()
@@ -165,7 +165,7 @@ class Runtime:
 
     @staticmethod
     def _settings_of_process() -> Settings:
-        # Those of the shared runtime, which reads its environment for itself when it is used.
+        # Those of the shared runtime. If it is not in use yet, it has not read its environment.
         return Runtime._shared._chosen or from_environment()
 
     def _choose(self, settings: Settings) -> None:
@@ -191,15 +191,15 @@ class Runtime:
         Start a coroutine, or any awaitable, on the loop; return its handle at once.
 
         Does not block and takes no lock, so that it may be called anywhere: in signal handlers and finalisers too, and on
-        the loop's own thread, where the coroutine starts after the current callback. Only where `max_pending` is set, and
-        reached, does `when_full` decide: by default to wait for room.
+        the loop's own thread, where the coroutine starts after the current callback. Only if `max_pending` is set and
+        reached does `when_full` decide what happens: by default the call waits for room.
 
         Args:
             name: For logs and `tasks()`. By default the name of the coroutine.
             context: Run in a copy of this context instead of a copy of the caller's.
             daemon: Cancel it at exit instead of waiting for it; its clean-up runs.
-            timeout: Seconds from now. What is not done by then is cancelled, and fails with `TaskTimeoutError`; what is not
-                even started by then never starts. Work that swallows the cancellation keeps its value. None for no end.
+            timeout: Seconds from now. Work that is not done by then is cancelled, and fails with `TaskTimeoutError`; work that is not
+                even started by then never starts. Work that swallows the cancellation keeps its value. None means no limit.
 
         Raises:
             NotAsyncError: if *coro* can't be awaited here; the message names the call that was meant.
@@ -217,11 +217,12 @@ class Runtime:
             >>> task.result()
             'hello, ada'
         """
-        # `_go` and `_make_task` once more, in place: two calls less, 60 of 700 ns on 3.12. tests/house/test_twin_of_go.py keeps them alike.
+        # `_go` and `_make_task` repeated in place: two calls less, 60 of 700 ns on 3.12. tests/house/test_twin_of_go.py keeps them
+        # alike.
         try:
             frame = _getframe(1)
         except ValueError:
-            # No Python code called: see `caller`, whose call is saved here.
+            # No Python code called this: see `caller`, whose call is saved here.
             frame = _getframe()
         if misplaced or timeout is not None:
             if misplaced:
@@ -312,7 +313,7 @@ class Runtime:
             frame = _getframe(1)
         except ValueError:
             frame = _getframe()
-        # What is usual is looked at here: two calls less, 50 of 690 ns on 3.11.
+        # The usual case is checked in place: two calls less, 50 of 690 ns on 3.11.
         if type(fn) is not FunctionType or fn.__code__.co_flags & NOT_PLAIN:
             check_function(fn, "call_soon")
         task: Task[T] = self._make_task(fn, args, context, frame, None, WORK)
@@ -322,13 +323,13 @@ class Runtime:
         self, delay: float, fn: Callable[[*Ts], Any], *args: *Ts, context: Context | None = None
     ) -> Task[Any]:
         """
-        Call a function, plain or async, on the loop in *delay* seconds; the handle cancels it, and has the result.
+        Call a function, plain or async, on the loop in *delay* seconds; the returned handle cancels it and has its result.
 
-        What is not due at exit is cancelled without a word; what is due is work like any other. `flush` does not wait
-        for what is not due.
+        A call that is not due at exit is cancelled without a report; a call that is due is work like any other. `flush` does not wait
+        for calls that are not due.
 
         Args:
-            delay: Seconds from now; below 0 is as good as 0.
+            delay: Seconds from now; a negative number counts as 0.
             context: Run in a copy of this context instead of a copy of the caller's.
 
         Raises:
@@ -379,19 +380,19 @@ class Runtime:
         """
         Call a function, plain or async, on the loop every *interval* seconds, until the handle is cancelled or the program ends.
 
-        The turns are counted from the start, so that they do not drift; one that is missed, because the one before took
-        too long, is left out. An error is reported, and the next turn comes.
+        The turns are counted from the start, so that they do not drift. A turn that is missed, because the one before took too long,
+        is left out. An error is reported, and the next turn comes.
 
-        At exit, and by `shutdown`, it is cancelled without a word between two turns. One that is under way when all other work is
-        done is waited for, once, as work is; no other begins.
+        At exit, and by `shutdown`, it is cancelled without a report between two turns. A turn that is under way when all other work is
+        done is waited for, once, as other work is; no further turn begins.
 
         Args:
             interval: Seconds from turn to turn.
             jitter: Seconds; each turn is late by a random part of this.
             immediately: Take the first turn now, and not after one interval.
             name: For logs and `tasks()`. By default made of the interval and the function's name.
-            context: Take the turns, all of them, in one copy of this context instead of a copy of the caller's.
-            daemon: Cancel a turn that is under way at the end too, instead of waiting for it; its clean-up runs.
+            context: Take all turns in one copy of this context instead of a copy of the caller's.
+            daemon: At the end, cancel even a turn that is under way, instead of waiting for it; its clean-up runs.
 
         Raises:
             NotAsyncError: if *fn* can't be called.
@@ -427,7 +428,7 @@ class Runtime:
         """
         Run a blocking function in a worker thread, in a copy of the caller's context; return its handle at once.
 
-        A function that runs can't be cancelled. One that waits for this runtime does not take a place in the pool meanwhile.
+        A running function can't be cancelled. A function that waits for this runtime takes no place in the pool meanwhile.
 
         Raises:
             NotAsyncError: if *fn* is async, or can't be called.
@@ -449,22 +450,22 @@ class Runtime:
         """
         Run a coroutine on the loop and return its value, or raise the error it raised.
 
-        Blocks; not for the loop's own thread, signal handlers or finalisers. Works where another loop runs in the calling
-        thread (a notebook), and blocks that loop. Unlike `asyncio.run` it makes no loop of its own: what the caller's loop
-        made can't be used in *coro*.
+        Blocks; not for the loop's own thread, signal handlers or finalisers. If another loop runs in the calling thread (a
+        notebook), the call works and blocks that loop. Unlike `asyncio.run` it makes no loop of its own: *coro* can't use what
+        was made on the caller's loop.
 
-        Ctrl-C, and *timeout*, cancel the work and wait `cancel_timeout` seconds at the most for its clean-up.
+        Ctrl-C, and *timeout*, cancel the work and wait for its clean-up, `cancel_timeout` seconds at the most.
 
         Args:
             timeout: Seconds to wait. None waits without end.
 
         Raises:
-            TaskTimeoutError: if *timeout* passed. The work was cancelled; its ``task`` is that of this work.
+            TaskTimeoutError: if *timeout* passed. The work was cancelled; the error's ``task`` is its handle.
             NotAsyncError: if *coro* can't be awaited here.
             WouldDeadlockError: if the wait could never end: on the loop's own thread, for one.
             ClosedError: if the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
-            CancelledError: of `concurrent.futures`, if the work was cancelled by another.
+            CancelledError: of `concurrent.futures`, if somebody else cancelled the work.
 
         Example:
             >>> from omniloop import run
@@ -484,28 +485,28 @@ class Runtime:
         value, error = task._take(CancelledError)
         if error is None:
             return value
-        # Here, so that this is the one line between the caller's and the work's in the traceback.
+        # Raised here, so that this is the only line between the caller's and the work's in the traceback.
         try:
             raise error
         finally:
-            # This frame is in it: a cycle, which would keep both alive.
+            # The traceback refers to this frame: a cycle, which would keep both alive.
             del task, error
 
     def flush(self, timeout: float | None = None, *, progress: bool = False, leftovers: bool = False) -> None:
         """
-        Wait until all that was accepted before this call is done, whatever came of it.
+        Wait until all work that was accepted before this call is done, whichever way it ended.
 
-        Failures whose handle was dropped are reported by then. One whose handle somebody holds is left to the holder: it is reported
-        when the handle is dropped unasked, by `shutdown`, or at exit.
+        Failures whose handle was dropped are reported by then. A failure whose handle somebody holds is left to the holder: it is
+        reported when the handle is dropped before anybody asked, by `shutdown`, or at exit.
 
-        Async generators that the work has left before their end are closed by then, if that takes no longer than `cancel_timeout`.
-        Does not wait for daemons, periodic calls, and calls that are not due. Blocks; not for the loop's own thread.
+        Async generators that the work dropped before their end are closed by then, if that takes no longer than `cancel_timeout`.
+        Does not wait for daemons, periodic calls, or calls that are not due. Blocks; not for the loop's own thread.
 
         Args:
             timeout: Seconds to wait. None waits without end, 0 asks without waiting.
-            progress: Show on stderr, if it is a terminal and the wait takes longer than half a second, how much is left.
-            leftovers: Wait, too, for the tasks that work has left on the loop by `asyncio.create_task` and its kin: as the end of the
-                program does, for `leftover_timeout` at the most.
+            progress: Show how much is left, on stderr, if that is a terminal and the wait takes longer than half a second.
+            leftovers: Wait, too, for the tasks that work has left on the loop by `asyncio.create_task` and its kin, as the end of the
+                program does: for `leftover_timeout` at the most.
 
         Raises:
             WaitTimeoutError: if *timeout* passed. The work goes on.
@@ -534,7 +535,7 @@ class Runtime:
                 self._settings.cancel_timeout,
                 self._leftover_time(time.monotonic(), 0.0, None) if leftovers else None,
             )
-        # Also where no loop's thread is left to do it, because it died.
+        # Done here too, because the loop's thread may have died.
         self._failures.tell_unheld()
         self._failures.tell_kept(at_once=True)
         if not done:
@@ -544,14 +545,14 @@ class Runtime:
 
     def shutdown(self, timeout: float | None | FromSettings = FROM_SETTINGS) -> None:
         """
-        Drain, cancel what is left, await its clean-up, and end the threads. Blocks; not for the loop's own thread.
+        Drain, cancel the work that is left, await its clean-up, and end the threads. Blocks; not for the loop's own thread.
 
-        What is cancelled because *timeout* passed is named in the log. Afterwards a `Runtime` refuses further work; the module's
+        Work that is cancelled because *timeout* passed is named in the log. Afterwards a `Runtime` refuses further work; the module's
         functions start afresh on the next use. Calling it again, or from several threads, is harmless. In a signal handler that has
-        interrupted a call of this package it returns at once, and a thread goes on with it.
+        interrupted a call of this package it returns at once, and another thread does the shutdown.
 
         Args:
-            timeout: Seconds to wait for the work to be done; then `cancel_timeout` more for the clean-up of what is cancelled. None
+            timeout: Seconds to wait for the work to be done; then `cancel_timeout` more for the clean-up of work that is cancelled. None
                 waits without end, 0 cancels at once. By default the setting `exit_timeout`.
 
         Raises:
@@ -570,13 +571,14 @@ class Runtime:
         if not isinstance(timeout, FromSettings):
             check_timeout(timeout)
         if signals.handler_must_not_wait():
-            # The frame that it has interrupted may be in the start, or in a shutdown of its own; so this one is another thread's.
+            # The interrupted frame may be in the start, or in a shutdown of its own; so another thread does this one.
             exit.beside(partial(self.shutdown, timeout), "omniloop-shutdown")
             return
         seconds = self._settings.exit_timeout if isinstance(timeout, FromSettings) else timeout
         deadline = _deadline(seconds)
         with waits.waiting_for_all(life, "shutdown()"):
-            # Another thread may be in one that has more time. What this one cancels at its own end, that one no longer waits for.
+            # Another thread may be in a shutdown that has more time. Work that this one cancels at its own deadline, that one no longer
+            # waits for.
             alone = acquire(self._closing, seconds)
             try:
                 if not self._reopens:
@@ -592,11 +594,11 @@ class Runtime:
 
     def configure(self, **settings: Unpack[AllChanges]) -> None:
         """
-        Change settings; see the reference for what each does. For programs: a library leaves them alone.
+        Change settings; see the reference for what each does. For programs; a library should leave them alone.
 
         Raises:
-            SettingError: if there is no such setting, it can't have this value, or it is the process's (`monitor`, `sigterm`) and this
-                is a runtime of one's own. Nothing is changed then.
+            SettingError: if there is no such setting, it can't have this value, or it belongs to the process (`monitor`, `sigterm`) and
+                this is not the shared runtime. Nothing is changed then.
             AlreadyRunningError: if `loop_factory`, `max_workers` or `max_waiting_workers` is to change while the thread runs.
             ValueError: for `sigterm`, if not called in the main thread.
             CannotStartError: for `monitor`, if its socket can't be opened; for `slow_callback`, if no thread can be started. All
@@ -643,9 +645,9 @@ class Runtime:
 
     def stats(self) -> Stats:
         """
-        Return what was accepted, finished, failed … so far, and what runs and waits now. Does not block, and costs nothing until called.
+        Return counts: what was accepted, finished, failed … so far, and what runs and waits now. Does not block; costs nothing until called.
 
-        Counts begin with the process: a forked child's at 0. They go on after `shutdown()`.
+        The counts begin with the process; in a forked child they begin at 0. They go on after `shutdown()`.
 
         Example:
             >>> from omniloop import flush, stats, to_thread
@@ -660,10 +662,10 @@ class Runtime:
 
     def dump(self, file: IO[str] | None = None, *, json: bool = False) -> None:
         """
-        Write what is unfinished to *file* (by default stderr): name, age, where it was submitted, where it waits.
+        Write the unfinished work to *file* (by default stderr): name, age, where it was submitted, where it waits.
 
-        Tasks that were submitted at one place, and wait at one place, are one line with their count and the age of the oldest; below it
-        stand the functions that await each other, or the stack of a call in a worker thread, and the tasks that it has started with
+        Tasks that were submitted at one place and wait at one place share a line, with their count and the age of the oldest. Below it
+        are the functions that await each other, or the stack of a call in a worker thread; then the tasks that the task has started with
         asyncio's own means.
 
         Args:
@@ -698,7 +700,7 @@ class Runtime:
 
     # --- the submit path; the bridges call these with the frame of their caller ---------------------------------------
 
-    # A handle is the record of its submission: what, name, context, kind and place. Whoever has made one hands on nothing else.
+    # A handle is the record of its submission (work, name, context, kind and place), so it is all that is passed on from here.
 
     def _go(
         self,
@@ -715,7 +717,7 @@ class Runtime:
             name = checked_name(name, coro)
         task: Task[T] = self._make_task(coro, None, context, frame, name, kind)
         if kind is DAEMON:
-            # What it submits and makes is a daemon's: its context says so. (One that is not done has a context.)
+            # All that it submits and makes belongs to a daemon: its context says so. (A task that is not done has a context.)
             task._context.run(belongs_to.set, OF_DAEMONS)  # type: ignore[union-attr]
         return self._submit(task, when_full)
 
@@ -729,7 +731,7 @@ class Runtime:
         from_start: bool = False,
         **options: Any,
     ) -> Task[T]:
-        """`_go`, with its *options*, cancelled after *timeout* seconds from now, or from its start; None for no end."""
+        """Call `_go` with its *options*; the work is cancelled *timeout* seconds from now, or from its start. None means no limit."""
         if timeout is None:
             return self._go(coro, frame, name, **options)
         inner: Any = coro
@@ -742,7 +744,7 @@ class Runtime:
         except BaseException:
             close_unstarted(inner)
             raise
-        # Cancelled or dropped before its turn came.
+        # For work that is cancelled or dropped before its turn.
         task._when_done(partial(close_unstarted, inner))
         return task
 
@@ -793,7 +795,8 @@ class Runtime:
     ) -> Task[T]:
         wait_here = wait_here or task._wait_here
         try:
-            # In here, because Ctrl-C may come when the loop has the task already. Unbounded: whoever waits can't pile up.
+            # Inside the `try`, because Ctrl-C may come when the loop has the task already. Without bounds: a caller that waits can't
+            # pile up work.
             self._put(task)
             done = task._outcome() is not None or task._wait_for(wait_here, timeout)
             if not done:
@@ -803,8 +806,8 @@ class Runtime:
             task.cancel()
             raise
         except BaseException:
-            # Ctrl-C, or what another signal handler raises. A second one ends this wait too. And a child that was forked in the middle of
-            # the wait comes here by its sys.exit(): the work is the parent's.
+            # Ctrl-C, or an error from another signal handler. A second one ends this wait too. A child that was forked in the middle of
+            # the wait comes here by its sys.exit(): there the work is the parent's.
             fork.notice_fork()
             if not task._owner.foreign and task.cancel():
                 task._wait_for(wait_here, self._settings.cancel_timeout)
@@ -851,7 +854,7 @@ class Runtime:
         return self._put(task)
 
     def _note(self, life: Life, task: Task[Any], frame: FrameType) -> None:
-        """Note more of a submission than its work needs, because that was asked for."""
+        """Note more about a submission than the work needs, for debug mode or `timings`."""
         if life.debug:
             task._stack = _stack(frame)
         if self._timings is not None and self._settings.timings:
@@ -859,7 +862,7 @@ class Runtime:
 
     def _put(self, task: Task[T], later: Later | None = None) -> Task[T]:
         """Deliver *task*, to be started at once or *later*, to this life or the next; or refuse it."""
-        # Not `self._life`, which may be another one by now. A task knows it only as its `Owner`.
+        # Not `self._life`, which may be another life by now. The task knows its life only as an `Owner`.
         life: Life = task._owner  # type: ignore[assignment]
         item = task if later is None else later
         while True:
@@ -867,7 +870,7 @@ class Runtime:
                 if life.inbox.put(item):
                     return task
             except BaseException:
-                # Interrupted, or no thread can be started: not accepted, unless the loop has it already.
+                # Interrupted, or no thread can be started. The task was not accepted, unless the loop has taken it already.
                 if life.inbox.take_back(item):
                     task._refuse()
                 raise
@@ -886,15 +889,15 @@ class Runtime:
             if not self._renew(life):
                 raise self._closed_error()
             task._owner = self._life
-            # The ticket of the other is taken.
+            # A new ticket, because the other life has taken the first one.
             task._work = ThreadWork(work, work.call)
 
     def _put_bounded(
         self, task: Task[T], put: Callable[[Task[T]], Task[T]], when_full: WhenFull | None = None
     ) -> Task[T]:
-        """Deliver *task* if there is room for it, or as the settings say; FullError if it is refused."""
+        """Deliver *task* if there is room for it; else do what *when_full*, or the setting, says. FullError if it is refused."""
         try:
-            # Looking at the settings, for the first time perhaps, sets the switch.
+            # Reading the settings, perhaps for the first time, sets `_bounded`.
             when_full = when_full or self._settings.when_full
         except BaseException:
             task._refuse()
@@ -905,9 +908,10 @@ class Runtime:
         try:
             if not admission.admit(task, self._life, when_full):
                 return task
-            # After a wait for room it may be another.
+            # After a wait for room it may be another life.
             task._owner = self._life
-            # Before, because whoever hears that it is done may submit the next at once, where threads run side by side.
+            # Room is made before the outcome is known: where threads run in parallel, whoever learns of it may submit the next task at
+            # once.
             task._before_done(partial(admission.leave, task))
             put(task)
         except BaseException:
@@ -927,7 +931,7 @@ class Runtime:
         return self._life
 
     def _renew(self, life: Life) -> bool:
-        """Begin another life after *life* refused, unless this runtime is not to have one."""
+        """Begin another life after *life* has refused a task, unless this runtime may have none."""
         if life is not self._life:
             return True
         if self._ended or exit.exiting() or not (life.stage is Stage.DEAD or self._reopens):
@@ -939,7 +943,7 @@ class Runtime:
         life = Life(self, generation)
         key = os.getpid(), generation
         life.noted = life.debug or (self._chosen is not None and self._chosen.timings)
-        # Two threads that begin one at once agree, because setdefault is atomic.
+        # Atomic, so that two threads that begin a life at once get the same one.
         self._life = self._lives.setdefault(key, life)
         self._failures.inbox = self._life.inbox
         for old in [other for other in list(self._lives) if other != key]:
@@ -962,7 +966,7 @@ class Runtime:
         drain.name_left_behind(self._life)
 
     def _after_fork_in_child(self) -> None:
-        # Another thread may have held it at the fork.
+        # Another thread may have held the lock at the fork.
         self._closing = RLock()
         self._drain_time = 0.0
         self._failures.abandon()
@@ -979,13 +983,13 @@ class Runtime:
         old.after_fork_in_child()
 
     def _drain_early(self, clock: fork.Clock) -> bool:
-        """Wait only: the program may go on for minutes, in threads that are not daemons. False if the deadline passed."""
+        """Only wait: the program may go on for minutes, in threads that are not daemons. False if the deadline passed."""
         deadline = clock.deadline(self._settings.exit_timeout)
         leftovers = self._leftover_time(clock.began, clock.spent, deadline) if clock.ends else None
         return drain.drain(self._life, deadline, self._settings.cancel_timeout, leftovers)
 
     def _leftover_time(self, began: float, spent: float, deadline: float | None) -> drain.LeftoverTime:
-        """How long the end, which *began* then, waits for leftovers, and for which."""
+        """Return how long an end that began at *began* waits for leftovers, and for which of them."""
         seconds = self._settings.leftover_timeout
         until = time.monotonic() + max(0.0, seconds - spent)
         return drain.LeftoverTime(began - seconds, until if deadline is None else min(until, deadline))
@@ -994,23 +998,23 @@ class Runtime:
         self._drain_time = seconds
 
     def _started(self) -> int:
-        """How much was ever started, or waits to be, and is nothing that a daemon has submitted."""
+        """Return how much work was ever started, or waits to be, without what daemons have submitted."""
         return self._life.started()
 
     def _remaining(self) -> int:
-        """How much there is to wait for."""
+        """Return how much unfinished work, leftovers included, there is to wait for."""
         return self._life.remaining() + self._life.left(time.monotonic() - self._settings.leftover_timeout)
 
     def _tell_failures(self) -> None:
         self._failures.tell_all()
 
     def _drain_at_exit(self, clock: fork.Clock) -> None:
-        """The end: whatever comes after this is refused."""
+        """Drain for the last time: all work that is submitted later is refused."""
         deadline = clock.deadline(self._settings.exit_timeout)
         self._ended = True
         alone = False
         try:
-            # A daemon thread may be in a shutdown() that has more time than this.
+            # A daemon thread may be in a shutdown() that has more time than the exit.
             alone = acquire(self._closing, None if deadline is None else deadline - time.monotonic())
         except KeyboardInterrupt:
             clock.interruptions += 1
@@ -1036,7 +1040,7 @@ class Runtime:
                 self._failures.tell_unheld()
                 exit.unwatch(self)
                 if self._life is not life:
-                    # Somebody went on meanwhile: the next life is to be drained as well.
+                    # The runtime was used meanwhile: the next life is to be drained as well.
                     exit.watch(self)
         return interruptions
 
@@ -1052,7 +1056,7 @@ def _deadline(timeout: float | None) -> float | None:
 
 
 def _stack(frame: FrameType) -> traceback.StackSummary:
-    # Without the lines of source: those are read when somebody prints it.
+    # Without source lines: those are read when somebody prints the stack.
     stack = traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
     stack.reverse()
     return stack

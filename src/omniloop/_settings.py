@@ -1,4 +1,4 @@
-"""Every setting with its default and its environment variable, checked once, where it comes in."""
+"""Every setting with its default and its environment variable; each value is checked once, where it comes in."""
 
 import asyncio
 import math
@@ -21,21 +21,21 @@ Sigterm = Literal["drain", "children"]
 
 
 class Settings:
-    """The settings of one runtime, each with its default. Immutable: a change makes a new one, so a reader never sees half of it."""
+    """The settings of one runtime, each with its default. Immutable: a change makes a new object, so no reader sees half a change."""
 
-    # Below the 30 s after which gunicorn and Kubernetes kill by default, the clean-up included: only a
-    # deadline that passes first can name what is lost.
+    # Less than the 30 s, clean-up included, after which gunicorn and Kubernetes kill by default: only a deadline that passes before
+    # that can name the lost work.
     exit_timeout: float | None = 25.0
     cancel_timeout: float = 2.0
-    # Long enough for a request that was just sent off; a client left open costs a tenth of it (a guess).
+    # Enough for a request that was just sent. A client that is left open costs a tenth of it. (A guess.)
     leftover_timeout: float = 5.0
     on_error: Hook | None = None
-    # Four busy threads delay a healthy loop by 0.23 s (the interpreter's switch interval): well above that.
+    # Well above 0.23 s, by which four busy threads delay a healthy loop (the interpreter's switch interval).
     slow_callback: float | None = 1.0
     loop_factory: LoopFactory | None = None
     # concurrent.futures' own default, for the same kind of work.
     max_workers: int = min(32, (os.cpu_count() or 1) + 4)
-    # More than any nesting of sync over async that was seen; threads at 50 to 100 kB each.
+    # More than any nesting of sync over async code that was seen; a thread costs 50 to 100 kB.
     max_waiting_workers: int = 128
     sigterm: Sigterm | None = "children"
     max_pending: int | None = None
@@ -47,9 +47,9 @@ class Settings:
 if TYPE_CHECKING:
     from typing import TypedDict
 
-    # Made for type checkers alone: at run time it would be a tenth of what the package costs to import.
+    # For type checkers alone: at run time it would be a tenth of the cost of importing the package.
     class Changes(TypedDict, total=False):
-        """What a `Runtime` takes, each of them optional: for editors and type checkers."""
+        """The settings that a `Runtime` takes, all optional: for editors and type checkers."""
 
         exit_timeout: float | None
         cancel_timeout: float
@@ -64,21 +64,21 @@ if TYPE_CHECKING:
         timings: bool
 
     class AllChanges(Changes, total=False):
-        """What `configure` takes."""
+        """The settings that `configure` takes."""
 
         sigterm: Sigterm | None
         monitor: bool
 
 
-# The thread, its loop and its pool are made from these: they can't change under a running one.
+# The thread, its loop and its pool are made from these settings, which can't change while it runs.
 SHAPES_THE_THREAD = frozenset({"loop_factory", "max_workers", "max_waiting_workers"})
 
-# There is one SIGTERM and one live view, however many runtimes there are.
+# A process has one SIGTERM and one monitor, however many runtimes it has.
 OF_THE_PROCESS = frozenset({"monitor", "sigterm"})
 
 
 def changed(settings: Settings, changes: Mapping[str, Any], shared: bool = True) -> Settings:
-    """*settings* with *changes*, each value checked; those of a runtime that is not *shared* by the process without the process's own."""
+    """Return *settings* with *changes*, each value checked. A runtime that is not *shared* can't change the process's settings."""
     for name, value in changes.items():
         if name not in SETTINGS:
             raise SettingError(f"There is no setting {name!r}. The settings are: {', '.join(SETTINGS)}.")
@@ -95,7 +95,7 @@ def changed(settings: Settings, changes: Mapping[str, Any], shared: bool = True)
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
-    """The defaults, changed by the `OMNILOOP_…` variables; called when a runtime is made, never at import."""
+    """Return the defaults, changed by the `OMNILOOP_…` variables. Called when a runtime is made, never at import."""
     settings = Settings()
     for name, (_, _, read) in SETTINGS.items():
         variable = f"OMNILOOP_{name.upper()}"
@@ -146,7 +146,7 @@ def _loop_named(name: str) -> LoopFactory | None:
     return factory
 
 
-# Whether a value is allowed, what is, in words, and how an environment variable is read, where there is one.
+# Per setting: the check of a value, the description of allowed values, and the parser of the environment variable, if there is one.
 _Setting = tuple[Callable[[Any], bool], str, Callable[[str], object] | None]
 
 
@@ -161,7 +161,7 @@ def _or_none(allows: Callable[[Any], bool], what: str, read: Callable[[str], obj
 _SECONDS: Final = "seconds as a number of 0 or more"
 _WHOLE: Final = "a whole number of 1 or more"
 
-# Of every setting all but its name for the reader, its default, and its type, which are above.
+# The rest of each setting; its name, default and type are above.
 SETTINGS: Final[dict[str, _Setting]] = {
     "exit_timeout": _or_none(_is_seconds, _SECONDS, float),
     "cancel_timeout": (_is_seconds, _SECONDS, float),

@@ -12,7 +12,8 @@ from ._runtime import Runtime
 # Making it starts nothing; its settings are read from the environment on first use.
 _runtime: Final = Runtime._make_shared()
 
-# As the standard library's `random` does: help(), an editor's hover and the debugger see the contract, and a call pays no frame.
+# Bound methods, as in the standard library's `random`: help(), an editor and the debugger show the contract, and a call costs no extra
+# frame.
 go = _runtime.go
 try_go = _runtime.try_go
 call_soon = _runtime.call_soon
@@ -30,8 +31,8 @@ dump = _runtime.dump
 
 
 if os.environ.get("OMNILOOP_SIGTERM") == "drain":
-    # From now on, and not only from the first use: a stop may come before it, while others' exit hooks wait for theirs. Elsewhere
-    # than in the main thread it can't be set; the first use may come there, or says so.
+    # Set at import and not on first use, because a stop may come before that, while exit hooks of others wait for their own work.
+    # Outside the main thread it can't be set; then the first use sets it, or raises.
     with suppress(ValueError):
         set_up_sigterm("drain")
 
@@ -49,7 +50,7 @@ def shared_runtime() -> Runtime:
 
 
 def chosen(runtime: Runtime | None) -> Runtime:
-    """Return *runtime*, or the shared one for None; TypeError if it is none."""
+    """Return *runtime*, or the shared one if it is None; TypeError if it is no Runtime."""
     if runtime is None:
         return _runtime
     if isinstance(runtime, Runtime):

@@ -1,4 +1,4 @@
-"""What other libraries need of the core: each guest is loaded when its library is, and hooks itself in."""
+"""The guests: what the core has to know of other libraries. Each guest is loaded when its library is, and hooks itself in."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .. import _hooks
 
 if TYPE_CHECKING:
-    # They are loaded by name; here tools that look for imports find them, PyInstaller for one.
+    # Loaded by name. These imports are for tools that search for imports, such as PyInstaller.
     from . import asgiref as asgiref
     from . import pyodide as pyodide
     from . import surroundings as surroundings
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def _is_told_by_system() -> bool:
-    # Process 1 of a container, or started by it.
+    # This is process 1 of a container, or was started by it.
     return os.getpid() == 1 or os.getppid() == 1 or not os.environ.keys().isdisjoint(_VARIABLES)
 
 
 _VARIABLES = ("KUBERNETES_SERVICE_HOST", "SYSTEMD_EXEC_PID")
 
 _hooks.waits.offer(f"{__name__}.asgiref", "asgiref.sync", "asgiref.local")
-# What trio itself sets its name in, and loads.
+# The library in which trio stores its name, and which trio loads.
 _hooks.elsewhere.offer(f"{__name__}.trio", "sniffio")
 _hooks.surroundings.offer(
     f"{__name__}.surroundings",

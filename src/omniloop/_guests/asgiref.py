@@ -1,12 +1,14 @@
 """
-Where asgiref is loaded: whose thread makes the calls of `sync_to_async` in work on the loop, so that none waits for ever.
+If asgiref is loaded: decides which thread makes the calls of `sync_to_async` in work on the loop, so that none waits for ever.
 
-`run` below has the blocking waits of the core, by its hook: by `Waiting`; and where asgiref has a part in the calling code, by `Caller`.
+The core leaves its blocking waits to `run` below, through a hook. `run` uses `Waiting`, or `Caller` if asgiref takes part in the calling code.
 
-In work that somebody waits for with `run` it is the thread that waits, as with `async_to_sync`: under Django that has the connection,
-and with it the open transaction. In any other work it is one thread of the process, unless a `ThreadSensitiveContext` names another.
-asgiref's own single thread is no choice: the mark that it is in use travels in a copied context, and raises ("would deadlock") long
-after its caller is gone; it is shut before the last drain; and in a forked child it is dead.
+    1. In work that a thread waits for with `run`, that thread makes the calls, as with `async_to_sync`: under Django it has the database
+       connection, and with it the open transaction.
+    2. In any other work one thread of the process makes them, unless a `ThreadSensitiveContext` names another.
+
+asgiref's own single thread can't be used. The mark that it is in use travels in a copied context, and raises ("would deadlock") long after
+its caller is gone; the thread is shut down before the last drain; and in a forked child it is dead.
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ T = TypeVar("T")
 
 
 def _sync() -> Any:
-    """The module `asgiref.sync`, if it is loaded as a whole; imported by nobody here."""
+    """Return the module `asgiref.sync` if it is completely loaded. Imports nothing."""
     module = sys.modules.get("asgiref.sync")
-    # The last thing in it: another thread may be in the middle of the import.
+    # The last name in the module: another thread may be in the middle of the import.
     return module if hasattr(module, "sync_to_async") else None
 
 
@@ -54,16 +56,16 @@ def _sync() -> Any:
 
 
 class SyncThread(Executor):
-    """The thread of this process that makes the calls; where it can't be started, because the interpreter ends, the pool *spare*."""
+    """The thread of this process that makes the calls. If it can't be started, because the interpreter ends, the pool *spare* makes them."""
 
-    # By process id: a fork inherits neither the thread nor, safely, its connections.
+    # By process id: a forked child inherits neither the thread nor, safely, its connections.
     _by_process: dict[int, Workers] = {}  # noqa: RUF012
 
     def __init__(self, spare: Executor) -> None:
         self._spare = spare
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        # asgiref asks in the context of the work.
+        # asgiref submits in the context of the work.
         waiting = _waiting.get(None)
         if waiting is not None and (future := waiting.take(lambda: fn(*args, **kwargs))) is not None:
             return future
@@ -74,27 +76,27 @@ class SyncThread(Executor):
 
     @classmethod
     def is_started(cls) -> bool:
-        """Tell whether anything was called in it."""
+        """Tell whether the thread has made any call."""
         pool = cls._by_process.get(os.getpid())
         return pool is not None and bool(pool.idents())
 
     @classmethod
     def workers(cls) -> Workers:
-        """The pool of one, its thread started. RuntimeError if it can't be: from 3.12 on when the interpreter ends."""
+        """Return the pool of one thread, started. RuntimeError if it can't be started: from 3.12 on when the interpreter ends."""
         pool = cls._by_process.setdefault(os.getpid(), Workers(1, "omniloop-sync", end_orphan))
         pool.start_one()
         return pool
 
 
 def serve(loop: asyncio.AbstractEventLoop, spare: Executor) -> None:
-    """Have `sync_to_async` in work on *loop* use that thread, where its context names no other."""
+    """Make `sync_to_async` in work on *loop* use that thread, unless its context names another."""
     if (sync := _sync()) is None or loop in sync.AsyncToSync.loop_thread_executors:
         return
     sync.AsyncToSync.loop_thread_executors.setdefault(loop, SyncThread(spare))
 
 
 def leave(loop: asyncio.AbstractEventLoop) -> None:
-    """The *loop* is over: asgiref, which has no weak references to loops, would keep it, and all that belongs to it."""
+    """Forget *loop*, which is over. asgiref has no weak references to loops: it would keep the loop and all that belongs to it alive."""
     if (sync := _sync()) is not None:
         sync.AsyncToSync.loop_thread_executors.pop(loop, None)
 
@@ -111,14 +113,14 @@ class _Call:
     def run(self) -> None:
         if not self.future.set_running_or_notify_cancel():
             return
-        # What asgiref notes there of this call, and never takes away, would hide what it has noted of a call around it.
+        # asgiref leaves notes of this call in the thread, which would hide its notes of an outer call. They are restored below.
         notes = _sync().SyncToAsync.threadlocal.__dict__
         around = notes.copy()
         try:
             result = self._call()
         except BaseException as error:
             if os.getpid() != self._pid:
-                # In a child that was forked in the call: SystemExit, say. Those that asked for it are the parent's.
+                # In a child that was forked in the call, SystemExit for example. The callers that wait are the parent's.
                 raise
             self.future.set_exception(error)
         else:
@@ -132,19 +134,19 @@ class _Call:
 
 class Caller(Executor):
     """
-    A thread that waits in `run`, and meanwhile makes the calls which the work it waits for sends there.
+    A thread that waits in `run`, and meanwhile makes the calls that the awaited work sends to it.
 
-    What comes when the wait is over goes to the wait around this one, or else to the thread of the process.
+    Calls that come after the wait go to the outer wait of this thread, if there is one, or else to the thread of the process.
     """
 
     def __init__(self, spare: Executor) -> None:
         self._thread = threading.get_ident()
         self._spare = spare
-        # By the names of asgiref's own executor, which looks for them where it is over itself.
+        # Names of asgiref's own executor: asgiref reads them when that executor ends itself.
         self._work_ready = threading.Condition(threading.Lock())
         self._work_items: deque[Any] = deque()
         self._broken = False
-        # Whether the thread is in the middle of a call, and so takes no other.
+        # Whether the thread is making a call, and so takes no other.
         self._in_call = False
         self._task: Task[Any]
         self._old_executor: Any = getattr(_sync().AsyncToSync.executors, "current", None)
@@ -164,19 +166,19 @@ class Caller(Executor):
             try:
                 future: Future[T] = self._old_executor.submit(fn, *args, **kwargs)
             except RuntimeError:
-                # That one is over, too.
+                # The outer wait is over, too.
                 pass
             else:
                 return future
         return SyncThread(self._spare).submit(fn, *args, **kwargs)
 
     def begin(self, task: Task[Any]) -> None:
-        """*task* is what is waited for."""
+        """Set the *task* that is waited for."""
         self._task = task
         task._when_done(self._wake)
 
     def wait_here(self, timeout: float) -> bool:
-        """As `Task._wait_here`, and meanwhile make the calls that come."""
+        """Wait as `Task._wait_here` does, and meanwhile make the calls that come."""
         deadline = time.monotonic() + timeout if timeout >= 0 else None
         while True:
             with self._work_ready:
@@ -197,7 +199,7 @@ class Caller(Executor):
             self._work_ready.notify()
 
     def end(self) -> None:
-        """Make what calls are left, and send those to come elsewhere."""
+        """Make the calls that are left, and send later ones elsewhere."""
         while not _is_parents(self._task):
             with self._work_ready:
                 if not self._work_items:
@@ -217,9 +219,10 @@ class Caller(Executor):
 
 class Waiting:
     """
-    A thread that waits in `run`, where nothing of asgiref's own is in the way: it pays for this only if a call comes.
+    A thread that waits in `run` where asgiref takes no part in the calling code: it pays for this only if a call comes.
 
-    In the context of the work, and so of what that starts, too. Submitting is for the loop's thread, the rest for the one that waits.
+    It is in the context of the work, and so in that of all work started there. Submitting is for the loop's thread, the rest for the thread
+    that waits.
     """
 
     __slots__ = ("_calls", "_gate", "_over", "_task")
@@ -231,25 +234,25 @@ class Waiting:
         self._gate: threading.Lock | None = None
 
     def context(self, ident: int | None) -> Context:
-        """A copy of the caller's context for work in the thread *ident*, with this in it."""
+        """Return a copy of the caller's context for work in the thread *ident*, with this object in it."""
         context = context_for(ident)
         context.run(_waiting.set, self)
         return context
 
     def begin(self, task: Task[Any]) -> Task[Any]:
-        """*task* is what is waited for."""
+        """Set the *task* that is waited for, and return it."""
         self._task = task
         return task
 
     def take(self, call: Callable[[], Any]) -> Future[Any] | None:
-        """Have the waiting thread make *call*; None if it waits no more."""
+        """Have the waiting thread make *call*; None if it no longer waits."""
         made = _Call(Future(), call)
         meeting = self._task._meet()
         with meeting.lock:
             if self._over:
                 return None
             self._calls.append(made)
-            # Opened once for each time that it is put there: a lock that is free can't be released.
+            # Released once each time that it was added: a free lock can't be released.
             gate: Any = self._gate
             wakes = gate in meeting.gates
             if wakes:
@@ -259,10 +262,10 @@ class Waiting:
         return made.future
 
     def wait_here(self, timeout: float) -> bool:
-        """As `Task._wait_here`, and meanwhile make the calls that come."""
+        """Wait as `Task._wait_here` does, and meanwhile make the calls that come."""
         deadline = time.monotonic() + timeout
         meeting = self._task._meet()
-        # Of its own for each wait: that of one which was interrupted is still among those that the outcome opens.
+        # A new gate for each wait: the gate of an interrupted wait is still among those that the outcome releases.
         self._gate = gate = threading.Lock()
         gate.acquire()
         while True:
@@ -272,18 +275,18 @@ class Waiting:
                     if meeting.outcome is not None:
                         return True
                     meeting.gates.append(gate)
-            # By what was seen with the lock held: a gate that was put there is to be acquired, for it will be opened.
+            # Decided by what was seen under the lock: a gate that was added must be acquired, because it will be released.
             if waits_for_gate and not gate.acquire(timeout=max(0.0, min(timeout, deadline - time.monotonic()))):
                 with meeting.lock:
                     if gate in meeting.gates:
                         meeting.gates.remove(gate)
                         return False
-                # Opened in this very moment.
+                # Released at this very moment.
                 gate.acquire()
             self._make_calls()
 
     def end(self) -> None:
-        """Make what calls are left, and take no more."""
+        """Make the calls that are left, and take no more."""
         if _is_parents(self._task):
             return
         with self._task._meet().lock:
@@ -300,7 +303,7 @@ class Waiting:
 
 
 def _is_parents(task: Task[Any]) -> bool:
-    """Tell whether this is a child that was forked while *task* was waited for, and that left the wait by an exception."""
+    """Tell whether this process is a child that was forked while *task* was waited for, and that left the wait by an exception."""
     fork.notice_fork()
     return task._owner.foreign
 
@@ -309,7 +312,7 @@ _waiting: ContextVar[Waiting] = ContextVar("omniloop_waiting")
 
 
 def is_in_the_way(loop: asyncio.AbstractEventLoop | None) -> bool:
-    """Tell whether asgiref has a part in the calling code: another thread makes its calls, or this one does for another loop."""
+    """Tell whether asgiref takes part in the calling code: another thread makes its calls, or this one does for another loop."""
     sync = _sync()
     return (
         asyncio._get_running_loop() is not None
@@ -320,14 +323,14 @@ def is_in_the_way(loop: asyncio.AbstractEventLoop | None) -> bool:
 
 
 def _waits_here(sync: Any, loop: asyncio.AbstractEventLoop | None) -> bool:
-    """Tell whether another loop waits for this thread, which makes a call of `sync_to_async` for it."""
-    # That of the last call that was made here, if any was.
+    """Tell whether another loop waits for this thread, which is making a call of `sync_to_async` for it."""
+    # The loop of the last call that was made in this thread, if there was one.
     other: Any = getattr(sync.SyncToAsync.threadlocal, "main_event_loop", None)
     return other is not None and other is not loop and other.is_running()
 
 
 def context_for(ident: int | None, caller: Caller | None = None) -> Context:
-    """A copy of the calling context for work in the thread *ident*, whose sync code goes to *caller*, if there is one."""
+    """Return a copy of the calling context for work in the thread *ident*; its sync code goes to *caller*, if given."""
     context = copy_context()
     if caller is not None:
         context.run(setattr, _sync().AsyncToSync.executors, "current", caller)
@@ -337,8 +340,8 @@ def context_for(ident: int | None, caller: Caller | None = None) -> Context:
 
 @contextmanager
 def cancelled_with_the_caller(task: object) -> Iterator[None]:
-    """Have a cancellation of the `sync_to_async` that this sync code was called by ask *task* to end, and wait for its clean-up."""
-    # asgiref cancels and awaits what it finds there, on the caller's loop; a handle of ours can be awaited on any.
+    """If the `sync_to_async` that called this sync code is cancelled, have *task* asked to end, and its clean-up awaited."""
+    # asgiref cancels and awaits the tasks in this list, on the caller's loop; a handle can be awaited on any loop.
     tasks = getattr(_sync().SyncToAsync.threadlocal, "task_context", None)
     if tasks is None:
         yield
@@ -352,9 +355,9 @@ def cancelled_with_the_caller(task: object) -> Iterator[None]:
 
 def bring_along(ident: int | None) -> None:
     """
-    Have what asgiref's `Local` holds in the calling context hold in the thread *ident*: Django's language, say.
+    Make the values of asgiref's `Local` in the calling context, such as Django's language, visible in the thread *ident*.
 
-    From asgiref 3.12 on a `Local` belongs to the thread that has set it, and is empty in a context that was copied to another.
+    From asgiref 3.12 on a `Local` belongs to the thread that has set it, and is empty in a copy of the context in another thread.
     """
     for variable, value in copy_context().items():
         if is_thread_bound(value):
@@ -362,7 +365,7 @@ def bring_along(ident: int | None) -> None:
 
 
 def is_thread_bound(value: object) -> TypeGuard[Any]:
-    """Tell whether *value* is what a `Local` holds: see above."""
+    """Tell whether *value* is the value of a `Local`: see `bring_along`."""
     storage = getattr(sys.modules.get("asgiref.local"), "_Storage", None)
     return storage is not None and isinstance(value, storage)
 
@@ -371,18 +374,18 @@ def is_thread_bound(value: object) -> TypeGuard[Any]:
 
 
 def run(runtime: Runtime, coro: Any, timeout: float | None, frame: FrameType) -> Task[Any]:
-    """Have *runtime* do work whose sync code is to run in this thread, which waits."""
+    """Have *runtime* do work whose sync code is to run in this thread, which waits for it."""
     try:
         life = _serving(runtime)
         if life is None or _sync() is None:
-            # Refused, with the words for it; or another thread is in the middle of loading asgiref.
+            # The core refuses the work and says why; or another thread is in the middle of loading asgiref.
             return runtime._run_task(runtime._make_task(coro, None, None, frame), timeout)
         pool, loop, ident = life.workers, life.loop, life.ident
     except BaseException:
         close_unstarted(coro)
         raise
     if loop is not None:
-        # It may have been loaded after the loop was made.
+        # asgiref may have been loaded after the loop was made.
         serve(loop, pool)
     if not is_in_the_way(loop):
         waiting = Waiting()
@@ -391,7 +394,7 @@ def run(runtime: Runtime, coro: Any, timeout: float | None, frame: FrameType) ->
             return runtime._run_task(task, timeout, waiting.wait_here)
         finally:
             waiting.end()
-    # Sync code of Django refuses to run where a loop runs; it has the thread of the process there.
+    # Django's sync code refuses to run in a thread where a loop runs; there the thread of the process makes the calls.
     caller = None if asyncio._get_running_loop() is not None else Caller(pool)
     task = runtime._make_task(coro, None, context_for(ident, caller), frame)
     if caller is not None:
@@ -405,7 +408,7 @@ def run(runtime: Runtime, coro: Any, timeout: float | None, frame: FrameType) ->
 
 
 def _serving(runtime: Runtime) -> Life | None:
-    """The life that will run what is submitted now, its thread started; None where that is refused."""
+    """Return the life that will run what is submitted now, its thread started; None if it would be refused."""
     life = runtime._current()
     if life.inbox.closed:
         if not runtime._renew(life):
@@ -425,7 +428,7 @@ _hooks.waits.take(sys.modules[__name__])
 
 
 def _is_of_asgiref() -> bool:
-    """Tell whether the calling thread has made calls of `sync_to_async`: others sleep to the end of a long wait."""
+    """Tell whether the calling thread has made calls of `sync_to_async`. A long wait of any other thread needs no look."""
     sync = _sync()
     return sync is not None and hasattr(sync.SyncToAsync.threadlocal, "main_event_loop")
 
@@ -444,7 +447,7 @@ waits.look_in_long_waits(_is_of_asgiref, _why_endless)
 
 
 def _waits_for_this_thread(coro: Any) -> bool:
-    """Tell whether *coro* waits in `sync_to_async` for a call that the calling thread alone could make."""
+    """Tell whether *coro* waits in `sync_to_async` for a call that only the calling thread could make."""
     if (sync := _sync()) is None:
         return False
     code = sync.SyncToAsync.__call__.__code__
@@ -453,8 +456,8 @@ def _waits_for_this_thread(coro: Any) -> bool:
         if frame.f_code is code:
             executor = frame.f_locals.get("executor")
     if isinstance(executor, Caller):
-        # Between two calls it waits for the next.
+        # Between two calls the thread waits for the next one.
         return executor._thread == threading.get_ident() and executor._in_call
-    # Of asgiref's own, and of the standard library's with its one thread.
+    # The thread of asgiref's own executor, or the only thread of a standard one.
     threads = {getattr(executor, "_work_thread", None)} | threads_of(executor)
     return threads - {None} == {threading.current_thread()}

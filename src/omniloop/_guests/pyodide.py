@@ -1,8 +1,8 @@
 """
-On Pyodide the omnipresent loop is the page's: there are no threads, and no other loop could run.
+On Pyodide the runtime uses the loop of the page: there are no threads, and no other loop could run.
 
-Nothing of it is replaced, and it is never closed; it ends with the page, without any exit hook. Python can block there only where the
-browser (or Node) can switch its stack, and then only code that was called in a way that allows it: `pyodide.ffi.can_run_sync` says so.
+The page's loop is neither changed nor closed; it ends with the page, without any exit hook. Python can block there only if the browser (or
+Node) can switch its stack, and only in code that was called in a way that allows it: `pyodide.ffi.can_run_sync` tells.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Thread(LoopThread):
     """The one thread of the page, which runs its loop already."""
 
     def _own(self) -> None:
-        # The page's.
+        # The page owns the loop: there is nothing to set up.
         pass
 
     def start(self, first: Callable[[], object]) -> None:
@@ -43,7 +43,7 @@ def can_wait() -> bool:
 
 
 def wait(done: asyncio.Future[None], timeout: float | None) -> None:
-    """Have the page go on until *done* is, or for *timeout* seconds."""
+    """Let the page's loop run until *done* is done, or for *timeout* seconds."""
     _ffi().run_sync(asyncio.wait([done], timeout=timeout))
 
 
@@ -52,5 +52,5 @@ def _ffi() -> Any:
 
 
 if sys.platform == "emscripten":
-    # Not where a tool imports all modules of this package.
+    # Not if a tool imports all modules of this package elsewhere.
     _hooks.host.take(sys.modules[__name__])

@@ -1,4 +1,4 @@
-"""Servers, systems and libraries that a process may run under: what they make of threads, and how they end the process."""
+"""The servers, systems and libraries that a process may run under: how they change threads, and how they end the process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .._report import say
 
 _told = False
 
-# What `docker run --init` and `podman run --init` call theirs, and what images bring along.
+# The names of the inits that `docker run --init` and `podman run --init` start, and that images contain.
 _INITS: Final = frozenset({"tini", "tini-static", "docker-init", "dumb-init", "catatonit", "podman-init"})
 
 
 def warn_of_threads() -> None:
-    """Warn where threads are not what they are elsewhere: under uWSGI without them, and where they are greenlets."""
+    """Warn if threads do not work as usual: under uWSGI without threads, and where threads are greenlets."""
     if getattr(sys.modules.get("uwsgi"), "has_threads", 1) == 0:
         # Seen on 2.0.21; newer ones always have them.
         warnings.warn(
@@ -39,7 +39,7 @@ def warn_of_threads() -> None:
 
 
 def tell_what_a_stop_loses(name: str, handler: object, sigterm: str | None) -> None:
-    """Log, once in a process, what a SIGTERM that meets *handler* will lose, and what to set; nothing if it loses nothing."""
+    """Log, once in a process, what a SIGTERM with the handler *handler* will lose, and what to set; nothing if it loses nothing."""
     global _told
     if _told:
         return
@@ -54,7 +54,7 @@ def tell_what_a_stop_loses(name: str, handler: object, sigterm: str | None) -> N
 
 
 def _lost_in_prefork_child() -> str | None:
-    # Its children are those of billiard, a multiprocessing of its own. Who listens to the signal is taken to drain.
+    # Celery's children come from billiard, its own multiprocessing. If anybody listens to the signal, it is taken that they drain.
     process: Any = sys.modules.get("billiard.process")
     signals: Any = sys.modules.get("celery.signals")
     if process is None or signals is None or getattr(process.current_process(), "_parent_pid", None) is None:
@@ -68,13 +68,13 @@ def _lost_in_prefork_child() -> str | None:
 
 
 def _lost_under_uvicorn(handler: object) -> str | None:
-    # Its handler is a method of the server, gunicorn's UvicornWorker has the same.
+    # The handler is a method of uvicorn's server; gunicorn's UvicornWorker has the same handler.
     server: Any = getattr(handler, "__self__", None)
     if type(server).__module__.partition(".")[0] != "uvicorn":
         return None
     asgi: Any = sys.modules.get("omniloop.ext.asgi")
     if asgi is not None and (asgi._lifespans or not getattr(server, "started", False)):
-        # While a lifespan lasts its end drains; where the application is being imported, or starts, it is still to come.
+        # The end of a lifespan drains; while the application is imported or starts, its lifespan is still to come.
         return None
     return (
         "on SIGTERM uvicorn ends this process without any exit hook of Python, and what is left to go() and not done by then is "
@@ -94,7 +94,8 @@ def _lost_by_default(sigterm: str | None) -> str | None:
             "this is process 1 and has no handler of SIGTERM, so that a stop of the container waits until it kills, and what is left "
             f"to go() and not done by then is lost. {say_drain}"
         )
-    # What it started itself, or a shell that it started did: a terminal's shell inherits the variable as well.
+    # systemd started this process, or the shell that started it. The variable alone proves nothing: a
+    # terminal's shell inherits it as well.
     if os.environ.get("SYSTEMD_EXEC_PID") in (str(pid), str(os.getppid())):
         where = "systemd"
     elif "KUBERNETES_SERVICE_HOST" in os.environ:
@@ -110,7 +111,7 @@ def _lost_by_default(sigterm: str | None) -> str | None:
 
 
 def _init_of_container() -> str | None:
-    """The name of process 1, if it has started this one and is an init of containers: those pass on each signal that they get."""
+    """Return the name of process 1, if it has started this process and is an init of containers: those pass on each signal."""
     if os.getppid() != 1:
         return None
     try:
@@ -122,7 +123,7 @@ def _init_of_container() -> str | None:
 
 
 def _green_library() -> str | None:
-    """The library that has made greenlets of threads, if one has."""
+    """Return the name of the library that has turned threads into greenlets, or None."""
     gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
     if gevent is not None and gevent.is_module_patched("threading"):
         return "gevent"
@@ -132,7 +133,7 @@ def _green_library() -> str | None:
 
 
 def _forget() -> None:
-    """In a forked child: it is stopped in its own way."""
+    """In a forked child: log anew, because a child is stopped in its own way."""
     global _told
     _told = False
 

@@ -1,4 +1,4 @@
-"""Waits in async code that asyncio does not run: under trio, which is never imported here, only found."""
+"""Waits for a task in async code that trio runs and asyncio does not. trio is never imported here, only found."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from .. import _hooks
 
 
 def runs_here() -> bool:
-    """Tell whether the calling code runs under trio: in guest mode and under trio-asyncio an asyncio loop runs as well."""
-    # What trio itself sets around each step of a task.
+    """Tell whether the calling code runs under trio. In guest mode and under trio-asyncio an asyncio loop runs as well."""
+    # trio itself sets this around each step of a task.
     sniffio = sys.modules.get("sniffio")
     return sniffio is not None and getattr(sniffio.thread_local, "name", None) == "trio"
 
 
 def serves_here() -> bool:
-    """Tell whether trio runs in this thread, in whatever step."""
+    """Tell whether trio runs in this thread, at any point of its run."""
     trio = sys.modules.get("trio")
     return trio is not None and bool(trio.lowlevel.in_trio_run())
 
 
 async def wait(task: Any, asks: bool, timeout: float | None) -> None:
     """
-    Wait under trio until *task* is done, wherever that ends, or *timeout* passed.
+    Wait under trio until *task* is done, whichever thread it ends on, or *timeout* passed.
 
-    A cancelled scope asks the work to end, and is told, as trio wants it, when the work's clean-up is done; if the work swallows the
-    cancellation, its result comes out. Where it can't be asked any more, or not *asks*, the waiter leaves at once and the work goes on.
+    If a scope is cancelled, the work is asked to end, and the scope, as trio requires, learns of the end when the work's clean-up is done. If the
+    work swallows the cancellation, its result comes out. If it can't be asked any more, or *asks* is false, the waiter leaves at once and the work
+    goes on.
     """
     trio = sys.modules["trio"]
     token = trio.lowlevel.current_trio_token()
@@ -44,14 +45,14 @@ async def wait(task: Any, asks: bool, timeout: float | None) -> None:
         try:
             token.run_sync_soon(reschedule)
         except trio.RunFinishedError:
-            # That run crashed while its task still waited: nobody is left to wake.
+            # The trio run crashed while its task still waited: there is nothing left to wake.
             pass
 
     def abort(raise_cancel: Callable[[], object]) -> object:
         nonlocal raise_cancelled, left
         if asks and task.cancel():
             raise_cancelled = raise_cancel
-            # Not aborted: `wake` comes when the clean-up is done.
+            # The abort fails for now: `wake` comes when the clean-up is done.
             return trio.lowlevel.Abort.FAILED
         left = True
         task._no_more(call)
@@ -66,10 +67,10 @@ async def wait(task: Any, asks: bool, timeout: float | None) -> None:
 
 def say_asyncio() -> bool:
     """
-    Have sniffio answer "asyncio" on the calling thread, whatever it says in the context of the submitter; False if it isn't loaded.
+    Make sniffio answer "asyncio" on the calling thread, whatever it answers in the submitter's context; False if sniffio isn't loaded.
 
-    `anyio.run` keeps the name of its backend in the context, which the work has a copy of: without this, anyio would take a task
-    that was submitted under trio for one that trio runs.
+    `anyio.run` keeps the name of its backend in the context, and the work has a copy of that. Without this, anyio would take a task that was
+    submitted under trio for one that trio runs.
     """
     sniffio = sys.modules.get("sniffio")
     if sniffio is None:

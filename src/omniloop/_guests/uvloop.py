@@ -1,4 +1,4 @@
-"""uvloop's loop, by its name in the environment."""
+"""Makes uvloop's loop, which the environment selects by its name."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .._errors import SettingError, how_to_install
 
 
 def factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes the loop; SettingError if it is not installed."""
+    """Return the function that makes the loop; SettingError if uvloop is not installed."""
     if find_spec("uvloop") is None:
         raise SettingError(f"OMNILOOP_LOOP=uvloop, but uvloop is not installed: {how_to_install('uvloop')}.")
     return _new_loop
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    # Imported in a start, which a fork waits for: a child of a fork in the middle of an import can never import that module.
+    # Imported during a start, which a fork waits for: a child of a fork in the middle of an import can never import that module.
     import uvloop
 
     return uvloop.new_event_loop()

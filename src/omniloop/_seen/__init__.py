@@ -1,9 +1,9 @@
-"""What is shown of the work, to people and to programs; each part is loaded on its first use."""
+"""What people and programs are shown of the work: the dump, the progress line and the timings, each loaded on its first use."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # They are loaded by name; here tools that look for imports find them, PyInstaller for one.
+    # Loaded by name. These imports are for tools that search for imports, such as PyInstaller.
     from . import look as look
     from . import progress as progress
     from . import timings as timings

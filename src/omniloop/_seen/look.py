@@ -1,8 +1,8 @@
 """
-Looks at what a life holds: tasks in groups, by where they wait, and what they have started; for a person, and for programs.
+Describes the unfinished work of a life: tasks in groups, where they wait, and the tasks that they have started. For people and programs.
 
-From any thread, also while the loop is blocked: everything is read as it is at the moment, and nothing is asked of the loop. Tasks are
-told apart by code and offset alone; lines and names are made for the groups that are shown, so that 100,000 tasks take 0.3 s.
+From any thread, even while the loop is blocked: it reads the current state and asks nothing of the loop. Tasks are compared by code and
+offset alone; lines and names are looked up only for the groups that are shown, so that 100,000 tasks take 0.3 s.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from .._work.task import Task
 if TYPE_CHECKING:
     from .._life.life import Life
 
-# More than that nobody reads; the rest is counted.
+# Nobody reads more; the rest is counted.
 MOST_GROUPS: Final = 40
-# Of each group, told one by one.
+# Tasks of a group that are listed one by one.
 _MOST_TASKS: Final = 10
-# In a group's title, if they differ.
+# Different names in a group's title.
 _MOST_NAMES: Final = 3
-# How far it is followed who waits for whom: a circle has no end.
+# How far chains of waiting tasks are followed: a circle has no end.
 _DEEPEST: Final = 8
 
 _NOBODY: Final[Mapping[Any, str]] = {}
 
 
 class Group:
-    """Tasks that are the same: kind, place of submission, and where they wait; whatever their names are."""
+    """Tasks of the same kind that were submitted at the same place and wait at the same place, whatever their names."""
 
     __slots__ = ("_names", "count", "example", "oldest", "tasks", "whose")
 
     def __init__(self, example: Task[Any] | asyncio.Task[Any], whose: str | None = None) -> None:
         self.example = example
-        # Of tasks that were started with asyncio's own means, as far as it is known.
+        # The owner, if it is known, of tasks that were started with asyncio's own means.
         self.whose = whose
         self.count = 0
         self.oldest: float | None = None
@@ -50,7 +50,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The name of all, or the first of their names."""
+        """The name, or the first few if the names differ."""
         names = [shown(name) for name in self._names[:_MOST_NAMES]]
         return ", ".join([*names, "…"] if len(self._names) > _MOST_NAMES else names)
 
@@ -66,12 +66,12 @@ class Group:
 
 def look(name: str, life: Life, most: int = MOST_GROUPS) -> dict[str, Any]:
     """
-    What is unfinished, as `json` can write it.
+    Return the unfinished work, in a form that `json` can write.
 
     Args:
-        name: Of the runtime.
-        life: Which.
-        most: How many groups to tell of; the rest is counted.
+        name: The name of the runtime.
+        life: The life to look at.
+        most: How many groups to describe; the rest is counted.
     """
     tasks = life.unfinished()
     ours, others = _asyncio_tasks(life)
@@ -91,7 +91,7 @@ def look(name: str, life: Life, most: int = MOST_GROUPS) -> dict[str, Any]:
 
 
 def grouped(tasks: Iterable[Task[Any]]) -> list[Group]:
-    """Equal tasks together; the largest group first, of equal ones that with the oldest task."""
+    """Group equal tasks. The largest group comes first; of equally large ones, that with the oldest task."""
     found: dict[tuple[Any, ...], Group] = {}
     now = time.monotonic()
     threads = frames_of_threads() if CAN_LOOK_AT_WHAT_RUNS else {}
@@ -100,7 +100,7 @@ def grouped(tasks: Iterable[Task[Any]]) -> list[Group]:
         if isinstance(work, asyncio.Task):
             place = _place(work.get_coro())
         else:
-            # A call in a worker thread, or one that is not due; a coroutine that is not started, or takes its first step.
+            # A call in a worker thread, a call that is not due, or a coroutine that is not started or takes its first step.
             name = getattr(work, "__qualname__", None)
             place = (type(work), task._is_started(), name, *_stack_of(work, threads))
         name = task._name or task.get_name()
@@ -129,7 +129,7 @@ def _sorted(groups: Iterable[Group]) -> list[Group]:
 
 
 def _title(task: asyncio.Task[Any]) -> str:
-    """The name that it was given; else, because asyncio numbers them, that of its coroutine."""
+    """Return the name that was given to a task; else that of its coroutine, because asyncio numbers unnamed tasks."""
     name = task.get_name()
     return name if not name.startswith("Task-") else getattr(task.get_coro(), "__qualname__", name)
 
@@ -138,7 +138,7 @@ def _title(task: asyncio.Task[Any]) -> str:
 
 
 def _place(coro: Any) -> tuple[Any, ...]:
-    """Code and offset, in turn, of each frame of a suspended coroutine, the outermost first."""
+    """Return code and offset, in turn, of each frame of a suspended coroutine, the outermost first."""
     found: list[Any] = []
     while coro is not None:
         kind = type(coro)
@@ -147,7 +147,7 @@ def _place(coro: Any) -> tuple[Any, ...]:
         elif kind is GeneratorType:
             frame, coro = coro.gi_frame, coro.gi_yieldfrom
         else:
-            # An async generator, a coroutine of Cython's; or what has no frame: a future.
+            # An async generator or a Cython coroutine; or a future, which has no frame.
             frame = getattr(coro, "ag_frame", None) or getattr(coro, "cr_frame", None)
             coro = getattr(coro, "ag_await", None) or getattr(coro, "cr_await", None)
         if frame is not None and frame.f_code is not _cpython.AWAITS_FUTURE:
@@ -156,37 +156,37 @@ def _place(coro: Any) -> tuple[Any, ...]:
 
 
 def _stack_of(work: Any, threads: Mapping[int, FrameType] | None = None) -> tuple[Any, ...]:
-    """Code and offset of each frame of a call in a worker thread, the outermost first; empty of all else."""
+    """Return code and offset of each frame of a call in a worker thread, the outermost first; empty for all other work."""
     ident = getattr(work, "ident", None)
     if ident is None or not CAN_LOOK_AT_WHAT_RUNS:
         return ()
     frame = (frames_of_threads() if threads is None else threads).get(ident)
     found: list[Any] = []
     while frame is not None:
-        # What called it is ours, and the same for all.
+        # The frames outside the call are omniloop's, and the same for all.
         if frame.f_code is ThreadWork.make.__code__:
             return tuple(found)
         found = [frame.f_code, frame.f_lasti, *found]
         frame = frame.f_back
-    # It has just come back from the call.
+    # The thread has just returned from the call.
     return ()
 
 
 def _awaited(runner: asyncio.Future[Any]) -> Sequence[Any]:
-    """The tasks, asyncio's or ours, that a task waits for at the moment."""
+    """Return the tasks, asyncio's or omniloop's, that a task waits for at the moment."""
     future = _cpython.waiter_of(runner)
     if future is None or type(future) is asyncio.Future:
-        # Most are those of sockets and timers.
+        # A plain future; most are of sockets and timers.
         return ()
     if isinstance(future, asyncio.Task):
         return [future]
-    # `gather`, and the bridge to a task of a runtime.
+    # Either `gather`, or the bridge to a task of a runtime.
     together = _cpython.gathered(future) or [getattr(future, "_task", None)]
     return [task for task in together if isinstance(task, (asyncio.Task, Task))]
 
 
 def _asyncio_tasks(life: Life) -> tuple[list[asyncio.Task[Any]], set[asyncio.Task[Any]]]:
-    """The asyncio tasks that run work of ours, and the others on the same loop."""
+    """Return the asyncio tasks that run submitted work, and the others on the same loop."""
     ledger = life._ledger
     if ledger is None or ledger.loop.is_closed():
         return [], set()
@@ -196,7 +196,7 @@ def _asyncio_tasks(life: Life) -> tuple[list[asyncio.Task[Any]], set[asyncio.Tas
 
 
 def _whose(life: Life) -> dict[asyncio.Future[Any], str]:
-    """Whose the tasks are that were started with asyncio's own means."""
+    """Return the owners of the tasks that were started with asyncio's own means."""
     if life._ledger is None:
         return {}
     leftovers = life._ledger.leftovers
@@ -212,8 +212,8 @@ def _by_parent(
     ours: list[asyncio.Task[Any]], others: set[asyncio.Task[Any]]
 ) -> tuple[dict[Any, list[asyncio.Task[Any]]], list[asyncio.Task[Any]]]:
     """
-    The tasks that were started with asyncio's own means, by the one that waits for them or whose `asyncio.TaskGroup` they are in; and
-    those of which that can't be told.
+    Sort the tasks that were started with asyncio's own means by parent: the task that waits for them, or whose `asyncio.TaskGroup` they are
+    in. Returns them by parent, and those without a known parent.
     """
     children: dict[Any, list[asyncio.Task[Any]]] = {}
     if not others:
@@ -224,7 +224,7 @@ def _by_parent(
             parents.setdefault(task, runner)
     strays = []
     for task in others:
-        # From the second on a task that several wait for is told of under the first.
+        # A task that several others wait for is shown under the first of them.
         parent = parents.get(task) or _group_parent(task)
         if parent is None or parent.done():
             strays.append(task)
@@ -291,7 +291,7 @@ def _chain(place: tuple[Any, ...]) -> list[dict[str, Any]]:
 
 
 def _waited_for(runner: asyncio.Task[Any] | None) -> list[str]:
-    """Whom the last of the chain waits for, and whom that waits for in turn."""
+    """Return the names of what the task waits for, what that waits for in turn, and so on."""
     found: list[str] = []
     seen = {id(runner)}
     while runner is not None and len(found) < _DEEPEST:
@@ -316,7 +316,7 @@ def _site(site: Site) -> dict[str, Any]:
 
 
 def as_lines(looked: dict[str, Any]) -> Iterator[str]:
-    """What `look` has seen, as text."""
+    """Yield the result of `look` as lines of text."""
     yield f"{looked['name']}: {looked['unfinished']} unfinished"
     for group in looked["groups"]:
         yield from _group_lines(group)
@@ -340,7 +340,7 @@ def _group_lines(group: dict[str, Any]) -> Iterator[str]:
 
 def chain_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
     if len(group["chain"]) > 1 or not group["place"].startswith("waits at"):
-        # The first is the outermost, as in a traceback.
+        # The outermost comes first, as in a traceback.
         for site in group["chain"]:
             yield indent + line_of(site)
     for name in group["awaits"]:

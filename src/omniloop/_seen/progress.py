@@ -1,4 +1,4 @@
-"""Tells who waits for a drain how much is left: a line on a terminal that comes and goes, and one in the log if it takes long."""
+"""Shows how much a drain still waits for: a line on the terminal that comes and goes, and one line in the log if it takes long."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from .._work.leftovers import UNMARKED, rank_of, title_of
 if TYPE_CHECKING:
     from .._life.life import Life
 
-# Between two looks; the seconds that are left change more slowly.
+# Seconds between two looks; the remaining seconds, which the line shows, change more slowly.
 _REFRESH: Final = 0.25
 
 
-# A drain that takes longer is told of in the log, with the names of what it waits for. (As long as a server's own stop takes: a guess.)
+# A drain that takes longer, in seconds, is logged with the names of the work that it waits for. (As long as a server's own stop takes:
+# a guess.)
 _LONG: Final = 2.0
 
-# So many are named.
+# How many tasks are named.
 _NAMED: Final = 20
 
-# Of whose drain the log was told: once for each life, whichever hooks wait for it.
+# The lives whose drain was logged: once for each life, whichever exit hooks wait for it.
 _told_of: WeakSet[Life] = WeakSet()
 
 
 class Progress:
     """
-    How much is left to do, and for how long that is waited for.
+    How much work is left, and how much longer it is waited for.
 
-    Said by the thread that waits, between the slices of its wait.
+    Shown by the waiting thread, between the slices of its wait.
 
     Args:
-        shown: As a line on stderr, if it is a terminal; erased when the wait is over.
-        told: In the log, once, if the wait is long.
+        shown: Show a line on stderr, if it is a terminal; it is erased when the wait is over.
+        told: Log one line if the wait is long.
         since: When the wait began, by `time.monotonic`.
-        leftovers_until: Until when it waits for those, when the work is done.
+        leftovers_until: Until when the drain waits for leftovers, after the work is done.
     """
 
     def __init__(self, life: Life, *, shown: bool, told: bool, since: float, leftovers_until: float | None) -> None:
@@ -77,7 +78,7 @@ class Progress:
                 return False
 
     def _remaining(self, left: float) -> tuple[int, float]:
-        """How much is waited for, and for how long; the leftovers if the work is done."""
+        """Return how much is waited for, and for how long; the leftovers if the work is done."""
         count = self._life.remaining()
         if count or self._leftovers_until is None:
             return count, left
@@ -87,14 +88,14 @@ class Progress:
         assert self._stream is not None
         count, left = self._remaining(left)
         if not count:
-            # The last has just ended.
+            # The last task has just ended.
             self._erase()
             return
         line = f"{self._life.name}: {count} unfinished"
         if left < math.inf:
             line += f", {math.ceil(left)} s left"
         try:
-            # 0 is what a terminal says that does not know.
+            # A terminal that does not know its width says 0.
             columns = os.get_terminal_size(self._stream.fileno()).columns or 80
         except (OSError, ValueError):
             columns = 80
@@ -116,10 +117,10 @@ class Progress:
         self._erase()
         tasks: list[Any] = list(islice(self._life.waited_for(), _NAMED))
         count, left = self._remaining(left)
-        # What a daemon has submitted is waited for though it is one.
+        # The advice is for work of rank UNMARKED: what a daemon has submitted is waited for although it belongs to a daemon.
         advice = any(rank_of(task) == UNMARKED for task in tasks)
         if not tasks:
-            # When the work is done.
+            # The work is done; only leftovers are waited for.
             tasks = self._life.left_over()[:_NAMED]
         names = dict.fromkeys(
             title_of(task) if isinstance(task, asyncio.Task) else shown(task.get_name()) for task in tasks
@@ -141,7 +142,7 @@ class Progress:
             self._stream.write(text)
             self._stream.flush()
         except (OSError, ValueError):
-            # The terminal is gone: the wait goes on without.
+            # The terminal is gone: the wait goes on without the line.
             self._stream = None
 
 
@@ -149,5 +150,5 @@ def _terminal() -> TextIO | None:
     try:
         return sys.stderr if sys.stderr.isatty() else None
     except (AttributeError, ValueError):
-        # None, or closed.
+        # stderr is None, or closed.
         return None

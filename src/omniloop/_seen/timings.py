@@ -1,4 +1,4 @@
-"""Measures how long work takes to start and to finish, by name, where `timings` is switched on: nothing of it is on the way of other work."""
+"""Measures how long work takes to start and to finish, by name, if `timings` is on; if it is off, nothing is added to any path."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .._stats import BOUNDS, Histogram, Timing
 if TYPE_CHECKING:
     from .._work.task import Task
 
-# Names that are told apart; further ones are one. Who gives each task a name of its own would make a label of each.
+# Names with a histogram of their own; all further names share one. A user who names each task differently would get a label for each.
 _MOST_NAMES: Final = 100
 OTHER: Final = "(other)"
 
-# Told of each: name, seconds until it started, if it did, and until it was done.
+# Called with each measurement: name, seconds until it started, if it did, and seconds until it was done.
 Listener = Callable[[str, float | None, float], object]
 
 
@@ -40,16 +40,16 @@ class Timings:
     def __init__(self, listeners: list[Listener]) -> None:
         self._by_name: dict[str, _Series] = {}
         self._listeners = listeners
-        # Re-entrant, because a signal handler may submit what is done at once.
+        # Re-entrant, because a signal handler may submit work that is done at once.
         self._lock = Guard()
 
     def measure(self, task: Task[Any], batch_began: Callable[[], float]) -> None:
-        """Measure *task* from now on. *batch_began* says when the loop came to what it starts just now."""
+        """Measure *task* from now on. *batch_began* returns when the loop began the batch that it is starting."""
         task._when_done(partial(self._done, task, time.monotonic(), batch_began))
 
     def _done(self, task: Task[Any], submitted: float, batch_began: Callable[[], float]) -> None:
         now = time.monotonic()
-        # What is done in its first step has not noted when it began.
+        # Work that is done in its first step has not noted when it began.
         began: float | None = getattr(task, "_since", None)
         if began is None and not task.cancelled():
             began = min(max(submitted, batch_began()), now)
@@ -70,7 +70,7 @@ class Timings:
             listener(name, to_start, now - submitted)
 
     def read(self) -> dict[str, Timing]:
-        """What was measured so far."""
+        """Return the measurements so far."""
         with self._lock:
             return {
                 name: Timing(

@@ -1,4 +1,4 @@
-"""The time that a piece of work may take: when it is over, the work is cancelled, and fails with an error that says so."""
+"""Limits the time of a piece of work: when it is over, the work is cancelled, and fails with a `TaskTimeoutError`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def within(coro: Coroutine[Any, Any, T], name: str, timeout: float, until: float | None) -> T:
-    """Await *coro* until the moment *until*, by `time.monotonic()`; None for *timeout* seconds from now. Too late already, it never starts."""
+    """Await *coro* until *until*, by `time.monotonic()`, or for *timeout* seconds if that is None. If it is too late, *coro* never starts."""
     left = timeout if until is None else until - time.monotonic()
     if left <= 0:
         coro.close()
@@ -29,15 +29,16 @@ async def within(coro: Coroutine[Any, Any, T], name: str, timeout: float, until:
                     cut_off = error
                     raise
         except TimeoutError as error:
-            # One that the work raised by itself, also while it was being cancelled, has another cause.
+            # A TimeoutError that the work itself raised, even while it was being cancelled, has another cause.
             if cut_off is None or error.__cause__ is not cut_off:
                 raise
-        # Not in the handler: as this one's context asyncio's would keep its `Timeout` alive, which refers to the task, in a cycle.
+        # Raised outside the handler. Inside, asyncio's error would be the context of this one and keep its `Timeout` alive, which
+        # refers to the task: a cycle.
         since = "its start" if until is None else "its submission"
-        # The cause shows where the work was at that moment.
+        # The cause shows where the work was when the time was over.
         raise _of_handle(f"{shown(name)} was not done {timeout:g} s after {since}, and was cancelled.") from cut_off
     finally:
-        # This frame is in its traceback: another cycle.
+        # The traceback of the cause refers to this frame: another cycle.
         del cut_off
 
 

@@ -1,18 +1,22 @@
 """
-The failures of a runtime that nobody has asked for: each is told once, by a thread that may log. Outlives the runtime's lives.
+The failures of a runtime that nobody has asked for: each is reported once, by a thread that may log. Outlives the runtime's lives.
 
-A failure is *held* while somebody holds the handle and has not asked, and *unheld* from the moment when nobody holds it any more.
-Dropping happens in a finaliser, on any thread, in the middle of anything, inside a logging handler too; so it only appends, and has
-the loop's thread told. Whoever may log tells what is unheld: the loop's thread between two pieces of work, `flush` and the drain.
-What is still held is told by `shutdown()`, and at exit. Where no loop's thread is left to come, a failure waits for the next one, or
-for the exit.
+A failure is *held* while somebody holds the handle and has not asked for the outcome. It is *unheld* from the moment when the last reference
+to the handle is gone.
 
-Logging in the finaliser itself was tried: a garbage collection inside a handler that holds a plain lock deadlocked.
+    1. The last reference goes in a finaliser: on any thread, in the middle of anything, even of a logging handler. So the finaliser only
+       appends the failure to a queue and wakes the loop's thread.
+    2. Threads that may log report what is unheld: the loop's thread between two pieces of work, `flush` and the drain.
+    3. `shutdown()` and the exit report what is still held.
+    4. If no loop's thread will come, the failure waits for the next one, or for the exit.
+
+What was tried: logging in the finaliser itself. A garbage collection inside a handler that held a plain lock deadlocked.
 
 On a free-threaded build the finaliser may be late. There an object counts the references of the thread that made it apart from those of all
-others (PEP 703, "biased reference counting"); if another thread lets go of the last one, the two counts are joined by the thread that made
-it, when it runs Python again: not while it sleeps or waits. A handle is made by who submits, and let go of last by the loop. So there the
-loop's thread keeps it for a short time after the failure, and looks whether anybody else refers to it: sys.getrefcount adds the two.
+other threads (PEP 703, "biased reference counting"). If another thread drops the last one, the thread that made the object joins the two
+counts when it runs Python again: not while it sleeps or waits. A handle is made by the submitting thread and dropped last by the loop's. So
+there the loop's thread keeps the handle for a short time after the failure, and checks whether anybody else refers to it: sys.getrefcount
+adds the two counts.
 """
 
 from __future__ import annotations
@@ -35,57 +39,58 @@ if TYPE_CHECKING:
     from .._report import Hook
     from .inbox import Inbox
 
-# Whether a finaliser may come late: so it is on a free-threaded build, whether or not its GIL is switched on.
+# Whether a finaliser may be late: on a free-threaded build, whether or not its GIL is switched on.
 LATE_FINALISERS: Final = "t" in getattr(sys, "abiflags", "")
 
-# For how long after a failure it is looked who refers to its handle, in seconds. Who submitted it and let it go either runs Python in this
-# time, and joins the counts, or had let it go when it went to rest.
+# For how long after a failure the references to its handle are checked, in seconds. A submitter that dropped the handle either runs
+# Python in this time, which joins the counts, or dropped it before it went to sleep.
 _UNSURE: Final = 0.2
 
 # How soon to look again, in seconds.
 _LOOK_AGAIN: Final = 0.01
 
-# For how long the last report waits for those who were woken by a failure, in seconds.
+# For how long the last report waits until those who were woken by a failure have asked for it, in seconds.
 _ASKED_SOON: Final = 0.1
 
-# More than the references to a handle that who submits makes and others let go of: the inbox's, and that of a worker's job. With fewer
-# the count of the others would come to 0, and the object be handed to its thread to join the two: then the queue has a reference of its own.
+# More than the references that the submitter makes and other threads drop: the inbox's, and that of a worker's job. With fewer the
+# count of the other threads would come to 0, and the object would be queued for its thread to join the counts: then the queue has a
+# reference of its own.
 _REFERENCES: Final = 8
 
-# Those of which no loop's thread will come to tell; referred to here, because their runtime may be gone.
+# Those whose failures no loop's thread will report. A strong reference, because their runtime may be gone.
 _stranded: deque[Failures] = deque()
 
 
 class Failures:
-    """What is held and unheld of one runtime. From any thread, except where a method says otherwise."""
+    """The held and unheld failures of one runtime. From any thread, unless a method says otherwise."""
 
     def __init__(self, hook: Callable[[], Hook | None]) -> None:
         self._hook = hook
         self._held: WeakSet[Unclaimed] = WeakSet()
         self._unheld: deque[Failure] = deque()
-        # Handles of which it is not known whether anybody else holds them, and until when to look; only where finalisers are late.
+        # Handles that may or may not have other references, and until when to check; only where finalisers are late.
         self._unsure: deque[tuple[tuple[Any, ...], float]] = deque()
-        # The loop on which a look is due.
+        # The loop on which the next check is scheduled.
         self._looks_on: asyncio.AbstractEventLoop | None = None
         self._storms = Storms()
-        # Whose reader tells what is unheld; a life gives its own when it begins.
+        # The inbox whose reader reports what is unheld; each life sets its own when it begins.
         self.inbox: Inbox | None = None
 
     def __bool__(self) -> bool:
-        """Tell whether anything is unheld and not told."""
+        """Tell whether anything is unheld and not reported."""
         return bool(self._unheld or self._unsure)
 
     def hold(self, unclaimed: Unclaimed, handle: Any) -> None:
-        """Remember a failure that somebody may still ask for, by its *handle*."""
+        """Remember a failure that may still be asked for through its *handle*."""
         self._held.add(unclaimed)
         if LATE_FINALISERS and self.inbox is not None:
             self._unsure.append(((handle,) * _REFERENCES, time.monotonic() + _UNSURE))
             with suppress(RuntimeError):
-                # Closed, or no thread can be started: what is held is told at the end.
+                # The inbox is closed, or no thread can be started: held failures are reported at the end.
                 self.inbox.put(self._look_soon)
 
     def _look_soon(self) -> None:
-        # On the loop's thread.
+        # Runs on the loop's thread.
         loop = asyncio.get_running_loop()
         if self._unsure and self._looks_on is not loop:
             self._looks_on = loop
@@ -97,42 +102,42 @@ class Failures:
         self._look_soon()
 
     def tell_soon(self, failure: Failure) -> None:
-        """Have *failure* told soon. Only appends, so that a finaliser may call it."""
+        """Have *failure* reported soon. Only appends and wakes, so that a finaliser may call it."""
         self._unheld.append(failure)
         inbox = self.inbox
         if inbox is not None and not inbox.closed:
             with suppress(RuntimeError):
                 inbox.wake_reader(if_resting=True)
-                # After the append: who closes the inbox tells afterwards what is unheld by then.
+                # Checked after the append: whoever closes the inbox reports afterwards what is unheld by then.
                 if not inbox.closed:
                     return
-        # Closed, or no thread can be started.
+        # The inbox is closed, or no thread can be started.
         _stranded.append(self)
 
     def tell(self, failure: Failure) -> None:
-        """Tell of *failure* here and now. For threads that may log."""
+        """Report *failure* here and now. For threads that may log."""
         if report(failure, self._hook(), self._storms) and self.inbox is not None:
-            # Whoever finds the inbox closed tells everything at the end.
+            # The inbox is closed: the end reports everything that is kept.
             with suppress(RuntimeError):
                 self.inbox.put(self._tell_kept_later)
 
     def _tell_kept_later(self) -> None:
-        # On the loop's thread. A little later than need be, for the timer may be early.
+        # Runs on the loop's thread. A little later than necessary, because a timer may be early.
         asyncio.get_running_loop().call_later(STORM + 0.01, self.tell_kept)
 
     def tell_kept(self, at_once: bool = False) -> None:
-        """Log what was kept of a storm of equal failures; *at_once*: though it may go on. For threads that may log."""
+        """Log what was kept of a storm of equal failures; with *at_once*, even if the storm may go on. For threads that may log."""
         self._storms.log_kept(at_once)
 
     def tell_all_unheld(self) -> None:
-        """Tell what is unheld, and leave no report to come. For threads that may log."""
+        """Report what is unheld, and leave no report for later. For threads that may log."""
         if self._held and not hasattr(sys, "getrefcount"):
-            # PyPy, where finalisers come with the collector.
+            # PyPy, where finalisers run only with the garbage collector.
             gc.collect()
         self.tell_unheld()
 
     def tell_unheld(self) -> None:
-        """Tell what is unheld. For threads that may log."""
+        """Report what is unheld. For threads that may log."""
         if self._unsure:
             self._find_unheld()
         while True:
@@ -143,12 +148,12 @@ class Failures:
             self.tell(failure)
 
     def _find_unheld(self) -> None:
-        """Find what nobody holds any more, of that of which nobody could tell."""
+        """Report failures whose handle has no other reference."""
         for _ in range(len(self._unsure)):
             try:
                 handles, until = self._unsure.popleft()
             except IndexError:
-                # Another thread looks as well.
+                # Another thread checks at the same time.
                 return
             unclaimed: Unclaimed = handles[0]._ended()[1]
             if sys.getrefcount(handles[0]) <= _ALONE:
@@ -157,25 +162,25 @@ class Failures:
                 self._unsure.append((handles, until))
 
     def tell_all(self) -> None:
-        """Tell what is unheld, and what is held. For threads that may log."""
+        """Report what is unheld and what is held. For threads that may log."""
         held: list[Unclaimed] | None = None
         while held is None:
-            # Work that still goes on may fail, and be added, in the middle of the copying.
+            # Work that still goes on may fail, and add to the set, during the copy.
             with suppress(RuntimeError):
                 held = list(self._held)
-        # Who was woken by one asks for it in a moment.
+        # A waiter that was woken by a failure asks for it in a moment.
         until = time.monotonic() + _ASKED_SOON
         while any(unclaimed and unclaimed.awaited for unclaimed in held) and time.monotonic() < until:
             time.sleep(0.001)
         for unclaimed in held:
             if draining() or not unclaimed.awaited:
                 unclaimed.tell(self)
-            # Else whoever waits is told, or drops the handle, and with it the failure.
+            # Else the waiter asks for it, or drops the handle, which makes the failure unheld.
         self.tell_unheld()
         self.tell_kept(at_once=True)
 
     def abandon(self) -> None:
-        """In a forked child: what is here is the parent's to tell, and so is what its handles let go here."""
+        """In a forked child, forget all failures, because the parent reports them. Handles that are dropped here report nothing either."""
         self._held = WeakSet()
         self._unheld = deque(maxlen=0)
         self._unsure = deque(maxlen=0)
@@ -183,7 +188,7 @@ class Failures:
 
 class Unclaimed:
     """
-    An error that waits to be asked for; whoever drops the last reference unasked gets it reported.
+    An error that waits to be asked for. If the last reference is dropped before anybody asked, the error is reported.
 
     Kept apart from the task, so that only failures pay for a `__del__` (on the hot path it would cost 0.1 µs a task).
     """
@@ -195,32 +200,32 @@ class Unclaimed:
         self.traceback = failure.exception.__traceback__
         # Whether somebody waited for the outcome when it came.
         self.awaited = False
-        # None once it was asked for, or told.
+        # None once the error was asked for, or reported.
         self._failures: Failures | None = failures
 
     def __bool__(self) -> bool:
-        """Tell whether nobody has asked for it."""
+        """Tell whether nobody has asked for the error."""
         return self._failures is not None
 
     @property
     def exception(self) -> BaseException:
-        # As it was when the work failed: every raise adds its frames to an exception's traceback,
-        # so without this it would grow with each `result()`, and keep the frames of whoever asked alive.
+        # The traceback as it was when the work failed. Each raise adds frames to it, so it would grow with each `result()`, and keep
+        # the frames of all callers alive.
         return self.failure.exception.with_traceback(self.traceback)
 
     def claim(self) -> BaseException:
-        """Return the error; it is not reported any more."""
+        """Return the error, which is not reported any more."""
         self._failures = None
         return self.exception
 
     def tell(self, failures: Failures) -> None:
-        """Tell of the error here and now, if nobody has asked for it."""
+        """Report the error here and now, if nobody has asked for it."""
         if self._failures is not None:
             self.claim()
             failures.tell(self.failure)
 
     def let_go(self) -> None:
-        """Have the error told of soon, if nobody has asked for it: nobody can any more."""
+        """Have the error reported soon, if nobody has asked for it: nobody can any more."""
         failures = self._failures
         if failures is not None:
             self.claim()
@@ -230,7 +235,7 @@ class Unclaimed:
 
 
 def _alone() -> int:
-    # As it is looked at in `_find_unheld`.
+    # Counts as `_find_unheld` does.
     handles = (object(),) * _REFERENCES
     return sys.getrefcount(handles[0])
 

@@ -1,16 +1,16 @@
 """
-Takes items from any thread, in order, without waiting for a lock; whoever empties it is woken once, not once an item.
+Takes items from any thread, in order, without waiting for a lock; under load the reader is woken once, not once an item.
 
-What is guaranteed. A `put` that returned True is taken: by the reader, or by `close`. One that returned False, or raised and was taken back
-by its caller, is not. Items of one thread are taken in the order in which it put them. While anything is in the inbox the reader looks, or
-is due to.
+What is guaranteed. An item whose `put` returned True is taken: by the reader, or by `close`. An item whose `put` returned False, or raised
+and whose caller took it back, is not. Items of one thread are taken in the order in which it put them. While there is an item in the inbox,
+the reader looks, or is due to look.
 
-Who may touch what. Anybody may put, look, wake the reader (who does runs `Life._wake`, on its own thread) and take back, at any moment: in
-a signal handler that interrupts a `put`, in a finaliser that the garbage collector runs in one, and with no GIL. One reader at a time takes
-and rests; it is a loop's thread, or whoever holds the life after it.
+Who may touch what. Any thread may put, look, take back, and wake the reader, at any moment: in a signal handler that interrupts a `put`, in a
+finaliser that the garbage collector runs during one, and without a GIL. Whoever wakes the reader runs `Life._wake` on its own thread. One
+reader at a time takes and rests: the loop's thread, or whoever holds the life after it.
 
-How. The items are in a deque. The *token*, a lock that nobody ever waits for, is held while the reader is due to look, so that under load
-a `put` is an append and a look at the token: no system call. Two orders carry all of it:
+How it works. The items are in a deque. The *token* is a lock that nobody ever waits for; it is held while the reader is due to look. So under
+load a `put` is an append and a look at the token: no system call. Everything rests on two orders:
 
     put:   append, then look at the token: free? take it and wake the reader
     rest:  give the token back, then look at the items: any? take it again and go on
@@ -18,18 +18,18 @@ a `put` is an append and a look at the token: no system call. Two orders carry a
     put:   append, then look at the mark: closed? take the item back, or leave it if `close` has it
     close: set the mark, then empty for the last time
 
-In each pair both write before they look, so whichever comes second sees the other: never neither. Looking first loses items, in either.
+In each pair both sides write before they look, so whichever comes second sees the other. If either side looked first, items would be lost.
 
 What is atomic. `deque.append`, `popleft`, `remove` and `extendleft`, `Lock.acquire(False)`, `locked` and `release`, and the reading and
 writing of one attribute: with the GIL because each is one call into C that runs no Python, without it because the deque and the lock see to
 it themselves. Copying a deque is *not* atomic without a GIL. Nothing else here needs to be.
 
-Why not otherwise. Waking the reader for each item is a system call each: 8 µs through a socket pair, where a `put` takes 0.1. A plain lock
-around append and wake-up deadlocks when a signal handler or a finaliser puts in the middle of it; a re-entrant one costs more than all of
-`put`. A flag instead of the token has no step that both looks and takes it: two writers wake, or, cleared at the wrong moment, none. A
-second deque for what comes while the first is emptied has to be swapped, and who holds the old one when it is swapped puts into nowhere.
+Why not otherwise. Waking the reader for each item costs a system call each: 8 µs through a socket pair, where a `put` takes 0.1. A plain lock
+around append and wake-up deadlocks when a signal handler or a finaliser puts in the middle of it; a re-entrant lock costs more than all of
+`put`. A flag instead of the token can't be read and set in one step: two writers wake the reader, or, if it is cleared at the wrong moment,
+none does. A second deque for new items has to be swapped, and a writer that holds the old one during the swap loses its item.
 
-tests/interleavings/test_inbox.py runs all of this in every order of its steps, and again without each of the looks.
+tests/interleavings/test_inbox.py runs this in every order of its steps, and again with each of the looks left out.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from typing import Any, Final
 
 
 class Inbox:
-    """A queue of one reader, and of any number of writers who may be signal handlers and finalisers."""
+    """A queue with one reader at a time and any number of writers, which may be signal handlers and finalisers."""
 
     __slots__ = ("_items", "_token", "_wake", "closed", "take")
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._items: deque[Any] = deque()
-        # Returns the oldest item; IndexError if there is none. The deque's own method: a call less, 30 ns an item.
+        # Returns the oldest item; IndexError if there is none. It is the deque's own method: a wrapper would cost 30 ns an item.
         self.take: Final = self._items.popleft
-        # Held while the reader is due to look, or looks.
+        # Held while the reader looks, or is due to look.
         self._token = Lock()
-        # Called with the token held. It makes the reader look, or raises.
+        # Called with the token held. Makes the reader look, or raises.
         self._wake = wake
         self.closed = False
 
@@ -63,24 +63,24 @@ class Inbox:
     def put(self, item: Any) -> bool:
         """Deliver *item*, or return False and leave nothing behind."""
         self._items.append(item)
-        # A look first, for 15 ns, where a try that fails costs 50 to 110 (not on 3.15).
+        # A look first: it costs 15 ns, and a failed acquire 50 to 110 (not on 3.15).
         if not self._token.locked():
             self.wake_reader(item, if_resting=True)
         # After the append: either the last emptying took the item, or the mark is seen here.
         return not self.closed or not self.take_back(item)
 
     def waiting(self) -> list[Any]:
-        """What is delivered and not yet taken, for a look."""
+        """Return the items that are delivered and not taken: a snapshot."""
         try:
             return list(self._items.copy())
         except RuntimeError:
-            # "deque mutated during iteration": no GIL, and somebody put or took. This stops all threads for a moment, and so
-            # sees the items of that moment; and before them the deque's type. (One item after the other, by its index, took up to
-            # half a second for 1,000 while four threads put, and missed some.)
+            # "deque mutated during iteration": there is no GIL, and another thread put or took. This call stops all threads for a
+            # moment and so sees the items of that moment, preceded by the deque's type. (Reading item by item took up to half a second
+            # for 1,000 while four threads put, and missed some.)
             return [item for item in gc.get_referents(self._items) if item is not deque]
 
     def take_back(self, item: Any) -> bool:
-        """Remove *item*, unless the reader has it already. Items are compared by identity."""
+        """Remove *item*, unless the reader has taken it. Items are compared by identity."""
         try:
             self._items.remove(item)
         except ValueError:
@@ -88,30 +88,30 @@ class Inbox:
         return True
 
     def rest(self) -> bool:
-        """Give the token back, because all is taken; False if something came meanwhile, and the token is held again."""
+        """Give the token back, because all items are taken. False if an item came meanwhile: the token is held again."""
         self.give_token_back()
         # A second look, after the giving back: a writer that found the token held relies on it.
         return not (self._items and self._token.acquire(False))
 
     def wake_reader(self, item: object = None, *, if_resting: bool = False, again: bool = True) -> None:
         """
-        Wake the reader, due or not: a spare wake-up is harmless. *if_resting*: unless it is due to look.
+        Wake the reader, even if it is due to look: a spare wake-up is harmless. With *if_resting*, only if it is not due.
 
-        If that fails, or is interrupted, what others put is taken nevertheless; *item* is its caller's to take back.
+        If that fails or is interrupted, the items of others are taken nevertheless; the caller has to take back *item*.
         """
         try:
             if self._token.acquire(False) or not if_resting:
                 self._wake()
         except BaseException as error:
-            # Ctrl-C between the taking of the token and the wake-up would leave it taken for ever, and the reader asleep. Given back
-            # first, and in place: near the recursion limit no function can be called, and the next signal may come in one.
+            # Ctrl-C between the acquire and the wake-up would leave the token held for ever, and the reader asleep. It is released
+            # first and without a helper: near the recursion limit no function can be called, and in one the next signal may come.
             try:
                 self._token.release()
             except RuntimeError:
                 # It was free already.
                 pass
-            # Others found the token taken meanwhile, and rely on this wake-up: other threads, or the very handler that raised. Where there
-            # is no thread to be had, the next `put` tries again, and tells its caller.
+            # Others found the token held meanwhile, and rely on this wake-up: other threads, or the very handler that raised. If no
+            # thread can be started, the next `put` tries again and raises for its caller.
             if again and any(other is not item for other in self.waiting()):
                 with suppress(Exception):
                     self.wake_reader(item, again=not isinstance(error, Exception))
@@ -130,8 +130,8 @@ class Inbox:
             pass
 
     def close(self) -> list[Any]:
-        """Refuse from now on, and return what was delivered before: closing and the last emptying are one step."""
-        # Before the emptying: a `put` that comes too late for that sees it.
+        """Refuse from now on, and return the items delivered before: closing and the last emptying are one step."""
+        # Before the emptying, so that a `put` that comes too late for it sees the mark.
         self.closed = True
         items = []
         while True:
@@ -141,9 +141,9 @@ class Inbox:
                 return items
 
     def reopen(self, items: list[Any]) -> None:
-        """Accept again, and first what the last emptying found: it is still worth doing."""
+        """Accept again, and first the items that the last emptying returned: that work is still worth doing."""
         self._items.extendleft(reversed(items))
         self.closed = False
-        # After the opening: whoever put before it found the inbox closed, and woke nobody.
+        # After the opening: a `put` before it found the inbox closed, and woke nobody.
         if self._items:
             self.wake_reader()

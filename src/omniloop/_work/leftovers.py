@@ -1,23 +1,23 @@
 """
 The tasks that work leaves on the loop with asyncio's own means (`create_task`, `ensure_future`, a `TaskGroup`), held until they are done.
 
-What is guaranteed. Each is referred to from its making until it is done; asyncio alone refers to its tasks weakly. It stands in one of these
-tables, in the order of making:
+What is guaranteed. Each task is referred to from its creation until it is done; asyncio alone refers to its tasks weakly. It is in one of
+these tables, in the order of creation:
 
-    left        what work has left: the end waits for those that are young
+    left        tasks that work has left: the drain waits for the young ones
     clean_ups   the closing of async generators, which asyncio starts when one is dropped before its end
-    late.tasks  what the end does not wait for (any more)
-    others      what a daemon has made
-    and in the `Belongings` of a resource: what was made in its opening, its client's own reader and heartbeat
+    late.tasks  tasks that the drain does not wait for, or no longer
+    others      tasks that a daemon has made
+    and in the `Belongings` of a resource: tasks made while it opened, such as its client's reader and heartbeat
 
-Whose a task is, its context says (`belongs_to`), and it says the same of all that is submitted or made in it. `go` pays nothing for that: it
-copies its caller's context anyway, and the end of the life reads what the copy says.
+The owner of a task is in its context (`belongs_to`), and so it is also the owner of all that is submitted or made in that context. `go` pays
+nothing for that: it copies its caller's context anyway, and the drain reads the owner from the copy.
 
-How. `create_task` is replaced on the loop's instance. (By a task factory was tried: whoever starts eagerly asks for one, users see it, and
-theirs replaces it.) A callback for each task would cost 1.2 µs, and most are done in a moment: so they go to a list that is looked at some 20 ms
-later, and only what is left then gets its callback. What is made by calling `asyncio.Task` is not seen here.
+How it works. `create_task` is replaced on the loop's instance. (A task factory was tried: a user who starts tasks eagerly needs one, users see
+it, and theirs replaces it.) A callback for each task would cost 1.2 µs, and most tasks are done in a moment. So new tasks go to a list, and
+only those that are left some 20 ms later get a callback. Tasks made by calling `asyncio.Task` directly are not seen here.
 
-All of it is for the loop's thread. Others look at copies.
+All of it is for the loop's thread. Other threads look at copies.
 """
 
 from __future__ import annotations
@@ -43,34 +43,34 @@ _NEW: Final = 0.02
 
 
 class Belongings:
-    """Whose a task is: a daemon's, a resource's, or of those that are past their time."""
+    """The owner of tasks: a daemon, a resource, or what the end no longer waits for."""
 
     __slots__ = ("over", "tasks")
 
     def __init__(self, over: bool = False) -> None:
         self.tasks: dict[asyncio.Future[Any], float] = {}
-        # Whether they were asked to end; what they have submitted is then waited for as that of daemons is.
+        # Whether the owner was asked to end; the end then waits for its submissions as for those of daemons.
         self.over = over
 
 
-# What daemons submit, and the turns of `every`.
+# The owner of what daemons and the turns of `every` submit.
 OF_DAEMONS: Final = Belongings(over=True)
 
-# What an iteration submits: one that goes on by itself, in a daemon thread, holds up the end no more than a daemon does. But the tasks that
-# its source leaves are leftovers: who iterates has called it.
+# The owner of what an iteration submits: an iteration that goes on in a daemon thread holds up the end no more than a daemon does. But
+# tasks that its source leaves are leftovers, because the caller has asked for the iteration.
 OF_CALLERS: Final = Belongings(over=True)
 
-# In the context of what belongs to somebody, and of all that is made in it.
+# Set in the context of an owner, and so in all contexts that are copied from it.
 belongs_to: Final[ContextVar[Belongings]] = ContextVar("omniloop_belongs_to")
 
-# What the end waits for: work; then what daemons have submitted; then nothing else.
+# The order in which the end waits: for work, then for what daemons have submitted. It does not wait for the rest.
 UNMARKED: Final = 0
 OF_WHAT_ENDED: Final = 1
 OF_OTHERS: Final = 2
 
 
 def rank_of(task: Task[Any]) -> int:
-    """When the end waits for a piece of work, by who submitted it. From any thread."""
+    """Return when the end waits for a piece of work, by who submitted it. From any thread."""
     context = task._context
     owner = None if context is None else context.get(belongs_to)
     return UNMARKED if owner is None else OF_WHAT_ENDED if owner.over else OF_OTHERS
@@ -78,46 +78,46 @@ def rank_of(task: Task[Any]) -> int:
 
 def is_clean_up(runner: asyncio.Future[Any]) -> bool:
     """Tell whether a task closes an async generator."""
-    # What `aclose()` returns has no public name.
+    # The type of what `aclose()` returns has no public name.
     return isinstance(runner, asyncio.Task) and type(runner.get_coro()).__name__ == "async_generator_athrow"
 
 
 def copied(context: object, work: object) -> Context:
-    """A copy, because the caller may be inside of *context*, and none can be entered twice. Closes *work* if it refuses."""
+    """Return a copy of *context*: the caller may be inside it, and a context can't be entered twice. Closes *work* if it refuses."""
     if not isinstance(context, Context):
         close_unstarted(work)
         raise TypeError(f"context={context!r}: give a contextvars.Context, such as copy_context() returns, or None.")
     copy = context.copy()
     if (owner := belongs_to.get(None)) is not None:
-        # Whose the caller is, its own context says.
+        # The owner is the caller's, as its own context says.
         copy.run(belongs_to.set, owner)
     return copy
 
 
 def title_of(task: asyncio.Task[Any]) -> str:
-    """The name that a task was given; else, because asyncio numbers them, that of its coroutine. For a person to read."""
+    """Return the name that was given to a task; else that of its coroutine, because asyncio numbers unnamed tasks. For a person to read."""
     name = task.get_name()
     return shown(name if not name.startswith("Task-") else getattr(task.get_coro(), "__qualname__", name))
 
 
 class Leftovers:
-    """What is on a loop besides the work of its life. For the loop's thread."""
+    """The tasks on a loop besides the work of its life. For the loop's thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, owns_loop: bool) -> None:
         self.left: dict[asyncio.Future[Any], float] = {}
         self.clean_ups: dict[asyncio.Future[Any], float] = {}
         self.others: dict[asyncio.Future[Any], float] = {}
         self.late = Belongings()
-        # Whose the tasks of daemons are when these have ended; it has no table of its own.
+        # The owner of tasks whose daemons have ended; it has no table of its own.
         self.orphans = Belongings()
-        # Of the late ones those that were waited for; and whether their time is over.
+        # The late tasks that were waited for in vain; and whether the time for leftovers is over.
         self.in_vain: set[asyncio.Future[Any]] = set()
         self.time_over = False
-        # Those of resources, by what keeps them open.
+        # The belongings of resources, by the task that keeps the resource open.
         self.belongings: dict[asyncio.Future[Any], Belongings] = {}
-        # Tasks of the runtime's own, which wait for the others.
+        # The runtime's own tasks, which wait for the others.
         self.helpers: set[asyncio.Future[Any]] = set()
-        # While resources are closed: what the tasks here raise then is not reported.
+        # True while resources are closed: errors of the tasks here are not reported then.
         self.hushed = False
         self._loop = loop
         self._context = context
@@ -127,7 +127,7 @@ class Leftovers:
         self.make_task = loop.create_task
         if owns_loop:
             with suppress(AttributeError):
-                # A loop with slots: what is left on it is not seen here.
+                # A loop with slots refuses: its leftovers are not seen here.
                 loop.create_task = self._hooked()  # type: ignore[method-assign]
 
     def _hooked(self) -> Any:
@@ -151,7 +151,7 @@ class Leftovers:
             self._timer = self._loop.call_later(_NEW, self.look, context=self._context)
 
     def look(self) -> None:
-        """Hold what was made since the last look and is not done."""
+        """Hold the tasks that were made since the last look and are not done."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -171,21 +171,21 @@ class Leftovers:
 
     def _hold(self, task: asyncio.Future[Any], table: dict[asyncio.Future[Any], float], made: float) -> None:
         if not asyncio.isfuture(task):
-            # Of a task factory of the user's.
+            # The user's task factory returned something else.
             return
         if not task.done():
             if is_clean_up(task):
                 table = self.clean_ups
             table[task] = made
             if self.time_over and table is self.late.tasks:
-                # One that goes on in another is waited for in vain as well.
+                # A late task that goes on in another one is waited for in vain as well.
                 self.in_vain.add(task)
             task.add_done_callback(partial(self._gone, table), context=self._context)
         else:
             self._hush(task)
 
     def _gone(self, table: dict[asyncio.Future[Any], float], task: asyncio.Future[Any]) -> None:
-        # It may have become late meanwhile.
+        # The task may have become late meanwhile.
         if table.pop(task, None) is None:
             self.late.tasks.pop(task, None)
             self.in_vain.discard(task)
@@ -193,11 +193,11 @@ class Leftovers:
 
     def _hush(self, task: asyncio.Future[Any]) -> None:
         if self.hushed and not task.cancelled():
-            # Retrieved: nobody will hear of it.
+            # Retrieving it keeps asyncio from reporting it.
             task.exception()
 
     def keep(self, keeper: asyncio.Future[Any]) -> None:
-        """From now on what is made in the current context belongs to *keeper*, which keeps a resource open."""
+        """Make *keeper*, which keeps a resource open, the owner of all that is made in the current context from now on."""
         for former, owner in list(self.belongings.items()):
             if former.done() and not owner.tasks:
                 del self.belongings[former]
@@ -205,34 +205,34 @@ class Leftovers:
         belongs_to.set(owner)
 
     def new(self) -> list[asyncio.Future[Any]]:
-        """What work has made and was not looked at yet. From any thread, for a look."""
+        """Return the tasks that work has made since the last look. A snapshot, from any thread."""
         return [task for task in list(self._new) if asyncio.isfuture(task) and not task.done()]
 
     def all(self) -> list[asyncio.Future[Any]]:
-        """All that is held here. From any thread, for a look."""
+        """Return all tasks held here. A snapshot, from any thread."""
         belongings = [owner.tasks for owner in list(self.belongings.values())]
         tables = [self.left, self.others, self.late.tasks, self.clean_ups, *belongings]
         return [task for table in tables for task in list(table)]
 
     def count(self, since: float) -> int:
-        """How many the end would have to wait for now, if what was left after *since* is young. From any thread, for a look."""
+        """Count the tasks that the end would have to wait for now, with *since* as the limit of youth. A snapshot, from any thread."""
         young = sum(made >= since for made in list(self.left.values()))
         return young + len(self.new()) + len(self.clean_ups)
 
     # --- at the end ---------------------------------------------------------------------------------------------------
 
     def young(self, since: float) -> list[asyncio.Future[Any]]:
-        """What was left after *since*, by `time.monotonic`, and is not late."""
+        """Return the tasks that were left after *since*, by `time.monotonic`, and are not late."""
         self.look()
         return [task for task, made in self.left.items() if made >= since]
 
     def old(self, since: float) -> list[asyncio.Future[Any]]:
-        """What was left before *since*."""
+        """Return the tasks that were left before *since*."""
         self.look()
         return [task for task, made in self.left.items() if made < since]
 
     def give_up(self, tasks: Iterable[asyncio.Future[Any]], in_vain: bool = False) -> None:
-        """Wait no longer for *tasks*, nor for what they submit from now on."""
+        """Stop waiting for *tasks*, and for what they submit from now on."""
         for task in tasks:
             self.late.tasks[task] = self.left.pop(task, 0.0)
             if in_vain:
@@ -240,7 +240,7 @@ class Leftovers:
             _give(task, self.late)
 
     def orphan_others(self) -> None:
-        """Daemons have ended: wait for nothing that the tasks which they have made submit from now on."""
+        """Wait no longer for what the tasks of daemons submit from now on, because the daemons have ended."""
         self.look()
         for task in self.others:
             _give(task, self.orphans)
@@ -250,7 +250,7 @@ class Leftovers:
         return task._context is not None and task._context.get(belongs_to) is self.late
 
     def give_up_but(self, tasks: Iterable[asyncio.Future[Any]], work: Iterable[Any], in_vain: bool) -> None:
-        """Give up those of *tasks* that *work*, which is waited for, does not wait for."""
+        """Give up those of *tasks* that *work* does not wait for. The end waits for *work* in any case."""
         if tasks := list(tasks):
             awaited = _awaited_by(work)
             self.give_up([task for task in tasks if id(task) not in awaited], in_vain)
@@ -262,7 +262,11 @@ class Leftovers:
         work: Container[Any],
         timers: Mapping[Task[Any], asyncio.TimerHandle],
     ) -> bool:
-        """Tell whether what *task* waits for is known to come by *until*, by the loop's clock; *work* is waited for anyway, *timers* are calls that are not due."""
+        """
+        Tell whether what *task* waits for is known to come by *until*, by the loop's clock.
+
+        *work* is waited for in any case; *timers* are the calls that are not due.
+        """
         return _comes(task, until, work, timers, set())
 
 
@@ -278,13 +282,13 @@ def _comes(
     if future.done() or future in work:
         return True
     if id(future) in seen:
-        # A circle.
+        # A circle of tasks that wait for each other.
         return False
     seen.add(id(future))
     if isinstance(future, asyncio.Task):
         waiter = waiter_of(future)
         if waiter is None:
-            # About to run.
+            # The task is about to run.
             return True
         frame, is_of_child_process = _innermost_frame(future)
         if is_of_child_process:
@@ -293,25 +297,25 @@ def _comes(
             timer = frame.f_locals.get("h")
             return timer is not None and timer.when() <= until
         if frame is not None and any(map(is_running_thread, frame.f_locals.values())):
-            # A thread of a library's own, which it hands work to and then waits for.
+            # A library's own thread, to which the task has handed work that it waits for.
             return True
     elif isinstance(handle := getattr(future, "_task", None), Task):
         if (due := timers.get(handle)) is not None:
             return due.when() <= until
         return handle._kind is WORK or handle._kind is HANDOVER
     elif is_chained(future):
-        # A worker thread, or another loop.
+        # Its outcome comes from a worker thread, or from another loop.
         return True
     parts = _waits_for(future)
     return bool(parts) and all(_comes(part, until, work, timers, seen) for part in parts)
 
 
 def _waits_for(future: Any) -> list[Any]:
-    """The futures that a future or a task waits for."""
+    """Return the futures that a future or a task waits for."""
     if isinstance(future, asyncio.Task):
         frame, _ = _innermost_frame(future)
         found = {} if frame is None else frame.f_locals
-        # Of `asyncio.wait`, and of task groups.
+        # The futures of `asyncio.wait`, or the members of a task group.
         others = found.get("fs") or members_of(found.get("self"))
         if isinstance(others, (set, list)) and others and all(map(asyncio.isfuture, others)):
             return list(others)
@@ -323,7 +327,7 @@ def _waits_for(future: Any) -> list[Any]:
 
 
 def _awaited_by(work: Iterable[Any]) -> set[int]:
-    """The identities of all that *work* waits for, and that waits for in turn."""
+    """Return the identities of all futures that *work* waits for, directly or not, itself included."""
     seen: set[int] = set()
     left = [runner for runner in work if asyncio.isfuture(runner)]
     while left:
@@ -335,7 +339,7 @@ def _awaited_by(work: Iterable[Any]) -> set[int]:
 
 
 def _innermost_frame(task: asyncio.Task[Any]) -> tuple[Any, bool]:
-    """The last of the frames in which a task waits, and whether one of them waits for a child process."""
+    """Return the innermost frame in which a task waits, and whether one of its frames waits for a child process."""
     coro: Any = task.get_coro()
     frame: Any = None
     for frame in frames_of(coro):
@@ -345,29 +349,29 @@ def _innermost_frame(task: asyncio.Task[Any]) -> tuple[Any, bool]:
 
 
 def _is_of_child_process(frame: Any) -> bool:
-    """Tell whether a frame waits for a child process, or for what goes through its pipes."""
+    """Tell whether a frame waits for a child process, or for data of its pipes."""
     module = frame.f_globals.get("__name__")
     if module != "asyncio.streams":
         return bool(module == "asyncio.subprocess")
     stream: Any = frame.f_locals.get("self")
     transport: Any = transport_of(stream)
-    # uvloop has classes of its own, of the same names.
+    # uvloop has its own classes of the same names.
     protocol = transport.get_protocol() if hasattr(transport, "get_protocol") else stream
     return type(protocol).__name__ in _OF_CHILD_PROCESSES
 
 
 def _give(task: asyncio.Future[Any], owner: Belongings) -> None:
-    """Have what *task* makes and submits from now on be its *owner*'s."""
+    """Make *owner* the owner of what *task* makes and submits from now on."""
     context = context_of(task)
     if context is not None:
         with suppress(RuntimeError):
-            # Another task that shares it is in it.
+            # Another task that shares the context is running in it.
             context.run(belongs_to.set, owner)
 
 
 def context_of(runner: asyncio.Future[Any]) -> Context | None:
-    """The context that a task runs in."""
+    """Return the context that a task runs in."""
     if sys.version_info >= (3, 12):
         return runner.get_context() if isinstance(runner, asyncio.Task) else None
-    # 3.11 does not show it. The task's own comes before those of its callbacks.
+    # 3.11 does not show it. The task's own context comes before those of its callbacks.
     return next((thing for thing in gc.get_referents(runner) if type(thing) is Context), None)

@@ -1,4 +1,4 @@
-"""Takes its turns at a fixed rate, without drift or overlap, whatever happens in one of them."""
+"""Calls a function at a fixed rate, without drift or overlap, whatever happens in one of the calls."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from weakref import WeakKeyDictionary
 from .. import _cpython
 from .._report import Failure, Site, shown
 
-# A clock that stands still for longer than the first, in seconds, is a coarse one; none does for as long as the second. (15.6 ms, with
-# Python 3.11 and 3.12 on Windows.)
+# A clock with a resolution above the first, in seconds, is coarse; no clock's is as large as the second. (15.6 ms with Python 3.11 and
+# 3.12 on Windows.)
 _COARSE: Final = 0.001
 COARSEST: Final = 0.02
 
 
 def coarse_resolution(loop: asyncio.AbstractEventLoop) -> float:
     """
-    The resolution of the loop's clock, in seconds, if it is a coarse one; else 0.
+    Return the resolution of the loop's clock, in seconds, if the clock is coarse; else 0.
 
-    asyncio takes a timer for due that is within it. Whoever is called early by less waits once more, for the rest and this, because the rest alone would be
-    taken for due again at once.
+    asyncio takes a timer for due that is less than the resolution away. A call that is early by less waits again, for the rest and the
+    resolution: after the rest alone, the timer would be taken for due at once.
     """
     resolution = _cpython.clock_resolution(loop)
     return resolution if resolution > _COARSE else 0.0
 
 
 class Turns:
-    """The turns of one function. All of it on the loop's thread."""
+    """The turns of one function. For the loop's thread."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Turns:
         site: Site,
         report: Callable[[Failure], None],
     ) -> None:
-        # As good as nothing, and the number of turns stays one.
+        # A smaller interval becomes this, so that the number of turns stays finite.
         self._interval = max(interval, 1e-9)
         self._fn = fn
         self._jitter = jitter
@@ -57,7 +57,7 @@ class Turns:
 
     async def run(self) -> None:
         """Call the function, and await what it returns, every *interval* seconds by the loop's clock, until cancelled or stopped."""
-        # Here, because it would be a tenth of what the whole package costs to import.
+        # Imported here, because it would be a tenth of the cost of importing the package.
         import random
 
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -71,12 +71,12 @@ class Turns:
             due = start + turn * self._interval + (random.uniform(0, self._jitter) if self._jitter else 0)
             await asyncio.sleep(max(0.0, due - loop.time()))
             while 0 < (left := due - loop.time()) < COARSEST:
-                # asyncio takes for due what is within the resolution of its clock.
+                # asyncio takes a timer for due that is less than the resolution of its clock away.
                 await asyncio.sleep(left + resolution)
             await self._take(task)
-            # What is past is left out: late turns do not pile up.
+            # Turns that are past are skipped, so that late turns do not pile up.
             turn = max(turn + 1, math.ceil((loop.time() - start) / self._interval))
-        # As those are that are between two turns at the end.
+        # Ends as cancelled, like calls that are between two turns at the end.
         raise asyncio.CancelledError
 
     async def _take(self, task: asyncio.Task[object]) -> None:
@@ -86,10 +86,10 @@ class Turns:
             if inspect.isawaitable(value):
                 await value
         except GeneratorExit:
-            # Closed, not run: at the end of an interpreter that forgot its loop.
+            # The coroutine is closed, not run: the interpreter ends and has forgotten the loop.
             raise
         except BaseException as error:
-            # A cancellation may be the turn's own: that of something it waited for.
+            # Without a request to cancel this task, the cancellation is of something that the turn awaited.
             if isinstance(error, asyncio.CancelledError) and task.cancelling():
                 raise
             self._report(
@@ -104,10 +104,10 @@ class Turns:
         return self._under_way
 
 
-# By the asyncio task that takes them.
+# The turns, by the asyncio task that takes them.
 _of: Final[WeakKeyDictionary[asyncio.Future[None], Turns]] = WeakKeyDictionary()
 
 
 def turns_of(runner: asyncio.Future[None]) -> Turns | None:
-    """The turns that *runner* takes; None if it is another's."""
+    """Return the turns that *runner* takes; None if it is another kind of task."""
     return _of.get(runner)

@@ -1,32 +1,35 @@
 """
 The handle of one piece of work: a `concurrent.futures.Future` that can also be awaited, on any event loop.
 
-What a piece of work is (its `Kind`):
+The kinds of work (`Kind`):
 
-    WORK      waited for, by `flush` and by the drain
-    HANDOVER  the same, and nobody takes it back
-    DAEMON    cancelled by the drain when the work is done
-    KEEPER    keeps something open for all others, and ends after them
+    WORK      `flush` and the drain wait for it
+    HANDOVER  the same, and it can't be cancelled
+    DAEMON    the drain cancels it when the work is done
+    KEEPER    keeps something open for all other work, and ends after it
 
-Where it is, and what of the handle says so:
+The stages of a handle, and how to tell them apart:
 
     submitted   `_work` is the coroutine or the function, and `_since` is not set
-    begun       the coroutine runs in its first step; or a function runs, and `_since` says since when
+    begun       the coroutine runs in its first step; or the function runs, and `_since` is its start time
     running     `_work` is the asyncio task
-    done        the meeting has an outcome; `_work`, `_args` and `_context` are None, so that whoever keeps the handle keeps no more
+    done        the meeting has an outcome; `_work`, `_args` and `_context` are None, so that the handle keeps nothing else alive
 
-What is guaranteed. A handle that was returned settles, once, and whoever waits for it, in whichever way, hears of it. A failure is
-claimed by who asks for it, or told.
+What is guaranteed. A handle that was returned settles exactly once, and every waiter, of whichever kind, learns of it. A failure is either
+claimed by whoever asks for the outcome, or reported.
 
-The meeting, where the outcome and those who wait for it find each other without a lock: `_meeting` is a list, and whoever appends first
-is at index 0. That is the outcome, if nobody waited; or a `_Meeting` that the first waiter has opened, with a lock of its own, and then the
-outcome is told there. Appending is atomic, so exactly one is first, and most handles never pay for a lock: what the constructor of
-`Future` makes costs some eighty times the empty list (3.12). What was tried: `setdefault` on the instance's dictionary decides as
-well, but making that costs 270 ns on 3.13, where the list costs 20.
+The meeting is where the outcome and the waiters find each other, mostly without a lock. `_meeting` is a list, and its first item decides:
 
-Who may touch what. The methods without an underscore are for everybody, on any thread, unless they say otherwise. Of the others, `_settle`,
-`_fail`, `_end_cancelled` and `_settle_from` are for whoever has the work in hand: the loop's thread, the worker that made the call, or
-who ended it before it began.
+    1. If the outcome is appended first, nobody waited, and that is all.
+    2. If a waiter comes first, it appends a `_Meeting`, which has a lock of its own. The outcome is then stored there.
+
+Appending is atomic, so exactly one item is the first, and most handles never pay for a lock: what the constructor of `Future` makes costs
+some eighty times the empty list (3.12). What was tried: `setdefault` on the instance's dictionary decides as well, but making that
+dictionary costs 270 ns on 3.13, where the list costs 20.
+
+Who may touch what. Methods without an underscore are for any thread, unless they say otherwise. Of the others, `_settle`, `_fail`,
+`_end_cancelled` and `_settle_from` are for the thread that handles the work: the loop's thread, the worker that made the call, or the
+thread that ended the work before it began.
 """
 
 from __future__ import annotations
@@ -73,9 +76,9 @@ class Kind(enum.Enum):
     WORK = "work"
     # Cancelled when the work is done.
     DAEMON = "daemon"
-    # Keeps something open for the others, and is ended after all of them.
+    # Keeps something open for all other work, and ends after it.
     KEEPER = "keeper"
-    # Brings a call to an engine: waited for as work, and nobody takes it back.
+    # Brings a call to an engine: waited for like WORK, and can't be cancelled.
     HANDOVER = "handover"
 
 
@@ -87,12 +90,12 @@ HANDOVER: Final = Kind.HANDOVER
 
 
 class Dropped(str):
-    """Why a piece of work was cancelled, where the bounds had no room for it: it counts as dropped then."""
+    """The reason of a cancellation for lack of room under the bounds: the work then counts as dropped."""
 
     __slots__ = ()
 
 
-# Ending, and what came out: the value, the `Unclaimed` error, or the arguments of the cancellation.
+# How the work ended, and with what: the value, the `Unclaimed` error, or the arguments of the cancellation.
 Outcome = tuple[Ending, Any]
 
 
@@ -100,7 +103,7 @@ if TYPE_CHECKING:
     from .._hooks import Elsewhere
 
     class Owner(Protocol):
-        """What a task needs of the runtime that runs it; handed down, so that a task knows no runtime."""
+        """What a task needs of the runtime that runs it. An interface, so that this module does not depend on runtimes."""
 
         failures: Failures
         tally: Tally
@@ -119,7 +122,7 @@ if TYPE_CHECKING:
 
 @final
 class _Meeting:
-    """Where those who wait for a task meet its outcome; made only when somebody waits."""
+    """Where the waiters of a task meet its outcome; made only when somebody waits."""
 
     __slots__ = ("awaited", "before", "callbacks", "condition", "gates", "lock", "outcome", "waiters")
 
@@ -127,13 +130,13 @@ class _Meeting:
         # Re-entrant, because a signal handler may look at the task that the interrupted frame is looking at.
         self.lock = Guard()
         self.outcome: Outcome | None = None
-        # The runtime's own, called before anybody hears of the outcome.
+        # The runtime's own callback, called before anybody can see the outcome.
         self.before: Callable[[], None] | None = None
         self.gates: list[Lock] = []
-        # A dict, because who waits no more takes his own out again.
+        # A dict, because a waiter that gives up removes its own callback.
         self.callbacks: dict[Callable[[], None], None] = {}
         self.waiters: list[Any] = []
-        # Whether anybody waits, or has waited, in async code.
+        # Whether async code waits, or has waited.
         self.awaited = False
         self.condition: threading.Condition | None = None
 
@@ -161,8 +164,8 @@ class Task(concurrent.futures.Future[T]):
         (True, False, None)
     """
 
-    # Not the attributes of Future, whose `__init__` is not called: a lock, a condition and two lists for each
-    # task are most of what `run_coroutine_threadsafe` costs. What others may look at is a property below.
+    # Without the attributes of Future, whose `__init__` is not called: a lock, a condition and two lists for each task are most of what
+    # `run_coroutine_threadsafe` costs. The attributes that other libraries read are properties below.
     __slots__ = (
         "_args",
         "_code",
@@ -179,7 +182,7 @@ class Task(concurrent.futures.Future[T]):
 
     _work: Any
 
-    # Set only where there is something to say: when the work started to wait, and its whole stack in debug mode.
+    # Set only where needed: when the work started, and the whole stack of its submission in debug mode.
     _since: float
     _stack: StackSummary
 
@@ -205,7 +208,7 @@ class Task(concurrent.futures.Future[T]):
         self._kind = kind
         self._code = code
         self._lasti = lasti
-        # Where outcome and waiters find each other; see the story above.
+        # Where the outcome and the waiters find each other: see the top of the module.
         self._meeting: list[Outcome | _Meeting] = []
 
     # --- asking ---------------------------------------------------------------------------------------------------
@@ -245,17 +248,17 @@ class Task(concurrent.futures.Future[T]):
             value, error = self._take(concurrent.futures.CancelledError)
             if error is None:
                 return value
-            # Here, so that this is the one line between the caller's and the work's in the traceback.
+            # Raised here, so that this is the only line between the caller's and the work's in the traceback.
             raise error
         finally:
-            # This frame is in it: without this the two keep each other alive, and with them whatever the frames below refer to.
+            # The traceback refers to this frame. Without this the two keep each other alive, and whatever the frames below refer to.
             del self, error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """
         Wait for the work and return the error it raised, or None.
 
-        Blocks, and may be called, as `result()`.
+        Blocks; may be called where `result()` may.
 
         Args:
             timeout: Seconds to wait. None waits without end, 0 asks without waiting.
@@ -273,17 +276,17 @@ class Task(concurrent.futures.Future[T]):
         return self._claim(value) if ending is FAILED else None
 
     def get_name(self) -> str:
-        """Return the name that was given, or that of the coroutine or function."""
-        # In this order, because settling names the task before it lets go of the work.
+        """Return the name that was given at submission; if none was, that of the coroutine or function."""
+        # Read in this order, because settling sets the name before it clears the work.
         work = self._work
         return self._name or _name_of(work)
 
     def add_done_callback(self, fn: Callable[[Task[T]], object]) -> None:
         """
-        Call ``fn(task)`` when the work has ended: on the thread where it ends, or at once, here, if it has.
+        Call ``fn(task)`` when the work has ended: on the thread where it ends, or, if it has ended already, at once on this thread.
 
         An error in *fn* is reported, and harms neither the task nor the other callbacks. The callback alone does not
-        claim a failure; asking for `result()` or `exception()` in it does. Ctrl-C in what is called at once comes out of it.
+        claim a failure; asking for `result()` or `exception()` in it does. If *fn* is called at once, Ctrl-C in it is raised here.
 
         Raises:
             TypeError: if *fn* can't be called.
@@ -293,7 +296,8 @@ class Task(concurrent.futures.Future[T]):
         if not callable(fn):
             raise TypeError(f"add_done_callback() takes a function of the task, and {fn!r} can't be called.")
         if getattr(fn, "__module__", None) == asyncio.tasks.__name__:
-            # It sets a future of the caller's loop, from the thread where the task ends: nothing wakes that loop, which hung.
+            # The callback sets a future of the caller's loop from the thread where the task ends. Nothing wakes that loop, which then
+            # hung.
             raise WrongLoopError(
                 f"asyncio.wait() can't take {self!r}, which ends in another thread. "
                 "Wrap it: asyncio.wait([asyncio.ensure_future(task)])."
@@ -326,14 +330,14 @@ class Task(concurrent.futures.Future[T]):
         """
         Wait in async code, on any asyncio loop or under trio, and return the value or raise the error.
 
-        Cancelling the waiter asks the work to end and waits until it has, as awaiting an `asyncio.Task` does. Of work that can't be
-        cancelled any more (a function that runs) it ends the waiting at once, and the work goes on. `wait()` leaves the work alone.
+        Cancelling the waiter asks the work to end and waits until it has, as awaiting an `asyncio.Task` does. If the work can't be cancelled any
+        more (a function that runs), the wait ends at once and the work goes on. `wait()` leaves the work alone in either case.
         """
         elsewhere = who_runs_here()
         if self._outcome() is None:
             yield from self._wait_async(elsewhere, True)
         value: T
-        # asyncio's own is nothing that another loop knows.
+        # No other kind of loop knows asyncio's CancelledError.
         value, error = self._take(asyncio.CancelledError if elsewhere is None else concurrent.futures.CancelledError)
         if error is None:
             return value
@@ -347,8 +351,8 @@ class Task(concurrent.futures.Future[T]):
         """
         Wait in async code, on any asyncio loop or under trio, until the work has ended; True if it has, in whichever way.
 
-        Leaves the work alone, and nothing behind: neither *timeout* nor a cancellation of the waiter asks it to end. A failure is not
-        claimed by this, but by asking for it: ``if await task.wait(5): print(task.result())``. In sync code it is `result(timeout)`, or
+        Neither *timeout* nor a cancellation of the waiter asks the work to end, and the wait leaves nothing behind. Waiting does not claim a
+        failure; asking for the outcome does: ``if await task.wait(5): print(task.result())``. In sync code use `result(timeout)`, or
         `concurrent.futures.wait`.
 
         Args:
@@ -371,14 +375,14 @@ class Task(concurrent.futures.Future[T]):
 
     # --- what concurrent.futures and asyncio look at --------------------------------------------------------------
 
-    # Attributes of Future's, and properties here: hence the `override`s.
+    # Attributes in Future, and properties here: hence the `override`s.
 
     @property
     def _state(self) -> str:  # type: ignore[override]
         outcome = self._outcome()
         if outcome is None:
             return "RUNNING" if self._is_started() else "PENDING"
-        # NOTIFIED, because `wait` and `as_completed` count only that.
+        # NOTIFIED, because `wait` and `as_completed` count only that state.
         return "CANCELLED_AND_NOTIFIED" if outcome[0] is CANCELLED else "FINISHED"
 
     @property
@@ -393,13 +397,13 @@ class Task(concurrent.futures.Future[T]):
 
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]
-        # Whoever asks is about to wait: `concurrent.futures.wait` and `as_completed` look at nothing else that tells.
+        # Whoever reads this is about to wait: `concurrent.futures.wait` and `as_completed` give no other sign of it.
         if self._outcome() is None:
             self._owner.check_may_wait(self, "await it")
         return self._meet().waiters
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
-        # asyncio of 3.15 asks: done, cancelled, result, error.
+        # Called by asyncio of 3.15: done, cancelled, result, error.
         outcome = self._outcome()
         if outcome is None:
             return (False, False, None, None)
@@ -428,7 +432,7 @@ class Task(concurrent.futures.Future[T]):
     # --- for the runtime ------------------------------------------------------------------------------------------
 
     def _settle(self, ending: Ending, value: Any) -> bool:
-        """Make the outcome known; only the first call does, and returns True."""
+        """Make the outcome known. The first call returns True; later calls change nothing and return False."""
         outcome: Outcome = (ending, value)
         self._meeting.append(outcome)
         first = self._meeting[0]
@@ -453,22 +457,22 @@ class Task(concurrent.futures.Future[T]):
         return False
 
     def _end_cancelled(self, args: tuple[object, ...], *also: Entry) -> None:
-        """Settle as cancelled, and count that, and *also* what is said, in one step: what is dropped is never seen as finished."""
+        """Settle as cancelled, and count that and *also* in one step, so that dropped work is never seen as finished."""
         close_unstarted(self._work)
         if self._settle(CANCELLED, args):
             self._owner.tally.count(*also, "dropped" if args and type(args[0]) is Dropped else "cancelled")
 
     def _end_unstarted(self, *args: object) -> None:
-        """Settle as cancelled what was accepted, and is taken by nobody any more."""
+        """Settle as cancelled work that was accepted, and will not be taken from the inbox."""
         self._end_cancelled(args, "aside")
 
     def _refuse(self) -> None:
-        """Settle as cancelled what was not accepted: whoever waits for it shall not wait for ever."""
+        """Settle as cancelled work that was not accepted, so that no waiter waits for ever."""
         close_unstarted(self._work)
         self._settle(CANCELLED, ())
 
     def _settle_from(self, runner: asyncio.Future[T]) -> None:
-        """Settle with what came out of the asyncio task that ran the work."""
+        """Settle with the outcome of the asyncio task that ran the work."""
         try:
             failure = runner.exception()
         except asyncio.CancelledError as error:
@@ -480,7 +484,7 @@ class Task(concurrent.futures.Future[T]):
             self._settle(SUCCEEDED, runner.result())
 
     def _when_done(self, callback: Callable[[], object]) -> Callable[[], None] | None:
-        """Call back when the outcome is known, or at once; what the callback raises is reported. Returns what `_no_more` takes."""
+        """Call back when the outcome is known, or at once if it is. Reports errors of the callback. Returns the argument for `_no_more`."""
         if self._outcome() is None:
             self._owner.check_process()
             meeting = self._meet()
@@ -496,7 +500,7 @@ class Task(concurrent.futures.Future[T]):
         return None
 
     def _no_more(self, call: Callable[[], None] | None) -> None:
-        """Take back what `_when_done` returned: it is not called any more, unless that is under way."""
+        """Remove a callback, given what `_when_done` returned. It is not called any more, unless the call is under way."""
         if call is not None:
             meeting = self._meet()
             with meeting.lock:
@@ -508,7 +512,7 @@ class Task(concurrent.futures.Future[T]):
         """
         Wait on the loop that runs here until the outcome is known or *timeout* passed.
 
-        A cancellation of the waiter asks the work to end if that *asks*, and if it still can be asked; else it ends the waiting.
+        A cancellation of the waiter asks the work to end if *asks* is true and the work can still be cancelled; else it ends the wait.
         """
         self._owner.check_process()
         self._meet().awaited = True
@@ -524,7 +528,7 @@ class Task(concurrent.futures.Future[T]):
         bridge = _Bridge(self, loop, asks)
         if asks and waiter is not None and _cpython.is_made_by_ensure_future(waiter):
             bridge.look_for_shield(waiter)
-        # It is counted there who refers to it.
+        # The bridge counts the references to this task later on, and this one is not to be among them.
         del waiter
         if timeout is None or timeout == math.inf:
             yield from bridge
@@ -536,22 +540,23 @@ class Task(concurrent.futures.Future[T]):
             timer.cancel()
 
     def _before_done(self, callback: Callable[[], None]) -> None:
-        """Call back just before anybody can see that the work has ended; for the runtime, and before the task is delivered."""
+        """Call back just before anybody can see that the work has ended. For the runtime, before the task is delivered."""
         self._meet().before = callback
 
     def _wait_here(self, timeout: float) -> bool:
         """Block until the outcome is known, *timeout* seconds at the most; -1 waits without end."""
         meeting = self._meet()
-        # A bare lock, handed over once: half of what a Condition costs, which makes one for each wait as well.
+        # A bare lock, handed over once: half the cost of a Condition, which also makes a lock for each wait.
         gate = Lock()
         gate.acquire()
-        # Without the lock of the meeting: a signal handler that waits in the middle of this would have the loop wait for that. Who
-        # settles sets the outcome, and then looks at the gates; here the gate comes first, and then the look.
+        # Without the meeting's lock: if a signal handler waited in the middle of this, the loop would wait for that lock. The thread
+        # that settles sets the outcome first and looks at the gates second; here the gate is added first and the outcome looked at
+        # second.
         meeting.gates.append(gate)
         if meeting.outcome is None and gate.acquire(timeout=timeout):
             return True
         with suppress(ValueError):
-            # Who settles has it.
+            # The thread that settles has taken it.
             meeting.gates.remove(gate)
         return meeting.outcome is not None
 
@@ -560,18 +565,18 @@ class Task(concurrent.futures.Future[T]):
         return Site(self._code, self._lasti, stack)
 
     def _place(self) -> str:
-        """Where the work is now, for a person to read."""
+        """Return where the work is now, for a person to read."""
         work = self._work
         coro = work.get_coro() if isinstance(work, asyncio.Task) else work
         if isinstance(coro, Coroutine) and (coro is not work or _is_in_first_step(coro)):
             return f"{'runs' if getattr(coro, 'cr_running', False) else 'waits'} at {innermost(coro)}"
         if not self._is_started():
             return "not started"
-        # A worker has a ticket for its call; other functions are called on the loop.
+        # A call in a worker thread has a ticket to claim; other functions are called on the loop.
         return "runs in a worker thread" if hasattr(work, "claim") else "runs on the loop"
 
     def _age(self) -> float | None:
-        """Seconds since the work was started; None if it was not."""
+        """Return the seconds since the work was started; None if it was not."""
         since: float | None = getattr(self, "_since", None)
         return None if since is None else time.monotonic() - since
 
@@ -580,7 +585,7 @@ class Task(concurrent.futures.Future[T]):
         return isinstance(work, asyncio.Future) or getattr(self, "_since", None) is not None or _is_in_first_step(work)
 
     def _may_be_asked(self) -> bool:
-        """Tell whether it can be asked to end: nothing interrupts a function that runs, and nobody takes back what is handed over."""
+        """Tell whether the work can be asked to end. A function that runs can't be interrupted, and a handover can't be taken back."""
         return self._kind is not HANDOVER and (self._args is None or not self._is_started())
 
     def _is_current(self, current: asyncio.Task[Any] | None) -> bool:
@@ -601,16 +606,16 @@ class Task(concurrent.futures.Future[T]):
         return outcome
 
     def _meet(self) -> _Meeting:
-        """The meeting of this task; if the outcome came first, one at which it is already known."""
+        """Return the meeting of this task; if the outcome came first, one that already has it."""
         meeting = self._meeting
         if not meeting:
             meeting.append(_Meeting())
         first = meeting[0]
         if type(first) is _Meeting:
             return first
-        # Done before anyone met. `concurrent.futures.wait` takes and gives back the condition in two looks, which must
-        # see the same one: of those that are appended, the first that knows the outcome. (One that does not was
-        # appended above, a moment too late, and nobody will ever tell it.)
+        # The outcome came before any waiter. `concurrent.futures.wait` reads the condition twice, to acquire and to release it, and
+        # must get the same one: so everybody uses the first meeting in the list that knows the outcome. (One that does not was appended
+        # above, a moment too late, and will never be told.)
         late = _Meeting()
         late.outcome = first
         meeting.append(late)
@@ -619,13 +624,13 @@ class Task(concurrent.futures.Future[T]):
     def _tell(self, meeting: _Meeting, outcome: Outcome) -> bool:
         before = meeting.before
         if before is not None and not self._owner.foreign:
-            # Called without the lock of the meeting: it takes a lock of its own. Of two that settle at once, both call it.
+            # Called without the meeting's lock, because it takes a lock of its own. If two threads settle at once, both call it.
             self._call_back(before)
         with meeting.lock:
             if meeting.outcome is not None:
                 return False
             meeting.outcome = outcome
-            # In one step: whose gate comes later finds the outcome.
+            # In one step: a gate that is added later finds the outcome.
             gates = meeting.gates.copy()
             meeting.gates.clear()
             callbacks, meeting.callbacks = meeting.callbacks, {}
@@ -644,7 +649,7 @@ class Task(concurrent.futures.Future[T]):
         for gate in gates:
             gate.release()
         if not self._owner.foreign:
-            # In a child that was forked in the work itself, and comes back from it, they are the parent's to call.
+            # Not in a child that was forked in the work itself and returns from it: there the callbacks are the parent's to call.
             for callback in callbacks:
                 callback()
         return True
@@ -660,7 +665,7 @@ class Task(concurrent.futures.Future[T]):
             ):
                 # Ctrl-C, which is meant for the program.
                 raise
-            # SystemExit too: it would leave through the loop and take the others' callbacks with it.
+            # SystemExit too is reported: raised, it would leave through the loop and skip the other callbacks.
             name = self.get_name()
             self._owner.failures.tell_soon(
                 Failure(f"A done callback of task '{shown(name)}' failed", error, name, self._site())
@@ -674,11 +679,11 @@ class Task(concurrent.futures.Future[T]):
             )
 
     def _wait_until_done(self, timeout: float | None) -> bool:
-        """Block until the work has ended, whichever way; False if *timeout* passed first. Claims nothing."""
+        """Block until the work has ended, whichever way; False if *timeout* passed first. Claims no failure."""
         return self._outcome() is not None or self._owner.wait(self, self._wait_here, timeout)
 
     def _wait_for(self, wait_here: Callable[[float], bool], timeout: float | None) -> bool:
-        """Block until *wait_here*, called with seconds, says that the work has brought about what is waited for."""
+        """Block until *wait_here*, called with seconds, tells that the awaited effect of the work has come."""
         return self._owner.wait(self, wait_here, timeout)
 
     def _check_process(self) -> None:
@@ -688,12 +693,12 @@ class Task(concurrent.futures.Future[T]):
     def _claim(self, unclaimed: Unclaimed) -> BaseException:
         error = unclaimed.claim()
         if isinstance(error, TaskTimeoutError) and error.of_handle:
-            # Weakly: the handle has the error.
+            # A weak reference, because the handle refers to the error.
             error.of_handle, error._task = False, ref(self)
         return error
 
     def _take(self, cancelled: type[BaseException]) -> tuple[Any, BaseException | None]:
-        """Claim the outcome, of work that is done: the value and None, or None and the error, for the caller to raise."""
+        """Claim the outcome of work that is done: the value and None, or None and the error, for the caller to raise."""
         ending, value = self._ended()
         if ending is SUCCEEDED:
             return value, None
@@ -703,7 +708,7 @@ class Task(concurrent.futures.Future[T]):
 
 
 class _Leaving:
-    """What `Task.wait` awaits."""
+    """The awaitable of `Task.wait`: it leaves the work alone."""
 
     __slots__ = ("_task", "_timeout")
 
@@ -716,7 +721,7 @@ class _Leaving:
 
 
 class _Bridge(asyncio.Future[None]):
-    """Wakes an awaiting loop when the task is done, and hands a cancellation of the waiter on to the task, if it *asks*."""
+    """Wakes the awaiting loop when the task is done. With *asks*, it passes a cancellation of the waiter on to the task."""
 
     def __init__(self, task: Task[Any], loop: AbstractEventLoop, asks: bool) -> None:
         super().__init__(loop=loop)
@@ -729,26 +734,26 @@ class _Bridge(asyncio.Future[None]):
     def cancel(self, msg: object = None) -> bool:
         if self.done():
             return False
-        # As asyncio.Task does for the task it awaits: the waiter stays until the work's clean-up is done, and if
-        # the work swallows the cancellation, its result comes out.
+        # As asyncio.Task does for the task it awaits: the waiter waits until the work's clean-up is done, and if the work swallows the
+        # cancellation, the waiter gets its result.
         if self._asked:
-            # Once: anyio asks again in every turn of the loop, and a second time would interrupt the clean-up.
+            # Only once: anyio cancels again in every turn of the loop, and a second request would interrupt the clean-up.
             return True
         if self._asks and self._task.cancel(msg):
             self._asked = True
             return True
-        # As asyncio.to_thread: nothing can interrupt the function, and its end may be long in coming. Were the cancellation lost, no
-        # time limit around the wait would hold, and anyio would ask without end.
+        # As in asyncio.to_thread: nothing can interrupt the function, and it may run for long. If the cancellation were lost, no time
+        # limit around the wait would hold, and anyio would cancel again and again.
         self._leave()
         return super().cancel(msg)
 
     def finish(self) -> None:
-        """The time of the waiting is over. On the waiter's loop."""
+        """End the wait because its time is over. For the waiter's loop."""
         self._leave()
         self._finish()
 
     def _leave(self) -> None:
-        # Forgotten here too: it refers to this bridge, a cycle that would keep the handle, and its failure from being told.
+        # Cleared here too: the callback refers to this bridge, and the cycle would keep the handle alive and its failure unreported.
         call, self._call = self._call, None
         self._task._no_more(call)
 
@@ -759,7 +764,7 @@ class _Bridge(asyncio.Future[None]):
         try:
             self.get_loop().call_soon_threadsafe(self._finish)
         except RuntimeError:
-            # That loop was closed while its task still waited: nobody is left to wake.
+            # That loop was closed while its task still waited: there is nothing left to wake.
             pass
 
     def _finish(self) -> None:
@@ -769,19 +774,20 @@ class _Bridge(asyncio.Future[None]):
 
     # --- asyncio.shield() ---------------------------------------------------------------------------------------------
 
-    # What it wraps the handle in is a task of the waiter's loop: the end of that loop cancels it, and whoever gives up the shield leaves
-    # it waiting. Neither means the work. `gather`, `wait_for` and `ensure_future` wrap it in the same way, and their cancellation does:
-    # hence by the callback that shield adds to its task, and only there.
+    # A shield wraps the handle in a task of the waiter's loop. That task is cancelled when the loop ends, and left waiting when the
+    # shield is cancelled. Neither is meant for the work. `gather`, `wait_for` and `ensure_future` wrap the handle in the same way, but
+    # their cancellation is meant for the work. So a shield is recognised by the callback that it adds to its task, and only by that.
 
     def look_for_shield(self, waiter: asyncio.Task[Any]) -> None:
-        """Where *waiter* is the task of a shield, leave the work alone, and end that task with the shield. On the waiter's loop."""
+        """If *waiter* is the task of a shield, leave the work alone, and end that task with the shield. For the waiter's loop."""
         callbacks = _cpython.callbacks_of(waiter)
         outer = next((found for callback in callbacks if (found := _cpython.shield_of(callback)) is not None), None)
         if outer is not None:
             self._asks = False
             outer.add_done_callback(partial(self._look_who_waits, ref(waiter)))
         elif not callbacks:
-            # An eager start, in the making of the task: the callback comes right after it. Or the shield was given up already.
+            # Either this is an eager start, inside the constructor of the task, and the callback comes right after it; or the shield
+            # was cancelled already.
             self.get_loop().call_soon(self._look_who_waits, ref(waiter))
 
     def _look_who_waits(self, waiter_ref: ref[asyncio.Task[Any]], outer: object = None) -> None:
@@ -791,13 +797,13 @@ class _Bridge(asyncio.Future[None]):
         if outer is None and _cpython.callbacks_of(waiter):
             self.look_for_shield(waiter)
             return
-        # Nobody waits for that task. Who holds it may come to that: `mine = ensure_future(handle)`, and `shield(mine)`. There is no other
-        # sign of that than the count of references: here beside that of a thing which, as the task that shield has made, one thing
-        # refers to, the bridge.
+        # Nobody waits for that task. But somebody may hold it and wait for it later: `mine = ensure_future(handle)`, then
+        # `shield(mine)`. The only sign of that is its reference count. It is compared with the count of a probe that, like the task
+        # which shield has made, is referred to by one object: the task by the bridge, the probe by a list.
         probe = object()
         holders = [probe]
         if waiter in _cpython.noted_waiters(self):
-            # From 3.14 on the bridge refers to it a second time, to tell debuggers.
+            # From 3.14 on the bridge refers to it a second time, for debuggers.
             holders.append(probe)
         count = getattr(sys, "getrefcount", None)
         if count is not None and count(waiter) <= count(probe):
@@ -806,7 +812,7 @@ class _Bridge(asyncio.Future[None]):
 
 
 def _is_in_first_step(work: Any) -> bool:
-    """Tell whether *work* is a coroutine inside an eager start: nobody has its asyncio task yet."""
+    """Tell whether *work* is a coroutine inside an eager start: its asyncio task is still being made."""
     return type(work) is CoroutineType and work.cr_running
 
 
@@ -817,7 +823,7 @@ def _name_of(work: Any) -> str:
 
 
 def traceback_without(error: BaseException, frames: int) -> TracebackType | None:
-    """The traceback of *error* less its outermost *frames*: those of the machinery that caught it."""
+    """Return the traceback of *error* without its outermost *frames*, which are those of the machinery that caught it."""
     tb = error.__traceback__
     for _ in range(frames):
         tb = tb.tb_next if tb is not None else None
