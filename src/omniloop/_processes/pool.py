@@ -3,8 +3,8 @@ Runs CPU-bound functions in processes of their own: a crash or a cancellation en
 
 A process runs one call at a time, so that a process that dies or is killed takes only its own call along. The call is sent over a socket
 pair. The loop itself has one end of it, as a connection that every asyncio loop supports, without a thread in between. (Tried: a
-`concurrent.futures` executor of one process for each worker. It needs two threads and four hand-overs for each call: 556 ms for 200
-calls, against 36 for one executor of two processes.)
+`concurrent.futures` executor with a single process for each of them. That costs two threads and four hand-overs for each call: 556 ms
+for 200 calls, against 36 for one executor of two processes.)
 
 Everything runs on the loop's thread, except the making of a `_Worker`, which takes milliseconds and runs in a worker thread. A keeper task
 starts the processes, forgets those that have ended, and ends all of them at the end of the runtime's life.
