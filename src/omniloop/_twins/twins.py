@@ -853,7 +853,7 @@ class Twin(metaclass=TwinType):
         return repr(self._omniloop.original)
 
     def __eq__(self, other: object) -> bool:
-        # bool(), because the originals' `==` may return any object.
+        # `==` itself falls back to identity where both sides return `NotImplemented`, so bool() never gets that.
         return self is other or bool(self._omniloop.original == _in_one(other))
 
     def __hash__(self) -> int:
@@ -1098,7 +1098,7 @@ def make_class(original: type, options: Options, *, asked_for: bool = False) -> 
     """
     Return the twin of a class: the same one for the same options.
 
-    With *asked_for*, for a call of `blocking`: returned objects get the first such twin of their class (see `known`).
+    *asked_for* marks a class that `blocking` was called for: returned objects prefer such a class (see `_face_of`).
     """
     if asked_for:
         missing = [name for name, _ in options.rename if name not in faces.members(original)]
