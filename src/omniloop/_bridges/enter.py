@@ -33,10 +33,10 @@ def enter(
     Make a sync context manager of an async one: ``with enter(connect()) as connection: …``.
 
     One task on the loop enters and leaves the manager, as cancel scopes, `asyncio.timeout` and task groups require. It runs in a copy
-    of the context in which the block is entered. Context variables that the manager sets are set in the block, and the manager sees the variables that
-    the block sets when it is left: a transaction that is kept in a context variable covers the block. (Code that asks for the current
-    *task* does not see the block.) An error in the block is raised in the manager; the manager may suppress it, and its own errors
-    are raised here. A block that never ends is cancelled at exit: the manager is then left with a `CancelledError`.
+    of the context in which the block is entered. Context variables that the manager sets are set in the block. When the block is left,
+    the manager sees the variables that the block has set: a transaction that is kept in a context variable covers the block. (Code
+    that asks for the current *task* does not see the block.) An error in the block is raised in the manager, which may suppress it;
+    the manager's own errors are raised here. If the block never ends, the manager is left at exit with a `CancelledError`.
 
     Args:
         manager: An async context manager.

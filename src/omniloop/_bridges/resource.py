@@ -48,10 +48,13 @@ def resource(
     Share one client, pool or connection on the loop: ``client = resource(lambda: httpx.AsyncClient())``.
 
     Nothing is opened until the first use. An awaitable that the factory returns is awaited. Without *close*, a client that is an async
-    context manager is entered, and leaving it closes the client; any other client is closed by its own `aclose()` or `close()`. Opening and closing run in one task. Callers that come during the opening wait for it together; if it fails, all of them
-    get the error, and the next use tries again. The client is closed when nobody uses the resource any more (see `Resource`), and at
-    the latest after the drain, when all work and all daemons have ended: the client that was opened last is closed first. It is opened
-    anew after `shutdown()`, and in a forked child, which leaves the parent's client alone.
+    context manager is entered, and leaving it closes the client; any other client is closed by its own `aclose()` or `close()`. Opening
+    and closing run in one task. Callers that come during the opening wait for it together; if it fails, all of them get the error, and
+    the next use tries again.
+
+    The client is closed when nobody uses the resource any more (see `Resource`), and at the latest after the drain, when all work and
+    all daemons have ended: the client that was opened last is closed first. It is opened anew after `shutdown()`, and in a forked
+    child, which leaves the parent's client alone.
 
     Args:
         factory: Called on the loop, without arguments; plain or async, or the function of an `@asynccontextmanager`.

@@ -279,7 +279,7 @@ class _Staff:
         resolve(self._due)
 
     async def keep(self) -> None:
-        """Start processes when calls wait, and forget those that have ended; at the end of this life, end all and wait until they are gone."""
+        """Start processes when calls wait, and forget those that have ended; at the end of this life, end all and wait for that."""
         pause = None
         try:
             while True:
@@ -487,7 +487,7 @@ fork.forget_after_fork(_forget_parents)
 
 
 def _script() -> str | None:
-    """Return the path of the script that runs as `__main__`. Read early, because multiprocessing no longer finds it once the script has ended."""
+    """Return the path of the script that runs as `__main__`. Read early: once the script has ended, multiprocessing finds none."""
     main = sys.modules.get("__main__")
     path: str | None = getattr(main, "__file__", None)
     return os.path.abspath(path) if path is not None and getattr(main, "__spec__", None) is None else None

@@ -63,7 +63,7 @@ def main(args: list[str]) -> int:
         "--output", metavar="FOLDER", help="write there, as a tree of packages, instead of beside the modules"
     )
     chosen = parser.parse_args(args)
-    # The console script lacks the current folder, which `python -m` puts on the path.
+    # Modules in the current folder can be imported, as with `python -m`.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     stale = 0
@@ -271,7 +271,7 @@ def _is_coroutine_function(node: Function) -> bool:
 
 
 def _instance_attributes(node: ast.ClassDef | None) -> dict[str, ast.expr | None]:
-    """Map the public attributes that `__init__` sets on `self` to their annotation, or to that of the assigned parameter, constant or call."""
+    """Map the public attributes that `__init__` sets to their annotation, or to that of the assigned parameter, constant or call."""
     found: dict[str, ast.expr | None] = {}
     for init in getattr(node, "body", ()):
         if not isinstance(init, ast.FunctionDef) or init.name != "__init__":
@@ -505,7 +505,7 @@ class _Stub:
     def declaration(
         self, node: Function, written: Callable[[ast.expr], ast.expr], *, is_coroutine: bool, **changed: Any
     ) -> Function:
-        """Return a function without its body, with short defaults, and with an annotation for each parameter that *written* has rewritten."""
+        """Return a function without its body, with short defaults and with annotations that *written* has rewritten."""
         args = node.args
         first = (args.posonlyargs + args.args)[:1]
 
@@ -635,7 +635,7 @@ class _Face:
         return _Rewriter(self, sync, goes_in=goes_in).visit(node)  # type: ignore[no-any-return]
 
     def bases(self, own: ast.ClassDef, twins: list[ast.expr]) -> list[ast.expr]:
-        """Return the bases to write: the *twins* of its bases with their type arguments (`Base[int]`), and `Generic` if the class needs it."""
+        """Return the bases to write: the *twins* with their type arguments (`Base[int]`), and `Generic` if the class needs it."""
         generic = [each for each in own.bases if last_name(_plain(each)) in {"Generic", "Protocol"}]
         written = [self.annotation(base) for base in generic or own.bases]
         if generic:
@@ -697,7 +697,7 @@ class _Face:
             # Follow the imports to the definition, because a module need not export the names that it imports.
             origin = _imports(origin[0])[origin[1]]
         if origin == (name, None):
-            # `import a.b.c`: what follows the name may need it.
+            # `import a.b.c`: attributes after the name may need the submodule.
             for each in _imports(self.module):
                 if each.startswith(f"{name}."):
                     self.stub.needed[each, None] = each
@@ -819,7 +819,7 @@ class _Face:
         return node.returns is not None and last_name(_plain(node.returns)) in {*SYNC_NAMES, *AWAITED}
 
     def says_more(self, node: Function) -> bool:
-        """Tell whether `@blocking` can't express the type: it has own type parameters, or returns an iterable that can be iterated again."""
+        """Tell whether `@blocking` can't express the type: own type parameters, or a result that can be iterated over again."""
         known = {*self.parameters, *self.itself(node)}
         names = [each.id for each in ast.walk(node.args) if isinstance(each, ast.Name)]
         kinds = {type(vars(sys.modules[self.module]).get(name)).__name__ for name in names if name not in known}
