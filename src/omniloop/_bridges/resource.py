@@ -120,7 +120,7 @@ class Resource(Generic[T]):
         self._name = f"resource({getattr(factory, '__qualname__', type(factory).__qualname__)})"
         # Set by the thread that calls `close`: later uses are refused.
         self._refuses = False
-        # Both are touched on the loop's thread alone.
+        # Both are used on the loop's thread only.
         self._kept: _Kept[T] | None = None
         self._closed = False
 

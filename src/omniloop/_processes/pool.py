@@ -126,7 +126,7 @@ class ProcessPool:
         self._elsewhere = executor
         self._size = max_workers or _cpus()
         self._runtime = chosen(runtime)
-        # Touched on the loop's thread alone.
+        # Used on the loop's thread only.
         self._staff: _Staff | None = None
 
     def to_process(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:

@@ -158,7 +158,7 @@ def _all_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
 
 
 def _out(value: Any, options: Options, parent: object = None) -> Any:
-    """Replace an object that needs a twin by its twin, also inside a container. The twin keeps its *parent* alive: a connection."""
+    """Replace an object that needs a twin by its twin, also inside a container. It keeps its *parent*, as a cursor its connection."""
     kind = type(value)
     if kind in _PLAIN:
         return value
