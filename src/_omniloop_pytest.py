@@ -1,8 +1,8 @@
 """
-The pytest plugin of omniloop: fixtures for who asks for them, and a judgement on each test where a project asks for that.
+The pytest plugin of omniloop: fixtures for tests, and, if the project asks for it, a check of each test for leaked work.
 
-It stands beside the package, because pytest loads it wherever omniloop is installed: importing the package here would cost every project's
-test run the time that it takes. What the fixtures do is in `omniloop.testing`, loaded by the first of them.
+It lies beside the package, because pytest loads it wherever omniloop is installed: importing the package here would slow down every
+project's test run. The fixtures are implemented in `omniloop.testing`, which the first used fixture imports.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Judge:
-    """Registered only where the project asks: a hook costs each of its tests."""
+    """Checks each test for leaked work. Registered only if the project asks for it, because the hook costs time in every test."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:
-        # After the fixtures, which may still submit.
+        # After the teardown of the fixtures, which may still submit work.
         yield
         if "omniloop" in sys.modules:
             from omniloop.testing import judge
@@ -60,9 +60,9 @@ class _Judge:
 @pytest.fixture
 def omniloop_runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     """
-    A fresh `Runtime`, which lives by `omniloop_clock` if the test asks for that too.
+    Provide a fresh `Runtime`, which runs by `omniloop_clock` if the test uses that fixture too.
 
-    The test fails if it leaves work that does not end, or an error that nobody asked for; it is told where they were submitted.
+    The test fails if it leaves work that does not end, or an error that nobody asked for. The message says where each was submitted.
     """
     from omniloop.testing import strict_runtime
 
@@ -71,7 +71,7 @@ def omniloop_runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
 
 @pytest.fixture
 def omniloop_shared(request: pytest.FixtureRequest) -> Iterator[Runtime]:
-    """The runtime of the module's functions, `go` and its kin: fresh, and as strict as `omniloop_runtime`."""
+    """Provide the shared runtime, which the module's functions such as `go` use: fresh, and as strict as `omniloop_runtime`."""
     from omniloop.testing import strict_shared
 
     _clock(request)
@@ -80,7 +80,7 @@ def omniloop_shared(request: pytest.FixtureRequest) -> Iterator[Runtime]:
 
 @pytest.fixture
 def omniloop_clock(request: pytest.FixtureRequest) -> Iterator[Clock]:
-    """A `Clock` for the module's functions, and for `omniloop_runtime`: time stands still until the test calls `advance`."""
+    """Provide a `Clock` for the module's functions and for `omniloop_runtime`: time stands still until the test calls `advance`."""
     from omniloop.testing import shared_by_clock
 
     yield from shared_by_clock(_timeout(request.config))

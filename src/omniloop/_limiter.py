@@ -1,7 +1,7 @@
 """
-Where bridges start what they are given: coroutines and functions, with a limit, and with the options that mean the same everywhere.
+Starts coroutines and functions for the bridges, with the limit and the options that all bridges have in common.
 
-With a limit only so much runs at once: the rest waits in order of submission, each in its submitter's context.
+A limit bounds how many run at once. The others wait in order of submission, each in its submitter's context.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ T = TypeVar("T")
 
 class Limiter:
     """
-    So many at once, on one runtime.
+    Bounds how many coroutines run at once on one runtime.
 
-    What waits is a task like any other: the drain, a cancellation and a fork find it.
+    A waiting coroutine is already a task: the drain, a cancellation and a fork treat it as any other.
     """
 
     def __init__(self, limit: int) -> None:
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ValueError(f"limit={limit!r}: give a whole number of 1 or more, or None for no limit.")
         self._limit = limit
-        # By the loop, because after a fork or a shutdown there is another.
+        # One for each loop, because a fork or a shutdown brings a new loop.
         self._semaphores: WeakKeyDictionary[AbstractEventLoop, Semaphore] = WeakKeyDictionary()
 
     async def run(self, coro: Coroutine[Any, Any, T]) -> T:
@@ -52,7 +52,7 @@ class Limiter:
 
 
 def limiter(limit: int | None) -> Limiter | None:
-    """None if there is no limit; ValueError if *limit* can't be one."""
+    """Make a limiter, or None for no limit; ValueError if *limit* is not a whole number of 1 or more."""
     return None if limit is None else Limiter(limit)
 
 
@@ -66,7 +66,7 @@ def go_limited(
     timeout: float | None = None,
     **options: Any,
 ) -> Task[T]:
-    """`Runtime.go`, with a limit; *options* are those of `Runtime._go`."""
+    """As `Runtime.go`, with a limit. The *options* are those of `Runtime._go`."""
     if limiter is None:
         return runtime._go_within(timeout, coro, frame, name, **options)
     inner, limited = as_coroutine(coro, runtime._life.loop), None
@@ -74,11 +74,11 @@ def go_limited(
         limited = limiter.run(inner)
         task = runtime._go_within(timeout, limited, frame, name or name_of(inner), **options)
     except BaseException:
-        # Refused; or Ctrl-C at any point.
+        # Refused, or interrupted by Ctrl-C at any point.
         close_unstarted(limited)
         close_unstarted(inner)
         raise
-    # Cancelled or dropped before its turn came.
+    # For a task that was cancelled or dropped before its turn: its coroutine never started.
     task._when_done(partial(close_unstarted, inner))
     return task
 
@@ -94,7 +94,7 @@ def to_thread_limited(
     daemon: bool = False,
     timeout: float | None = None,
 ) -> Task[T]:
-    """`Runtime.to_thread`, with a limit; a daemon in a thread of its own, which alone can have a time limit."""
+    """As `Runtime.to_thread`, with a limit. A daemon gets a thread of its own; only a daemon can have a time limit."""
     if not daemon and limiter is None:
         return runtime._to_thread(call, (), {}, frame, name, context=context)
 
@@ -109,10 +109,10 @@ def to_thread_limited(
 
 async def in_own_thread(runtime: Runtime, call: Callable[[], T], name: str, *, or_worker: bool = False) -> T:
     """
-    Make a call that may block for ever, in a daemon thread of its own: whoever waits for it can leave it, and so can the exit.
+    Make a call that may block for ever in a daemon thread of its own, so that neither its caller nor the exit has to wait for it.
 
-    Not in a worker: that is joined, and on 3.12 the one that is there may be the last that serves while the interpreter ends. But there
-    no other thread starts any more: *or_worker* takes it then. Without that the thread is named where it is left.
+    A worker thread would not do: it is joined, and on 3.12 it may be the last one that serves while the interpreter ends. But on 3.12 no
+    new thread can be started then, so *or_worker* falls back to a worker. Without *or_worker* the log names the thread if it is left.
     """
     loop, threads = asyncio.get_running_loop(), runtime._life.daemon_threads
     ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
@@ -127,10 +127,10 @@ async def in_own_thread(runtime: Runtime, call: Callable[[], T], name: str, *, o
             value = context.run(call)
         except BaseException as error:
             failure = can_be_thrown(error, name)
-        # Before it is told: what is done is not named.
+        # Before the result is delivered, so that the log does not name a call that is done.
         threads.pop(thread, None)
         with suppress(RuntimeError):
-            # The loop is closed: nobody waits any more.
+            # A closed loop: nobody waits any more.
             loop.call_soon_threadsafe(tell, value, failure)
 
     thread = new_thread(partial(make, copy_context()), name)
@@ -150,15 +150,15 @@ async def in_own_thread(runtime: Runtime, call: Callable[[], T], name: str, *, o
         made: T = value
         return made
     finally:
-        # This frame is in the error's traceback.
+        # The error's traceback refers to this frame: breaks the cycle.
         del failure
 
 
 def by_result(runtime: Runtime, fn: Callable[..., Any]) -> Callable[..., Any]:
     """
-    *fn*, which does not say whether it is async, for a thread: an awaitable that it returns is awaited, on the loop.
+    Wrap *fn* for a thread: if *fn* returns an awaitable, that is awaited on the loop.
 
-    A lambda, a partial or an object that can be called shows only then what it is. A handle of ours is a value.
+    Only the result shows whether a lambda, a partial or a callable object is async. A `Task` is returned as it is.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -180,5 +180,5 @@ def by_result(runtime: Runtime, fn: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-# What asyncio says.
+# How asyncio's messages for a missing event loop begin.
 _NO_LOOP: Final = ("no running event loop", "There is no current event loop in thread")

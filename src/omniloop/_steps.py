@@ -1,11 +1,12 @@
 """
-Takes the steps of async code from outside: an iteration, or the entering and leaving of a manager, one task for all of them.
+Runs async code step by step for a consumer elsewhere: an iteration, or the entering and leaving of a manager, in one task.
 
-The source runs on the loop. It rests until it is asked for a step, takes it, and hands on what came of it; reading ahead is being asked
-beforehand. When it has ended, in whichever way, it hands on `END`. What it has handed on lies in a queue of its consumer's, which is in a
-thread (`SyncSteps`) or on any loop of asyncio's (`AsyncSteps`).
+1. The source, a task on the loop, waits until a step is requested.
+2. It takes the step and puts the result into the consumer's queue. Reading ahead means that steps are requested in advance.
+3. When the source has ended, whether by an error, a cancellation or its own end, it puts `END` into the queue.
+4. The consumer takes the results from the queue, in a thread (`SyncSteps`) or on any asyncio loop (`AsyncSteps`).
 
-The source knows the queue and not the consumer: dropping that is what ends the source.
+The source refers to the queue and not to the consumer, so that dropping the consumer ends the source.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from ._work.task import DAEMON, Kind, Task
 T = TypeVar("T")
 S = TypeVar("S")
 
-# What runs as a source: it waits for `wish()`, and hands on.
+# The coroutine function of a source: it awaits `wish()` for each step, and passes the result to `hand_on`.
 Drive = Callable[["Source"], Coroutine[Any, Any, None]]
 
-# Handed on last.
+# The last item in each queue.
 END: Final = object()
 
-# The folder of the package.
+# The package's folder: tells the package's own frames from the user's.
 _HERE: Final = os.path.dirname(__file__) + os.sep
 
 
 def trimmed(tb: TracebackType | None) -> TracebackType | None:
-    """The traceback *tb* without the frames of this package's own that it begins with."""
+    """Return the traceback *tb* without the leading frames of this package."""
     while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename.startswith(_HERE):
         tb = tb.tb_next
     return tb
@@ -52,10 +53,10 @@ def trimmed(tb: TracebackType | None) -> TracebackType | None:
 
 class Source:
     """
-    What is at work on the loop, in one task and in a copy of the context of whoever made it.
+    The task on the loop that takes the steps, in a copy of its maker's context.
 
-    Cancelled at exit: whoever still wants something would have to be waiting for it. But it runs the caller's code, and what that leaves on
-    the loop is waited for.
+    It is cancelled at exit: a consumer that still wanted a result would be waiting for it. But it runs the caller's code, so that the exit
+    waits for the tasks that this code leaves on the loop.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Source:
         kind: Kind = DAEMON,
     ) -> None:
         self.hand_on = hand_on
-        # Touched on the loop alone: how many steps are wanted, what was said with the last wish, and what wakes the task.
+        # Used on the loop's thread only: the number of requested steps, the value of the last request, and the future that wakes the task.
         self._wanted = ahead
         self._said: Any = advance
         self._wake: Future[None] | None = None
@@ -80,17 +81,17 @@ class Source:
         self.task._when_done(lambda: hand_on(END))
 
     async def wish(self) -> Any:
-        """Rest until a step is wanted; what was said with the wish."""
+        """Wait until a step is requested, and return the value of the request."""
         while not self._wanted:
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
         self._wanted -= 1
-        # Not kept: it may be an error, whose traceback refers to what is at work here.
+        # Reset, because it may be an error whose traceback refers to this source's frames.
         said, self._said = self._said, advance
         return said
 
     def ask(self, said: Any) -> None:
-        """Have one more step taken. From any thread; ForkedError in a child."""
+        """Request one more step, with the value *said*. May be called from any thread; ForkedError in a forked child."""
         life: Life = self.task._owner  # type: ignore[assignment]
         life.check_process()
 
@@ -100,11 +101,11 @@ class Source:
             if self._wake is not None:
                 resolve(self._wake)
 
-        # The inbox takes functions too. If it is closed, the task has ended.
+        # The inbox takes plain functions too. A closed inbox needs no request: the task has ended.
         life.inbox.put(note)
 
     def drop(self) -> None:
-        """Have it end. Asks only: a finaliser must not wait."""
+        """Cancel the source without waiting, because a finaliser must not wait."""
         with suppress(ForkedError):
             self.task.cancel()
 
@@ -117,25 +118,25 @@ class Source:
 
 
 def iterating(source: AsyncIterable[Any]) -> Drive:
-    """Each wish says how the async generator is gone on with, or the mere iterator: what that returns is awaited."""
+    """Make the drive of an iteration. The value of a request is a function that resumes the iterator; its result is awaited."""
     return lambda steps: _iterate(source, steps)
 
 
 async def _iterate(source: AsyncIterable[Any], steps: Source) -> None:
     iterator = aiter(source)
     task = asyncio.current_task()
-    # Else it lives as long as this frame, which an error's traceback holds.
+    # Otherwise the source would live as long as this frame, which an error's traceback refers to.
     del source
     try:
-        # Where its cancellation was swallowed, nobody wants more.
+        # A source that swallows its cancellation must still end: nobody wants more items.
         while task is None or not task.cancelling():
             try:
-                # Without a name for any of it, which would keep it until the next.
+                # In one expression: a variable would keep the item alive until the next one.
                 steps.hand_on(await (await steps.wish())(iterator))
             except StopAsyncIteration:
                 return
     finally:
-        # As dropping it would, but here and now. Other iterators are the caller's to close.
+        # Closed here, because a dropped generator is closed only later. Other iterators are the caller's to close.
         if isinstance(iterator, AsyncGenerator):
             await iterator.aclose()
 
@@ -160,7 +161,7 @@ def _same(item: Any) -> Any:
 
 
 class SyncSteps(Generic[T]):
-    """A sync iterator over a source, for one thread at a time, and not for the loop's own. As a context manager it is closed at the end."""
+    """A sync iterator over a source, for one thread at a time, but not the loop's own. A `with` block closes it at the end."""
 
     def __init__(
         self,
@@ -187,13 +188,13 @@ class SyncSteps(Generic[T]):
 
     def close(self) -> None:
         """
-        End the iteration: a generator is closed on the loop, and this waits until its `finally` blocks ran.
+        End the iteration: close a generator on the loop, and wait until its `finally` blocks have run.
 
-        An error in them is raised here. Closing again is harmless.
+        An error in these blocks is raised here. Closing again is harmless.
 
         Raises:
             WouldDeadlockError: if called on the loop's own thread.
-            ForkedError: if the iteration is a parent process's.
+            ForkedError: if the iteration belongs to the parent process.
         """
         self._ended = True
         task = self._source.task
@@ -209,7 +210,7 @@ class SyncSteps(Generic[T]):
         self.close()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # As a resource's. A source that was refused was never made.
+        # A default argument, as in `Resource.__del__`. There is no source if its making was refused.
         source = None if is_finalizing() else getattr(self, "_source", None)
         if source is not None:
             source.drop()
@@ -222,14 +223,14 @@ class SyncSteps(Generic[T]):
             raise
 
     def _resume(self, said: Any) -> Any:
-        """Have a step taken, and return what comes of the next that is not taken out; StopIteration at the end, or what the source raised."""
+        """Request a step, and return the next item of the queue; StopIteration at the end, or the error of the source."""
         if self._ended:
             raise StopIteration
         self._source.ask(said)
         item = self._take()
         if item is not END:
             return item
-        # Again, because `close` may have come in between, in another thread.
+        # Checked again, because another thread may have called `close` meanwhile.
         if not self._ended:
             self._ended = True
             self._source.task.result(0)
@@ -237,17 +238,18 @@ class SyncSteps(Generic[T]):
 
     def _start(self) -> Self:
         with self._ending():
-            # In here, because Ctrl-C may come when the loop has the task already. Unbounded: there is no more of it than of those who consume.
+            # Inside `_ending`, because Ctrl-C may come when the loop has the task already. `_put` applies no bound: there are never more
+            # sources than consumers.
             self._runtime._put(self._source.task)
         return self
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
-        """On Ctrl-C, or the time limit, end the source and wait, bounded, for its clean-up. A second Ctrl-C ends this wait too."""
+        """On Ctrl-C or at the time limit, cancel the source and wait up to `cancel_timeout` seconds; a second Ctrl-C ends this wait too."""
         try:
             yield
         except BaseException:
-            # Once: a second time would interrupt the clean-up.
+            # Only once, because a second cancellation would interrupt the clean-up.
             if not self._ended:
                 self._ended = True
                 with suppress(ForkedError, WouldDeadlockError):
@@ -273,7 +275,7 @@ class SyncSteps(Generic[T]):
 
 
 class Steps(SyncSteps[T], Generator[T, S, None]):
-    """As `SyncSteps`, over an async generator, nothing of which is read ahead."""
+    """As `SyncSteps`, over an async generator, without reading ahead."""
 
     def __init__(
         self,
@@ -293,12 +295,12 @@ class Steps(SyncSteps[T], Generator[T, S, None]):
         return self._step(_sender(value))
 
     def throw(self, *error: Any) -> T:
-        """Raise an error where the async generator waits, and wait for its next item."""
+        """Raise an error where the async generator is suspended, and wait for its next item."""
         return self._step(_thrower(*error))
 
 
 class Items(Generic[T]):
-    """A queue into which any thread puts, and from which one loop of asyncio's takes."""
+    """A queue: any thread puts items, and one task on an asyncio loop takes them."""
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
@@ -308,11 +310,11 @@ class Items(Generic[T]):
         return len(self._items)
 
     def put(self, item: T) -> None:
-        # In this order, as `get` does it in the other: one of the two sees what the other has done.
+        # First the item, then the waiter; `get` goes the other way round. So either `put` sees the waiter, or `get` sees the item.
         self._items.append(item)
         waiter = self._waiter
         if waiter is not None:
-            # Closed by now: nobody waits there.
+            # A closed loop: nobody waits there any more.
             with suppress(RuntimeError):
                 waiter.get_loop().call_soon_threadsafe(resolve, waiter)
 
@@ -326,7 +328,7 @@ class Items(Generic[T]):
 
 
 class AsyncSteps(AsyncGenerator[T, S]):
-    """The same for async code on any loop of asyncio's; the source stays on the runtime's, and is made with the first step."""
+    """As `Steps`, for async code on any asyncio loop. The source runs on the runtime's loop, and is made at the first step."""
 
     def __init__(
         self,
@@ -359,7 +361,7 @@ class AsyncSteps(AsyncGenerator[T, S]):
                 await self._source.task
 
     def __del__(self) -> None:
-        # One whose making has failed has none.
+        # There is no source if `__init__` has failed.
         source = getattr(self, "_source", None)
         if source is not None:
             source.drop()

@@ -1,4 +1,4 @@
-"""For tests: a clock that the test moves instead of sleeping, and runtimes whose leaks and lost errors fail the test."""
+"""Tools for tests: a clock that the test moves instead of sleeping, and runtimes whose leaked work and lost errors fail the test."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from omniloop._report import shown
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# How long `Clock.advance` waits for what the clock can't move: a callback that runs, a worker thread. In real seconds.
+# Real seconds that `Clock.advance` waits for running callbacks and worker threads, which the clock can't move.
 _PATIENCE: Final = 5.0
 
 
 class Clock:
     """
-    The time of event loops, which stands still until `advance` moves it.
+    A clock for event loops; its time stands still until `advance` moves it.
 
-    For tests of `every`, `call_later`, `asyncio.sleep` and `asyncio.timeout`: an hour passes in a moment, and every turn of it is
-    taken, in order. What waits in the caller's thread, `result(timeout)` for one, still waits in real seconds. So does the
-    network: call `result()` or `flush()` for such work before you move on.
+    For tests of `every`, `call_later`, `asyncio.sleep` and `asyncio.timeout`: an hour passes in a moment, and every timer in it runs,
+    in order. A wait in the caller's thread, such as `result(timeout)`, still takes real seconds. So does the network: call `result()` or
+    `flush()` for such work before you move on.
     """
 
     def __init__(self) -> None:
@@ -38,35 +38,35 @@ class Clock:
         self._loops: list[_Loop] = []
 
     def time(self) -> float:
-        """Return the time that `loop.time()` tells, and that `call_at` is told by. It starts at `time.monotonic()`."""
+        """Return the time of this clock, as `loop.time()` returns it and `call_at` takes it. It starts at `time.monotonic()`."""
         return self._now
 
     def new_loop(self) -> asyncio.AbstractEventLoop:
-        """Make a loop that lives by this clock: a `loop_factory`."""
+        """Make a loop that runs by this clock. Can be used as a `loop_factory`."""
         loop = _Loop(self.time)
         self._loops.append(loop)
         return loop
 
     def new_runtime(self, **settings: Any) -> Runtime:
-        """Make a `Runtime` that lives by this clock."""
+        """Make a `Runtime` that runs by this clock."""
         runtime = Runtime(**settings, loop_factory=self.new_loop)
         runtime._clock = self.time
         return runtime
 
     def advance(self, seconds: float) -> None:
         """
-        Move the time, from timer to timer, and run what becomes due; return when it waits again.
+        Move the time from timer to timer, and run everything that becomes due; return when all loops wait again.
 
         Blocks; for the test's thread, not for the loop's own.
 
         Args:
-            seconds: How far. 0 runs what is due already.
+            seconds: How far to move. 0 runs only what is already due.
 
         Raises:
             ValueError: if *seconds* is not a number of seconds.
-            WouldDeadlockError: if called on a loop that lives by this clock.
-            TimeoutError: if something does not come to rest: a callback that blocks, a task that never really waits, or work in a
-                worker thread.
+            WouldDeadlockError: if called on a loop that runs by this clock.
+            TimeoutError: if a loop does not come to rest: a callback blocks, a task never really waits, or work in a worker thread goes
+                on.
         """
         if not isinstance(seconds, (int, float)) or not 0 <= seconds <= sys.float_info.max:
             raise ValueError(f"seconds={seconds!r}: give seconds as a number of 0 or more.")
@@ -81,17 +81,17 @@ class Clock:
         self._come_to_rest()
 
     def _come_to_rest(self) -> float:
-        """Wait until every loop waits; return when the next timer is due."""
+        """Wait until every loop is idle; return the time at which the next timer is due."""
         self._loops = [loop for loop in self._loops if not loop.is_closed()]
         return min((loop.come_to_rest() for loop in self._loops), default=math.inf)
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop whose time is told to it."""
+    """An event loop whose time comes from a clock."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._time = clock
-        # Held by who waits for this loop to come to rest; asked for by its callback, so that all that came before has run.
+        # The lock on which a thread waits for this loop to come to rest. A callback sets it, so that earlier callbacks have run.
         self._gate: Lock | None = None
         self._due = math.inf
         self._in_threads = 0
@@ -112,7 +112,7 @@ class _Loop(asyncio.SelectorEventLoop):
         try:
             self.call_soon_threadsafe(self._ask, gate)
         except RuntimeError:
-            # Closed in this moment.
+            # The loop was closed at this moment.
             return math.inf
         if not gate.acquire(timeout=_PATIENCE):
             raise TimeoutError(
@@ -136,7 +136,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _Selector(selectors.DefaultSelector):
-    """Waits for what is real; a timer is not: it tells how far off that is, and waits to be woken."""
+    """Waits for real events only. Instead of waiting for a timer it reports how far off the timer is, and waits until it is woken."""
 
     def __init__(self, at_rest: Callable[[float | None], None]) -> None:
         super().__init__()
@@ -150,22 +150,22 @@ class _Selector(selectors.DefaultSelector):
         return super().select(None)
 
 
-# --- what the fixtures of the pytest plugin do ------------------------------------------------------------------------
+# --- the pytest plugin's fixtures -------------------------------------------------------------------------------------
 
 
 def judge(timeout: float) -> None:
-    """After a test: wait for what it left on the shared runtime, and fail it if that does not end."""
+    """Wait for the work that a test has left on the shared runtime, and fail the test if the work does not end."""
     runtime = shared_runtime()
     if runtime._life.thread is not None:
         leaked = _flush(runtime, timeout)
         for task in _unfinished(runtime) if leaked else ():
-            # Else it would be the next test's, and each after it.
+            # Cancelled, or it would fail every later test too.
             task.cancel()
         _complain(runtime, leaked, [])
 
 
 def strict_runtime(clock: Clock | None, timeout: float) -> Iterator[Runtime]:
-    """The fixture `omniloop_runtime`."""
+    """Implement the fixture `omniloop_runtime`."""
     failures: list[Failure] = []
     new = Runtime if clock is None else clock.new_runtime
     runtime = new(on_error=failures.append)
@@ -174,13 +174,13 @@ def strict_runtime(clock: Clock | None, timeout: float) -> Iterator[Runtime]:
 
 
 def strict_shared(timeout: float) -> Iterator[Runtime]:
-    """The fixture `omniloop_shared`."""
+    """Implement the fixture `omniloop_shared`."""
     failures: list[Failure] = []
     yield from _shared(timeout, failures, on_error=failures.append)
 
 
 def shared_by_clock(timeout: float) -> Iterator[Clock]:
-    """The fixture `omniloop_clock`."""
+    """Implement the fixture `omniloop_clock`."""
     clock = Clock()
     for runtime in _shared(timeout, [], loop_factory=clock.new_loop):
         runtime._clock = clock.time
@@ -188,7 +188,7 @@ def shared_by_clock(timeout: float) -> Iterator[Clock]:
 
 
 def _shared(timeout: float, failures: list[Failure], **settings: Any) -> Iterator[Runtime]:
-    """The shared runtime with other *settings*, from its start to its end."""
+    """Yield a fresh shared runtime with other *settings*; afterwards end it, and restore the former settings."""
     runtime = shared_runtime()
     runtime.shutdown()
     former = {name: getattr(runtime._settings, name) for name in settings}
@@ -202,7 +202,7 @@ def _shared(timeout: float, failures: list[Failure], **settings: Any) -> Iterato
 
 
 def _flush(runtime: Runtime, timeout: float) -> list[str]:
-    """Wait for what is left; name what does not end."""
+    """Wait for unfinished work; return a description of the work that does not end."""
     try:
         runtime.flush(timeout)
     except WaitTimeoutError as error:
@@ -211,13 +211,13 @@ def _flush(runtime: Runtime, timeout: float) -> list[str]:
 
 
 def _unfinished(runtime: Runtime) -> list[Any]:
-    # Not daemons, nor what is not due: those are meant to be left behind.
+    # Without daemons and work that is not due yet: those may be left behind.
     return runtime._life.ledger.waited_for()
 
 
 def _end(runtime: Runtime, timeout: float, failures: list[Failure]) -> None:
     leaked = _flush(runtime, timeout)
-    # Reports what somebody still holds, too.
+    # Shutting down also reports errors whose handle is still referenced.
     runtime.shutdown(timeout=0)
     _complain(runtime, leaked, failures)
 

@@ -1,1 +1,1 @@
-"""What async code offers and sync code wants, each over the calls of a runtime."""
+"""Bridges between sync and async code: background calls, groups, iteration, managers, queues and shared resources."""

@@ -1,4 +1,4 @@
-"""A decorator: calling the function starts it, in the background, and returns its task."""
+"""The `background` decorator: calling the function starts it in the background and returns its task."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class _Options(NamedTuple):
     broker: Engine | None = None
 
 
-# `overload-overlap`, here and below: a class is a callable too, and the first that fits is meant.
+# `overload-overlap`, here and below: a class is a callable too, and the first overload that matches is the right one.
 class Decorator(Protocol):
-    """What `background(…)` with options returns: typed as `background` itself."""
+    """The decorator that `background(…)` with options returns. Its types are those of `background` itself."""
 
     @overload
     def __call__(self, fn: type[C], /) -> type[C]: ...  # type: ignore[overload-overlap]
@@ -49,7 +49,7 @@ class Decorator(Protocol):
 
 
 class HandOver(Protocol):
-    """What `background(broker=…)` returns."""
+    """The decorator that `background(broker=…)` returns."""
 
     @overload
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, Sent[T]]: ...
@@ -93,32 +93,34 @@ def background(
     Decorate a function so that calling it starts it in the background, and returns its `Task` at once.
 
     An async function runs on the loop, as with `go`: ``await f()`` only waits, on any event loop, and a bare ``f()`` is fire and
-    forget. A plain function runs in a worker thread, as with `to_thread`; so does what does not say that it is async (a lambda, a
-    partial, an object that can be called), and an awaitable that it returns is awaited on the loop. Methods, class methods and static methods too; with a class,
-    every public async method that it defines. Signature and docstring are kept.
+    forget. A plain function runs in a worker thread, as with `to_thread`. So does a callable that does not say whether it is async
+    (a lambda, a partial, a callable object); if it returns an awaitable, that is awaited on the loop. Methods, class methods and
+    static methods can be decorated too. Decorating a class decorates every public async method that it defines. Signature and
+    docstring are kept.
 
     Args:
         name: For logs and `tasks()`. By default the name of the function.
         context: Run in a copy of this context instead of a copy of each caller's.
-        daemon: Cancel the work at exit instead of waiting for it. A plain function runs in a daemon thread of its own then, which counts
-            for no bound; at exit, or where its handle is cancelled, nobody waits for it any more, and the log names it if it still runs.
-        timeout: Seconds from each call. What is not done by then is cancelled, and fails with `TaskTimeoutError`. For a plain function
-            only with *daemon*: nothing can interrupt a thread, and this one is left.
-        limit: So many calls run at once; the others wait their turn, in order, each in its caller's context. Counted for each
-            function by itself. A call that awaits another of the same function while it runs may wait for ever.
-        on_error: Called with the `Failure` of a call that failed and that nobody asked about, instead of the hook of
+        daemon: Cancel the work at exit instead of waiting for it. A plain function then runs in a daemon thread of its own, which
+            counts toward no bound. At exit, or when its handle is cancelled, nobody waits for the thread any more, and the log names it
+            if it still runs.
+        timeout: Seconds from each call. A call that is not done by then is cancelled, and fails with `TaskTimeoutError`. A plain
+            function needs *daemon* for this: nothing can interrupt a thread, so the thread is left running.
+        limit: How many calls run at once. The others wait their turn, in order, each in its caller's context. Each function has its
+            own count. A running call that awaits another call of the same function may wait for ever.
+        on_error: Called with the `Failure` of a call that failed and whose error nobody asked for, instead of the hook of
             `configure`.
-        runtime: Run on this one instead of the one that the process shares.
-        broker: Hand each call over to this engine, which keeps it beyond the process, instead of running it here; calling the function
-            then returns a `Sent`. The function runs where the engine's worker runs it. Not together with *daemon*, *on_error* and
+        runtime: Run on this runtime instead of the one that the process shares.
+        broker: Hand each call over to this engine, which keeps it beyond the process, instead of running it here. Calling the function
+            then returns a `Sent`, and the function runs in the engine's worker. Not together with *daemon*, *on_error* and
             *runtime*; *limit* counts in the worker.
 
     Raises:
-        NotAsyncError: if *fn* is nothing that can be called to be run: a coroutine, a generator function, a class without a public
-            async method.
+        NotAsyncError: if a call of *fn* would not run work: *fn* is a coroutine, a generator function, or a class without a public
+            async method, or can't be called.
         TypeError: if an option is of the wrong type.
-        ValueError: if *limit* is below 1, *timeout* is not a number of seconds, or is given for a plain function that is no daemon, or
-            *broker* can't carry the function.
+        ValueError: if *limit* is below 1, if *timeout* is not a number of seconds or is given for a plain function without *daemon*, or
+            if *broker* can't carry the function.
 
     Example:
         >>> import asyncio
@@ -138,7 +140,7 @@ def background(
     if on_error is not None and not callable(on_error):
         raise TypeError(f"on_error={on_error!r}: give a callable that takes a Failure, or None.")
     if context is not None:
-        # Refuses what is none; the copy is made at each call.
+        # Only checks that it is a context: each call makes its own copy.
         copied(context, None)
     check_timeout(timeout)
     limiter(limit)
@@ -228,7 +230,8 @@ def _tell(task: Task[T], on_error: Hook | None) -> Task[T]:
 
 def _finish(fn: Callable[..., Any], start: Callable[..., Any]) -> Callable[..., Any]:
     functools.update_wrapper(start, fn)
-    # What `inspect.markcoroutinefunction` and its forerunner set on the original: calling this one returns a task.
+    # `inspect.markcoroutinefunction` and its asyncio forerunner set these marks on the original. The decorated function is no
+    # coroutine function: calling it returns a task.
     for mark in ("_is_coroutine_marker", "_is_coroutine"):
         vars(start).pop(mark, None)
     vars(start)["_is_background"] = True

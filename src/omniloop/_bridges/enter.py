@@ -1,7 +1,7 @@
 """
-Enters an async context manager in sync code, its whole life in one task.
+Enters an async context manager in sync code; one task on the loop enters and leaves it.
 
-The manager covers its block as in `async with`, though that task has a context of its own: see `_Cover`.
+Context variables pass between the manager and its block as in `async with`, although the task has a context of its own: see `_Cover`.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def enter(
     """
     Make a sync context manager of an async one: ``with enter(connect()) as connection: …``.
 
-    Entering and leaving run on the loop in one and the same task, as cancel scopes, `asyncio.timeout` and task groups need it, in
-    a copy of the context of whoever enters. Context variables that the manager sets are set in the block, and what the block sets is
-    seen by the manager when it is left: a transaction that is kept in one covers the block. (What asks for the current *task*
-    does not see the block.) An error in the block goes in, and what the manager raises or suppresses comes out. Cancelled at exit, if
-    the block never ends: then the manager is left with a `CancelledError`.
+    One task on the loop enters and leaves the manager, as cancel scopes, `asyncio.timeout` and task groups require. It runs in a copy
+    of the context in which the block is entered. Context variables that the manager sets are set in the block. When the block is left,
+    the manager sees the variables that the block has set: a transaction that is kept in a context variable covers the block. (Code
+    that asks for the current *task* does not see the block.) An error in the block is raised in the manager, which may suppress it;
+    the manager's own errors are raised here. If the block never ends, the manager is left at exit with a `CancelledError`.
 
     Args:
-        manager: What `async with` takes.
-        runtime: On whose loop; by default on the shared one's.
+        manager: An async context manager.
+        runtime: The runtime whose loop is used; by default the shared one.
 
     Raises:
         NotAsyncError: if *manager* is no async context manager.
         TypeError: if *runtime* is no `Runtime`.
-        OmniloopError: on entering, if it was entered before; on leaving, if it was not.
-        WouldDeadlockError: on entering or leaving, if that is on the loop's own thread. Use `async with` there.
+        OmniloopError: on entering, if it was entered before; on leaving, if it was never entered.
+        WouldDeadlockError: on entering or leaving on the loop's own thread. Use `async with` there.
         ForkedError: on leaving, if it was entered in the parent process.
         ClosedError: on entering, if the runtime is shut down, or the interpreter ends.
         CannotStartError: on entering, if this was the first use, and no thread can be started here.
@@ -65,41 +65,44 @@ def enter(
     """
     if not hasattr(type(manager), "__aenter__") or not hasattr(type(manager), "__aexit__"):
         raise NotAsyncError(_not_async_manager(manager))
-    # Its `__exit__` returns a bool, where E, the manager's own, may be None.
+    # `Entered.__exit__` returns a bool; E is the manager's return type, and may be None.
     return Entered(manager, chosen(runtime))  # type: ignore[return-value]
 
 
 _Variables = dict[ContextVar[Any], Any]
 
-# Its token is of use only in the context in which the block was entered.
+# Shows whether the block is left in the context in which it was entered: its token can't be reset in any other.
 _inside: ContextVar[None] = ContextVar("omniloop_inside")
 
 
 class _Cover:
     """
-    Has a manager cover a block that runs in another context, as `async with` does.
+    Carries context variables between a manager and its block, which run in different contexts, so that both see what `async with` shows.
 
-    What entering sets is set in the block's context, what the block sets in the manager's before it is left, and what leaving
-    sets in the block's again; what leaving removes is reset. Only what *changed*, by identity: to copy all variables, or to
-    restore all of them at the end, would undo what the block has set. In the thread or task of the block; left elsewhere (in
-    another thread, say) nothing is carried, because what that has set is not the block's.
+    1. On entering, the variables that the manager has set are set in the block's context.
+    2. Before leaving, the variables that the block has set are set in the manager's context.
+    3. After leaving, the variables that the manager has set are set in the block's context, and those that it has removed are reset.
+
+    Each step carries only the variables whose value *changed*, by identity: copying or restoring all of them would undo the changes
+    of the block. Steps 2 and 3 happen only in the context in which the block was entered. When the block is left elsewhere (in another
+    thread, say), nothing is carried, because the variables there are not the block's.
     """
 
     def __init__(self, manager: AbstractAsyncContextManager[Any, Any]) -> None:
-        # Let go of with the first entering.
+        # None once it has been entered.
         self.manager: AbstractAsyncContextManager[Any, Any] | None = manager
         self.name = f"enter({getattr(manager, '__qualname__', type(manager).__qualname__)})"
-        # On the loop: what entering has set; and what leaving has set, removed and suppressed.
+        # Written on the loop: the variables set by entering, those set or removed by leaving, and whether leaving suppressed the error.
         self._set_by_entering: _Variables = {}
         self._set_by_leaving: _Variables = {}
         self._removed: list[ContextVar[Any]] = []
         self.suppressed = False
-        # In the block.
+        # Used in the block's thread or task.
         self._tokens: dict[ContextVar[Any], Token[Any]] = {}
         self._inside: Token[None] | None = None
 
     async def hold(self, manager: AbstractAsyncContextManager[Any, Any], steps: Source) -> None:
-        """On the loop: enter, wait until the block is left, and leave."""
+        """Enter the manager, wait until the block is left, and leave the manager. Runs on the loop."""
         error: BaseException | None = None
         before = copy_context()
         try:
@@ -122,7 +125,7 @@ class _Cover:
             after = copy_context()
             self._set_by_leaving = carried(before, after)
             self._removed = [variable for variable in before if variable not in after]
-            # This frame is in the error's traceback.
+            # The error's traceback refers to this frame: breaks the cycle.
             del error
 
     def drive(self) -> Drive:
@@ -134,7 +137,7 @@ class _Cover:
         return partial(self.hold, manager)
 
     def begin(self) -> None:
-        """The block begins."""
+        """Set the variables from entering. Called where the block begins."""
         self._tokens = {variable: variable.set(value) for variable, value in self._set_by_entering.items()}
         self._inside = _inside.set(None)
         self._begun = copy_context()
@@ -151,14 +154,14 @@ class _Cover:
         return {}
 
     def end(self) -> None:
-        """The block was left."""
+        """Set and reset the variables from leaving. Called where the block has been left."""
         if self._inside is None:
             return
         self._inside = None
         for variable, value in self._set_by_leaving.items():
             variable.set(value)
         for variable in self._removed:
-            # What the block has set, and the manager found when it was left, is nothing that the manager could remove.
+            # A variable without a token was set by the block, and the manager found it when it was left: not the manager's to remove.
             if variable in self._tokens:
                 variable.reset(self._tokens.pop(variable))
         del self._begun
@@ -166,7 +169,7 @@ class _Cover:
 
 @final
 class Entered(AbstractContextManager[T, bool]):
-    """A sync context manager over an async one, whose whole life is one task on the runtime's loop."""
+    """A sync context manager over an async one, which one task on the runtime's loop enters and leaves."""
 
     def __init__(
         self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, kind: Kind = Kind.DAEMON
@@ -195,13 +198,13 @@ class Entered(AbstractContextManager[T, bool]):
         except StopIteration:
             pass
         except concurrent.futures.CancelledError:
-            # At exit, say. The block's own error tells more.
+            # Cancelled, at exit for example. The block's own error says more, and takes precedence.
             if error is None or not self._steps._source.task.cancelled():
                 raise
         finally:
             self._cover.end()
             if error is not None:
-                # Without the frames that it went through on the loop.
+                # Drops the frames that the error went through on the loop.
                 error.__traceback__ = tb
             del error, tb
         return self._cover.suppressed
@@ -209,7 +212,7 @@ class Entered(AbstractContextManager[T, bool]):
 
 @final
 class AsyncEntered(AbstractAsyncContextManager[T, bool]):
-    """The same for async code on any loop of asyncio's: the manager's whole life is one task on the runtime's."""
+    """As `Entered`, for async code on any asyncio loop: one task on the runtime's loop enters and leaves the manager."""
 
     def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, frame: FrameType) -> None:
         self._cover = _Cover(manager)

@@ -1,4 +1,4 @@
-"""Task groups: what is started in one is done, or cancelled, when it ends."""
+"""Task groups: every task that is started in a group has finished, or was cancelled, when the group's block ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 P = ParamSpec("P")
 
-# What the task groups of trio, anyio and others have, and who comes from there looks for.
+# Methods of the task groups of trio, anyio and others, which users who know those look for.
 _ELSEWHERE: Final = {
     "start_soon": "Call the function and start what it returns: group.go(fn(*args)).",
     "start": "Call the function and start what it returns: group.go(fn(*args)).",
@@ -41,35 +41,36 @@ _ELSEWHERE: Final = {
     "gather": "Start each with group.go(coro), and ask the tasks for their results after the block.",
 }
 
-# Of the failures of a supervised group: each keeps the frames that it went through.
+# How many failures a supervised group keeps. It is bounded because each failure keeps the frames of its traceback alive.
 _MOST_KEPT: Final = 100
 
 
 @final
 class TaskGroup:
     """
-    The tasks started in it are done, or cancelled, when its block ends.
+    A group of tasks; all of them have finished, or were cancelled, when its block ends.
 
     Use ``with`` in sync code and ``async with`` in async code, on any event loop; the tasks run on the runtime's loop in both
-    cases. The end of the block waits for all of them, those that they start in the group meanwhile included. The first that fails
-    cancels the others, and an ``async with`` block that still runs; so does an error in the block. What failed comes out of
-    the block as an `ExceptionGroup` (a `BaseExceptionGroup` where one of the errors is no `Exception`).
+    cases. The end of the block waits for all of them, also for tasks that they start in the group meanwhile. The first task that
+    fails cancels the others, and an ``async with`` block that still runs; so does an error in the block. The block raises the
+    errors as an `ExceptionGroup` (a `BaseExceptionGroup` if one of them is no `Exception`).
 
-    A group takes tasks before its block begins too: a component makes one when it starts, and ends it when it stops with
+    A group also takes tasks before its block begins: a component makes a group when it starts, and ends it when it stops with
     ``with group: group.cancel()``.
 
-    Unless a method says otherwise, it may be called from any thread.
+    A method may be called from any thread, unless it says otherwise.
 
     Args:
-        limit: So many of its coroutines and worker threads run at once; the others wait their turn, in order, each in its
-            submitter's context. A task that awaits another of the group while it runs may wait for ever.
-        timeout: Seconds for the block. Then all is cancelled, and when the clean-up is done the block raises. None waits without end.
-        supervised: A failure does not cancel the others. Each is reported when it happens; they come out at the end as well, the first
-            100 of them.
-        runtime: Run on this one instead of the one that the process shares.
+        limit: How many of the group's coroutines and worker threads run at once. The others wait their turn, in order, each in its
+            submitter's context. A running task that awaits another task of the group may wait for ever.
+        timeout: Seconds for the block. After that all tasks are cancelled, and the block raises when their clean-up is done. None
+            waits without end.
+        supervised: A failure does not cancel the other tasks. Each failure is reported when it happens. The block also raises the
+            first 100 of them at its end.
+        runtime: Run on this runtime instead of the one that the process shares.
 
     Raises:
-        ValueError: if *limit* or *timeout* is not a number that it can be.
+        ValueError: if *limit* is below 1, or *timeout* is not a number of seconds.
         TypeError: if *runtime* is no `Runtime`.
 
     Example:
@@ -94,12 +95,13 @@ class TaskGroup:
         self._limiter = limiter(limit)
         self._timeout = timeout
         self._supervised = supervised
-        # Held for a look and a change of what follows; never while the group's work is started, asked or waited for.
+        # Guards the fields below. Never held while a task of the group is started, cancelled or waited for.
         self._lock = Guard()
         self._stage = _Stage.OPEN
-        # By a ticket each, which a submission takes before it starts its task, so that the end waits for both.
+        # Maps a ticket to its task. A submission takes the ticket before it starts the task (None until then), so that the end of the
+        # group waits for submissions too.
         self._unfinished: dict[object, Task[Any] | None] = {}
-        # How many failed; and which, but for those beyond the bound of a supervised group.
+        # The number of failed tasks, and the tasks themselves: a supervised group keeps only the first `_MOST_KEPT`.
         self._failures = 0
         self._failed: list[Task[Any]] = []
         self._block: _Block | None = None
@@ -131,7 +133,7 @@ class TaskGroup:
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
     ) -> Task[T]:
         """
-        Start a coroutine in the group: `go`, under the name that `asyncio.TaskGroup` has for it.
+        Start a coroutine in the group: `go` under the name that it has in `asyncio.TaskGroup`.
 
         Raises:
             NotAsyncError: if *coro* can't be awaited here.
@@ -155,7 +157,7 @@ class TaskGroup:
         """
         Run a blocking function in a worker thread, as `omniloop.to_thread` does. The group waits for it: it can't be cancelled.
 
-        Where an ``async with`` block is cancelled from outside, it leaves at once, as it would with `asyncio.to_thread`; the function goes on.
+        An ``async with`` block that is cancelled from outside leaves at once, as with `asyncio.to_thread`; the function goes on.
 
         Raises:
             NotAsyncError: if *fn* is async, or can't be called.
@@ -174,7 +176,7 @@ class TaskGroup:
         self._cancel(_Stage.CANCELLED)
 
     if not TYPE_CHECKING:
-        # Else a type checker would take every name for one of ours.
+        # Hidden from type checkers, which would accept any attribute name otherwise.
 
         def __getattr__(self, name: str) -> object:
             hint = _ELSEWHERE.get(name)
@@ -197,14 +199,14 @@ class TaskGroup:
         assert block is not None
         patient = error is None or isinstance(error, Exception)
         if isinstance(error, concurrent.futures.CancelledError) and self._stage is not _Stage.OPEN:
-            # The block waited for work that the group had asked to end.
+            # The block waited for a task that the group has cancelled: not an error of the block's own.
             vars(error)["refused_by"] = self
         if error is not None:
             self.cancel()
         try:
             over = self._wait(block, block.until if patient else self._soon())
         except ForkedError:
-            # The block was begun by the parent process, whose tasks are not waited for here.
+            # A forked child: the parent process has entered the block, and its tasks can't be waited for here.
             if error is None:
                 raise
             return False
@@ -212,23 +214,23 @@ class TaskGroup:
             self.cancel()
             raise
         except BaseException:
-            # Ctrl-C, or what another signal handler raises. A second one ends this wait too.
+            # Ctrl-C, or an error from another signal handler. A second one ends the wait below too.
             self.cancel()
             self._wait(block, self._soon())
             raise
         return self._finish(block, error, over) if patient else False
 
     def _wait(self, block: _Block, until: float | None) -> bool:
-        """Block until all is done, and end the group; False if it was not done *until* then."""
+        """Block until all tasks are done, and end the group; False if *until*, a time of `time.monotonic`, came first."""
         while not self._end():
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 return False
             if (task := self._task()) is not None:
-                # The gate opens for the last, whichever that is.
+                # Any unfinished task serves for the checks of this wait: the gate opens when the last one is done.
                 task._wait_for(partial(block.gate.acquire, True), left)
             else:
-                # Another thread is in the middle of a submission.
+                # Another thread has a ticket and has not started its task yet.
                 acquire(block.gate, left)
         return True
 
@@ -241,7 +243,7 @@ class TaskGroup:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
-        # As asyncio.TaskGroup does it, where it takes a cancellation from outside for one, and its own back.
+        # As asyncio.TaskGroup does: a cancellation from outside is kept, and the group's own cancellation is taken back.
         block = self._block
         assert isinstance(block, _AsyncBlock)
         block.leave()
@@ -255,14 +257,14 @@ class TaskGroup:
                 over = await self._wait_async(block, cancelled is not None)
                 break
             except asyncio.CancelledError as again:
-                # Else it is our own, that comes late: up to 3.12 `uncancel` does not take it back.
+                # Otherwise it is the group's own cancellation, which comes late: up to 3.12 `uncancel` does not take it back.
                 if block.is_cancelled_from_outside():
                     cancelled = again
                     self.cancel()
         if error is not None and not isinstance(error, (Exception, asyncio.CancelledError)):
             return False
         if cancelled is not None:
-            # What was left running is said by nobody here.
+            # The block leaves at once: its errors say nothing about tasks that still run.
             over = True
             if not self._failed:
                 if cancelled is error:
@@ -272,7 +274,7 @@ class TaskGroup:
         return self._finish(block, None if isinstance(error, asyncio.CancelledError) else error, over)
 
     async def _wait_async(self, block: _AsyncBlock, leaves: bool) -> bool:
-        """As `_wait`, in async code; who *leaves* does not wait for functions that run, as nothing can interrupt those."""
+        """As `_wait`, in async code. A block that *leaves* does not wait for running functions, because nothing can interrupt those."""
         while not self._end():
             left = None if block.until is None else block.until - time.monotonic()
             if left is not None and left <= 0:
@@ -312,7 +314,7 @@ class TaskGroup:
                 task.cancel()
             task._when_done(partial(self._done, ticket, task))
         except BaseException:
-            # Refused; or Ctrl-C at any point, which must not leave a ticket behind that nobody gives back.
+            # Refused, or interrupted by Ctrl-C at any point. The ticket must be given back, or the group would never end.
             self._leave(ticket)
             raise
         return task
@@ -324,7 +326,7 @@ class TaskGroup:
         elif self._stage is _Stage.TIMED_OUT:
             why = f"was cancelled after {self._timeout} s"
         error = ClosedError(f"The TaskGroup {why}: it takes no more. Make a new one.")
-        # Not an error of the block's if it comes out there.
+        # Marks it, so that the block does not report it as an error of its own.
         vars(error)["refused_by"] = self
         return error
 
@@ -333,10 +335,10 @@ class TaskGroup:
             first = self._stage is _Stage.OPEN
             if first or stage is _Stage.TIMED_OUT:
                 self._stage = stage
-        # Once, because a second time would interrupt the clean-up.
+        # Only once, because a second cancellation would interrupt the clean-up.
         if first:
             for task in self._tasks():
-                # In a forked child: the parent's, and none of ours.
+                # In a forked child the tasks are the parent's.
                 with suppress(ForkedError):
                     task.cancel()
             if self._block is not None:
@@ -347,7 +349,7 @@ class TaskGroup:
         ending, value = task._ended()
         if ending is FAILED:
             if self._supervised:
-                # Reported now: such a group may live as long as the program, and would keep it to itself.
+                # Reported now, because such a group may live as long as the program, and would hold the error back until then.
                 value.let_go()
             with self._lock:
                 self._failures += 1
@@ -386,12 +388,12 @@ class TaskGroup:
             return [task for task in self._unfinished.values() if task is not None]
 
     def _task(self) -> Task[Any] | None:
-        """One of the unfinished; None if all of them are still being started."""
+        """An unfinished task; None if there is none, or if all of them are still being started."""
         with self._lock:
             return next((task for task in self._unfinished.values() if task is not None), None)
 
     def _end(self) -> bool:
-        """End the group if all is done."""
+        """End the group if all tasks are done, and tell whether they are."""
         with self._lock:
             over = not self._unfinished
             if over and self._stage is _Stage.OPEN:
@@ -399,10 +401,10 @@ class TaskGroup:
         return over
 
     def _finish(self, block: _Block, error: BaseException | None, over: bool) -> bool:
-        """Raise what has to come out of the block; True if *error* is not to."""
+        """Raise the errors of the tasks and of the block; True if there are none, so that *error* is suppressed."""
         if block.timer is not None:
             block.timer.cancel()
-        # Asking claims them: they are not reported as well.
+        # `exception()` claims each error, so that it is not reported as well.
         errors = [failure for task in self._failed if (failure := task.exception()) is not None]
         if error is not None and vars(error).get("refused_by") is not self:
             errors.append(error)
@@ -420,7 +422,7 @@ class TaskGroup:
 
 
 class _Stage(enum.Enum):
-    """Whether a group takes tasks, or why not."""
+    """Whether a group takes tasks; the value says why not."""
 
     OPEN = "takes tasks"
     CANCELLED = "was cancelled"
@@ -429,25 +431,25 @@ class _Stage(enum.Enum):
 
 
 class _Block:
-    """What is waited in, by the thread that runs a ``with`` block."""
+    """A ``with`` block: its time limit, and the gate at which its thread waits for the tasks."""
 
     def __init__(self) -> None:
-        # When the waiting for a group ends that has a time limit, its clean-up included; and what cancels the group at that limit.
+        # Only with a time limit: when the block stops waiting (clean-up included), and the timer that cancels the group at the limit.
         self.until: float | None = None
         self.timer: Task[Any] | None = None
         self.gate = Lock()
         self.gate.acquire()
 
     def wake(self) -> None:
-        """Nothing is left to wait for. From any thread."""
+        """Let the block end, because no task is left. May be called from any thread."""
         let_through(self.gate)
 
     def cancel(self) -> None:
-        """The group was cancelled: nothing can interrupt a ``with`` block."""
+        """Do nothing: a ``with`` block can't be interrupted."""
 
 
 class _AsyncBlock(_Block):
-    """The task in which an ``async with`` block runs, which can be cancelled as long as it does."""
+    """An ``async with`` block, and the task in which it runs: cancelling the group cancels that task while the block runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -463,7 +465,7 @@ class _AsyncBlock(_Block):
         self.asked = False
 
     def end(self) -> asyncio.Future[None]:
-        """What `wake` resolves: in a turn of the loop's own, and so not before it is waited for."""
+        """Make the future that `wake` resolves. `wake` does so in a later turn of the loop, when the block already waits for it."""
         self._end = self._loop.create_future()
         return self._end
 
@@ -471,12 +473,12 @@ class _AsyncBlock(_Block):
         self._call(self._wake)
 
     def cancel(self) -> None:
-        """Cancel the block. From any thread; it comes there in a turn of its own, while the block waits."""
+        """Cancel the block's task, in a turn of its loop of its own, while the block waits. May be called from any thread."""
         self._call(self._cancel)
 
     def _call(self, fn: Callable[[], object]) -> None:
         with suppress(RuntimeError):
-            # The loop is closed: nothing runs there any more.
+            # A closed loop: nothing waits there any more.
             self._loop.call_soon_threadsafe(fn)
 
     def _wake(self) -> None:
@@ -489,7 +491,7 @@ class _AsyncBlock(_Block):
             self._task.cancel()
 
     def leave(self) -> None:
-        """The block has ended: take a cancellation of ours back."""
+        """Note that the block has ended, and take back the group's own cancellation."""
         self._runs = False
         if self.asked:
             self._task.uncancel()
@@ -498,8 +500,8 @@ class _AsyncBlock(_Block):
         return self._task.cancelling() > self._cancelling
 
     def cancel_again(self) -> None:
-        """Keep a cancellation from outside from being lost behind the errors that are raised instead."""
-        # Up to 3.12 an enclosing `asyncio.timeout` could not take it back, as in asyncio.TaskGroup.
+        """Cancel the task again, because the block raises errors instead of the cancellation from outside, which would be lost."""
+        # From 3.13 on only, as in asyncio.TaskGroup: up to 3.12 an enclosing `asyncio.timeout` could not take it back.
         if sys.version_info >= (3, 13):
             self._task.uncancel()
             self._task.cancel()

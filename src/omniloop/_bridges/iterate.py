@@ -1,4 +1,4 @@
-"""Iterates across the border: over an async iterable in sync code, over a blocking iterator in async code."""
+"""Iterates over an async iterable in sync code (`iterate`), and over a blocking iterable in async code (`aiterate`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .._work.task import DAEMON
 
 T = TypeVar("T")
 
-# Seconds for which the closing of `aiterate` waits for a source that blocks.
+# Seconds that closing an `aiterate` waits for a source that blocks.
 _CLOSING_TIME: Final = 1.0
 
 
@@ -32,15 +32,15 @@ def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | Non
     """
     Iterate over an async iterable in sync code: ``for line in iterate(stream()): …``.
 
-    The source runs on the loop, in one task and in a copy of the caller's context, and is at the most *buffer* items and one more
-    ahead of the consumer. What it raises is raised here. When the iteration is dropped (an early `break`, an error, a garbage
-    collection) a generator is closed on the loop, and its `finally` blocks run; a `with` around it waits for them. Cancelled at
-    exit: whoever still wants the items would have to be waiting for them.
+    The source runs on the loop, in one task and in a copy of the caller's context. It runs ahead of the consumer by at most *buffer*
+    items and one more. Its errors are raised here. When the iteration is dropped (by an early `break`, an error, or a garbage
+    collection), an async generator is closed on the loop, and its `finally` blocks run; a `with` around the iteration waits for them.
+    The source is cancelled at exit: a consumer that still wanted items would be waiting for them.
 
     Args:
         source: An async generator, or another async iterable.
         buffer: How many items may wait for the consumer.
-        runtime: Where the source runs; by default on the shared one.
+        runtime: The runtime on whose loop the source runs; by default the shared one.
 
     Raises:
         NotAsyncError: if *source* is no async iterable.
@@ -91,15 +91,15 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
     """
     Iterate over a blocking iterable in async code, on any event loop: ``async for row in aiterate(cursor): …``.
 
-    All of it runs in one thread of its own, and in a copy of the caller's context, at the most *buffer* items and one more ahead of the
-    consumer. What it raises is raised here. When the iteration is closed early, a generator is closed in its thread. Closing waits for
-    that, for a second at the most: a source that blocks for longer is named in the log, and its generator is closed when it comes back.
-    Cancellation does not wait, nor does the exit.
+    The source runs in one thread of its own, in a copy of the caller's context. It runs ahead of the consumer by at most *buffer*
+    items and one more. Its errors are raised here. When the iteration is closed early, a generator is closed in that thread. Closing
+    waits for this, for a second at most: the log names a source that blocks for longer, and its generator is closed when it returns.
+    Neither a cancellation nor the exit waits for the source.
 
     Args:
         source: An iterable whose `next` may block.
         buffer: How many items may wait for the consumer.
-        runtime: Whose work it is; by default the shared one's.
+        runtime: The runtime that the work belongs to; by default the shared one.
 
     Raises:
         NotAsyncError: if *source* is not iterable.
@@ -127,22 +127,22 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
 async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame: FrameType) -> AsyncGenerator[T, None]:
     items = _Fed(buffer)
     name = _name("aiterate", source)
-    # Not in a worker, which the exit would wait for while the source blocks. Whatever the bounds are, as in `SyncSteps`: what fills the
-    # queue and what empties it need each other.
+    # Not in a worker thread, because the exit would wait for that while the source blocks.
+    # `when_full="accept"`, as in `SyncSteps`: the producer and the consumer of one queue need each other, so neither may be refused.
     feeding = in_own_thread(runtime, partial(items.feed, source), name, or_worker=True)
     task = runtime._go(feeding, frame, name, kind=DAEMON, when_full="accept")
-    # It is in the frame of whoever made this.
+    # This generator must not keep the source alive, and the caller's frame refers to it too.
     del source, frame, feeding
     task._when_done(partial(items.put, END))
     try:
         while True:
-            # Elsewhere than under asyncio the runtime's loop is the one that takes.
+            # Under another async library `take` can't run here, so it runs on the runtime's loop.
             taking = items.take()
             item = await (runtime._go(taking, sys._getframe(), when_full="accept") if who_runs_here() else taking)
             if item is END:
                 break
             yield item
-            # Not kept alive while the next one is waited for.
+            # The item must not live on while the next one is awaited.
             del item
         await task
     except GeneratorExit:
@@ -162,7 +162,7 @@ async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame
 
 
 class _Fed(Items[Any]):
-    """What a thread feeds with the items of its source, and waits while there are more than are to be read ahead."""
+    """A queue that a thread fills with the items of its source; the thread waits while more than *buffer* items are unread."""
 
     def __init__(self, buffer: int) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class _Fed(Items[Any]):
         return item
 
     def close(self) -> None:
-        """Nobody wants more."""
+        """Have the feeding thread stop after its current item."""
         self._open = False
         let_through(self._room)
 

@@ -1,4 +1,4 @@
-"""Results of one function for many items, only so many of which are on their way."""
+"""Maps a function over many items in sync code, with a bound on how many run at once."""
 
 from __future__ import annotations
 
@@ -84,27 +84,28 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     """
     Iterate, in sync code, over the results of *fn* for each item; an async *fn* runs on the loop, a plain one in worker threads.
 
-    What does not say that it is async (a lambda, a partial, an object that can be called) is called in a worker thread, and an
-    awaitable that it returns is awaited on the loop.
+    A callable that does not say whether it is async (a lambda, a partial, a callable object) is called in a worker thread; if it
+    returns an awaitable, that is awaited on the loop.
 
-    Items are taken one by one, as results are: no more than *limit* are on their way at any time. The first error comes out as
-    it is; then, and when the iterator is closed or dropped early, what is on its way is cancelled, and its clean-up waited for
-    (for `cancel_timeout` seconds at the most).
+    Items are taken as results are handed out: no more than *limit* are pending at any time. The first error is raised unchanged.
+    After an error, or when the iterator is closed or dropped early, the pending items are cancelled, and the iterator waits for their
+    clean-up (for `cancel_timeout` seconds at most).
 
     Args:
-        limit: So many are taken and not yet handed out, at the most: by default 32, which is kind to most servers, and enough to
+        limit: The most items that are taken and not yet handed out: by default 32, which is kind to most servers, and enough to
             hide their latency. None takes all items at once.
-        ordered: Results in the order of the items; else as they come.
-        timeout: Seconds for each item, from its start. Then it is cancelled, and its error is a `TaskTimeoutError`. For an async
-            *fn* alone: a thread can't be interrupted. None for no end.
-        return_exceptions: Hand out the error of an item in the place of its result, and go on, instead of raising it.
-        progress: Called, where the iterator is used, with the number of results so far, and of all if *items* has a length.
-        runtime: Run on this one instead of the one that the process shares.
+        ordered: True gives the results in the order of the items, False as they come.
+        timeout: Seconds for each item, from its start. An item that takes longer is cancelled, and its error is a
+            `TaskTimeoutError`. Only for an async *fn*: a thread can't be interrupted. None for no limit.
+        return_exceptions: Hand out the error of an item in place of its result, and go on, instead of raising it.
+        progress: Called in the thread that uses the iterator, with the number of results so far, and with the number of items, or
+            None if *items* has no length.
+        runtime: Run on this runtime instead of the one that the process shares.
 
     Raises:
         NotAsyncError: if *fn* can't be called.
         TypeError: if *items* can't be iterated over, *progress* can't be called, or *runtime* is no `Runtime`.
-        ValueError: if *limit* is below 1, or *timeout* is not a number of seconds, or *fn* is plain and has one.
+        ValueError: if *limit* is below 1, or if *timeout* is not a number of seconds or is given for a plain *fn*.
 
     Example:
         >>> import asyncio
@@ -137,7 +138,8 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     runtime = chosen(runtime)
     asynchronous = is_async(fn)
     call = fn if asynchronous else by_result(runtime, fn)
-    # On their way: taken, and their results not handed out; in order of the items. And those that are done, if that is the order.
+    # `pending` has the tasks whose results are not handed out yet, in the order of the items. `done` has the finished ones in the order
+    # in which they finished, unless *ordered*.
     pending: dict[Task[Any], None] = {}
     done: SimpleQueue[Task[Any]] | None = None if ordered else SimpleQueue()
 
@@ -170,7 +172,8 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
                     progress(count, total)
                 yield value
         finally:
-            # A generator that was not exhausted may live until this module is cleared; as a resource's finaliser.
+            # A generator that was not exhausted may live until the interpreter clears this module. So the function is bound as a default
+            # argument, as in `Resource.__del__`.
             if not is_finalizing():
                 _close(runtime, pending)
 
@@ -178,7 +181,7 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
 
 
 def _is_ready(pending: dict[Task[Any], None], done: SimpleQueue[Task[Any]] | None) -> bool:
-    """Tell whether the next result is there."""
+    """Tell whether the next result can be taken without waiting."""
     if done is not None:
         return not done.empty()
     return bool(pending) and next(iter(pending)).done()
@@ -187,7 +190,7 @@ def _is_ready(pending: dict[Task[Any], None], done: SimpleQueue[Task[Any]] | Non
 def _take(pending: dict[Task[Any], None], done: SimpleQueue[Task[Any]] | None, return_exceptions: bool) -> Any:
     """Wait for the next result and return it, or raise the error."""
     task = next(iter(pending))
-    # Waits without claiming, so that what Ctrl-C leaves behind is still on its way, and is cancelled.
+    # Waits before it takes the task out of `pending`: a task that Ctrl-C leaves behind is then still cancelled.
     if done is None:
         task._wait_until_done(None)
     else:
@@ -209,14 +212,15 @@ def _take(pending: dict[Task[Any], None], done: SimpleQueue[Task[Any]] | None, r
             return error
         raise error
     finally:
-        # This frame is in the traceback of an error that the task holds: a cycle, which would keep both alive.
+        # The task holds the error, and the error's traceback refers to this frame: a cycle, which would keep both alive.
         del task, error
 
 
 def _close(runtime: Runtime, tasks: Iterable[Task[Any]]) -> None:
-    """Cancel what is on its way and wait for its clean-up."""
+    """Cancel the unfinished tasks and wait for their clean-up."""
     until = time.monotonic() + runtime._settings.cancel_timeout
-    # In a forked child they are the parent's. Collected on the loop's own thread, for one: the drain waits for them.
+    # ForkedError: in a forked child the tasks are the parent's. WouldDeadlockError: the generator was collected on the loop's own
+    # thread, for example; the drain waits for the tasks then.
     with suppress(ForkedError, WouldDeadlockError):
         for task in tasks:
             task.cancel()

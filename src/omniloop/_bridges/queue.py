@@ -1,4 +1,4 @@
-"""A queue with two sides: a blocking one for threads, and an async one on the runtime's loop; it ends with the runtime."""
+"""A queue with a blocking side for threads and an async side on the runtime's loop; the runtime shuts it down at its end."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def queue(
     """
     Make a `janus.Queue` whose async side lives on the loop: ``q.sync_q.put(item)`` in a thread, ``await q.async_q.get()`` in a task.
 
-    The drain shuts it down when all other work is done: whoever still waits then gets `janus.SyncQueueShutDown` or
-    `janus.AsyncQueueShutDown`. A task that takes items for ever is best a daemon. Starts nothing until it is used.
+    The drain shuts the queue down when all other work is done: a caller that still waits gets `janus.SyncQueueShutDown` or
+    `janus.AsyncQueueShutDown`. Make a task that takes items for ever a daemon. The queue starts nothing until it is used.
 
     Args:
         maxsize: How many items it holds before `put` waits; 0 for any number.
         kind: Which item comes out first: the oldest, the newest, or the smallest.
-        runtime: On whose loop; by default on the shared one's.
+        runtime: The runtime on whose loop the async side lives; by default the shared one.
 
     Raises:
         ValueError: if *maxsize* is not a whole number of 0 or more, or there is no such *kind*.
@@ -65,10 +65,10 @@ def queue(
 
 class Queue(janus.Queue[T]):
     """
-    A `janus.Queue` that is joined to a runtime; made by `queue`.
+    A `janus.Queue` that belongs to a runtime; made by `queue`.
 
-    Its `sync_q` may be used in any thread, where it may wait anywhere but on the loop's own; its `async_q` in tasks of the runtime.
-    A queue belongs to the process that first used it; in a child it refuses, as what was put in would come out twice.
+    `sync_q` may be used in any thread; it may wait anywhere but on the loop's own. `async_q` may be used in tasks of the runtime. A
+    queue belongs to the process that first used it. In a forked child it refuses, because items would come out in both processes.
 
     Example:
         >>> from omniloop import go, queue
@@ -107,16 +107,16 @@ class Queue(janus.Queue[T]):
                 self._keeper.cancel()
 
     def _join(self) -> Life:
-        """Join the runtime's life on first use, and return it; ForkedError if that was the parent process's."""
+        """Return the life that the queue belongs to, joining it on first use; ForkedError if it is the parent process's."""
         if self._keeper is None:
-            # Outside of the lock: this may start the runtime, and call the user's `loop_factory`.
+            # Outside the lock, because this may start the runtime and call the user's `loop_factory`.
             made = self._runtime._go(_keep(), sys._getframe(), "queue", contextvars.Context(), KEEPER)
             with self._joining:
                 keeper = self._keeper = self._keeper or made
             if keeper is made:
                 made.add_done_callback(partial(_shut_down, weakref.ref(self)))
             else:
-                # Another thread was first.
+                # Another thread has joined first.
                 made.cancel()
         self._runtime._current()
         life: Life = self._keeper._owner  # type: ignore[assignment]
@@ -125,7 +125,7 @@ class Queue(janus.Queue[T]):
         return life
 
 
-# Its kinds have, by their types, sides of its private classes; what is asked of them is what its public ones promise.
+# janus types the sides of its kinds by private classes. `Queue` types them by the public ones, which promise all that is used here.
 class _LifoQueue(Queue[T], janus.LifoQueue[T]):  # pyright: ignore[reportIncompatibleMethodOverride]
     pass
 
@@ -138,7 +138,7 @@ _KINDS: dict[str, type[Queue[Any]]] = {"fifo": Queue, "lifo": _LifoQueue, "prior
 
 
 class _Side:
-    """One side of janus' queue; what is not here is janus' own."""
+    """One side of a janus queue; janus' own side answers for all that is not defined here."""
 
     def __init__(self, parent: Queue[Any], side: Any) -> None:
         self._parent = parent
@@ -167,7 +167,7 @@ class _SyncSide(_Side):
         if parent.closed:
             self._side.join()
         else:
-            # janus' own does not look up meanwhile.
+            # janus' `join` waits in one piece, without the checks that waits of the package make in between.
             parent._runtime._run(parent.async_q.join(), None, caller())
 
     def _attempt(self, name: str, block: bool, timeout: float | None, *args: Any) -> Any:
@@ -180,7 +180,7 @@ class _SyncSide(_Side):
         if not block:
             raise missed
         if timeout is not None and timeout < 0:
-            # janus' own error for it.
+            # Has janus raise its own error for a negative timeout.
             return call(timeout=timeout)
         life.check_may_wait(f"sync_q.{name}()")
         with waits.giving_place(f"sync_q.{name}()"):

@@ -1,4 +1,4 @@
-"""Keeps what lives on the loop, a client or a pool: opened on first use, shared by all, closed when nobody can need it any more."""
+"""Shares a client or pool that lives on the loop: it is opened on first use, and closed when nobody uses it any more."""
 
 from __future__ import annotations
 
@@ -47,16 +47,19 @@ def resource(
     """
     Share one client, pool or connection on the loop: ``client = resource(lambda: httpx.AsyncClient())``.
 
-    Nothing is opened until the first use. What the factory makes is awaited, if it can be; entered, if `async with` takes it; else
-    its `aclose()` or `close()` is found. Opening and closing run in one task. Whoever comes first waits for the same opening; if it
-    fails, they all get the error, and the next use tries again. Closed when nobody uses the resource any more: see `Resource`; else
-    last-in-first-out after the drain, when all work and all daemons have ended. Opened anew after `shutdown()`, and in a forked child,
-    which leaves the parent's alone.
+    Nothing is opened until the first use. An awaitable that the factory returns is awaited. Without *close*, a client that is an async
+    context manager is entered, and leaving it closes the client; any other client is closed by its own `aclose()` or `close()`. Opening
+    and closing run in one task. Callers that come during the opening wait for it together; if it fails, all of them get the error, and
+    the next use tries again.
+
+    The client is closed when nobody uses the resource any more (see `Resource`), and at the latest after the drain, when all work and
+    all daemons have ended: the client that was opened last is closed first. It is opened anew after `shutdown()`, and in a forked
+    child, which leaves the parent's client alone.
 
     Args:
         factory: Called on the loop, without arguments; plain or async, or the function of an `@asynccontextmanager`.
-        close: Called with the client to close it, plain or async, instead of what would be found.
-        runtime: On whose loop; by default on the shared one's.
+        close: Called with the client to close it, plain or async, instead of the client's own way to close.
+        runtime: The runtime on whose loop the client lives; by default the shared one.
 
     Raises:
         NotAsyncError: if *factory* or *close* can't be called.
@@ -90,11 +93,11 @@ class Resource(Generic[T]):
     """
     A client that lives on the loop; made by `resource`. In a task of the runtime, ``await`` gives the client itself.
 
-    In sync code, and on other loops, hand over what is to be done with it: to `run`, or to `go`.
+    In sync code, and on other loops, pass a function of the client to `run` or `go`.
 
-    The client is closed when the resource is not in use any more: nobody refers to it, no `run` or `go` of it is under way, and no
-    task, nor the factory of another resource, that awaited it is left. Or by `close`, and at the end of a `with` or `async with` block,
-    which give the resource.
+    The client is closed when the resource is not in use any more: nothing refers to the resource, no `run` or `go` of it is under way,
+    every task that awaited it is done, and every other resource whose factory awaited it is closed. It is also closed by `close`, and
+    at the end of a `with` or `async with` block, which gives the resource.
 
     Example:
         >>> from contextlib import asynccontextmanager
@@ -115,9 +118,9 @@ class Resource(Generic[T]):
         self._close = close
         self._runtime = runtime
         self._name = f"resource({getattr(factory, '__qualname__', type(factory).__qualname__)})"
-        # Set by whichever thread calls `close`: what comes from then on is refused.
+        # Set by the thread that calls `close`: later uses are refused.
         self._refuses = False
-        # Both are touched on the loop's thread alone.
+        # Both are used on the loop's thread only.
         self._kept: _Kept[T] | None = None
         self._closed = False
 
@@ -126,16 +129,16 @@ class Resource(Generic[T]):
         Do something with the client in sync code: ``client.run(lambda c: c.get(url))``. Blocks, as `omniloop.run` does.
 
         Args:
-            use: Called on the loop with the client; what it returns is awaited there. An async function may do several things.
+            use: Called on the loop with the client; its result is awaited there. An async function may do several things.
             timeout: Seconds to wait. None waits without end.
 
         Raises:
-            TaskTimeoutError: if *timeout* passed. What was being done was cancelled; the client stays open.
+            TaskTimeoutError: if *timeout* passed. The work was cancelled; the client stays open.
             NotAsyncError: if *use* can't be called, or what it returns can't be awaited.
             WouldDeadlockError: if the wait could never end: on the loop's own thread, for one.
             ClosedError: if the resource is closed, the runtime is shut down, or the interpreter ends.
             CannotStartError: if this was the first use, and no thread can be started here.
-            CancelledError: of `concurrent.futures`, if it was cancelled by another.
+            CancelledError: of `concurrent.futures`, if the work was cancelled from elsewhere.
         """
         self._check(use, "run")
         return self._runtime._run(self._use(use), timeout, caller())
@@ -153,11 +156,11 @@ class Resource(Generic[T]):
         Do something with the client in the background; return the handle at once. May be called anywhere, as `omniloop.go`.
 
         Args:
-            use: Called on the loop with the client; what it returns is awaited there.
+            use: Called on the loop with the client; its result is awaited there.
             name: For logs and `tasks()`. By default the name of *use*.
             context: Run in a copy of this context instead of a copy of the caller's.
             daemon: Cancel it at exit instead of waiting for it; its clean-up runs.
-            timeout: Seconds from now. What is not done by then is cancelled, and fails with `TaskTimeoutError`.
+            timeout: Seconds from now. Work that is not done by then is cancelled, and fails with `TaskTimeoutError`.
 
         Raises:
             NotAsyncError: if *use* can't be called.
@@ -174,10 +177,10 @@ class Resource(Generic[T]):
 
     def close(self, timeout: float | None = None) -> None:
         """
-        Refuse further uses, wait for those that were accepted, and close the client, if it is open. For good; not at exit alone.
+        Refuse further uses, wait for the accepted ones, and close the client if it is open. The resource stays closed.
 
-        Waits for the tasks, too, that awaited the client and go on. Blocks; not for the loop's own thread: there it is `aclose`. Calling
-        it again is harmless.
+        This also waits for tasks that awaited the client and still run. Blocks; not for the loop's own thread: use `aclose` there.
+        Calling it again is harmless.
 
         Args:
             timeout: Seconds to wait. None waits without end.
@@ -185,7 +188,7 @@ class Resource(Generic[T]):
         Raises:
             WaitTimeoutError: if *timeout* passed. Further uses are refused, and the closing goes on.
             WouldDeadlockError: if the wait could never end: on the loop's own thread, for one.
-            Exception: whatever the closing of the client raises.
+            Exception: if closing the client raises it.
         """
         life = self._runtime._current()
         check_timeout(timeout)
@@ -198,16 +201,16 @@ class Resource(Generic[T]):
                 f"{self!r} was still in use after {timeout} s. It is closed when its users are done."
             )
         if not ending.cancelled() or (self._kept is not None and self._kept.closer_was_cancelled):
-            # Else the runtime ends meanwhile, and closes it.
+            # Otherwise the runtime has cancelled the closing task at its end, and closes the client itself.
             ending.result(0)
 
     async def aclose(self) -> None:
         """
-        As `close`, in async code, on any event loop. The calling task may have awaited the client, and is not waited for.
+        As `close`, in async code, on any event loop. The calling task may have awaited the client; `aclose` does not wait for it.
 
         Raises:
-            CancelledError: of `asyncio`, if it was cancelled. The closing goes on.
-            Exception: whatever the closing of the client raises.
+            CancelledError: of `asyncio`, if the calling task was cancelled. The closing goes on.
+            Exception: if closing the client raises it.
         """
         ending = self._begin_end(asyncio.current_task() if who_runs_here() is None else None, caller())
         if ending is not None:
@@ -230,9 +233,9 @@ class Resource(Generic[T]):
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if is_finalizing():
-            # Bound above, because by then, without a GIL, this module may be cleared already.
+            # A default argument, because without a GIL this module may be cleared by then.
             return
-        # By way of the inbox: a finaliser runs anywhere, also in a forked child, whose parent has the client.
+        # Closing goes through the inbox, because a finaliser runs in any thread. A forked child leaves the client to its parent.
         kept = getattr(self, "_kept", None)
         if kept is not None and same_process[0]:
             kept.let_go()
@@ -254,7 +257,7 @@ class Resource(Generic[T]):
 
     def _use(self, use: Callable[[T], Awaitable[R]]) -> Coroutine[Any, Any, R]:
         using: Any = self._do(use)
-        # What is logged, listed and told of is the user's function.
+        # Logs, lists and messages name the user's function.
         function = use.func if isinstance(use, partial) else use
         using.__name__ = using.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
         made: Coroutine[Any, Any, R] = using
@@ -281,41 +284,41 @@ class Resource(Generic[T]):
             raise WouldDeadlockError(f"{self!r} is needed by its own factory: it would wait for itself.")
         if self._closed or (self._refuses and not accepted and not (kept is not None and user in kept.users)):
             raise self._closed_error()
-        # A parent process's are left as they are: the child keeps that life, and with it the client, untouched to its end.
+        # A parent process's client is left as it is: the forked child keeps the parent's life, and so the client, untouched to its end.
         if kept is None or kept.is_over(life):
             if life.ledger.is_bereft():
                 raise self._bereft_error()
             kept = _Kept(self._name, life, self._close)
-            # In an empty context: what is shared must not keep that of the first to come.
+            # An empty context: a shared client must not keep the context of its first user.
             kept.keeper = self._runtime._go(kept.keep(self._factory), frame, self._name, contextvars.Context(), KEEPER)
             self._kept = kept
         if user is not None and user not in kept.users:
             kept.users.add(user)
-            # Refers to the resource, which so is in use until the task is done, whoever else refers to it.
+            # The callback refers to the resource, so that the resource stays in use until the task is done.
             user.add_done_callback(partial(self._leave, kept))
-        # Who is cancelled while waiting leaves the opening to the others.
+        # Shielded, because a caller that is cancelled must not cancel the opening for the others.
         return await asyncio.shield(kept.opened)
 
     def _leave(self, kept: _Kept[T], user: asyncio.Task[Any]) -> None:
         kept.users.discard(user)
 
     def _begin_end(self, but: asyncio.Task[Any] | None, frame: FrameType) -> Task[None] | None:
-        """Refuse further uses, and have the loop close it when its users, *but* one, are done; None if there is nothing to close."""
+        """Refuse further uses, and have the loop close the client when its users except *but* are done; None if nothing is to be closed."""
         self._refuses = True
         life, kept = self._runtime._current(), self._kept
         if life.thread is None and (kept is None or kept.life is not life):
             return None
         try:
-            # A daemon, because at the end the runtime closes it, whoever uses it still.
+            # A daemon, because at its end the runtime closes the client, even one still in use.
             return self._runtime._go(
                 self._end(but), frame, f"close {self._name}", contextvars.Context(), Kind.DAEMON, "accept"
             )
         except ClosedError:
-            # The runtime has ended, and has closed it.
+            # The runtime has ended, and has closed the client.
             return None
 
     async def _end(self, but: asyncio.Task[Any] | None) -> None:
-        # In order with what was accepted before: that has taken its first step, and is among the users.
+        # Tasks that were accepted earlier have taken their first step before this one, and so are among the users.
         kept = self._kept
         if kept is not None and kept.life is self._runtime._current():
             while users := kept.users - {but}:
@@ -335,30 +338,30 @@ class Resource(Generic[T]):
 
 
 class _Kept(Generic[T]):
-    """One client, from its opening to its closing. Does not refer to the resource, nor, when it is open, to the factory."""
+    """One client, from its opening to its closing. It does not refer to the resource, nor, once it is open, to the factory."""
 
     def __init__(self, name: str, life: Life, close: Callable[[Any], object] | None) -> None:
         self.opened: asyncio.Future[T] = life.ledger.loop.create_future()
         self.keeper: Task[None] | None = None
-        # Runs the factory, and then waits for the end.
+        # The task that runs the factory, and then waits until the client is to be closed.
         self.opener: asyncio.Task[Any] | None = None
-        # The tasks that have awaited it and are not done.
+        # Unfinished tasks that have awaited the client.
         self.users: set[asyncio.Task[Any]] = set()
         self._name = name
-        # Not that before a shutdown, nor that of the parent process.
+        # The life in which it was opened: after a shutdown or a fork the runtime has another.
         self.life = life
         self._close = close
         self._over = False
         self.closer_was_cancelled = False
 
     def is_over(self, life: Life) -> bool:
-        """Tell whether the next use, in *life*, is to open another."""
+        """Tell whether the next use, in *life*, has to open another client."""
         return self._over or self.life is not life or (self.keeper is not None and self.keeper.done())
 
     def let_go(self) -> None:
-        """Have the loop close it, if it does not end itself. Only appends: from any thread, and in finalisers."""
+        """Ask the loop to close the client, unless it ends itself. This only appends to the inbox: for any thread, and for finalisers."""
         if not self.life.foreign:
-            # A failure to wake the loop would be that of whoever let go; the end closes it then.
+            # An error from waking the loop would be raised in unrelated code; the end of the runtime closes the client then.
             with suppress(CannotStartError, ClosedError):
                 self.life.inbox.put(self._cancel)
 
@@ -367,24 +370,24 @@ class _Kept(Generic[T]):
             self.keeper.cancel()
 
     async def close(self) -> None:
-        """Close it now."""
+        """Close the client now, and raise the error that its closing raises."""
         keeper = self.keeper
         if keeper is not None and self.opener is not None and not self.opener.done():
             self._cancel()
             await asyncio.wait([self.opener])
             if self.opener.cancelled():
-                # By what it called: the end alone has it go on to the closing.
+                # Code that the closing called has cancelled it; a cancellation that only ends the wait is swallowed in `keep`.
                 self.closer_was_cancelled = True
                 raise asyncio.CancelledError(*(keeper._ended()[1] if keeper.cancelled() else ()))
             if (error := self.opener.exception()) is not None:
-                # Claimed: whoever closes it has it.
+                # Claims the error, which the caller of `close` gets here.
                 keeper.exception()
                 raise error
 
     async def keep(self, factory: Callable[[], Any]) -> None:
         runner = self.opener = asyncio.current_task()
         assert runner is not None
-        # The client's own tasks are made in this context, and end after it.
+        # Tasks that the client makes have this context, and end after the client.
         self.life.ledger.leftovers.keep(runner)
         try:
             async with AsyncExitStack() as stack:
@@ -397,23 +400,24 @@ class _Kept(Generic[T]):
                 except BaseException as error:
                     self._over = True
                     self.opened.set_exception(error)
-                    # Those who wait have it; if there are none left, the next use tells.
+                    # Claims the error: the waiting callers have it. If there are none, the next use tries again and shows it.
                     self.opened.exception()
                     return
-                # It may refer to the resource, which would keep itself in use.
+                # The factory may refer to the resource, which would keep itself in use.
                 del factory
-                # What it was opened with was opened before, and is closed after it.
+                # Noted only now, after the resources that the factory used: they were opened earlier, and are closed later.
                 self.life.ledger.opened(runner)
                 self.opened.set_result(client)
                 del client
                 try:
                     await runner.get_loop().create_future()
                 except asyncio.CancelledError:
-                    # The end. An error that goes in would make a transaction roll back.
+                    # The client is to be closed. Swallowed, because an error inside `async with` would roll a transaction back.
                     pass
                 self._over = True
         finally:
-            # An error's traceback refers to this frame: without this the handle would keep itself, and the error would not be told.
+            # An error's traceback refers to this frame, and so to `self`: the handle would keep itself alive, and the error would never
+            # be reported.
             self.keeper = None
 
     async def _open(self, factory: Callable[[], Any], stack: AsyncExitStack) -> T:

@@ -1,1 +1,1 @@
-"""Calls made in processes of a pool."""
+"""A pool of processes for CPU-bound functions."""

@@ -1,14 +1,16 @@
 """
-Runs CPU-bound functions in processes of their own: a crash or a cancellation ends one piece of work, and no other.
+Runs CPU-bound functions in processes of their own: a crash or a cancellation ends one call, and no other.
 
-A process has one call at a time, sent over a socket pair of which the loop itself has one end, as a connection that every loop of
-asyncio's can have: no thread stands between, and whoever dies or is killed takes only its own call along. (An executor of one process
-each, as `concurrent.futures` has them, did the same with two threads and four hand-overs for each call: 556 ms for 200 calls, against 36
-for one executor of two processes.) All of it is touched on the loop's thread alone, but for the making of a `_Worker`, which takes
-milliseconds and runs in a worker thread. A keeper starts the processes, forgets those that have ended, and ends all in the end.
+A process runs one call at a time, so that a process that dies or is killed takes only its own call along. The call is sent over a socket
+pair. The loop itself has one end of it, as a connection that every asyncio loop supports, without a thread in between. (Tried: a
+`concurrent.futures` executor with a single process for each of them. That costs two threads and four hand-overs for each call: 556 ms
+for 200 calls, against 36 for one executor of two processes.)
 
-Each message begins with the number of its call: what else was written into the socket, while a process was at rest or in the middle of a
-call, ends that process, and is taken for nobody's reply.
+Everything runs on the loop's thread, except the making of a `_Worker`, which takes milliseconds and runs in a worker thread. A keeper task
+starts the processes, forgets those that have ended, and ends all of them at the end of the runtime's life.
+
+Each message begins with the number of its call. Any other bytes in the socket, from an idle process or in the middle of a call, end that
+process, and are never taken for a reply.
 """
 
 from __future__ import annotations
@@ -51,20 +53,21 @@ P = ParamSpec("P")
 
 def to_process(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
     """
-    Run a CPU-bound function in another process; return its handle at once. `ProcessPool.to_process` on one that all share.
+    Run a CPU-bound function in another process; return its handle at once. This is `ProcessPool.to_process` on a shared pool.
 
-    The function and its arguments are sent as they are now, so that both have to be picklable, and the function importable: in a
-    script below ``if __name__ == "__main__":``, since each process imports it. Processes start on first use, as many as there are
-    CPUs. Waited for at exit like other work. Cancelling it kills its process; so does the end of the time for draining.
+    The function and its arguments are pickled at once, so both have to be picklable, and the function importable. In a script the call
+    belongs below ``if __name__ == "__main__":``, because each process imports the script. Processes start on first use, as many as
+    there are CPUs. The exit waits for the work as for other work. Cancelling the work kills its process; so does the end of the time
+    for draining.
 
     Raises:
         NotAsyncError: if *fn* is async, or can't be called.
-        NotPicklableError: if *fn* or an argument can't be sent to another process. From the handle, if it can't be received there, or
-            if the result can't be sent back.
-        ProcessDiedError: from the handle, if the process ended before the work was done; it says of what. Other work is not touched.
+        NotPicklableError: if *fn* or an argument can't be pickled. From the handle, if the other process can't unpickle it, or if the
+            result can't be sent back.
+        ProcessDiedError: from the handle, if the process ended before the work was done; the message says why. Other work goes on.
         ClosedError: if the runtime is shut down, or the interpreter ends.
-        CannotStartError: if no process can be started here: in one that is just importing the script, for one. From the handle, if
-            the system has no room for one.
+        CannotStartError: if no process can be started here, for example in a process that is just importing the script. From the
+            handle, if the system has no room for another process.
 
     Example:
         >>> import math
@@ -81,15 +84,15 @@ class ProcessPool:
     Processes for CPU-bound functions; they start on first use, and end after the drain of their runtime.
 
     Args:
-        max_workers: How many work at once, by default as many as there are CPUs. Further work waits, first in, first out.
-        executor: Runs the calls instead of processes of this pool's own: any `concurrent.futures.Executor`, one whose processes are on
-            other machines too. It stays the caller's to shut down. What can be sent, and what a crash takes along, is then as the
-            executor has it, and a call that runs can't be cancelled. (Each call runs, also where a dask client would take the result of
-            an equal one.)
-        runtime: What they belong to; by default the shared one.
+        max_workers: How many processes work at once, by default as many as there are CPUs. Further work waits, first in, first out.
+        executor: Runs the calls instead of this pool's own processes: any `concurrent.futures.Executor`, also one whose processes are
+            on other machines. Shutting it down stays the caller's job. The executor then decides what can be sent and what a crash
+            ends, and a running call can't be cancelled. (Each call runs, even where a dask client would reuse the result of an equal
+            call.)
+        runtime: The runtime that the processes belong to; by default the shared one.
 
     Raises:
-        ValueError: if *max_workers* is not a whole number of 1 or more, or given together with *executor*, which has its own.
+        ValueError: if *max_workers* is not a whole number of 1 or more, or is given together with *executor*, which has its own.
         TypeError: if *runtime* is no `Runtime`, or *executor* no `concurrent.futures.Executor`.
 
     Example:
@@ -123,7 +126,7 @@ class ProcessPool:
         self._elsewhere = executor
         self._size = max_workers or _cpus()
         self._runtime = chosen(runtime)
-        # Touched on the loop's thread alone.
+        # Used on the loop's thread only.
         self._staff: _Staff | None = None
 
     def to_process(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
@@ -147,7 +150,7 @@ class ProcessPool:
         if _cpython.is_being_imported_by(process):
             why = f'to_process({name}) was called while a new process imports the script. Put it below `if __name__ == "__main__":`.'
             if process.name == _PROCESS:
-                # One of ours ends without a word: the call that it was started for says it, once.
+                # A process of this pool exits silently: the handle of the call that it was started for reports the mistake, once.
                 unguarded = SystemExit(why)
                 unguarded.code = _UNGUARDED
                 raise unguarded
@@ -163,7 +166,7 @@ class ProcessPool:
 
     async def _work(self, payload: bytes, name: str) -> Any:
         call = _Call(payload, name)
-        # Held by the call alone, and no longer than until it is sent.
+        # Only the call keeps the payload, and it drops it once sent.
         del payload
         reply = await self._current_staff().make(call)
         if len(reply) > _LARGE:
@@ -171,7 +174,7 @@ class ProcessPool:
         return _unpack(reply, name)
 
     def _current_staff(self) -> _Staff:
-        """The processes of this life of the runtime; a parent's, or those before a shutdown, are left alone."""
+        """Return the processes of the runtime's current life; those of the parent process, or from before a shutdown, are left alone."""
         life, staff = self._runtime._current(), self._staff
         if staff is None or staff.life is not life or not staff.size:
             staff = self._staff = _Staff(life, self._size)
@@ -181,26 +184,26 @@ class ProcessPool:
 
 # --- the processes ----------------------------------------------------------------------------------------------------
 
-# The number of the call, and the length of what follows, before each message.
+# Begins each message: the number of its call, and the length of its body.
 _HEADER: Final = struct.Struct("!QQ")
 
-# Bytes. What is larger is unpickled in a worker thread: 64 KiB of small objects take the loop about a millisecond.
+# Bytes. A larger reply is unpickled in a worker thread: 64 KiB of small objects take about a millisecond on the loop.
 _LARGE: Final = 64 * 1024
 
-# How the processes are called, and how one ends that could not import the script.
+# The name of each process, and the exit code of one that calls to_process() while it imports the script.
 _PROCESS: Final = "omniloop-process"
 _UNGUARDED: Final = 86
 
-# Bytes that a message may take without a buffer of its own: a transport's would be 256 KiB, made anew for each read.
+# Bytes of the buffer that is reused for small messages. Without it the transport would make a new one of 256 KiB for each read.
 _CHUNK: Final = 16 * 1024
 
-# Seconds between the first two looks whether a process is gone; each next pause is twice as long, up to the other.
+# Seconds between the first two checks for a process that has ended. Each next pause is twice as long, up to the longest.
 _LOOK_AGAIN: Final = 0.001
 _LONGEST_PAUSE: Final = 0.25
 
 
 class _Call:
-    """A call on its way: it waits for a process, then has one, then its reply."""
+    """A call: it waits for a process, is sent to one, and gets its reply."""
 
     __slots__ = ("name", "payload", "reply", "worker")
 
@@ -208,19 +211,19 @@ class _Call:
         self.payload = payload
         self.name = name
         self.worker: _Worker | None = None
-        # The whole message of the process, its header included; None if it ended without one.
+        # The process's whole message, with its header; None if the process ended without one.
         self.reply: asyncio.Future[bytes | bytearray | None] = asyncio.get_running_loop().create_future()
 
 
 class _Staff:
-    """The processes of one life, and the calls that wait for one."""
+    """The processes of one life, and the calls that wait for a process."""
 
     def __init__(self, life: Life, size: int) -> None:
         self.life = life
-        # How many there may be; 0 when the end has begun.
+        # The most processes; 0 once the end of the life has begun.
         self.size = size
         self.waiting: deque[_Call] = deque()
-        # Those that take calls, those of them that have none, and those whose process may still be there.
+        # The workers that take calls, those of them without a call, and all whose process may not have ended yet.
         self.serving: set[_Worker] = set()
         self.idle: list[_Worker] = []
         self.alive: set[_Worker] = set()
@@ -230,14 +233,14 @@ class _Staff:
         _staffs.add(self)
 
     async def make(self, call: _Call) -> bytes | bytearray:
-        """Have a process make the call; its reply."""
+        """Have a process make the call, and return its reply."""
         self.waiting.append(call)
         self.hand_out()
         try:
             message = await call.reply
         except asyncio.CancelledError:
             if call.worker is not None and (call.worker.call is call or call.worker.closed):
-                # What computes can be stopped in no other way than this.
+                # Nothing else stops a function that computes.
                 call.worker.kill()
             raise
         if message:
@@ -246,20 +249,20 @@ class _Staff:
         raise await call.worker.death(call.name)
 
     def next_call(self) -> _Call | None:
-        """The next of the calls that wait, if there is one."""
+        """Take the next waiting call; None if there is none."""
         while self.waiting:
             call = self.waiting.popleft()
-            # Else it was cancelled.
+            # A reply that is done already was cancelled.
             if not call.reply.done():
                 return call
         return None
 
     def hand_out(self) -> None:
-        """Give the calls that wait to the processes that have none; have more started for the others."""
+        """Give the waiting calls to idle processes; wake the keeper to start more for the rest."""
         while self.waiting and self.idle:
             worker = self.idle.pop()
             if not worker.is_clean():
-                # It died while it rested, or something else has written there.
+                # The process died while it was idle, or other code has written into its socket.
                 worker.kill()
             elif (call := self.next_call()) is not None:
                 worker.begin(call)
@@ -269,14 +272,14 @@ class _Staff:
             resolve(self._due)
 
     def lose(self, worker: _Worker) -> None:
-        """*worker* takes no more calls: another may take its place."""
+        """Note that *worker* takes no more calls, and wake the keeper, which may start another."""
         self.serving.discard(worker)
         if worker in self.idle:
             self.idle.remove(worker)
         resolve(self._due)
 
     async def keep(self) -> None:
-        """Start processes where they are due, and forget those that have ended; at the end of this life end all, and wait for that."""
+        """Start processes when calls wait, and forget those that have ended; at the end of this life, end all and wait for that."""
         pause = None
         try:
             while True:
@@ -284,7 +287,7 @@ class _Staff:
                 while self.waiting and not self.idle and len(self.serving) < self.size and await self._start():
                     self.hand_out()
                 pause = self._look(pause)
-                # By no `asyncio.timeout`, whose cancellation the end would take for its own.
+                # Not `asyncio.timeout`: its cancellation could not be told from the one that ends this task.
                 await asyncio.wait([self._due], timeout=pause)
         finally:
             self.size = 0
@@ -293,7 +296,7 @@ class _Staff:
                 with suppress(Exception):
                     self.alive.add(self._starting.result())
             for worker in self.idle.copy():
-                # It reads the end of the connection, and ends.
+                # An idle process reads the end of the connection, and exits.
                 worker.close()
             pause = None
             while pause := self._look(pause):
@@ -303,7 +306,7 @@ class _Staff:
                 await asyncio.sleep(pause)
 
     async def _start(self) -> bool:
-        """Start one more process; False if that failed, and those that there are have to do."""
+        """Start one more process. False if that failed and other processes serve; if none does, the next call gets the error."""
         loop = asyncio.get_running_loop()
         try:
             # In a thread, because starting a process takes milliseconds.
@@ -326,7 +329,7 @@ class _Staff:
         return True
 
     def _look(self, pause: float | None) -> float | None:
-        """Forget the processes that have ended; when to look again for those that are to end."""
+        """Forget the processes that have ended; return the seconds until the next check, or None if no process is expected to end."""
         self.alive = {worker for worker in self.alive if worker.process.exitcode is None}
         if not self.alive or (self.size and self.alive <= self.serving):
             return None
@@ -334,10 +337,10 @@ class _Staff:
 
 
 class _Worker(asyncio.BufferedProtocol):
-    """One process, and our end of the connection over which it gets one call at a time."""
+    """One process, and this side's end of the connection that carries its calls, one at a time."""
 
     def __init__(self, staff: _Staff) -> None:
-        """Start the process. In a worker thread."""
+        """Start the process. Blocks for milliseconds, so it runs in a worker thread."""
         self._staff = staff
         self.sock, theirs = socket.socketpair()
         try:
@@ -349,15 +352,15 @@ class _Worker(asyncio.BufferedProtocol):
             raise
         finally:
             theirs.close()
-        # multiprocessing would wait at exit for this process, before the drain that may still need it; and in a forked child for one that
-        # is the parent's.
+        # multiprocessing would join this process at exit, before the drain, which may still need it. A forked child would join the
+        # parent's process.
         _cpython.joined_at_exit(multiprocessing.process).discard(self.process)
         self._transport: asyncio.Transport | None = None
         self.closed = False
         self._calls = 0
-        # None while it rests.
+        # None while the process is idle.
         self.call: _Call | None = None
-        # What has come of a message, the whole of which has room in it as soon as its length is known.
+        # The received part of a message. The buffer grows to the size of the whole message once the length is known.
         self._buffer = self._small = bytearray(_CHUNK)
         self._filled = 0
 
@@ -365,7 +368,7 @@ class _Worker(asyncio.BufferedProtocol):
         self._transport = transport
 
     def is_clean(self) -> bool:
-        """Tell whether there is nothing to read: neither the end, nor what something else has written."""
+        """Tell whether the socket has nothing to read: neither its end, nor bytes from other code."""
         with suppress(ConnectionError):
             try:
                 self.sock.recv(1, socket.MSG_PEEK)
@@ -374,7 +377,7 @@ class _Worker(asyncio.BufferedProtocol):
         return False
 
     def begin(self, call: _Call) -> None:
-        """Send a call; its future gets what comes back."""
+        """Send a call; its future gets the reply."""
         self._calls += 1
         self.call, call.worker = call, self
         assert self._transport is not None
@@ -392,7 +395,7 @@ class _Worker(asyncio.BufferedProtocol):
         number, length = _HEADER.unpack_from(self._buffer)
         size = _HEADER.size + length
         if call is None or number != self._calls or self._filled > size:
-            # Something else has written there.
+            # Other code has written into the socket.
             self.close()
         elif self._filled == size:
             reply = self._buffer if self._buffer is not self._small else self._buffer[:size]
@@ -400,13 +403,13 @@ class _Worker(asyncio.BufferedProtocol):
             self.call = None
             if not call.reply.done():
                 call.reply.set_result(reply)
-            # At once: what waits would come to it two turns of the loop later.
+            # Sent at once: through `hand_out` the next call would come two turns of the loop later.
             if (following := self._staff.next_call()) is not None:
                 self.begin(following)
             else:
                 self._staff.idle.append(self)
         elif len(self._buffer) < size:
-            # Room for the whole of it.
+            # The whole message needs a larger buffer.
             received, self._buffer = self._buffer, bytearray(size)
             self._buffer[: self._filled] = received[: self._filled]
 
@@ -419,10 +422,10 @@ class _Worker(asyncio.BufferedProtocol):
             self.process.kill()
 
     async def death(self, name: str) -> ProcessDiedError:
-        """The error that says of what the process died, or that it is killed."""
+        """Make the error that says why the process ended; kill the process if it still runs."""
         pause = _LOOK_AGAIN
         try:
-            # The connection is closed a moment before the process is gone.
+            # The connection closes a moment before the exit code is known.
             while (code := self.process.exitcode) is None and pause < _LONGEST_PAUSE:
                 await asyncio.sleep(pause)
                 pause *= 2
@@ -437,7 +440,7 @@ class _Worker(asyncio.BufferedProtocol):
         if not self.closed:
             self.closed = True
             with suppress(OSError):
-                # For a forked child, which has the same connection, too. The other end may be gone already.
+                # `close` alone would leave the connection open in a forked child, which shares it. OSError: the other end may be gone.
                 self.sock.shutdown(socket.SHUT_RDWR)
             (self.sock.close if self._transport is None else self._transport.abort)()
             self._staff.lose(self)
@@ -468,14 +471,14 @@ _staffs: weakref.WeakSet[_Staff] = weakref.WeakSet()
 
 
 def _forget_parents() -> None:
-    """In a forked child: a process of the parent's would not see the parent's end as long as the child holds the socket."""
+    """Close the parent's sockets in a forked child: while the child holds them, the parent's processes would not notice its end."""
     for staff in list(_staffs):
         for worker in list(staff.alive):
             _let_go(worker.sock)
 
 
 def _let_go(sock: socket.socket) -> None:
-    """In a forked child: close what is the parent's, whoever refers to it."""
+    """Close a parent's socket in a forked child, even while other objects refer to it."""
     if (number := sock.detach()) >= 0:
         os.close(number)
 
@@ -484,7 +487,7 @@ fork.forget_after_fork(_forget_parents)
 
 
 def _script() -> str | None:
-    """The script that runs as `__main__`. multiprocessing looks for it too late: it is forgotten where the script has ended."""
+    """Return the path of the script that runs as `__main__`. Read early: once the script has ended, multiprocessing finds none."""
     main = sys.modules.get("__main__")
     path: str | None = getattr(main, "__file__", None)
     return os.path.abspath(path) if path is not None and getattr(main, "__spec__", None) is None else None
@@ -494,14 +497,14 @@ _main_file = _script()
 
 
 class _RemoteTraceback(Exception):
-    """The traceback of the other process, as text: shown as the cause of the error that came from there."""
+    """The traceback of the other process, as text: the cause of the error that comes from there."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
 
 
 def _unpack(reply: bytes | bytearray, name: str) -> Any:
-    """What the other process made of the call, by its message: returned, or raised."""
+    """Return the result, or raise the error, that the other process has sent."""
     try:
         value, *failure = pickle.loads(memoryview(reply)[_HEADER.size :])
     except Exception as error:
@@ -513,11 +516,11 @@ def _unpack(reply: bytes | bytearray, name: str) -> Any:
     try:
         raise failure[0] from _RemoteTraceback(failure[1])
     finally:
-        # This frame is in the traceback that the error holds.
+        # The error's traceback refers to this frame: breaks the cycle.
         del failure
 
 
-# --- executors of the caller's ----------------------------------------------------------------------------------------
+# --- the caller's own executors ---------------------------------------------------------------------------------------
 
 
 def _submit_elsewhere(
@@ -531,33 +534,34 @@ def _submit_elsewhere(
     check_function(fn, "to_process")
     name = name_of(fn)
     if "pure" in getattr(executor, "_allowed_kwargs", ()) and "pure" not in getattr(executor, "_kwargs", ()):
-        # That of a dask client would take the result of an equal call.
+        # A dask client would reuse the result of an equal call.
         kwargs = {"pure": False, **kwargs}
-    # `concurrent.futures` ends its pools early in the exit: the drain has to come before that.
+    # `concurrent.futures` shuts its pools down early in the exit: the drain has to come first.
     exit.drain_before_pools()
     submitted: concurrent.futures.Future[Any] = concurrent.futures.Future()
-    # Else a cancellation of the waiter would take it away.
+    # A running future can't be cancelled; otherwise a cancelled waiter would cancel it.
     submitted.set_running_or_notify_cancel()
-    # First, because it may refuse: what the executor has could not be taken back.
+    # Before the executor gets the call, because this may refuse, and the call could not be taken back then.
     task = runtime._go(_wait_elsewhere(submitted, name), frame, name)
     try:
-        # Here and not on the loop: it may start processes, or threads, which on 3.12.0 to 3.12.2 no longer start in the drain.
+        # In the caller's thread, because submitting may start processes, and threads, which on 3.12.0 to 3.12.2 no longer start in the
+        # drain.
         future = executor.submit(fn, *args, **kwargs)
         submitted.set_result(future)
         if task.cancelled():
-            # Meanwhile, and so nobody else takes it back.
+            # Cancelled before the task could see the future, so only this code can cancel it.
             future.cancel()
     except BaseException as error:
         submitted.set_exception(error)
         if not isinstance(error, Exception):
-            # Ctrl-C.
+            # Ctrl-C, for example.
             raise
     return task
 
 
 async def _wait_elsewhere(submitted: concurrent.futures.Future[Any], name: str) -> Any:
     future = await asyncio.wrap_future(submitted)
-    # Not by `wrap_future`: on 3.11 and 3.12 it hangs where the call raised StopIteration.
+    # `wrap_future(future)` hangs on 3.11 and 3.12 if the call raised StopIteration, so a second future only signals the end.
     ended: concurrent.futures.Future[None] = concurrent.futures.Future()
     ended.set_running_or_notify_cancel()
     future.add_done_callback(lambda _: ended.set_result(None))
@@ -580,12 +584,12 @@ async def _wait_elsewhere(submitted: concurrent.futures.Future[Any], name: str) 
 
 
 def _serve(sock: socket.socket, main_file: str | None) -> None:
-    """Make one call after the other, until the parent closes the socket or is gone."""
+    """Make one call after another, until the parent process closes the socket or ends."""
     signals.ignore_interrupts()
-    # Whoever waits for it would see its end only when the last fork of this process has ended, too.
+    # A fork of this process closes the socket: the parent would notice this process's end only when its forks have ended too.
     fork.forget_after_fork(partial(_let_go, sock))
     if main_file is not None:
-        # Does nothing if multiprocessing did it already.
+        # Does nothing if multiprocessing has imported the script already.
         multiprocessing.spawn.import_main_path(main_file)
     stream = sock.makefile("rb")
     # The parent may be killed in the middle of a message.
@@ -598,7 +602,7 @@ def _serve(sock: socket.socket, main_file: str | None) -> None:
 
 
 def _run(payload: bytes) -> bytes:
-    """Make the call; the message that says what came of it: the value, or None with the error and its traceback as text."""
+    """Make the call, and return the message: the value, or None with the error and its traceback as text."""
     try:
         fn, args, kwargs = pickle.loads(payload)
     except Exception as error:
@@ -612,7 +616,7 @@ def _run(payload: bytes) -> bytes:
     try:
         value = fn(*args, **kwargs)
     except BaseException as error:
-        # Less this frame.
+        # Drops this function's own frame.
         error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
         return _pack_error(error)
     try:
@@ -629,7 +633,7 @@ def _pack_error(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(error))
     try:
         packed = pickle.dumps((None, error, text))
-        # One that can be sent but not received would be lost, and its text with it.
+        # Tried here, because an error that can be pickled but not unpickled would be lost, and its traceback with it.
         pickle.loads(packed)
         return packed
     except Exception as reason:

@@ -1,1 +1,1 @@
-"""Sync twins of async functions and classes, their annotations, and the stubs that type them."""
+"""Sync twins of async functions and classes, with their annotations, and the stubs that type them."""

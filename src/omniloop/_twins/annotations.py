@@ -1,4 +1,4 @@
-"""Turns the annotations of async code into those of its sync face: what is awaited is there, what is iterated over is an iterator."""
+"""Turns annotations of async code into those of its sync face: `Awaitable[T]` becomes `T`, `AsyncIterator[T]` becomes `Iterator[T]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
 from typing import Any
 
-# By the name's last part, in whatever module it is found; what is named instead.
+# The sync name for each async one, by the last part of a dotted name, from whatever module.
 SYNC_NAMES = {
     "AsyncIterator": "Iterator",
     "AsyncIterable": "Iterable",
@@ -23,19 +23,19 @@ SYNC_NAMES = {
     "AsyncContextManager": "AbstractContextManager",
     "_AsyncGeneratorContextManager": "AbstractContextManager",
 }
-# What is awaited, and which of its parameters comes out.
+# Awaitable types, and the index of the parameter that awaiting returns.
 AWAITED = {"Awaitable": 0, "Coroutine": 2, "Future": 0, "Task": 0, "CoroutineType": 2}
 
 
 def last_name(node: ast.AST) -> str:
-    """`c` of a name `c`, of `a.b.c` and of a call `b.c(…)`; else nothing."""
+    """Return `c` for a name `c`, for `a.b.c` and for a call `b.c(…)`; the empty string for other nodes."""
     if isinstance(node, ast.Call):
         node = node.func
     return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def parsed(annotation: ast.expr) -> ast.expr:
-    """What is written in an annotation in quotes, or the annotation itself."""
+    """Parse an annotation in quotes; return any other annotation as it is."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         with contextlib.suppress(SyntaxError):
             return ast.parse(annotation.value, mode="eval").body
@@ -43,32 +43,32 @@ def parsed(annotation: ast.expr) -> ast.expr:
 
 
 def parts_of(annotation: ast.expr | None) -> list[ast.expr]:
-    """What stands in the brackets of an annotation."""
+    """Return the parts in the brackets of an annotation."""
     if not isinstance(annotation, ast.Subscript):
         return []
     return list(annotation.slice.elts) if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
 
 
 class SyncFace(ast.NodeTransformer):
-    """Makes of an annotation that of the sync face; what it is given stays as it is."""
+    """Makes the sync face's annotation from an async one. It returns new nodes and leaves the given ones unchanged."""
 
-    # Or only with other names.
+    # False only replaces names, and keeps async types.
     sync = True
 
     def named(self, node: ast.Name | ast.Attribute) -> ast.expr:
-        """What is written for a name, or a dotted name."""
+        """Return the node for a name, or a dotted name."""
         return node
 
     def standard(self, name: str) -> ast.expr:
-        """What is written for one of the standard library's."""
+        """Return the node for a name of the standard library."""
         return ast.Name(name)
 
     def called(self, node: ast.Subscript) -> ast.expr:
-        """What is written for a `Callable[…]`: it runs on the loop, and is given the originals."""
+        """Return the node for a `Callable[…]`. It is kept, because the callable runs on the loop and gets the originals."""
         return node
 
     def generic_visit(self, node: ast.AST) -> Any:
-        # A new node, several times faster than a `copy.deepcopy` that may be changed.
+        # Makes a new node; changing a `copy.deepcopy` takes several times as long.
         made = node.__new__(type(node))
         vars(made).update({name: self._visited(value) for name, value in vars(node).items()})
         return made
@@ -95,19 +95,19 @@ class SyncFace(ast.NodeTransformer):
         parts = parts_of(node)
         if self.sync and len(parts) > AWAITED.get(name, len(parts)):
             return self.visit(parts[AWAITED[name]])
-        # What is in quotes there is a value.
+        # In `Literal` and `Annotated`, quoted parts are values and not annotations.
         types = {"Literal": 0, "Annotated": 1}.get(name, len(parts))
         for at, each in enumerate(parts):
             if at < types or not isinstance(each, ast.Constant):
                 parts[at] = self.visit(each)
         if self.sync and name == "AsyncGenerator":
-            # What it is sent is None by default; what it returns is nothing.
+            # `Generator` has three parameters. The missing ones are None: the sent value by default, and the return value always.
             parts += [ast.Constant(None)] * (3 - len(parts))
         return ast.Subscript(self.visit(node.value), ast.Tuple(parts) if several or len(parts) > 1 else parts[0])
 
 
 def sync_signature(fn: Callable[..., Any]) -> inspect.Signature:
-    """The signature of *fn* as the sync face has it."""
+    """Return the signature of *fn* on the sync face."""
     if isinstance(fn, functools.partialmethod):
         return inspect.signature(fn.func)
     signature = inspect.signature(fn)
@@ -115,7 +115,7 @@ def sync_signature(fn: Callable[..., Any]) -> inspect.Signature:
     if _is_manager_function(fn):
         return signature.replace(return_annotation=_manager_of(returned))
     flags = getattr(getattr(fn, "__code__", None), "co_flags", 0)
-    # What an async function returns is as it is, unless it says itself that it is async.
+    # A coroutine function's annotation already names the awaited value; it is kept, unless that is an async type itself.
     is_plain = flags & CO_COROUTINE and not flags & CO_ASYNC_GENERATOR and "Async" not in str(returned)
     return (
         signature if returned is signature.empty or is_plain else signature.replace(return_annotation=_sync(returned))
@@ -131,7 +131,7 @@ def _is_manager_function(fn: object) -> bool:
 
 
 def _manager_of(annotation: Any) -> Any:
-    """Of `AsyncIterator[T]`, which the decorated function yields, `AbstractContextManager[T]`."""
+    """Turn the decorated function's `AsyncIterator[T]` into `AbstractContextManager[T]`."""
     if isinstance(annotation, str):
         item = [ast.unparse(SyncFace().visit(each)) for each in parts_of(parsed(ast.Constant(annotation)))[:1]]
         return f"AbstractContextManager[{item[0]}]" if item else "AbstractContextManager"

@@ -1,4 +1,4 @@
-"""The sync twin of an async function or class: write it once, and call it from sync code and from async code."""
+"""The `blocking` decorator: it makes the sync twin of an async function or class, so that one source serves sync and async callers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ A_co = TypeVar("A_co", covariant=True)
 
 class Blocking(Protocol[P, R_co, A_co]):
     """
-    The sync twin of a function: a call waits. Made by `blocking`; as an attribute of a class it is a method.
+    The sync twin of a function, made by `blocking`: a call waits for the result. As an attribute of a class it is a method.
 
-    `A_co` is what the async function returns.
+    `A_co` is the return type of the async function.
 
     Example:
         >>> import asyncio
@@ -50,7 +50,7 @@ class Blocking(Protocol[P, R_co, A_co]):
         ...
 
     def options(self, *, timeout: float | None) -> Self:
-        """The same function with a time limit for each call, in seconds, or for each item of an iterator."""
+        """The same function with a time limit in seconds for each call, or for each item of an iterator."""
         ...
 
     @overload
@@ -61,8 +61,8 @@ class Blocking(Protocol[P, R_co, A_co]):
     ) -> Blocking[Q, S, T]: ...
 
 
-# No two of the overloads below fit one function: where its signature has an `Any`, mypy would choose none of them, and forget all types. So
-# one stands for all that can be awaited, and one for all that can be iterated over.
+# No function matches two of the overloads below. If one did, and its signature had an `Any`, mypy would choose neither overload and lose
+# all types. So one overload covers all awaitables, and one covers all async iterators.
 
 if TYPE_CHECKING:
 
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 
 
 class Decorator(Protocol):
-    """What `blocking(…)` with options returns: typed as `blocking` itself."""
+    """The decorator that `blocking(…)` with options returns. Its types are those of `blocking` itself."""
 
     @overload
     def __call__(self, fn: type, /) -> Any: ...
@@ -124,27 +124,30 @@ def blocking(
     """
     Make the sync twin of an async function or class: ``Database = blocking(AsyncDatabase)``.
 
-    A call runs on the loop and waits, as `run` does; Ctrl-C cancels it. An async generator becomes an iterator that is never
-    ahead of its consumer, `async with` becomes `with`, and ``.aio`` of a function or method is the same for async callers, on any
-    event loop. A class's twin wraps an object of the class, which is made on the loop, as its sync methods run there; attributes
-    and properties are looked at in the caller's thread. What has something async, or leads to it (``client.chat.completions``), comes
-    out as a twin, always the same one, and goes in as the original; data comes out as it is. One that was made or entered is closed
-    when it is dropped, and at exit after all work.
+    A call runs on the loop and waits, as `run` does; Ctrl-C cancels it. An async generator becomes an iterator that never reads
+    ahead, and `async with` becomes `with`. ``.aio`` of a function or method is the same function for async callers, on any event loop.
 
-    Blocks in each call; not for the loop's own thread. Where another event loop runs in the calling thread, that loop is blocked,
-    and a `RuntimeWarning` says so, once a place.
+    A class's twin wraps an object of the class. The object is made on the loop, and its sync methods run there; attributes and
+    properties are read in the caller's thread. A returned object with something async, or with attributes that lead to it
+    (``client.chat.completions``), is returned as its twin, always the same one; a twin that is passed as an argument arrives as its
+    original. Data is returned as it is. An object that the twin's class made or that `with` entered is closed when its twin is
+    dropped, and at exit after all work.
+
+    Blocks in each call; not for the loop's own thread. If another event loop runs in the calling thread, that loop is blocked, and a
+    `RuntimeWarning` says so, once for each place.
 
     Args:
-        fn: An async function, one that returns something to be awaited, entered or iterated over; or a class.
-        timeout: Seconds for each call, or each item of an iterator; None waits without end. ``f.options(timeout=5)(…)`` is for one
-            call.
-        rename: Names that the sync face has instead: ``{"aread": "read"}``. By itself `aclose` becomes `close`, if there is none.
+        fn: A class, an async function, or a function that returns something to be awaited, entered or iterated over.
+        timeout: Seconds for each call, or each item of an iterator; None waits without end. ``f.options(timeout=5)(…)`` sets it for
+            one call.
+        rename: Other names for methods on the sync face: ``{"aread": "read"}``. `aclose` becomes `close` by default, if the class has
+            no `close`.
         in_caller: Names of sync methods that run in the caller's thread, because they need no loop.
-        on_loop: Names of attributes and properties that are looked at on the loop.
+        on_loop: Names of attributes and properties that are read on the loop.
         reopen: Make the object anew, with the same arguments, in a forked child and after `shutdown()`, instead of refusing.
-        nested: False makes twins of nothing that was not given to `blocking` itself, but for what can only be entered or iterated
-            over; a tuple names classes to leave alone.
-        runtime: On whose loop; by default on the shared one's.
+        nested: False makes twins only of classes that were passed to `blocking`, and of objects that can be entered or iterated over.
+            A tuple names classes whose objects get no twin.
+        runtime: The runtime on whose loop the calls run; by default the shared one.
 
     Raises:
         NotAsyncError: if *fn* is neither a class nor a function.

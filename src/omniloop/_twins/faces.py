@@ -1,8 +1,8 @@
 """
-Tells of which objects sync code can make nothing as they are: they come out of a twin as twins.
+Tells which objects sync code can't use as they are, so that a twin returns them as twins.
 
-That is decided by the class alone, where it has something async, and by what an object leads to, where it has nothing: the groups of
-calls of an SDK (``client.chat.completions``). What came out before changes nothing.
+A class with something async is decided by the class alone. An object of any other class is decided by what its attributes lead to: the
+groups of calls of an SDK (``client.chat.completions``). Objects that were returned earlier do not change the decision.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, Metho
 from typing import Any, Final
 
 _FUNCTIONS: Final = (FunctionType, MethodType, partial)
-# Neither is the caller's to wait for, or each is used by sync code as it is.
+# Classes whose objects get no twin: sync code uses them as they are, or they are not the caller's to wait for.
 _NEVER: Final = (
     type, ModuleType, *_FUNCTIONS, BuiltinFunctionType, asyncio.Future, concurrent.futures.Future, asyncio.AbstractEventLoop,
     BaseException, enum.Enum,
 )  # fmt: skip
-# What the classes of dataclasses, pydantic, attrs and msgspec have.
+# Attributes that mark the classes of dataclasses, pydantic, attrs and msgspec.
 _DATA: Final = ("__dataclass_fields__", "__pydantic_fields__", "__attrs_attrs__", "__struct_fields__")
-# How far an object may lead to something async: `client.beta.threads`, where `client` is the twin.
+# How many attributes away something async may be: `client.beta.threads`, where `client` is the twin.
 _DEPTH: Final = 2
 
 _faced: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
@@ -44,7 +44,7 @@ def is_async(fn: Any) -> bool:
         elif isinstance(fn, (MethodType, classmethod, staticmethod)):
             fn = fn.__func__
         else:
-            # Not by `getattr`: an object may answer to any name.
+            # Not `getattr`, because an object may have a `__getattr__` that answers to any name.
             fn = inspect.getattr_static(fn, "__wrapped__", None)
             if fn is None:
                 break
@@ -52,22 +52,22 @@ def is_async(fn: Any) -> bool:
 
 
 def is_never(kind: type) -> bool:
-    """Tell whether objects of *kind* come out as they are, whatever they have."""
+    """Tell whether objects of *kind* never get a twin, whatever attributes they have."""
     return issubclass(kind, _NEVER) or str(kind.__module__).partition(".")[0] in {"omniloop", "builtins"}
 
 
 def opens(kind: type) -> bool:
-    """Tell whether objects of *kind* can be entered or iterated over by async code."""
+    """Tell whether objects of *kind* work with `async with` or `async for`."""
     return not is_never(kind) and (hasattr(kind, "__aenter__") or hasattr(kind, "__aiter__"))
 
 
 def is_data(kind: type) -> bool:
-    """Tell whether *kind* is a class of data, which sync code uses as it is."""
+    """Tell whether *kind* is a data class, whose objects sync code uses as they are."""
     return any(hasattr(kind, mark) for mark in _DATA)
 
 
 def is_faced(kind: type) -> bool:
-    """Tell whether *kind* has something async: a public method, or a way to be called, entered or iterated over."""
+    """Tell whether *kind* has something async: a public method, `__call__`, `async with` or `async for`."""
     found = _faced.get(kind)
     if found is None:
         found = opens(kind) or (
@@ -83,12 +83,12 @@ def is_faced(kind: type) -> bool:
 
 
 def members(kind: type) -> dict[str, Any]:
-    """What the class and its bases have, as it stands there."""
+    """Return the attributes of the class and its bases by name, without binding them."""
     return {name: raw for base in reversed(kind.__mro__) for name, raw in vars(base).items()}
 
 
 def leads(value: Any, depth: int = _DEPTH) -> bool:
-    """Tell whether *value* leads to something async: by the types of its properties, or by its attributes."""
+    """Tell whether *value* leads to something async, by the annotations of its properties or by the values of its attributes."""
     kind = type(value)
     if is_never(kind) or is_data(kind):
         return False
@@ -107,7 +107,7 @@ def leads(value: Any, depth: int = _DEPTH) -> bool:
 
 def _attributes(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
     with suppress(AttributeError):
-        # Another thread may add to it.
+        # A list, because another thread may add attributes meanwhile.
         yield from list(object.__getattribute__(value, "__dict__").items())
     for name, raw in members(kind).items():
         if isinstance(raw, MemberDescriptorType):
@@ -116,7 +116,7 @@ def _attributes(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def class_leads(kind: type, depth: int = _DEPTH) -> int:
-    """After how many properties, by their annotations, something async is reached; more than *depth* if not before."""
+    """Return after how many properties, by their annotations, something async is reached; more than *depth* if it is not."""
     found = _leading.get(kind) if depth == _DEPTH else None
     if found is None:
         found = min(
@@ -135,7 +135,7 @@ def _distance(kind: type, raw: Any, depth: int) -> int:
     if any(is_faced(each) or wraps(each) for each in classes):
         return 1
     if not classes and isinstance(_annotations(getter).get("return"), str) and wraps(kind):
-        # Named for type checkers only: `client.with_raw_response` is made of the client.
+        # The annotation names a class that is imported for type checkers only: `client.with_raw_response`, which wraps the client.
         return 1
     if depth == 1:
         return 99
@@ -145,7 +145,7 @@ def _distance(kind: type, raw: Any, depth: int) -> int:
 
 
 def wraps(kind: type) -> bool:
-    """Tell whether objects of *kind* are made of something async: `with_raw_response` has its methods as attributes of the object."""
+    """Tell whether `__init__` of *kind* takes something async: `with_raw_response` wraps its methods as instance attributes."""
     init = vars(kind).get("__init__")
     return isinstance(init, FunctionType) and any(
         is_faced(each) for name in _annotations(init) if name != "return" for each in annotated_classes(init, name)
@@ -153,12 +153,12 @@ def wraps(kind: type) -> bool:
 
 
 def getter_of(raw: Any) -> FunctionType | None:
-    """The function of a property, or of one of the many cached ones."""
+    """Return the function of a property, or of one of the many kinds of cached property; None for anything else."""
     if isinstance(raw, (FunctionType, classmethod, staticmethod, type)) or not hasattr(type(raw), "__get__"):
         return None
     for name in ("fget", "func", "wrapped", "f", "__wrapped__"):
         found = inspect.getattr_static(raw, name, None)
-        # A slot of the descriptor's class, which holds it.
+        # The static value may be a slot of the descriptor's class; `getattr` reads the function from it.
         found = getattr(raw, name, None) if found is not None else None
         if isinstance(found, FunctionType):
             return found
@@ -171,7 +171,7 @@ def annotated_classes(fn: FunctionType, name: str) -> tuple[type, ...]:
         if isinstance(annotation, str):
             annotation = eval(annotation, fn.__globals__)
     except Exception:
-        # Imported for type checkers only.
+        # A name that is imported for type checkers only.
         return ()
     options = typing.get_args(annotation) if is_union(annotation) else (annotation,)
     found = [typing.get_origin(each) or each for each in options]
@@ -179,10 +179,10 @@ def annotated_classes(fn: FunctionType, name: str) -> tuple[type, ...]:
 
 
 def _annotations(fn: FunctionType) -> dict[str, Any]:
-    # Half of the time that importing `blocking` would take else.
+    # Imported here, because it would double the time of importing `blocking`.
     from typing_extensions import Format, get_annotations
 
-    # From 3.14 on they are evaluated when asked for, and may name what is imported for type checkers only.
+    # From 3.14 on annotations are evaluated on access, and may use names that are imported for type checkers only.
     return get_annotations(fn, format=Format.FORWARDREF)
 
 

@@ -1,14 +1,14 @@
 """
-Writes the types of a module's sync twins as a stub beside it: `python -m omniloop stubs my_sdk.client`.
+Writes a stub with the types of a module's sync twins beside the module: `python -m omniloop stubs my_sdk.client`.
 
-A type checker can't compute the type of ``blocking(AsyncClient)``. So the module is imported, to see which of its names are twins,
-and their classes are written from the source of the originals: signatures, overloads and docstrings are kept, what is awaited is
-there, and where an original has a twin in the module the twin is named. Everything else in the module is written as it stands.
+A type checker can't compute the type of ``blocking(AsyncClient)``. So the module is imported, to see which of its names are twins, and
+the twins' classes are written from the source of the originals. Signatures, overloads and docstrings are kept; an awaitable becomes the
+awaited value; an original that has a twin in the module becomes that twin. Everything else in the module is written unchanged.
 
-Step by step: `_Stub` goes through the statements of the module. For a twin it asks a `_Face` for each class of the original's bases,
-which writes the members that this class defines. Annotations name what is known in the module of *that* class: `_Rewriter` gives
-them the names that the stub has, and notes what is to be imported. A class that comes out of a twin, and has no name in the module,
-gets one, and is written at the end.
+1. `_Stub` goes through the statements of the module.
+2. For a twin it makes a `_Face` for the original and for each of its bases, which writes the members that this class defines.
+3. Annotations use the names of the module of *that* class. `_Rewriter` replaces them by the stub's names, and notes the needed imports.
+4. A class that comes out of a twin and has no name in the module gets one, and is written at the end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .twins import Options, SyncCall, Twin, TwinType, make_class
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _IMPORTS = ast.Import | ast.ImportFrom
 
-# A method of a subclass may take more than the one that it overrides, as the checkers allow for functions, and not for attributes.
+# Some checks are off: checkers let an overriding function take more parameters than the overridden one, but not an overriding attribute.
 _HEADER = """\
 # Written by `python -m omniloop stubs {}`: change the source, and write it again.
 # mypy: disable-error-code="override,misc,type-arg,type-var,overload-overlap"
@@ -53,7 +53,7 @@ _HEADER = """\
 
 
 def main(args: list[str]) -> int:
-    """Write the stubs, or only check them; returns the exit code."""
+    """Write the stubs, or only check them; return the exit code."""
     parser = argparse.ArgumentParser(
         "python -m omniloop stubs", description="Write the types of the sync twins in a module, as a .pyi beside it."
     )
@@ -63,7 +63,7 @@ def main(args: list[str]) -> int:
         "--output", metavar="FOLDER", help="write there, as a tree of packages, instead of beside the modules"
     )
     chosen = parser.parse_args(args)
-    # As `python my_script.py` has it, and `python -m` in the current folder.
+    # Modules in the current folder can be imported, as with `python -m`.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     stale = 0
@@ -105,7 +105,7 @@ def _path(module: ModuleType, folder: str | None) -> Path:
 
 
 def _meaning(text: str) -> object:
-    """What a stub says, without what a formatter may change."""
+    """Return the content of a stub, for a comparison, without the parts that a formatter may change."""
     try:
         tree = ast.parse(text)
     except SyntaxError:
@@ -124,7 +124,7 @@ def _meaning(text: str) -> object:
 
 
 def stub(module: ModuleType) -> str:
-    """The text of the stub for *module*; ValueError if there is no twin in it, or no source."""
+    """Return the text of the stub for *module*; ValueError if it has no twin, or no source."""
     return _Stub(module).text()
 
 
@@ -141,7 +141,7 @@ def _tree(module: str) -> ast.Module | None:
 
 
 def _flat(of: ast.AST | None) -> Iterator[ast.stmt]:
-    """The statements in the body of *of*, also those of the branches of an `if` or `try` there."""
+    """Yield the statements in the body of *of*, also those in the branches of `if` and `try`."""
     parts = [getattr(of, part, []) for part in ("body", "orelse", "handlers")]
     for node in [each for part in parts for each in part]:
         if isinstance(node, (ast.If, ast.Try, ast.ExceptHandler)):
@@ -156,7 +156,7 @@ def _class_in(node: ast.Module | ast.ClassDef | None, name: str) -> ast.ClassDef
 
 @functools.cache
 def _home(cls: type) -> str:
-    """The module in which *cls* is written: libraries set the `__module__` of what they show to their own name."""
+    """Return the name of the module with the source of *cls*: libraries set `__module__` of their public classes to the package's name."""
     if _class_in(_tree(cls.__module__), cls.__name__) is None:
         for member in vars(cls).values():
             found: Any = getattr(inspect.unwrap(member) if callable(member) else member, "__globals__", {})
@@ -167,7 +167,7 @@ def _home(cls: type) -> str:
 
 
 def _class_node(cls: type) -> ast.ClassDef | None:
-    """The source of *cls*; None for one that is written in a function, or in C."""
+    """Return the syntax tree of *cls*; None for a class that is defined in a function or in C."""
     found: Any = _tree(_home(cls))
     for part in cls.__qualname__.split("."):
         found = _class_in(found, part)
@@ -176,7 +176,7 @@ def _class_node(cls: type) -> ast.ClassDef | None:
 
 @functools.cache
 def _imports(module: str) -> dict[str, tuple[str, str | None]]:
-    """For each name that *module* imports, also for types only: from where, and what; None for a module itself, as for `import a.b`."""
+    """Map each name that *module* imports, also for type checkers only, to its module and its name there (None for `import a.b`)."""
     package = module if hasattr(sys.modules[module], "__path__") else module.rpartition(".")[0]
     found: dict[str, tuple[str, str | None]] = {}
     for node in _flat(_tree(module)):
@@ -192,7 +192,7 @@ def _imports(module: str) -> dict[str, tuple[str, str | None]]:
 
 
 class _Namespace(dict[str, Any]):
-    """What names stand for in a module, also those that it imports for types only."""
+    """Maps the names in a module to their values, also names that it imports for type checkers only."""
 
     def __init__(self, module: str) -> None:
         super().__init__(vars(sys.modules[module]))
@@ -201,7 +201,7 @@ class _Namespace(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         module, attribute = self._imports[name]
         found = importlib.import_module(module)
-        # A name of the module, or a module in the package.
+        # Either an attribute of the module, or a submodule of the package.
         return found if attribute is None else (
             getattr(found, attribute, None) or importlib.import_module(f"{module}.{attribute}")
         )  # fmt: skip
@@ -219,17 +219,17 @@ def _evaluated(module: str, written: str) -> Any:
 
 
 def _resolved(module: str, node: ast.expr) -> Any:
-    """What an annotation in *module* stands for; None if that can't be told."""
+    """Evaluate an annotation in *module*; None if that fails."""
     return _evaluated(module, node.id if isinstance(node, ast.Name) else ast.unparse(node))
 
 
-# What stands for anything of its shape: its sync face has a name of its own.
+# Modules of abstract classes, which get no twin: `SYNC_NAMES` names their sync faces.
 _ABSTRACT = {"typing", "collections.abc", "contextlib", "abc"}
 
 
 @functools.cache
 def _needs_twin(kind: type, depth: int = 2) -> bool:
-    """Tell whether what is of the class *kind* comes out as a twin, as far as annotations and its `__init__` tell."""
+    """Tell whether objects of *kind* come out as twins, as far as annotations and `__init__` show."""
     if not isinstance(kind, type) or faces.is_never(kind) or kind.__module__ in _ABSTRACT:
         return False
     if faces.is_faced(kind) or faces.is_data(kind):
@@ -241,7 +241,7 @@ def _needs_twin(kind: type, depth: int = 2) -> bool:
 
 
 def _plain(annotation: ast.expr) -> ast.expr:
-    """The class of which something is made by a call, or with parameters."""
+    """Return the class in an annotation such as `C[int]`, or in a call such as `C(…)`."""
     annotation = parsed(annotation)
     if isinstance(annotation, ast.Call):
         return annotation.func
@@ -257,7 +257,7 @@ def _decorators(node: Function) -> set[str]:
 
 
 def _is_coroutine_function(node: Function) -> bool:
-    """Tell whether its call is to be awaited: it neither yields itself, as far as the function reaches, nor is decorated as one that does."""
+    """Tell whether a call is awaited: the function is `async def`, has no `yield` of its own, and is no `@asynccontextmanager`."""
     if not isinstance(node, ast.AsyncFunctionDef) or "asynccontextmanager" in _decorators(node):
         return False
     waiting: list[ast.AST] = list(node.body)
@@ -271,7 +271,7 @@ def _is_coroutine_function(node: Function) -> bool:
 
 
 def _instance_attributes(node: ast.ClassDef | None) -> dict[str, ast.expr | None]:
-    """The public ones that `__init__` sets on `self`, with their annotation; or that of the parameter, or a call of the class, they are set from."""
+    """Map the public attributes that `__init__` sets to their annotation, or to that of the assigned parameter, constant or call."""
     found: dict[str, ast.expr | None] = {}
     for init in getattr(node, "body", ()):
         if not isinstance(init, ast.FunctionDef) or init.name != "__init__":
@@ -303,7 +303,7 @@ def _parameters(args: ast.arguments) -> list[ast.arg]:
 
 @functools.cache
 def _has(kind: type | None, name: str) -> bool:
-    """Tell whether there is something of this name in the class, which hides others' of the same name in it."""
+    """Tell whether the class has an attribute of this name, which hides a global of the same name inside the class."""
     return kind is not None and (
         hasattr(kind, name)
         or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
@@ -328,7 +328,7 @@ def _given(parameters: Iterable[str]) -> str:
 
 
 def _short(default: ast.expr | None, arg: ast.arg) -> Any:
-    """The default, if it says something, and its type is plainly that of the parameter: not that of `x: int = None`."""
+    """Return a short constant default if its type fits the annotation (not for `x: int = None`), and `...` for any other default."""
     written = "" if arg.annotation is None else ast.unparse(arg.annotation)
     if isinstance(default, ast.Constant) and (not isinstance(default.value, str) or len(default.value) < 40):
         kind = type(default.value)
@@ -338,18 +338,22 @@ def _short(default: ast.expr | None, arg: ast.arg) -> Any:
     return default and ast.Constant(...)
 
 
-# What stays as it is written: it makes a type.
+# Calls that make a type: their assignments are written unchanged.
 _MAKE_TYPES = {"TypeVar", "ParamSpec", "TypeVarTuple", "NewType", "namedtuple", "NamedTuple", "TypedDict", "Enum"}
 _GENERIC = {"list": "[{0}]", "set": "[{0}]", "frozenset": "[{0}]", "tuple": "[{0}, ...]", "dict": "[{0}, {0}]"}
 
 
 class _Either(NamedTuple):
-    """What goes in where the original may, or its twin, if there will be one: written when all that comes out is known."""
+    """
+    The annotation of a parameter that takes the original, or its twin if there is one.
+
+    Written at the end, when all classes that come out of twins are known.
+    """
 
     name: ast.Name
     plain: ast.expr
     kind: type
-    # Its type parameters.
+    # The type parameters of the annotation.
     given: ast.expr | None = None
 
     def write(self, nested: dict[type, tuple[Options, str]]) -> None:
@@ -372,10 +376,10 @@ class _Stub:
                 self.twins.setdefault(value._omniloop_original, name)
         if not self.twins and not any(isinstance(value, SyncCall) for value in vars(module).values()):
             raise ValueError(f"There is no twin in {module.__name__}. Name the module in which blocking() is called.")
-        # What has to be imported besides: the local name by origin.
+        # Further imports: maps each module and name to the local name.
         self.needed: dict[tuple[str, str | None], str] = {}
         self.taken = {*vars(module), *dir(builtins), *_imports(module.__name__)}
-        # What comes out of the twins as twins of which the module has no name: the options, and the name here.
+        # Classes that come out as twins and have no name in the module, with their options and their name in the stub.
         self.nested: dict[type, tuple[Options, str]] = {}
         self.either: list[_Either] = []
         self.self_variable: str | None = None
@@ -409,7 +413,7 @@ class _Stub:
         return "".join([_HEADER.format(self.module.__name__), _unparsed(docstring), _unparsed(imports), lines])
 
     def need(self, module: str, name: str | None) -> ast.Name:
-        """The local name of what is imported from *module*; of the module itself for None."""
+        """Return the local name for *name* in *module*, or for the module itself (None), and note the import."""
         for local, origin in _imports(self.module.__name__).items():
             if origin == (module, name):
                 return ast.Name(local)
@@ -421,7 +425,7 @@ class _Stub:
         return self.need("typing", "Any")
 
     def nested_name(self, kind: type, options: Options) -> str | None:
-        """The name of the twin of *kind*, which comes out of a twin with these options; None if it comes out as it is."""
+        """Return the name of the twin of *kind* where it comes out of a twin with these options; None if *kind* gets no twin."""
         if kind in self.twins:
             return self.twins[kind]
         if kind not in self.nested:
@@ -447,7 +451,7 @@ class _Stub:
         return [out for node in body for out in self.statement(node, namespace)]
 
     def statement(self, node: ast.stmt, namespace: Mapping[str, Any]) -> list[ast.stmt]:
-        """What is written for a statement of the module, or of a class in it."""
+        """Return the stub's statements for a statement of the module, or of a class in it."""
         match node:
             case ast.Import() | ast.ImportFrom() | ast.Expr(ast.Constant(str())):
                 return [node]
@@ -466,7 +470,7 @@ class _Stub:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 return [self.declaration(node, lambda each: each, is_coroutine=_is_coroutine_function(node))]
             case ast.AnnAssign(target=ast.Name(name), value=value):
-                # That of a `TypeAlias` is needed.
+                # The value of a `TypeAlias` is needed.
                 is_type = isinstance(value, (ast.Subscript, ast.BinOp))
                 return [_attribute(name, node.annotation, value if is_type else value and ast.Constant(...))]
         return [node] if isinstance(node, getattr(ast, "TypeAlias", ())) else []
@@ -501,7 +505,7 @@ class _Stub:
     def declaration(
         self, node: Function, written: Callable[[ast.expr], ast.expr], *, is_coroutine: bool, **changed: Any
     ) -> Function:
-        """A function without its body, with annotations for all that goes in, as they are *written* here, and short defaults."""
+        """Return a function without its body, with short defaults and with annotations that *written* has rewritten."""
         args = node.args
         first = (args.posonlyargs + args.args)[:1]
 
@@ -515,7 +519,7 @@ class _Stub:
             setattr(made, name, [*map(declared, getattr(args, name))])
         made.vararg, made.kwarg = (each and declared(each) for each in (args.vararg, args.kwarg))
         made.kw_defaults = [*map(_short, args.kw_defaults, made.kwonlyargs)]
-        # Those of the last ones.
+        # Defaults belong to the last parameters, so both lists are reversed.
         made.defaults = [*map(_short, args.defaults[::-1], (made.posonlyargs + made.args)[::-1])][::-1]
         returns = changed.pop("returns", node.returns)
         if returns is None:
@@ -528,7 +532,7 @@ class _Stub:
     # --- twins --------------------------------------------------------------------------------------------------------
 
     def function(self, name: str, call: SyncCall) -> list[ast.stmt]:
-        """``fetch = blocking(_fetch)``."""
+        """Write the twin of a function: ``fetch = blocking(_fetch)``."""
         original = inspect.unwrap(call._fn)
         home = getattr(original, "__globals__", {}).get("__name__", "")
         nodes = [
@@ -540,7 +544,7 @@ class _Stub:
         return face.several(name, nodes, "function") if nodes else [_attribute(name, self.any())]
 
     def twin(self, name: str, twin: TwinType, node: ast.ClassDef | None) -> list[ast.stmt]:
-        """The class of a twin, after those that it needs; *node* if it is written as a class that is derived from a twin."""
+        """Write the class of a twin, after the classes that it needs; *node* is the source if the user has derived a class from a twin."""
         original, options = twin._omniloop_original, twin._omniloop_options
         derived = node if "_omniloop_original" not in vars(twin) else None
         own = _class_node(original)
@@ -557,7 +561,7 @@ class _Stub:
             decorators = [face.annotation(each) for each in own.decorator_list if last_name(each) == "dataclass"]
         body = (derived and _docstring(derived)) or (own and _docstring(own)) or []
         before: list[ast.stmt] = []
-        # The names of the members that are written, and what the bases get for their type parameters.
+        # The names of the members written so far, and the type arguments of the bases.
         seen: set[str] = set()
         arguments: dict[type, dict[str, ast.expr]] = {}
         for base in original.__mro__:
@@ -577,12 +581,16 @@ class _Stub:
 
 def _unparsed(body: Sequence[ast.stmt]) -> str:
     lines = ast.unparse(ast.fix_missing_locations(ast.Module(list(body), [])))
-    # As formatters have it in a stub.
+    # As formatters write it in a stub.
     return re.sub(r":\n +\.\.\.$", ": ...", lines, flags=re.MULTILINE) + "\n" * bool(lines)
 
 
 def _used(node: ast.Import | ast.ImportFrom, words: set[str]) -> ast.Import | ast.ImportFrom | None:
-    """The import without what the stub does not use: others see of it only what is imported as `from x import y as y`."""
+    """
+    Return the import without the names that the stub does not use; None if none is left.
+
+    Names as in `from x import y as y` stay: a stub exports them.
+    """
     made = copy.copy(node)
     if getattr(node, "module", "") != "__future__":
         words = words | {"*", *[alias.name for alias in node.names if alias.name == alias.asname]}
@@ -590,7 +598,7 @@ def _used(node: ast.Import | ast.ImportFrom, words: set[str]) -> ast.Import | as
     return made if made.names else None
 
 
-# What is async, and the sync one beside it.
+# The sync special method for each async one.
 _SPECIAL = {
     "__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "__anext__": "__next__", "__await__": "wait",
 }  # fmt: skip
@@ -602,18 +610,18 @@ def _is_self(node: ast.AST) -> bool:
 
 @dataclass
 class _Face:
-    """The sync face of what one module, or one class in it, defines: a class of the original's, or a base of it."""
+    """Writes the sync face of functions in one module, or of the members that one class (the original or a base of it) defines."""
 
     stub: _Stub
     name: str
     module: str
     original: type | None
     options: Options
-    # Whose face it is; *original* may be a base of it.
+    # The class whose face is written; *original* may be a base of it.
     outer: type | None = None
-    # What is written for type variables, such as those of a base, and for `Self`, if that has to be another name.
+    # Replacements for type variables, such as a base's, and for `Self` where it needs another name.
     variables: dict[str, ast.expr] = field(default_factory=dict)
-    # The classes of callables that its members need.
+    # Classes of callables that the members need, written before the class.
     before: list[ast.stmt] = field(default_factory=list)
 
     @property
@@ -623,11 +631,11 @@ class _Face:
     # --- annotations --------------------------------------------------------------------------------------------------
 
     def annotation(self, node: ast.expr, *, sync: bool = True, goes_in: bool = False) -> ast.expr:
-        """An annotation of the original as the stub has it; only with its names, and not their sync face, if not *sync*."""
+        """Return an annotation of the original for the stub. Without *sync* only the names change, and async types stay."""
         return _Rewriter(self, sync, goes_in=goes_in).visit(node)  # type: ignore[no-any-return]
 
     def bases(self, own: ast.ClassDef, twins: list[ast.expr]) -> list[ast.expr]:
-        """The *twins* of its bases with the parameters that the source gives them, `Base[int]`; and what says that it is generic."""
+        """Return the bases to write: the *twins* with their type arguments (`Base[int]`), and `Generic` if the class needs it."""
         generic = [each for each in own.bases if last_name(_plain(each)) in {"Generic", "Protocol"}]
         written = [self.annotation(base) for base in generic or own.bases]
         if generic:
@@ -641,7 +649,7 @@ class _Face:
         return twins
 
     def pass_on(self, node: ast.ClassDef, arguments: dict[type, dict[str, ast.expr]]) -> None:
-        """Write down what the bases of the class get for their type parameters: `class Pages(Base[int])`."""
+        """Note the type arguments that the class gives to its bases: `class Pages(Base[int])`."""
         for written in node.bases:
             base = _resolved(self.module, _plain(written))
             parameters = getattr(base, "__parameters__", ())
@@ -652,7 +660,7 @@ class _Face:
             arguments[base] = {parameter.__name__: each for parameter, each in zip(parameters, found, strict=True)}
 
     def twin_named(self, node: ast.Name | ast.Attribute, goes_in: bool) -> ast.expr | None:
-        """For a name or dotted name of a class: its twin, if it comes out as one; the one or the other, if it goes in."""
+        """Return the twin's name for a class that comes out as a twin; for a parameter, the original or its twin; None without a twin."""
         kind = _resolved(self.module, node)
         if not isinstance(kind, type):
             return None
@@ -666,16 +674,16 @@ class _Face:
         return either.name
 
     def lookup(self, name: str) -> ast.expr:
-        """What *name*, in the module of the original, is called in the stub."""
+        """Return the stub's name for *name* of the original's module."""
         if name in self.variables:
             return self.variables[name]
         if name not in vars(sys.modules[self.module]) and name not in _imports(self.module):
             if hasattr(builtins, name):
-                # A method may have its name.
+                # A method of the class may hide the builtin.
                 hidden = not name.startswith("__") and _has(self.outer, name)
                 return self.stub.need("builtins", name) if hidden else ast.Name(name)
             if self.original is not None and isinstance(getattr(self.original, name, None), type):
-                # A class in the class.
+                # A class that is nested in the original.
                 return ast.Attribute(self.plain(self.original.__name__), name)
             return ast.Name(name)
         return self.plain(name)
@@ -686,10 +694,10 @@ class _Face:
         origin = _imports(self.module).get(name, (self.module, name))
         package = self.module.partition(".")[0]
         while origin[0].partition(".")[0] == package and origin[1] in _imports(origin[0]):
-            # Where it is defined: a module need not show what it imports itself.
+            # Follow the imports to the definition, because a module need not export the names that it imports.
             origin = _imports(origin[0])[origin[1]]
         if origin == (name, None):
-            # `import a.b.c`: what follows the name may need it.
+            # `import a.b.c`: attributes after the name may need the submodule.
             for each in _imports(self.module):
                 if each.startswith(f"{name}."):
                     self.stub.needed[each, None] = each
@@ -700,9 +708,9 @@ class _Face:
     def members(
         self, node: ast.ClassDef, renamed: dict[str, str], seen: set[str], is_dataclass: bool
     ) -> Iterator[ast.stmt]:
-        """The members that *node* defines, but those that are *seen*, to which they are added."""
+        """Write the members that *node* defines, except those in *seen*, and add them to *seen*."""
         functions: dict[str, list[Function]] = {}
-        # What has an async one beside it, whose face it would be.
+        # Sync special methods that have an async counterpart, whose sync face has the same name.
         hidden = {face for name, face in _SPECIAL.items() if hasattr(self.outer, name)}
         hidden |= {"__post_init__"} if is_dataclass else set()
         found: set[str] = set()
@@ -715,7 +723,7 @@ class _Face:
                     value = ast.Constant(...) if inner.value is not None and is_dataclass else None
                     yield _attribute(name, self.annotation(inner.annotation), value)
                 case ast.Assign(targets=[ast.Name(name), *_], value=ast.Name(other)) if other in functions:
-                    # Another name of a method.
+                    # Another name for a method.
                     functions[name] = functions[other]
                 case ast.Assign(targets=[ast.Name(name), *_]) if not (
                     name in seen or name.startswith("__") or callable(getattr(self.outer, name, None))
@@ -725,7 +733,7 @@ class _Face:
                     yield from self.stub.assignment(name, constant, inner)
         for name, nodes in functions.items():
             shown = renamed.get(name, name)
-            # What nobody has asked for has what is public, and what Python itself calls.
+            # A class that `blocking` was not called for shows only public and special methods.
             private = self.outer in self.stub.nested and re.match("_(?!_)", name)
             if shown in seen | hidden or private or (shown == name and name in renamed.values()):
                 continue
@@ -738,11 +746,11 @@ class _Face:
         seen |= found
 
     def attribute(self, annotation: ast.expr) -> ast.expr:
-        """The type of an attribute, which may be written as a call of its class."""
+        """Return the type of an attribute, which may be given as a call of its class."""
         if isinstance(annotation, ast.Call):
             kind = _resolved(self.module, annotation.func)
             if not isinstance(kind, type) or getattr(kind, "__parameters__", None) or "__class_getitem__" in vars(kind):
-                # It has type parameters, which are not written.
+                # A generic class: the call does not show its type arguments.
                 return self.stub.any()
             annotation = annotation.func
         return self.annotation(annotation)
@@ -778,7 +786,7 @@ class _Face:
                 yield self.decorated(made)
 
     def itself(self, node: Function) -> dict[str, ast.expr]:
-        """The variable by which a method names the class of its object, `def f(self: T) -> T` or `cls: type[T]`: it is `Self`."""
+        """Map the type variable of `def f(self: T) -> T` or `cls: type[T]` to `Self`."""
         first = [*node.args.posonlyargs, *node.args.args][:1]
         if not first or first[0].annotation is None or first[0].arg.lstrip("_") not in {"self", "cls"}:
             return {}
@@ -792,26 +800,26 @@ class _Face:
         return {}
 
     def of_async_clients(self, overloads: list[Function]) -> list[Function]:
-        """Without those that are for a sync class by the annotation of `self`: redis has such pairs."""
+        """Drop the overloads whose annotation of `self` is for a sync client: redis has such pairs."""
         typed = [node for node in overloads if node.args.args and node.args.args[0].annotation is not None]
         if not any(map(self.crosses, typed)):
             return overloads
         return [node for node in overloads if node not in typed or self.crosses(node)]
 
     def wait(self, node: Function) -> Function:
-        """What waits, for an `__await__`; it gives the last parameter of its generator."""
+        """Write `wait()` for an `__await__`; it returns the last type argument of the annotated generator."""
         made, given = self.declared("wait", node), parts_of(node.returns)
         made.returns = self.annotation(given[-1]) if len(given) > 1 else self.stub.any()
         return made
 
     def crosses(self, node: Function) -> bool:
-        """Tell whether a call gives something that was awaited, entered or iterated over."""
+        """Tell whether the result of a call is awaited, entered or iterated over in async code."""
         if isinstance(node, ast.AsyncFunctionDef):
             return True
         return node.returns is not None and last_name(_plain(node.returns)) in {*SYNC_NAMES, *AWAITED}
 
     def says_more(self, node: Function) -> bool:
-        """Tell whether it says more than `@blocking` would: it has type parameters of its own, or what comes out is iterated over anew."""
+        """Tell whether `@blocking` can't express the type: own type parameters, or a result that can be iterated over again."""
         known = {*self.parameters, *self.itself(node)}
         names = [each.id for each in ast.walk(node.args) if isinstance(each, ast.Name)]
         kinds = {type(vars(sys.modules[self.module]).get(name)).__name__ for name in names if name not in known}
@@ -822,7 +830,7 @@ class _Face:
     # --- one function -------------------------------------------------------------------------------------------------
 
     def declared(self, shown: str, node: Function, *, sync: bool = True, keep: Iterable[str] = ()) -> Function:
-        """A function with the names of the stub; its sync face, or what async code has of it."""
+        """Return a function with the stub's names: its sync face, or without *sync* its async one."""
         own = self.itself(node)
         face = replace(self, variables=self.variables | own)
         is_coroutine = not sync and _is_coroutine_function(node)
@@ -832,7 +840,7 @@ class _Face:
         made = self.stub.declaration(node, goes_in, is_coroutine=is_coroutine, **changed)
         for first in [*made.args.posonlyargs, *made.args.args][:1]:
             if first.arg.lstrip("_") in {"self", "cls"}:
-                # It is the original's.
+                # The annotation of `self` names the original's class.
                 first.annotation = None
         if own and hasattr(made, "type_params"):
             vars(made)["type_params"] = [each for each in vars(made)["type_params"] if each.name not in own]
@@ -846,12 +854,12 @@ class _Face:
             manager = self.stub.need("contextlib", f"Abstract{'' if sync else 'Async'}ContextManager")
             return ast.Subscript(manager, ast.Tuple([self.annotation(given[0]), ast.Name("bool | None")]))
         if _is_coroutine_function(node):
-            # What comes out of it is as it is, unless it has a twin.
+            # The awaited value is not changed, except that it may become a twin.
             return self.annotation(returns, sync=False)
         return (self.both_ways(returns) if sync else None) or self.annotation(returns, sync=sync)
 
     def both_ways(self, returns: ast.expr) -> ast.expr | None:
-        """For what can be both awaited and entered: what comes out of it."""
+        """Return the type of `__aenter__` of a type that can be both awaited and entered; None for other types."""
         kind = _resolved(self.module, returns)
         kind = get_origin(kind) or kind
         if kind in self.stub.twins or not (hasattr(kind, "__await__") and hasattr(kind, "__aenter__")):
@@ -866,8 +874,8 @@ class _Face:
         return self.stub.any()
 
     def decorated(self, made: Function) -> Function:
-        """As the source has it, with `@blocking`: from this a type checker knows the call, `.aio` and `.options`."""
-        # redis' lock has an attribute of this name.
+        """Write a function with `@blocking`, as in the source: a type checker then knows the call, `.aio` and `.options`."""
+        # The class may have an attribute of this name, as redis' lock has.
         hidden = _has(self.outer, "blocking")
         need = self.stub.need
         made.decorator_list = [
@@ -879,9 +887,10 @@ class _Face:
         self, shown: str, nodes: list[Function], binding: str, docstring: list[ast.stmt] | None = None
     ) -> list[ast.stmt]:
         """
-        Classes of callables for what one decorated function can't say: overloads, type parameters, class methods, `Self`; and the member.
+        Write classes of callables, and the member, for types that one decorated function can't express.
 
-        They have the parameters of the object's class that they name, and one for the object's class itself, where they name that.
+        These are overloads, own type parameters, class methods and `Self`. The classes have those type parameters of the object's class
+        that their signatures use, and one for the object's class itself if they use `Self`.
         """
         nodes = [node for node in nodes if "overload" in _decorators(node)] or nodes[-1:]
         face, own = self, list[str]()
@@ -893,9 +902,9 @@ class _Face:
             [face.declared("__call__", node, sync=sync, keep=keep) for node in nodes] for sync in (True, False)
         )
         for made in (*calls, *aios):
-            # Once is enough.
+            # Only the first keeps its docstring.
             made.body = made.body if made is calls[0] else _no_body()
-            # An instance of the class that is made here, and not the object or class of the method.
+            # `self` is an instance of the class of callables, and not the object or class that the method is bound to.
             first = made.args.posonlyargs or made.args.args
             first[: binding in {"object", "class"}] = [ast.arg("self")]
         named = {inner.id for each in calls for inner in ast.walk(each) if isinstance(inner, ast.Name)}
@@ -924,14 +933,14 @@ class _Face:
         if binding == "function":
             return [*classes, _attribute(shown, ast.Name(name))]
         if own:
-            # A descriptor is told for which class it is asked.
+            # A descriptor's `__get__` gets the class through which it was looked up.
             name += "_of"
             get = f"def __get__(self, obj: object, owner: type[{own[0]}]) -> {classes[1].name}{of}: ..."
             classes += ast.parse(f"class {name}:\n    {get}").body
         return [*classes, _attribute(shown, ast.Subscript(self.stub.need("typing", "ClassVar"), ast.Name(name)))]
 
     def parametrize(self, made: ast.ClassDef, names: list[str]) -> None:
-        """Give a class of callables the type parameters *names*, in the way that the source has its own."""
+        """Give a class of callables the type parameters *names*, in the syntax that the source uses."""
         node = None if self.outer is None else _class_node(self.outer)
         own = {each.name: each for each in getattr(node, "type_params", ())}
         if names and own:
@@ -941,12 +950,12 @@ class _Face:
 
 
 def _names_self(made: Function) -> bool:
-    """Tell whether its signature names the class of the object by `Self`."""
+    """Tell whether the signature uses `Self`."""
     return any(_is_self(inner) for part in (made.args, made.returns) if part is not None for inner in ast.walk(part))
 
 
 class _Rewriter(SyncFace):
-    """Gives the names of the stub to an annotation, and, if asked, its sync face."""
+    """Rewrites an annotation with the stub's names, and with *sync* as its sync face."""
 
     def __init__(self, face: _Face, sync: bool, twins: bool = True, goes_in: bool = False) -> None:
         self.sync = sync
@@ -971,7 +980,7 @@ class _Rewriter(SyncFace):
             return twin
         if isinstance(node, ast.Name):
             return face.lookup(node.id)
-        # What is in a module, or in a class: of that the original.
+        # An attribute of a module or a class: the part before the dot names the original.
         return ast.Attribute(_Rewriter(face, self.sync, twins=False).visit(node.value), node.attr)
 
     def called(self, node: ast.Subscript) -> Any:
@@ -979,7 +988,7 @@ class _Rewriter(SyncFace):
 
     @override
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        # A decorator: its arguments are values.
+        # A decorator, whose arguments are values and not annotations.
         return ast.Call(self.visit(node.func), node.args, node.keywords)
 
     @override
@@ -987,7 +996,7 @@ class _Rewriter(SyncFace):
         made = super().visit_Subscript(node)
         either = self._face.stub.either
         if either and isinstance(made, ast.Subscript) and made.value is either[-1].name:
-            # `AsyncStream[T]`: both with the parameter.
+            # `AsyncStream[T]`: the original and the twin both get the type argument.
             either[-1] = either[-1]._replace(given=made.slice)
             return made.value
         return made

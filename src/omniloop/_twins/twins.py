@@ -1,8 +1,12 @@
 """
-Makes the sync twin of an async function or class: what is called on it runs on the loop, and the caller waits.
+Makes the sync twin of an async function or class: its calls run on the loop, and the caller waits.
 
-A twin of an object wraps it, and is the only one of it: what comes out is looked up by the identity of the original. Calls go in
-with the originals, and come out with the twins. Nothing here runs on the loop but `_there`, `_keep` and what they call.
+1. A call replaces the twins in its arguments by their originals (`_in`).
+2. It runs the original function on the loop, and waits.
+3. It replaces the objects in the result that need a twin by their twins (`_out`). Each object has one twin for each twin class, looked up
+   by the identity of the object.
+
+Only `_there`, `_keep` and the code that they call run on the loop.
 """
 
 from __future__ import annotations
@@ -42,23 +46,23 @@ T = TypeVar("T")
 
 _getframe: Final = sys._getframe
 
-# What neither is a twin nor can have one.
+# Classes whose objects are no twins and never have one.
 _PLAIN: Final = frozenset({types.NoneType, bool, int, float, complex, str, bytes, bytearray, range, slice, object})
 _CONTAINERS: Final = frozenset({list, tuple, dict})
 _AS_IS: Final = _PLAIN | _CONTAINERS
 
 
 class Options(NamedTuple):
-    """What was said when the twin was made; what comes out of it has the same."""
+    """The options of `blocking`. Twins that come out of a twin have the same options."""
 
     runtime: Runtime
     timeout: float | None = None
     rename: tuple[tuple[str, str], ...] = ()
-    # Names of sync methods that run in the caller's thread, and of attributes that are looked at on the loop.
+    # Names of sync methods that run in the caller's thread, and of attributes that are read on the loop.
     in_caller: frozenset[str] = frozenset()
     on_loop: frozenset[str] = frozenset()
     reopen: bool = False
-    # Whether what needs a twin comes out as one though nobody has asked for it; or the classes that are left alone.
+    # True makes twins of classes that were not passed to `blocking` too; a tuple names the classes whose objects get no twin.
     nested: bool | tuple[type, ...] = True
 
     def leaves_alone(self, kind: type) -> bool:
@@ -67,11 +71,11 @@ class Options(NamedTuple):
 
 # --- what has a twin --------------------------------------------------------------------------------------------------
 
-# The twins of a class are kept in the class, under this name, and live as long: a dictionary would keep both for ever. Those of
-# a class that can't be added to (one in C) are kept so.
+# A class holds its twins in an attribute of this name, so that they live as long as the class: a dictionary would keep both for ever.
+# Only classes that take no attribute (those in C) have theirs in the dictionary below.
 _TWINS: Final = "_omniloop_twins"
 _of_fixed: dict[type, list[TwinType]] = {}
-# The twin of each object that came out, by the identities of both, and only as long as it lives.
+# The living twins, by the identities of the original and of the twin's class.
 _live: weakref.WeakValueDictionary[tuple[int, int], Twin] = weakref.WeakValueDictionary()
 _lock = Guard()
 
@@ -86,7 +90,7 @@ fork.forget_after_fork(_forget_lock)
 
 
 def known(original: type, options: Options) -> TwinType | None:
-    """The twin of *original* that was asked for with these options, or else for the same runtime."""
+    """Find the twin of *original* that `blocking` made with these options, or else the first that it made for the same runtime."""
     found: TwinType | None = None
     for twin in _twins_of(original):
         if twin._omniloop_asked_for and twin._omniloop_options.runtime is options.runtime:
@@ -106,7 +110,12 @@ def _exactly(original: type, options: Options) -> TwinType | None:
 
 
 def _face_of(value: Any, options: Options) -> TwinType | None:
-    """The twin for *value*: its class's own; of the nearest base that has one, a twin as that one is; or one that it needs."""
+    """
+    Find the twin class for *value*; None if it needs none.
+
+    The nearest class in its MRO that was passed to `blocking` decides, and gives the options. Otherwise a twin class is made if *value*
+    has something async, or leads to it.
+    """
     kind = type(value)
     if options.leaves_alone(kind):
         return None
@@ -120,7 +129,7 @@ def _face_of(value: Any, options: Options) -> TwinType | None:
 
 
 def _each(fn: Callable[[Any], Any], value: Any) -> Any:
-    """*fn* of what is in an exact list, tuple or dict, which is copied then, and only then, if that changes something."""
+    """Apply *fn* to the items of a list, tuple or dict (no subclass). Return a copy if an item changes, else the container itself."""
     kind = type(value)
     items = list(value.values() if kind is dict else value)
     made = [fn(item) for item in items]
@@ -130,7 +139,7 @@ def _each(fn: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _in(value: Any) -> Any:
-    """The original for a twin, also in a container."""
+    """Replace a twin by its original, also inside a container."""
     kind = type(value)
     if kind in _PLAIN:
         return value
@@ -149,7 +158,7 @@ def _all_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
 
 
 def _out(value: Any, options: Options, parent: object = None) -> Any:
-    """The twin for what has one, also in a container. It holds its *parent*, which it needs: a cursor its connection."""
+    """Replace an object that needs a twin by its twin, also inside a container. It keeps its *parent*, as a cursor its connection."""
     kind = type(value)
     if kind in _PLAIN:
         return value
@@ -178,12 +187,12 @@ def _out_one(value: Any, options: Options, parent: object) -> Any:
 
 
 def _steps(kind: Callable[..., T], source: Any, options: Options, frame: FrameType, name: str, parent: object) -> T:
-    """A sync or an async iterator over what is on the loop, whose items come out."""
+    """Make a sync or async iterator over *source*, which runs on the loop; its items become twins where they need to."""
     return kind(source, options.runtime, frame, name, lambda item: _out(item, options, parent), options.timeout)
 
 
 class _Trimming:
-    """Whoever reads a traceback that leaves it sees the caller, and then the user's own code."""
+    """Trims the tracebacks of errors that leave the block: they show the caller, and then the user's own code."""
 
     def __enter__(self) -> None: ...
 
@@ -199,31 +208,31 @@ _trimming: Final = _Trimming()
 
 
 class _Opened(NamedTuple):
-    """What came out of something that can be both awaited and entered, and the way to leave it."""
+    """The value from entering something that can be both awaited and entered, and the manager that leaves it."""
 
     value: Any
     opening: Any
 
 
 async def _there(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
-    """Call a function that is no coroutine function on the loop; what it returns is awaited, if it can be."""
+    """Call a function that is no coroutine function, and await its result if that is awaitable. Runs on the loop."""
     try:
         result = call(*args, **kwargs)
     except StopIteration as end:
-        # A `__next__`, say. No coroutine can raise it.
+        # From a `__next__`, for example. A coroutine can't raise StopIteration, so it is returned.
         return _Stopped(end)
     kind = type(result)
     if kind in _AS_IS or not hasattr(kind, "__await__"):
         return await result if inspect.isawaitable(result) else result
     if _has_live_twin(result):
-        # A method that returns its own object, say, for chaining.
+        # For example, a method that returns its own object for chaining.
         return result
     if hasattr(kind, "__aenter__"):
-        # Both `await session.get(…)` and `async with session.get(…)`. Entering does what awaiting does, in all that is known
-        # (aiohttp, aiosqlite, asyncpg, asyncssh, redis, websockets), and `with` needs the way out of it afterwards.
+        # Allows both `await session.get(…)` and `async with session.get(…)`. In all known libraries (aiohttp, aiosqlite, asyncpg,
+        # asyncssh, redis, websockets) entering does what awaiting does, and a later `with` needs the manager to leave it.
         return _Opened(await result.__aenter__(), result)
     if hasattr(kind, "__aiter__"):
-        # `async for row in connection.cursor(…)`: awaiting would leave nothing to iterate over. Its twin has `wait()`.
+        # `async for row in connection.cursor(…)`: after awaiting there would be nothing to iterate over. The twin has `wait()` for that.
         return result
     return await result
 
@@ -233,7 +242,7 @@ class _Stopped(NamedTuple):
 
 
 async def _stepwise(generator: Generator[Any, Any, Any]) -> AsyncGenerator[Any, Any]:
-    """The steps of a sync generator, taken on the loop."""
+    """Run the steps of a sync generator on the loop."""
     take: Callable[[Any], Any] = generator.send
     value: Any = None
     with closing(generator):
@@ -257,7 +266,7 @@ def _has_live_twin(original: Any) -> bool:
 # --- a call that waits ------------------------------------------------------------------------------------------------
 
 
-# Where the warning was given: once a place.
+# The places that have had the warning: one for each place.
 _warned: set[tuple[object, int]] = set()
 
 
@@ -268,7 +277,7 @@ def _warn(frame: FrameType, what: str, instead: str) -> None:
     _warned.add(place)
     ipython = sys.modules.get("IPython")
     if hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None):
-        # A notebook or a shell: its loop has nothing else to do while a cell runs.
+        # No warning in a notebook or a shell: its loop has nothing else to do while a cell runs.
         return
     warnings.warn_explicit(
         f"{what} blocks the event loop that runs in this thread. Use {instead} here.",
@@ -287,23 +296,23 @@ HERE: Final = "here"
 
 
 def kind_of(fn: Any) -> str:
-    """How *fn* is called: only a coroutine function written as such runs nothing before it is awaited."""
+    """Tell how *fn* has to be called. Only a function written as `async def` is known to run nothing before it is awaited."""
     flags = fn.__code__.co_flags if isinstance(fn, FunctionType) else 0
     if flags & CO_COROUTINE:
         return NATIVE
     if flags & CO_ASYNC_GENERATOR:
         return GENERATOR
-    # A generator that `types.coroutine` made awaitable is none.
+    # A generator function that `types.coroutine` has made awaitable does not count as a generator function.
     return STEPWISE if flags & CO_GENERATOR and not flags & CO_ITERABLE_COROUTINE else OTHER
 
 
 class SyncCall:
-    """The sync twin of one function: a call waits. As an attribute of a class it is a method. Typed as `omniloop.Blocking`."""
+    """The sync twin of a function: a call waits for the result. As an attribute of a class it is a method. Typed as `omniloop.Blocking`."""
 
-    # Of what it is a bound method: kept alive, and refused after a fork. Whether a call closes that.
+    # The twin of which this is a bound method: a call keeps it alive, and is refused after a fork. And whether a call closes the twin.
     _twin: Twin | None = None
     _closes = False
-    # What messages call it, and what they advise: by what the user has written.
+    # The name in messages, the class that it belongs to, and the advice in messages, in the user's own terms.
     _told: str | None = None
     _owner: TwinType | None = None
     _instead: str | None = None
@@ -318,20 +327,20 @@ class SyncCall:
         self.__doc__ = getattr(fn, "__doc__", None)
 
     def _but(self, **changed: Any) -> SyncCall:
-        # Not by `copy`, which takes what is pickled by its name for a constant.
+        # Not `copy.copy`, which returns the object itself when `__reduce__` returns a name.
         made = SyncCall.__new__(SyncCall)
         made.__dict__.update(self.__dict__, **changed)
         return made
 
     def __get__(self, obj: Any, owner: type | None = None) -> Any:
-        # Decorated in a class of the user's own, which is no twin.
+        # A method that was decorated in the user's own class, which is no twin.
         return self if obj is None else self._but(_fn=MethodType(self._fn, obj))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return self._call(args, kwargs, caller())
         except BaseException as error:
-            # As `_trimming`, which would cost each call. (A bare `raise` adds no frame.)
+            # Done by hand, because `with _trimming` would slow down each call. (A bare `raise` adds no frame.)
             error.__traceback__ = trimmed(error.__traceback__)
             raise
 
@@ -340,7 +349,7 @@ class SyncCall:
         runtime = options.runtime
         here = self._is_here(frame)
         if here:
-            # A sync method runs there anyway, unless there is something to wait for.
+            # On the loop's thread a sync method simply runs; only an async one would have to wait.
             if kind is NATIVE or kind is GENERATOR:
                 raise self._deadlock()
             kind = HERE
@@ -359,13 +368,13 @@ class SyncCall:
         return self._came(result)
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """What is called, and with what, in a call that is about to be made."""
+        """Prepare a call: return the function, and the arguments with originals for twins."""
         args, kwargs = _all_in(args, kwargs)
         if self._twin is not None:
-            # After the arguments: one of them may be what makes it anew.
+            # After the arguments, because one of them may make the original anew.
             self._twin._omniloop.here()
             if self._closes:
-                # Then nothing is left for us to close.
+                # The call itself closes the original, so that the keeper must not.
                 self._twin._omniloop.is_over()
         return self._fn, args, kwargs
 
@@ -380,7 +389,7 @@ class SyncCall:
         coro.__qualname__ = self.__qualname__
         return coro
 
-    # --- what messages say --------------------------------------------------------------------------------------------
+    # --- messages -----------------------------------------------------------------------------------------------------
 
     @property
     def _title(self) -> str:
@@ -394,7 +403,7 @@ class SyncCall:
         return f"`{keyword}{self._title}.aio(…)`" if self._title.replace(".", "").isidentifier() else "its `.aio(…)`"
 
     def _is_here(self, frame: FrameType) -> bool:
-        """Tell whether this is the loop's own thread; where it is another loop's, that is warned of."""
+        """Tell whether this is the runtime loop's own thread; warn if another event loop runs in this thread."""
         if _is_current(self._options.runtime._current()):
             return True
         if self._kind is not HERE and asyncio._get_running_loop() is not None:
@@ -446,7 +455,7 @@ class SyncCall:
             return self._came(await waiting)
         except BaseException as error:
             if isinstance(error, TaskTimeoutError):
-                # Of this call, which has no handle.
+                # The error is about this call, which has no handle.
                 error.of_handle = False
             close_unstarted(work)
             raise
@@ -460,7 +469,7 @@ class SyncCall:
 
         return _steps(AsyncSteps, make, self._options, frame, self._title, self._twin)
 
-    # --- what help(), inspect and Sphinx see --------------------------------------------------------------------------
+    # --- for help(), inspect and Sphinx -------------------------------------------------------------------------------
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -498,14 +507,14 @@ class SyncCall:
 
 
 async def _elsewhere(work: Any, runtime: Runtime, frame: FrameType) -> Any:
-    """Await *work* on the runtime's loop, whichever this one is."""
+    """Await *work* on the runtime's loop, from any loop."""
     if _is_current(runtime._current()):
         return await work
     return await runtime._go(work, frame, when_full="accept")
 
 
 class _Pending(Coroutine[Any, Any, Any]):
-    """What `.aio` of a sync function returns: await it, enter it, iterate over it, as with what the function returns."""
+    """The result of calling `.aio` of a sync function: it can be awaited, entered or iterated over, as the function's own result can."""
 
     def __init__(self, call: SyncCall, args: Any, kwargs: Any, frame: FrameType) -> None:
         self._call, self._made_by = call, (args, kwargs, frame)
@@ -522,7 +531,7 @@ class _Pending(Coroutine[Any, Any, Any]):
         found: Generator[Any, Any, Any] = self._coro.__await__()
         return found
 
-    # A coroutine too, as `asyncio.run` and `create_task` want one.
+    # `asyncio.run` and `create_task` accept only a coroutine, so it is one too.
     def send(self, value: Any, /) -> Any:
         return self._coro.send(value)
 
@@ -530,7 +539,7 @@ class _Pending(Coroutine[Any, Any, Any]):
         return self._coro.throw(*error)
 
     def close(self) -> None:
-        # What was never awaited, or is entered, has none.
+        # There is no coroutine if it was never awaited, or was entered instead.
         if "_coro" in vars(self):
             self._coro.close()
 
@@ -538,7 +547,7 @@ class _Pending(Coroutine[Any, Any, Any]):
         call, (args, kwargs, frame) = self._call, self._made_by
         runtime = call._options.runtime
         fn, args, kwargs = call._begin(args, kwargs)
-        # Made on the loop too: it may look for a running one.
+        # The manager is made on the loop too, because the function may need a running loop.
         made = await _elsewhere(_call(fn, *args, **kwargs), runtime, frame)
         self._entered = AsyncEntered(made, runtime, frame)
         return call._came(await self._entered.__aenter__())
@@ -558,31 +567,31 @@ async def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 class _Ending(asyncio.Event):
-    """Set, on the loop, when nothing is left to wait for; and whether the original is still to be closed by us then."""
+    """Set on the loop when the twin is dropped or its original is closed; *due* says whether the keeper still has to close the original."""
 
     due = True
 
 
 @dataclass(slots=True, eq=False)
 class _State:
-    """What a twin knows: its original, and where that lives."""
+    """The state of a twin: its original, and the runtime and life in which the original lives."""
 
     face: TwinType
     original: Any
-    # What it came out of, which it needs: a cursor its connection.
+    # The twin that it came out of, which is kept alive: a cursor needs its connection.
     parent: object
     runtime: Runtime
     life: Life
-    # What makes it anew.
+    # Makes the original anew, with *reopen*.
     make: Callable[[], Any] | None = None
     ending: _Ending | None = None
-    # Of what was both awaited and entered.
+    # The manager that leaves the original, if `_there` has entered it.
     way_out: Any = None
-    # Who entered it, the thread or None for async code, and the way out.
+    # One entry for each entering: the ident of the thread (None for async code), and the manager to leave.
     entered: list[tuple[int | None, Any]] = field(default_factory=list)
 
     def here(self) -> Any:
-        """The original, if it can be used here and now."""
+        """Return the original. Makes it anew if it belongs to another life and *reopen* was given; else ForkedError or ClosedError."""
         life = self.runtime._current()
         if life is self.life and life.stage is not Stage.CLOSED:
             return self.original
@@ -606,7 +615,7 @@ class _State:
     def construct(self, make: Callable[[], Any], frame: FrameType) -> None:
         face, runtime = self.face, self.runtime
         if _is_current(runtime._current()):
-            # Nothing to wait for.
+            # On the loop's own thread: made without waiting.
             self.original = make()
         else:
             coro: Any = _call(make)
@@ -622,24 +631,24 @@ class _State:
             )
 
     def is_over(self) -> None:
-        """It is closed, or left, or somebody else sees to it."""
+        """Have the keeper end without closing the original, because other code has closed it or will."""
         if self.ending is not None:
             self.ending.due = False
             self.drop()
 
     def drop(self) -> None:
-        """Have it closed, if it still is to be. Asks only: a finaliser must not wait."""
+        """Have the keeper close the original if that is still due. Does not wait, because finalisers call it."""
         ending, self.ending = self.ending, None
         if ending is not None:
             with suppress(ForkedError):
                 self.life.check_process()
-                # Not a cancellation, which would come before the keeper has begun, if it comes at once.
+                # Not by cancelling the keeper: a cancellation before its first step would keep it from closing anything.
                 self.life.inbox.put(ending.set)
 
 
 async def _keep(original: Any, closer: str, ending: _Ending) -> None:
     """Close *original* when its twin is dropped, and at the end, after all work."""
-    # Cancelled at the end of the runtime. An error that goes in would make a transaction roll back.
+    # Cancelled at the end of the runtime. Suppressed, so that the original is closed normally, and no transaction is rolled back.
     with suppress(asyncio.CancelledError):
         await ending.wait()
     if ending.due:
@@ -649,17 +658,17 @@ async def _keep(original: Any, closer: str, ending: _Ending) -> None:
 
 
 class TwinType(type):
-    """The class of the twins of classes."""
+    """The metaclass of the twin classes."""
 
     _omniloop_original: type
     _omniloop_options: Options
-    # The twin itself, where a user's class is derived from it.
+    # The twin class itself, also for a user's class that is derived from it.
     _omniloop_face: TwinType
-    # What may not be overridden.
+    # Names that a derived class must not override.
     _omniloop_members: set[str]
-    # What has another name here.
+    # Renamed members: the twin's name by the original's.
     _omniloop_hidden: dict[str, str]
-    # By a call of `blocking`, not because something came out.
+    # True if `blocking` was called for it, False if it was only made for a returned object.
     _omniloop_asked_for: bool
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> TwinType:
@@ -672,13 +681,13 @@ class TwinType(type):
     def __signature__(cls) -> inspect.Signature:
         init = inspect.getattr_static(cls, "__init__")
         if init is not vars(Twin)["__init__"] or cls is Twin:
-            # Of a class that is derived from a twin.
+            # `Twin` itself, or a derived class with an `__init__` of its own: `inspect` finds that.
             raise AttributeError("__signature__")
         return inspect.signature(cls._omniloop_original)
 
     @property
     def aio(cls) -> Callable[..., Awaitable[Any]]:
-        """Make one in async code, on any event loop; it lives on omniloop's."""
+        """Make an instance in async code, on any event loop; it lives on omniloop's."""
 
         async def make(*args: Any, **kwargs: Any) -> Any:
             return await _elsewhere(_call(lambda: cls(*args, **kwargs)), cls._omniloop_options.runtime, _getframe())
@@ -686,7 +695,7 @@ class TwinType(type):
         return make
 
     def __getattr__(cls, name: str) -> Any:
-        # Constants of the class, nested classes, and what dataclasses and `match` look for.
+        # For class constants, nested classes, and the attributes that dataclasses and `match` look for.
         if name.startswith("_omniloop"):
             raise AttributeError(name)
         if name in cls._omniloop_hidden:
@@ -699,7 +708,7 @@ class TwinType(type):
     def __subclasscheck__(cls, subclass: type) -> bool:
         if super().__subclasscheck__(subclass):
             return True
-        # The twins of a class and of its base are no class and base, where the base's was made later.
+        # If the twin of a base was made after the twin of the class, Python does not know them as base and class.
         face: type = getattr(subclass, "_omniloop_original", object)
         return (
             "_omniloop_original" in vars(cls)
@@ -711,7 +720,7 @@ class TwinType(type):
         return super().__repr__() if cls is Twin else f"<blocking class {cls.__module__}.{cls.__qualname__}>"
 
     def _omniloop_of(cls, original: Any, parent: object = None) -> Any:
-        """The twin of *original*: the same one, as long as it lives."""
+        """Return the twin of *original*: always the same one, as long as that twin lives."""
         key = id(original), id(cls._omniloop_face)
         twin: Any
         with _lock:
@@ -730,14 +739,14 @@ def _renamed(cls: TwinType, name: str) -> str:
 
 
 def _enterable(face: TwinType) -> TwinType:
-    """A class derived from *face* whose twins can be entered: of what came out of something that could be."""
+    """Derive from *face* a class whose twins can be entered, for values whose manager `_there` has entered already."""
     if hasattr(face, "__enter__"):
         return face
     found: TwinType | None = vars(face).get("_omniloop_enterable")
     if found is not None:
         return found
     own = {"__enter__": vars(Twin)["_omniloop_enter"], "__exit__": vars(Twin)["_omniloop_exit"]}
-    # Outside of the lock: a metaclass may be the user's.
+    # Outside the lock, because making a class may run a user's metaclass.
     made = TwinType(face.__name__, (face,), {"__slots__": (), "__module__": face.__module__, **own})
     with _lock:
         first: TwinType = vars(face).get("_omniloop_enterable") or made
@@ -769,7 +778,7 @@ def _reduce_class(cls: TwinType) -> Any:
         for part in cls.__qualname__.split("."):
             found = getattr(found, part)
     if found is cls:
-        # Decorated: the original has no name of its own.
+        # `@blocking` on the class: the module's name is the twin's, so the twin is pickled by that name.
         return cls.__qualname__
     options = cls._omniloop_options
     return _twin_of, (cls._omniloop_original, cls._omniloop_asked_for, *options[2:])
@@ -828,7 +837,7 @@ class Twin(metaclass=TwinType):
         try:
             original = self._omniloop.here()
         except AttributeError:
-            # A derived class, before it calls super().__init__().
+            # Set by a derived class before it calls super().__init__().
             object.__setattr__(self, name, value)
             return
         setattr(original, name, _in(value))
@@ -844,7 +853,7 @@ class Twin(metaclass=TwinType):
         return repr(self._omniloop.original)
 
     def __eq__(self, other: object) -> bool:
-        # bool(): `NotImplemented` from both sides is decided by identity, as ever.
+        # `==` itself falls back to identity where both sides return `NotImplemented`, so bool() never gets that.
         return self is other or bool(self._omniloop.original == _in_one(other))
 
     def __hash__(self) -> int:
@@ -864,22 +873,22 @@ class Twin(metaclass=TwinType):
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if is_finalizing():
-            # As a resource's.
+            # A default argument, as in `Resource.__del__`.
             return
         with suppress(AttributeError):
-            # It was made.
+            # AttributeError: `__init__` has failed before there was a state.
             self._omniloop.drop()
 
-    # --- a sync face on `async with`; only classes that have one -------------------------------------------------------
+    # --- `with` for `async with`; a twin class gets these methods only if its original can be entered ------------------
 
     def _omniloop_enter(self) -> Any:
         state = self._omniloop
         original = state.here()
         if state.way_out is not None:
-            # Entered when it came out.
+            # `_there` has entered it already.
             return self
         _guard(self, "with", caller())
-        # Ended after all work, as what is made is.
+        # A keeper, so that the manager is left after all work, as a made object is closed.
         entered = Entered(original, state.runtime, Kind.KEEPER)
         with _trimming:
             value = entered.__enter__()
@@ -895,7 +904,7 @@ class Twin(metaclass=TwinType):
             return bool(call._call((kind, error, tb), {}, caller()))
         me = threading.get_ident()
         entered = state.entered
-        # Of those that this thread entered the last; it may be handed to another thread, to be left there.
+        # The last one that this thread has entered. A thread that has entered none leaves the last one of another thread.
         mine = [entry for entry in entered if entry[0] == me] or entered
         if not mine:
             raise OmniloopError(f"This {type(self).__name__} was never entered. Use it in a `with` statement.")
@@ -917,15 +926,15 @@ class Twin(metaclass=TwinType):
         self._omniloop.entered.remove(entered)
         return bool(await entered[1].__aexit__(kind, error, tb))
 
-    # --- and on `async for` -------------------------------------------------------------------------------------------
+    # --- `for` for `async for` ----------------------------------------------------------------------------------------
 
     def _omniloop_iter(self) -> Iterator[Any]:
         state = self._omniloop
         original, options = state.here(), state.face._omniloop_options
         if hasattr(type(original), "__anext__"):
-            # An iterator itself, which may be gone on with after a `break`.
+            # An iterator itself, so that a second `for` continues after a `break`.
             aiter(original)
-            # Its own `__iter__` and `__next__` are made with its class, where pyright can't see them.
+            # `_add_special` gives the twin's class `__iter__` and `__next__`, which pyright can't see.
             return self  # pyright: ignore[reportReturnType]
         _guard(self, "for", caller())
         return _steps(Steps, original, options, caller(), f"{state.face.__name__}.__aiter__", self)
@@ -952,12 +961,12 @@ def _is_current(life: Life) -> bool:
 
 
 def _call_of(twin: Twin, fn: Any, **told: Any) -> SyncCall:
-    """A call of *fn* that is one of the twin's: with what messages say of it."""
+    """Make a call of *fn* that belongs to *twin*; *told* sets how messages name it."""
     return SyncCall(fn, twin._omniloop.face._omniloop_options)._but(_twin=twin, **told)
 
 
 def _dunder(twin: Twin, fn: Any, keyword: str) -> SyncCall:
-    """What `with` and `for` call of a twin."""
+    """Make the call that `with` or `for` makes on a twin."""
     name = f"`{keyword}` on {type(twin).__name__}"
     return _call_of(twin, fn, _told=name, _instead=f"`async {keyword}`", _kind=OTHER)
 
@@ -969,15 +978,15 @@ def _guard(twin: Twin, keyword: str, frame: FrameType) -> None:
 
 
 def _looked_at(twin: Twin, fn: Any, name: str) -> SyncCall:
-    """What looks at an attribute on the loop."""
+    """Make a call that reads an attribute on the loop."""
     instead = "`asyncio.to_thread(getattr, …)`"
     return _call_of(twin, fn, __name__=name, _owner=type(twin), _instead=instead, _kind=OTHER)
 
 
 def _attribute(twin: Twin, name: str, value: Any) -> Any:
-    """What sync code sees of an attribute's value."""
+    """Turn the value of an attribute into what sync code uses: a call that waits, a twin, or the value itself."""
     if type(value) is types.CoroutineType:
-        # An async property.
+        # The coroutine of an async property.
         return _looked_at(twin, lambda it: it, name)(value)
     if isinstance(value, (FunctionType, MethodType, functools.partial)):
         own = isinstance(value, MethodType) and value.__self__ is twin._omniloop.original
@@ -991,12 +1000,12 @@ def _attribute(twin: Twin, name: str, value: Any) -> Any:
 
 
 class _Method(SyncCall):
-    """What a twin's class holds for a method of the original: what is called is bound to an object of it."""
+    """The descriptor in a twin's class for a method of the original; it binds the method to the original object."""
 
     def __init__(self, shown: str, name: str, raw: Any, cls: type, options: Options) -> None:
         fn = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
         super().__init__(fn._fn if isinstance(fn, SyncCall) else fn, options)
-        # As the original has it, and under which name.
+        # The attribute of the original class, and its name there.
         self._raw, self._name = raw, name
         self._closes = name in {"aclose", "close"}
         if name in options.in_caller and self._kind in {OTHER, STEPWISE}:
@@ -1009,22 +1018,22 @@ class _Method(SyncCall):
         of_class = isinstance(self._raw, (classmethod, staticmethod))
         if twin is not None and not of_class:
             original = twin._omniloop.here()
-            # A function binds in C; what else there is (partialmethod, a method in C) binds as it likes.
+            # Binding a plain function here is fast. Other descriptors (partialmethod, a method in C) bind in their own way.
             plain = type(self._fn) is FunctionType
             fn = MethodType(self._fn, original) if plain else getattr(original, self._name)
             return self._but(_fn=fn, _twin=twin, _owner=type(twin))
-        # Without an object it is called with a twin as its first argument.
+        # Looked up on the class: the caller passes a twin as the first argument.
         fn = getattr(owner._omniloop_original, self._name) if of_class else self._fn
         call = self._but(_fn=fn, _owner=owner)
         return call if twin is not None else self._function(call)
 
     def _function(self, call: SyncCall) -> Any:
-        """*call* as a function: Sphinx takes only a function of a class for a method."""
+        """Wrap *call* in a plain function: Sphinx recognises only functions of a class as methods."""
 
         def function(*args: Any, **kwargs: Any) -> Any:
             return call(*args, **kwargs)
 
-        # With the globals of the user's function, in which `typing.get_type_hints` looks for what its annotations name.
+        # It gets the globals of the user's function, in which `typing.get_type_hints` resolves the annotations.
         its_globals = getattr(inspect.unwrap(self._fn), "__globals__", {})
         made: Any = FunctionType(function.__code__, its_globals, closure=function.__closure__)
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
@@ -1036,7 +1045,7 @@ class _Method(SyncCall):
 
 
 class _Attribute(property):
-    """What a twin's class holds for a property, a slot, or another descriptor that yields a value: looked at in the caller's thread."""
+    """The descriptor in a twin's class for a property, a slot, or another descriptor with a value. Read in the caller's thread."""
 
     def __init__(self, name: str, raw: Any, cls: type, options: Options) -> None:
         def get(twin: Twin) -> Any:
@@ -1060,23 +1069,24 @@ class _Attribute(property):
                 signature = get.__signature__ = sync_signature(fget)  # type: ignore[attr-defined]
                 get.__annotations__ = {"return": signature.return_annotation}
         super().__init__(get, change, delete)
-        # Up to 3.11 that of this class would hide it otherwise.
+        # Up to 3.11 the docstring of this class would hide the property's own.
         self.__doc__ = getattr(raw, "__doc__", None)
 
     def __get__(self, twin: Any, owner: type | None = None) -> Any:
         if twin is None and not hasattr(type(self._raw), "__set__"):
             value = self._of_class()
-            # A property of the class has a value there too; others say what they are.
+            # Some descriptors give a value on the class too; for one that returns itself, this descriptor does the same.
             return self if value is self._raw else value
         return super().__get__(twin, owner)
 
 
-# Called by dictionaries, debuggers and formatting, at any moment: they run in the caller's thread.
+# These run in the caller's thread, because dictionaries, debuggers and formatting call them at any moment.
 _LOOKS: Final = frozenset(
     {"__str__", "__format__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__bytes__", "__fspath__", "__index__",
      "__int__", "__float__", "__complex__", "__sizeof__"}
 )  # fmt: skip
-# What the twin has itself, or what is none of its. (What neither binds nor yields a value is not looked at.)
+# Names that `Twin` defines itself, or that a twin does not take from its original. (Other attributes that are no descriptors are ignored
+# anyway.)
 _OWN: Final = frozenset(
     {*dir(object), *vars(Twin), "__dict__", "__annotate__", "__annotate_func__", "__class_getitem__", "__post_init__",
      "__replace__", "__setstate__", "__getnewargs__", "__getnewargs_ex__", "__getinitargs__", "__set_name__", "__await__",
@@ -1085,14 +1095,18 @@ _OWN: Final = frozenset(
 
 
 def make_class(original: type, options: Options, *, asked_for: bool = False) -> TwinType:
-    """The twin of a class; the same one for the same options. Objects that come out are twins of those that were asked for first."""
+    """
+    Return the twin of a class: the same one for the same options.
+
+    *asked_for* marks a class that `blocking` was called for: returned objects prefer such a class (see `_face_of`).
+    """
     if asked_for:
         missing = [name for name, _ in options.rename if name not in faces.members(original)]
         if missing:
             raise AttributeError(f"rename={dict(options.rename)!r}: {original.__qualname__} has no {missing[0]}().")
     made = _exactly(original, options)
     if made is None:
-        # Outside of the lock: a metaclass and descriptors may be the user's.
+        # Outside the lock, because this may run a user's metaclass and descriptors.
         made = _make_class(original, options)
         with _lock:
             made = _exactly(original, options) or _noted(original, made)
@@ -1101,7 +1115,7 @@ def make_class(original: type, options: Options, *, asked_for: bool = False) -> 
 
 
 def _noted(original: type, made: TwinType) -> TwinType:
-    """Note *made* among the twins of *original*; with the lock held."""
+    """Add *made* to the twins of *original*. The caller holds the lock."""
     twins = original.__dict__.get(_TWINS)
     if twins is None:
         twins = []
@@ -1135,7 +1149,7 @@ def _make_class(original: type, options: Options) -> TwinType:
             continue
         for name, raw in vars(cls).items():
             shown = renamed.get(name, name)
-            # What takes the name of another is the sync face of that.
+            # A member whose name a renamed one takes is left out: the renamed member is the one that sync code calls.
             if name in _OWN or isinstance(raw, type) or (shown == name and name in renamed.values()):
                 continue
             namespace.pop(shown, None)
@@ -1151,7 +1165,7 @@ def _make_class(original: type, options: Options) -> TwinType:
     return made_class
 
 
-# What binds as a method does, and can't be called itself.
+# Descriptors that bind as methods do, though some of them are not callable themselves.
 _BINDING: Final = (
     *(FunctionType, types.BuiltinFunctionType, classmethod, staticmethod, SyncCall),
     *(functools.partialmethod, functools.singledispatchmethod),
@@ -1167,7 +1181,7 @@ def _member(shown: str, name: str, raw: Any, original: type, options: Options) -
         return _Method(shown, name, raw, original, options)
     if binds or is_set:
         return _Attribute(name, raw, original, options)
-    # A constant of the class, or the default of an instance's attribute.
+    # A constant of the class, or the default of an instance attribute: `__getattr__` finds it.
     return None
 
 
@@ -1179,7 +1193,7 @@ def _look(name: str, raw: Any) -> Any:
     return look
 
 
-# What a class has for async code: what its twin has for it, and the method of `Twin` that is it.
+# For each special method of async code: the twin's special methods, and the methods of `Twin` that implement them.
 _SPECIAL: Final[dict[str, dict[str, Any]]] = {
     "__aenter__": {
         "__enter__": Twin._omniloop_enter,
@@ -1193,7 +1207,7 @@ _SPECIAL: Final[dict[str, dict[str, Any]]] = {
 
 
 def _add_special(original: type, namespace: dict[str, Any], options: Options) -> Iterator[str]:
-    """Add what is there for other reasons than that the original has it; gives the names that are not to be overridden."""
+    """Add the special members of a twin class, and yield the names that derived classes must not override."""
     for name, own in _SPECIAL.items():
         if hasattr(original, name):
             namespace.update(own)
@@ -1211,5 +1225,5 @@ def _add_special(original: type, namespace: dict[str, Any], options: Options) ->
 
 
 async def _wait(self: Any) -> Any:
-    """Wait for it, where async code awaits it."""
+    """Wait for the object, as async code does with `await`."""
     return await self
