@@ -128,7 +128,7 @@ class Store:
         self._file: os.stat_result | None = None
         self._sign: alive.Sign | None = None
         self._owner = ""
-        # The writer's queue: statements, and the function to call once they are written. Its lock is never taken together with `_lock`.
+        # The writer's queue: statements, and the function to call once they are written. Its lock is taken without `_lock`.
         self._post_box = Guard()
         self._posted = Condition(self._post_box)
         self._queue: list[tuple[Sequence[_Statement], Callable[[], object]]] = []

@@ -71,8 +71,8 @@ class Outbox(Engine):
     ``python -m omniloop outbox FILE``.
 
     Args:
-        path: The path of the file. Other files beside it begin with its name; only their owner can read them. It must be on a local
-            disk: the locks of network file systems are not reliable.
+        path: The path of the file. Other files beside it begin with its name. All are created so that only their owner can read
+            them. They must be on a local disk: the locks of network file systems are not reliable.
         engine: Where the calls go. None runs their functions in this process.
         at_once: How many calls are being sent, or run here, at the same time. By default 16, or 100 without an engine.
         waiting: How many calls may be on their way, including those; a call beyond that raises `FullError`, and is not on disk.
