@@ -11,7 +11,7 @@ from aio_pika.robust_channel import RobustChannel
 class Channel(RobustChannel):
     async def get_underlay_channel(self) -> Any:
         channel: Any = await super().get_underlay_channel()
-        # By default the channel's lock is held until the socket has the message, which takes an iteration of the loop for each. Without that,
-        # the caller still limits how many messages are on their way, and still waits for each confirmation.
+        # By default the channel's lock is held until the socket has the message, one iteration of the loop for each. Without that, the
+        # caller still limits how many messages are on their way, and still waits for each confirmation.
         channel.basic_publish = partial(type(channel).basic_publish, channel, wait=False)
         return channel
