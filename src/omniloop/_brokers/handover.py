@@ -6,7 +6,7 @@ the same for every engine: it checks that the function would receive what was pa
 and makes what a call returns (`Sent`).
 
 No timeout and no cancelled waiter takes a call back. A hand-over fails in two cases only: the engine refuses the call for good, or the
-process ends. The calls that are not handed over by then, after `exit_timeout`, are named in the log.
+process ends first. An ending process waits for its hand-overs, up to `exit_timeout`, and names the rest in the log.
 
 The kind of error decides which calls have to wait. After a connection error (`OSError`, `EOFError`) all calls wait while one at a time
 tries, until the engine can be reached. Any other error concerns its own call: that call waits, without a place, and the others go on.

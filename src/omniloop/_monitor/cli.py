@@ -39,7 +39,7 @@ def _answers(command: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str
         except KeyboardInterrupt:
             return 130
         except BrokenPipeError:
-            # The reader has gone, as `| head` does. Redirect stdout, because the flush at exit would fail again.
+            # The reader has gone, as `| head` does. Redirect stdout, because writing the rest at exit would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

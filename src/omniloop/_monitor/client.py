@@ -41,7 +41,7 @@ class Connection:
         Ask, wait for the answer, and return it.
 
         Raises:
-            NoAnswerError: of `omniloop._monitor.client`, if no answer comes within the timeout, the process is gone, or it answers with an error.
+            NoAnswerError: of `omniloop._monitor.client`, if the process is gone, does not answer in time, or answers with an error.
         """
         try:
             self._socket.sendall(json.dumps({"ask": question, **details}).encode() + b"\n")
@@ -96,7 +96,7 @@ def _printable(told: Any) -> Any:
 def _connected(pid: int, timeout: float) -> socket.socket:
     refused: str | None = None
     me, owner = os.geteuid(), places.owner(pid)
-    # Root may ask everybody.
+    # Root may ask the processes of any user.
     user = owner if me == 0 and owner is not None else me
     for directory in places.directories(user):
         try:

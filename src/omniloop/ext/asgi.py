@@ -57,7 +57,7 @@ def lifespan(app: object = None, *, shutdown: bool = True) -> Lifespan:
 
 
 class Lifespan:
-    """What `lifespan` returns: an async context manager that, called with an application, makes another for that."""
+    """An async context manager that waits for the work at its end. Calling it with an application returns another, for that one."""
 
     def __init__(self, own: Any, app: object, shutdown: bool) -> None:
         self._own = own
@@ -154,7 +154,7 @@ async def _converse(app: Application, span: Lifespan, scope: Scope, receive: Rec
 
 
 def _on_the_loop_itself() -> bool:
-    """Whether the server itself runs as work on the shared loop. Then it ends at exit, and the drain is there."""
+    """Whether the server itself runs as work on the shared loop. Then it ends at exit, and the work is waited for there."""
     thread = shared_runtime()._life.thread
     return thread is not None and thread.is_current()
 

@@ -1,4 +1,4 @@
-"""Delivers log records to an async sink without ever blocking the logging thread: through a bounded queue and a task on the loop."""
+"""Delivers log records to an async sink: logging only queues them, a task on the loop delivers them, the drain delivers the last."""
 
 from __future__ import annotations
 
