@@ -1,11 +1,11 @@
-"""``python -m omniloop COMMAND …``: each command is a module, loaded when it is called."""
+"""Implements ``python -m omniloop COMMAND …``. Only the module of the given command is imported."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-# The name, the module and its function that takes the arguments after it, and what it does.
+# For each command: its module and function, which gets the remaining arguments, and a line of help.
 COMMANDS = {
     "ps": ("_monitor.cli:ps", "list the processes that can be asked what their loops do"),
     "dump": ("_monitor.cli:dump", "show what is unfinished in a process, and where it waits"),
@@ -18,7 +18,7 @@ COMMANDS = {
 
 
 def main(args: list[str]) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return its exit code."""
     if args and args[0] in COMMANDS:
         module, _, function = COMMANDS[args[0]][0].partition(":")
         code: int = getattr(importlib.import_module(f"omniloop.{module}"), function)(args[1:])

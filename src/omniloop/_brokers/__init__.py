@@ -1,1 +1,1 @@
-"""Calls handed to an engine that keeps them beyond this process."""
+"""Hand-over of calls to an engine that keeps them beyond this process, and the file of the outbox."""

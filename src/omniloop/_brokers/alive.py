@@ -1,8 +1,12 @@
 """
-Tells who is alive: each process locks a file of its own, and the system lets go of the lock when the process dies, however it dies.
+Tells which processes are alive: each locks a file of its own, its sign, and the system releases the lock however the process dies.
 
-Only the process itself makes its file; who looks for the dead makes none. So a file that is there, and is not locked, is that of a dead
-process, or of one that begins: that one looks, when it has locked its file, whether it is still there, and else begins again.
+Only the process itself creates its sign; a process that looks for dead ones creates none. So a sign that is not locked belongs to a
+dead process, or to one that has created it and not yet locked it. That second kind may be removed by mistake, so a starting process:
+
+1. creates its sign,
+2. locks it,
+3. checks that the file is still at its path, and otherwise begins again with a new name.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(fd: int) -> None:
-        # Far behind what is written there, which can't be read while it is locked.
+        # Windows makes locked bytes unreadable, so lock one far behind the content.
         os.lseek(fd, 1 << 30, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -36,21 +40,21 @@ else:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-# Never through a link, which somebody else may have put there; nor into a program that is started.
+# Do not follow a link, which another user may have put there; do not pass the descriptor on to programs that are started.
 _FLAGS: Final[int] = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
 
 _PRIVATE: Final = 0o600
 
-# The locks of this process; a child that is forked must not hold them.
+# The descriptors of this process's locks. A forked child closes them: it must not hold the locks.
 _held: set[int] = set()
 
 
 class Sign:
     """
-    A locked file that says: this process lives.
+    A locked file that says: this process is alive.
 
     Attributes:
-        owner: The name of the process, in all the world.
+        owner: The name of the process, unique everywhere.
     """
 
     def __init__(self, database: str) -> None:
@@ -63,16 +67,16 @@ class Sign:
                 if os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
                     break
             except (BlockingIOError, FileNotFoundError):
-                # Looked at, and taken away as that of a dead process, before it was locked.
+                # Another process took the file for a dead one's before it was locked: it has the lock, or has removed the file.
                 pass
             os.close(self._fd)
         _held.add(self._fd)
-        # For whoever lists them; a full disk takes the file and not this.
+        # The pid is only for the listing of an outbox, so a full disk is no reason to fail.
         with suppress(OSError):
             os.write(self._fd, b"%d\n" % os.getpid())
 
     def take_away(self) -> None:
-        """Take it away, at the end of the process."""
+        """Remove the sign. Does nothing in a forked child, where the sign is the parent's."""
         if self._fd in _held:
             _held.discard(self._fd)
             _remove(self._path, self._fd)
@@ -87,17 +91,17 @@ forget_after_fork(_let_go)
 
 
 def sign_of(database: str, owner: str) -> str:
-    """The path of the sign of *owner*."""
+    """The path of the sign of the process *owner*."""
     return f"{database}.{owner}.lock"
 
 
 def is_owner(name: object) -> bool:
-    """Whether *name* is one that a `Sign` makes, and not what somebody else has written into the file."""
+    """Whether *name* has the form of the names that `Sign` makes; anything else was written by somebody else."""
     return isinstance(name, str) and len(name) == 32 and not name.strip("0123456789abcdef")
 
 
 def pid_of(database: str, owner: str) -> str:
-    """What its sign says of the process, for people."""
+    """The process id in the sign, as text for people; empty if it can't be read."""
     try:
         with open(sign_of(database, owner), encoding="ascii") as file:
             return f" (process {int(file.read(20))})"
@@ -106,7 +110,7 @@ def pid_of(database: str, owner: str) -> str:
 
 
 def owners(database: str) -> list[str]:
-    """Those whose signs are there, alive or dead."""
+    """The processes whose signs exist, alive or dead."""
     folder, prefix = os.path.dirname(database), os.path.basename(database) + "."
     names = (
         name[len(prefix) : -5] for name in os.listdir(folder) if name.startswith(prefix) and name.endswith(".lock")
@@ -115,14 +119,14 @@ def owners(database: str) -> list[str]:
 
 
 class Dead:
-    """A dead process; while this is open nobody else takes up what it has left."""
+    """A dead process. While this is open, no other process takes over the calls that it left."""
 
     def __init__(self, path: str, fd: int | None) -> None:
         self._path = path
         self._fd = fd
 
     def bury(self) -> None:
-        """Take its sign away."""
+        """Remove the sign of the dead process."""
         fd, self._fd = self._fd, None
         if fd is not None:
             _remove(self._path, fd)
@@ -137,7 +141,7 @@ class Dead:
 
 def dead(database: str, owner: str) -> Dead | None:
     """
-    The process, if it is dead; None if it lives, or if somebody else takes up what it has left.
+    Return the process *owner* if it is dead; None if it is alive, or another process is taking over its calls.
 
     Raises:
         OSError: if that can't be told.
@@ -148,7 +152,7 @@ def dead(database: str, owner: str) -> Dead | None:
         fd = os.open(path, os.O_RDONLY | _FLAGS)
         _lock(fd)
     except FileNotFoundError:
-        # It ended in order, and has kept what was not done.
+        # A process that ends normally removes its sign and leaves its unfinished calls in the file.
         return Dead(path, None)
     except OSError as error:
         if fd is not None:
@@ -162,13 +166,13 @@ def dead(database: str, owner: str) -> Dead | None:
 
 
 def _is_of_a_stranger(database: str, path: str) -> bool:
-    """Whether the sign is of a user who may not write the database, and so holds no calls in it: what they lock stops nobody."""
+    """Whether the sign belongs to a user who may not write the database. Such a user has no calls in it, so the lock is ignored."""
     if not hasattr(os, "geteuid"):
         return False
     try:
         ours, theirs = os.stat(database), os.lstat(path)
     except FileNotFoundError:
-        # Whoever looked after a dead one has taken its sign away meanwhile.
+        # Another process has taken over meanwhile, and removed the sign.
         return False
     shared = stat.S_IMODE(ours.st_mode) & 0o022
     return not shared and theirs.st_uid not in (0, ours.st_uid, os.geteuid())
@@ -176,23 +180,30 @@ def _is_of_a_stranger(database: str, path: str) -> bool:
 
 def make_private(path: str, like: str | None = None) -> int:
     """
-    Make a file that its user alone may read and write, whatever the umask; the user of *like*, if this is root. Returns it open.
+    Create a file that only its owner may read and write, whatever the umask, and return its open descriptor.
+
+    When root creates it, it gets the owner of the file *like*.
 
     Raises:
-        FileExistsError: if there is one.
+        FileExistsError: if there is a file at *path* already.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, _PRIVATE)
     with suppress(OSError, AttributeError):
         os.fchmod(fd, _PRIVATE)
         if like is not None and os.geteuid() == 0:
-            # As SQLite does with its own files: else the program could not open what one start by root has left.
+            # As SQLite does with its own files. Otherwise one start by root would leave a file that the program can't open.
             user = os.stat(like)
             os.fchown(fd, user.st_uid, user.st_gid)
     return fd
 
 
 def _remove(path: str, fd: int) -> None:
-    """Remove and close. While it is locked, so that it is not taken for that of a process that begins; where that can't be, afterwards."""
+    """
+    Remove the file and close it.
+
+    It is removed while it is still locked, so that no process takes it for the sign of one that is starting. Where the system does
+    not remove open files, it is closed first.
+    """
     try:
         os.unlink(path)
     except OSError:

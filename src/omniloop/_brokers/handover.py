@@ -1,13 +1,15 @@
 """
-Hands a call over to an engine that keeps it: checked and packed in the caller, sent from the loop, tried again until it is taken.
+Hands calls over to an engine that keeps them: packs each in the caller's thread, sends it from the loop, retries until it is taken.
 
-An engine is four functions (`Engine`): `bind` a function, `pack` a call, `send` a parcel, `fetch` what came of it. All that is the same
-for every engine is here: the check that the function would receive what was passed, the bounds of the way there, the trying again, and
-what a call returns. Handed over is handed over: no wait, timeout or cancelled waiter takes a call back; only the engine ends a
-hand-over, when it refuses the call for good, and the end of the process, after `exit_timeout`: then it is named in the log.
+An engine has four functions (`Engine`): `bind` a function, `pack` a call, `send` a parcel, `fetch` a result. This module does what is
+the same for every engine: it checks that the function would receive what was passed, limits how many calls are on their way, retries,
+and makes what a call returns (`Sent`).
 
-Whose trouble it is decides what waits. The connection's (`OSError`, `EOFError`) stops the way: one call tries, for all, until the
-engine can be reached. Any other error is the call's own: it waits by itself, holds no place meanwhile, and the others go on.
+No timeout and no cancelled waiter takes a call back. A hand-over fails in two cases only: the engine refuses the call for good, or the
+process ends first. An ending process waits for its hand-overs, up to `exit_timeout`, and names the rest in the log.
+
+The kind of error decides which calls have to wait. After a connection error (`OSError`, `EOFError`) all calls wait while one at a time
+tries, until the engine can be reached. Any other error concerns its own call: that call waits, without a place, and the others go on.
 """
 
 from __future__ import annotations
@@ -44,18 +46,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Between two tries, in seconds: from the first to the most. So a broker that is back is noticed within the second.
+# Seconds between two tries: the first pause and the longest one. The longest decides how soon a broker that is back is noticed.
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 2.0
 
-# Of one trouble, once in so many seconds.
+# Seconds until the same trouble is logged again.
 _SAY_AGAIN: Final = 60.0
 
-# What says that the engine can't be reached. A `TimeoutError` is an `OSError`; asyncio's streams end with an `EOFError`.
+# Errors that mean the engine can't be reached. A `TimeoutError` is an `OSError`; asyncio's streams end with an `EOFError`.
 _UNREACHABLE: Final = (OSError, EOFError)
 
-# What nearly always says that the call itself is at fault, and will be: so many tries, the last some 1.5 s after the first, because a
-# server's answer that is no JSON, from a proxy that restarts, is a ValueError as well.
+# Errors that nearly always mean that the call itself is at fault, and will fail again. The call still gets five tries, the last about
+# 1.5 s after the first: a restarting proxy may answer with something other than JSON, which is a ValueError too.
 _OF_THE_CALL: Final = (TypeError, ValueError, OverflowError, RecursionError)
 _TRIES: Final = 5
 
@@ -75,11 +77,11 @@ _NOT_OF_A_BROKER: Final = {
 
 class Delivery(NamedTuple):
     """
-    What the engine says of the call that runs: see `current_delivery`.
+    What the engine tells about the call that is running: see `current_delivery`.
 
     Attributes:
-        id: The same for each delivery of one call, and what `Sent.id` was where it was made.
-        attempt: 1 for the first delivery, more where an earlier one did not come to its end. None if the engine does not tell.
+        id: The id of the call: the same for each of its deliveries, and the same as `Sent.id` in the caller.
+        attempt: 1 for the first delivery, more if an earlier one did not run to its end. None if the engine does not tell.
 
     Example:
         >>> from omniloop import Delivery
@@ -94,16 +96,16 @@ class Delivery(NamedTuple):
 
 _delivery: ContextVar[Delivery] = ContextVar("omniloop_delivery")
 
-# When the calls that are made in this context are due at the earliest. For the `pack` of an engine that says `can_defer`.
+# The earliest time at which calls made in this context may run. Read by the `pack` of an engine whose `can_defer` is True.
 due: ContextVar[datetime | None] = ContextVar("omniloop_due", default=None)
 
 
 def current_delivery() -> Delivery | None:
     """
-    Return the id of the call that runs here, and how often it was delivered; None outside of a handed-over call.
+    Return the id of the handed-over call that is running, and how often it was delivered; None outside of such a call.
 
-    Engines deliver at least once: after a worker was killed, a call that it had may run a second time. May be called from anywhere
-    in the work, in worker threads and tasks of its own too. Does not block.
+    Engines deliver at least once: when a worker is killed, its calls may run a second time. May be called anywhere in the work,
+    also in the tasks and worker threads that it starts. Does not block.
 
     Example:
         >>> import asyncio
@@ -121,13 +123,13 @@ def current_delivery() -> Delivery | None:
 @final
 class Function:
     """
-    A function whose calls are handed over, as its engine sees it. Made by `background(broker=…)`.
+    A function whose calls are handed over, in the form that its engine gets. Made by `background(broker=…)`.
 
     Attributes:
-        name: Under which the worker finds it.
+        name: The name under which a worker finds the function.
         original: The function that was decorated.
         signature: Its signature.
-        named: Whether *name* was given, and not made from where the function stands.
+        named: True if *name* was given; False if it was made from the module and the qualified name.
 
     Example:
         >>> from omniloop import Engine, background
@@ -151,7 +153,7 @@ class Function:
 
     @functools.cached_property
     def hints(self) -> dict[str, Any]:
-        """The annotations, resolved when first needed; those that can't be are as if they were not there."""
+        """The annotations, resolved on first use. Annotations that can't be resolved are left out."""
         return hints_of(self.original)
 
     @property
@@ -171,17 +173,17 @@ class Function:
         Refuse a call whose function would not receive what was passed. For `Engine.pack`.
 
         Args:
-            args: As passed.
-            kwargs: As passed.
-            received_args: As the engine would deliver them.
-            received_kwargs: As the engine would deliver them.
-            way_out: What to do, as the end of a sentence on the parameter.
+            args: The positional arguments that the caller passed.
+            kwargs: The keyword arguments that the caller passed.
+            received_args: The positional arguments as the engine would deliver them.
+            received_kwargs: The keyword arguments as the engine would deliver them.
+            way_out: What the caller can do, as a sentence; `{name}` and `{type}` stand for the parameter and the type of its value.
 
         Raises:
-            TypeError: naming the parameter, and what would arrive.
+            TypeError: if an argument would arrive changed. The message names the parameter and what would arrive.
         """
         if _same(args, received_args) and _same(kwargs, received_kwargs):
-            # Most calls, without two bindings of the signature.
+            # Saves most calls from binding the signature twice.
             return
         passed, received = self._named(args, kwargs), self._named(received_args, received_kwargs)
         for name, value in passed.items():
@@ -196,7 +198,7 @@ class Function:
         return dict(self.signature.bind(*args, **kwargs).arguments)
 
     def _as_json(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, nan: bool) -> str:
-        """The arguments as a list of two; TypeError if JSON can't carry them."""
+        """The arguments as a JSON list, `[args, kwargs]`. Raises TypeError if JSON can't carry them."""
         try:
             text = json.dumps([args, kwargs], allow_nan=nan)
         except (TypeError, ValueError) as error:
@@ -206,13 +208,17 @@ class Function:
         return text
 
     def _places(self) -> set[object]:
-        """Where it is defined: the same place is the same function, defined anew, in a notebook or by a reload."""
+        """
+        Where the function is defined: its qualified name, and its line in the file.
+
+        Two functions that share a place are the same function, defined again in a notebook or by a reload.
+        """
         code = getattr(self.original, "__code__", None)
         place = (self.original.__module__, self.original.__qualname__)
         return {place, code and (code.co_filename, code.co_firstlineno)} - {None}
 
     def _check_findable(self) -> None:
-        """Refuse a function that another process which imports its module would not find under its name."""
+        """Raise ValueError if a worker that imports the module would not find the function under its name."""
         if not self.findable:
             raise ValueError(
                 f"{self.original!r}: a worker imports the module under another name, and would not find it. Give it a name=, such as "
@@ -220,7 +226,7 @@ class Function:
             )
 
     def _check_name(self, other: Function) -> None:
-        """Refuse it where *other* has its name, unless that is the same function, defined anew."""
+        """Raise ValueError unless *other*, which has the same name, is this function or an earlier definition of it."""
         if self._places().isdisjoint(other._places()):
             raise ValueError(
                 f"{self.original!r}: another function is called {self.name!r} already, {other.original!r}. Give one of them a name=."
@@ -234,9 +240,9 @@ class Function:
 
     async def run(self, delivery: Delivery, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """
-        Run the function in this process, on omniloop's loop or in a worker thread; the worker's side of an engine calls it.
+        Run the function in this process, on omniloop's loop or in a worker thread. For the worker's side of an engine.
 
-        May be awaited on any loop. What the function raises comes out.
+        May be awaited on any loop. Raises what the function raises.
         """
         token = _delivery.set(delivery)
         try:
@@ -251,15 +257,15 @@ class Function:
 
 class Engine(ABC):
     """
-    What keeps calls beyond the process: the contract between `background(broker=…)` and a task queue.
+    Keeps calls beyond the process: the contract between `background(broker=…)` and a task queue.
 
-    Subclass it for a queue of your own. All that is common to engines is done: the signature is checked before `pack`, `send` is
-    tried again until it returns, only so many at once, and `Sent` waits for what `fetch` returns.
+    Subclass it for a queue of your own. What is common to all engines is already done: the arguments are checked against the
+    signature before `pack`, `send` is retried until it returns, *at_once* limits the calls being sent, and `Sent` waits for `fetch`.
 
     Attributes:
-        at_once: So many are being sent at the same time.
-        waiting: So many may be on their way, those that are being sent included; a call beyond that raises `FullError`.
-        can_defer: Whether a call can be handed over that is not to run before a moment to come: as Django's `run_after`.
+        at_once: How many calls are being sent at the same time, at most.
+        waiting: How many calls may be on their way, including those being sent; a call beyond that raises `FullError`.
+        can_defer: Whether the engine can hold a call back until a given time, as Django's `run_after` asks for.
 
     Example:
         >>> from omniloop import Delivery, Engine, background
@@ -287,9 +293,9 @@ class Engine(ABC):
     @abstractmethod
     def bind(self, function: Function) -> None:
         """
-        Take note of a function. Called where it is decorated: at import, in the process that calls it and in the worker alike.
+        Register a function. Called when it is decorated: at import, both in the calling process and in the worker.
 
-        Must not connect to anything. The worker's side, wherever it is, calls `Function.run`.
+        Must not connect to anything. The worker's side of the engine calls `Function.run` for each call.
 
         Raises:
             ValueError: if the engine can't carry this function; say why, and what to do.
@@ -300,33 +306,34 @@ class Engine(ABC):
         """
         Make a parcel of a call. Called in the caller's thread and context, so it must not wait for a server.
 
-        What is mutated after the call must not change the parcel. Call `Function.check` with what would be received.
+        The caller may mutate its arguments afterwards; the parcel must not change with them. Call `Function.check` with the
+        arguments that the worker would receive.
 
         Args:
-            call_id: Of the call; to be found again in `Function.run` and `fetch`.
+            call_id: The id of the call. The engine hands it on to `Function.run`, in a `Delivery`, and gets it in `fetch`.
 
         Raises:
-            TypeError: if an argument can't be carried; naming it.
+            TypeError: if an argument can't be carried; the message names it.
         """
 
     @abstractmethod
     async def send(self, function: Function, parcel: Any) -> None:
         """
-        Bring a parcel to the engine; return when the engine has it for good. Called on the runtime's loop.
+        Send a parcel to the engine; return when the engine keeps it for good. Called on the runtime's loop.
 
-        What it raises tells whose trouble it is. `OSError` (`ConnectionError` and `TimeoutError` are some) and `EOFError`: the engine
-        can't be reached; all calls wait while one tries. Anything else is this call's own, which is tried again by itself: of
-        `TypeError`, `ValueError`, `OverflowError` and `RecursionError` five times, of others until it is taken. So a parcel may be
-        sent twice.
+        The class of an error decides what happens next. `OSError` (which includes `ConnectionError` and `TimeoutError`) and `EOFError`
+        mean that the engine can't be reached: all calls wait while one tries. Any other error concerns this call alone, which is
+        retried: up to five tries with `TypeError`, `ValueError`, `OverflowError` or `RecursionError`, without limit for other errors.
+        So a parcel may be sent twice.
 
         Raises:
-            RefusedError: if the engine will never take this call. It is not tried again, and `Sent.accepted` fails with it.
+            RefusedError: if the engine will never take this call. The call is not retried, and `Sent.accepted` fails with this error.
         """
 
     @abstractmethod
     async def fetch(self, function: Function, call_id: str, timeout: float | None) -> Any:
         """
-        Wait for what came of a call: return its value, or raise its error. Called on the runtime's loop.
+        Wait for the result of a call: return its value, or raise its error. Called on the runtime's loop.
 
         Args:
             timeout: Seconds. None waits without end, 0 asks once.
@@ -338,26 +345,26 @@ class Engine(ABC):
 
     @property
     def label(self) -> str:
-        """For logs and `tasks()`."""
+        """The name of the engine in logs and `tasks()`."""
         return type(self).__name__
 
     @property
     def kept(self) -> str:
-        """For the log of an exit: what becomes of calls that were not handed over in time; by default they are lost."""
+        """What becomes of calls that were not handed over before the process ended, for its log. Empty by default: they are lost."""
         return ""
 
     async def _arrived(self, parcel: Any, refusal: RefusedError | None) -> None:  # noqa: B027 - most have nothing left to do
-        """What is left to do with a call that the engine has, or never will have. `Sent.accepted` waits for it; it holds no place."""
+        """Finish a call that the engine has taken or refused. `Sent.accepted` waits for this; the call's place is free by then."""
 
     def _take_back(self, parcel: Any) -> None:  # noqa: B027 - and nothing to forget
-        """Forget a call that was packed, and does not set out: its caller gets an error."""
+        """Forget a call that was packed but is not sent, because its caller gets an error."""
 
     async def _until_known(self, sent: Sent[Any]) -> None:
         """Wait until it makes sense to `fetch`."""
         await sent.accepted
 
     def _way(self) -> Way:
-        # By process id: a fork inherits neither what is on its way, nor, held by another thread, the lock.
+        # One for each process id: a forked child must not inherit the parent's calls, nor a lock that another thread holds.
         ways: dict[int, Way] = vars(self).setdefault("_ways", {})
         pid = os.getpid()
         return ways.get(pid) or ways.setdefault(pid, Way(self))
@@ -366,15 +373,15 @@ class Engine(ABC):
 @final
 class Sent(Generic[T]):
     """
-    A call that was handed over; what calling a function of `background(broker=…)` returns.
+    A call that was handed over: what a function decorated with `background(broker=…)` returns.
 
-    Drop it, and the call goes its way all the same. Nothing that is done with it takes the call back: a wait that times out or is
-    cancelled has only stopped waiting. Unless a method says otherwise, it may be used in any thread.
+    Nothing takes the call back: dropping this object does not, and a wait that times out or is cancelled only stops waiting. May be
+    used in any thread, unless a method says otherwise.
 
     Attributes:
-        id: Of the call, the same in the worker: see `current_delivery`.
-        accepted: A `Task` that is done when the engine has the call; the end of the program waits for it. Its `cancel()` is False. It
-            fails with `RefusedError` if the engine will never take the call.
+        id: The id of the call, the same in the worker: see `current_delivery`.
+        accepted: A `Task` that is done when the engine has the call; the end of the program waits for it. Its `cancel()` returns
+            False. It fails with `RefusedError` if the engine will never take the call.
 
     Example:
         >>> from omniloop import Delivery, Engine, background
@@ -410,16 +417,16 @@ class Sent(Generic[T]):
 
     def result(self, timeout: float | None = None) -> T:
         """
-        Wait for the function's value, from wherever it runs, and return it; or raise the error that it raised.
+        Wait until the function has run, wherever that is, and return its value or raise its error.
 
-        Blocks; not for the loop's own thread, signal handlers or finalisers. The engine must keep results. An error of a class
-        that can't be made here comes as one that names it.
+        Blocks. Not for the loop's own thread, signal handlers or finalisers. The engine must keep results. If the class of the error
+        can't be made in this process, an error that names the class is raised instead.
 
         Args:
             timeout: Seconds to wait, the hand-over included. None waits without end, 0 asks once.
 
         Raises:
-            WaitTimeoutError: if *timeout* passed. The call goes its way; ask again.
+            WaitTimeoutError: if *timeout* passed. The call is not affected; ask again.
             NoResultError: if the engine keeps no results; the message says how to have them kept.
             RefusedError: if the engine will never take the call.
             WouldDeadlockError: if called on the loop's own thread.
@@ -460,12 +467,14 @@ class Sent(Generic[T]):
 
 class _Gate:
     """
-    Lets the calls of a way through, on one loop: so many at once while the engine can be reached, one at a time while it can't.
+    Admits the calls of a `Way`, on one loop: up to `at_once` while the engine can be reached, one at a time while it can't.
 
-    All of it is for that loop's thread. `_state` is one word: OPEN, whoever finds a place may send; SHUT, nobody may until a pause has
-    passed; TRYING, one call is sent for all. Each change of state has a number, and a call carries that of its beginning: a failure
-    that began before the last change is no news. A success always is. The call that failed queues up behind the others, so that one
-    which breaks the connection by itself does not try for them twice in a row.
+    All of it is for that loop's thread. `_state` has three values: "open", a call that finds a place is sent; "shut", no call is sent
+    until a pause has passed; "trying", a single call is sent to see whether the engine can be reached.
+
+    Changes of state are numbered, and each call keeps the number that was current when it began. A failure counts only if the state
+    has not changed since; a success always counts. A call that failed queues up behind the others, so that a call which itself breaks
+    the connection is not the one that tries twice in a row.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -477,7 +486,7 @@ class _Gate:
         self._waiting: deque[asyncio.Future[int]] = deque()
 
     async def enter(self) -> int:
-        """Wait for a place; returns what `leave` wants to have."""
+        """Wait for a place; return the number of the current state, for `leave`."""
         if self._state == "open" and self._free and not self._waiting:
             self._free -= 1
             return self._change
@@ -487,12 +496,12 @@ class _Gate:
             return await waiter
         except asyncio.CancelledError:
             if not waiter.cancelled():
-                # Let in, and cancelled in the same turn of the loop.
+                # Admitted and cancelled in the same iteration of the loop: give the place back.
                 self.leave(waiter.result(), None)
             raise
 
     def leave(self, change: int, reached: bool | None) -> None:
-        """Give the place back, and tell whether the engine was reached; None if that is not known."""
+        """Give the place back. *reached* says whether the engine was reached; None means that this is not known."""
         self._free += 1
         if reached:
             if self._state != "open":
@@ -500,7 +509,7 @@ class _Gate:
                 self._pause = _FIRST_PAUSE
         elif change == self._change and (reached is False or self._state == "trying"):
             self._become("shut")
-            # At random, so that not all processes come at once to a broker that has just come back.
+            # Random, so that not all processes connect at once to a broker that has just come back.
             self.loop.call_later(self._pause * random.uniform(0.5, 1), self._try)
             self._pause = min(_LONGEST_PAUSE, self._pause * 2)
         while self._state == "open" and self._let_in():
@@ -510,7 +519,7 @@ class _Gate:
         if self._state == "shut":
             self._become("trying")
             if not self._let_in():
-                # Nobody waits: the next to come tries.
+                # No call waits: the next one that comes tries.
                 self._become("open")
 
     def _become(self, state: Literal["open", "shut", "trying"]) -> None:
@@ -528,7 +537,7 @@ class _Gate:
 
 
 class Way:
-    """The way to one engine in this process: so many at once, so many in all, and tried again."""
+    """Brings the calls of this process to one engine: limits how many are sent at once and how many wait, and retries."""
 
     def __init__(self, engine: Engine) -> None:
         for name in ("at_once", "waiting"):
@@ -538,17 +547,19 @@ class Way:
         self._engine = engine
         # Re-entrant, because a signal handler may make a call in the middle of another.
         self._lock = Guard()
-        # The ids of those on their way: who was interrupted gives back what it has, and nothing twice.
+        # The ids of the calls on their way. Ids, not a count: a caller that was interrupted may give a place back that it never had,
+        # or a second time.
         self._open: set[str] = set()
         self._lost: list[str] = []
-        # On the loop's thread alone. After a shutdown there is another loop, and nothing on its way.
+        # Used on the loop's thread only. After a shutdown there is another loop, and no call is on its way.
         self._gate: _Gate | None = None
-        # When which trouble was last said: of a function and the class of an error, or (None) that the engine can't be reached.
+        # When each trouble was last logged. The key is the name of a function and the class of an error, or None for an engine that
+        # can't be reached.
         self._said: dict[tuple[str, type] | None, float] = {}
         self._down = False
 
     def enter(self, name: str, call_id: str, runtime: Runtime) -> None:
-        """Take a place; FullError if there is none."""
+        """Take a place for a call. Raises FullError if there is none."""
         with self._lock:
             if len(self._open) < self._engine.waiting:
                 self._open.add(call_id)
@@ -561,7 +572,11 @@ class Way:
         )
 
     def leave(self, call_id: str, runtime: Runtime, lost: str | None = None) -> None:
-        """Give a place back, if it has one; the last one names those that were lost."""
+        """
+        Give the call's place back, if it has one. *lost* names a call that was not handed over.
+
+        The last call to leave logs all names of lost calls.
+        """
         with self._lock:
             runtime._tally.handing_over.discard(call_id)
             if call_id not in self._open:
@@ -581,11 +596,11 @@ class Way:
         )
 
     def has_room(self, number: int) -> bool:
-        """Whether fewer than *number* are on their way, and one more may be."""
+        """Whether fewer than *number* calls are on their way, and there is a place for one more."""
         return len(self._open) < min(number, self._engine.waiting)
 
     async def hand_over(self, engine: Engine, function: Function, parcel: Any) -> None:
-        """Send until the engine has the call; RefusedError if it never will."""
+        """Retry until the engine has the call. Raises RefusedError if the engine will never take it."""
         gate = self._gate
         if gate is None or gate.loop is not asyncio.get_running_loop():
             gate = self._gate = _Gate(self._engine.at_once)
@@ -604,7 +619,7 @@ class Way:
             except _UNREACHABLE as error:
                 reached = False
                 self._tell(function, error, None)
-                # The pause is the gate's.
+                # No sleep here: the gate makes the pause.
                 continue
             except (Exception, asyncio.CancelledError) as error:
                 if was_cancelled(error):
@@ -646,7 +661,7 @@ class Way:
 
 
 def was_cancelled(error: BaseException) -> bool:
-    """Whether *error* is a cancellation that somebody has asked this task for, and no stray one, of a client library's own tasks."""
+    """Whether *error* is a cancellation that was requested of the current task, not one that came out of a client library's tasks."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
@@ -654,7 +669,7 @@ def was_cancelled(error: BaseException) -> bool:
 def handed_over(
     engine: Engine, fn: Callable[..., Any], name: str | None, runtime: Runtime, here: Callable[..., Task[Any]]
 ) -> Callable[..., Sent[Any]]:
-    """What `background(broker=…)` makes of a function; *here* is the same function, in this process."""
+    """Make the function that `background(broker=…)` returns. *here* runs the original in this process."""
     if not isinstance(engine, Engine):
         raise TypeError(
             f"broker={engine!r} is no engine. Give omniloop.ext.taskiq.Taskiq(make_broker), another of omniloop.ext, or an Engine of your own."
@@ -679,7 +694,7 @@ def _start(
     try:
         function.signature.bind(*args, **kwargs)
     except TypeError as error:
-        # Not in a worker far away.
+        # Raised here, in the caller, instead of in the worker.
         raise TypeError(f"{function.name}(): {error}") from None
     call_id = uuid.uuid4().hex
     way = engine._way()
@@ -696,7 +711,7 @@ def _start(
 
 
 def resume(engine: Engine, function: Function, runtime: Runtime, call_id: str, parcel: Any) -> Sent[Any]:
-    """Set out again with a call that another process has packed; FullError if there is no room."""
+    """Hand over a call that another process has packed. Raises FullError if there is no room."""
     engine._way().enter(function.name, call_id, runtime)
     return _set_out(engine, function, runtime, call_id, parcel, caller())
 
@@ -713,7 +728,7 @@ def _set_out(
         way.leave(call_id, runtime, f"{function.name} {call_id}" if ending is CANCELLED else None)
 
     try:
-        # Named as a whole, so that the log of an exit tells what was lost.
+        # The name tells function, id and engine, because the log at exit shows it for a call that is lost.
         accepted: Task[None] = runtime._go(
             way.hand_over(engine, function, parcel),
             frame,
@@ -729,14 +744,14 @@ def _set_out(
 
 
 def checked_options(**options: object) -> None:
-    """Refuse the options of `background` that mean nothing for work of another process."""
+    """Raise ValueError for options of `background` that have no meaning for work in another process."""
     for name, value in options.items():
         if value is not None and value is not False:
             raise ValueError(f"{name}={value!r}: {_NOT_OF_A_BROKER[name]} Leave it away.")
 
 
 def checked_function(fn: object) -> None:
-    """Refuse what can't be called by its name in another process."""
+    """Raise NotAsyncError for classes and methods, which another process can't call by name."""
     if isinstance(fn, (classmethod, type)) or "self" in list(signature_of(fn).parameters)[:1]:  # type: ignore[arg-type]
         raise NotAsyncError(
             f"{fn!r}: a class or an object does not go through a broker. Decorate a function, and pass what identifies the object."
@@ -746,7 +761,7 @@ def checked_function(fn: object) -> None:
 # --- annotations ----------------------------------------------------------------------------------------------------------
 
 
-# From 3.14 on they are evaluated when asked for: what is imported for type checkers alone is left alone.
+# Python 3.14 evaluates annotations lazily. FORWARDREF leaves names that are imported for type checkers only unresolved.
 if sys.version_info >= (3, 14):
     from annotationlib import Format, get_annotations
 
@@ -758,7 +773,7 @@ else:
 
 
 def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
-    """Its annotations, each by itself: one that names what is imported for type checkers alone does not take the others with it."""
+    """The annotations of *fn*. Each is resolved by itself, because one may name something that is imported for type checkers only."""
     original = inspect.unwrap(fn)
     names = getattr(original, "__globals__", {})
     hints: dict[str, Any] = {}
@@ -773,7 +788,7 @@ def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _settled(value: Any) -> Any:
-    """Replace Django's lazy strings by what they are now, in the caller's language: no serialiser knows them."""
+    """Replace Django's lazy strings by plain ones, in the caller's language, because no serialiser knows lazy strings."""
     functional = sys.modules.get("django.utils.functional")
     return value if functional is None else _without_promises(value, functional.Promise)
 
@@ -789,13 +804,13 @@ def _without_promises(value: Any, promise: type) -> Any:
 
 
 def _same(sent: Any, received: Any) -> bool:
-    """Whether the function gets what was passed: equal, nan equal to nan; without an `__eq__`, of the same type."""
+    """Whether *received* equals *sent*. Two nans are equal; objects without an `__eq__` are equal if their types are the same."""
     if sent is received:
         return True
     if isinstance(sent, float) and sent != sent:
         return isinstance(received, float) and received != received
     if type(sent) is list or type(sent) is tuple:
-        # Item by item, because of nan.
+        # Item by item: a list with a nan may not equal its copy.
         return type(received) is type(sent) and len(sent) == len(received) and all(map(_same, sent, received))
     if type(sent) is dict:
         return (
@@ -808,7 +823,7 @@ def _same(sent: Any, received: Any) -> bool:
     try:
         return bool(sent == received)
     except Exception:
-        # An array has more than one answer.
+        # An array compares element by element, and has no single truth value.
         return False
 
 

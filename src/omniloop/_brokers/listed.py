@@ -1,4 +1,4 @@
-"""``python -m omniloop outbox FILE``: what waits in the file of an outbox, what is set aside and why, and whose it is."""
+"""Implements ``python -m omniloop outbox FILE``: lists the waiting calls and their processes, requeues or drops what is set aside."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LISTED = 100
 
 
 def outbox(args: Sequence[str]) -> int:
-    """``outbox FILE [--requeue WHICH …] [--drop WHICH …]``; the exit code is 1 if that can't be done."""
+    """``outbox FILE [--requeue WHICH …] [--drop WHICH …]``; the exit code is 1 if the file can't be used, or WHICH does not exist."""
     parser = argparse.ArgumentParser(
         prog="python -m omniloop outbox", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +38,7 @@ def outbox(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     path = os.path.abspath(options.file)
     try:
-        # SQLite would make one.
+        # Fails if the file is missing, which SQLite would create.
         os.stat(path)
         connection = connect(path)
         try:

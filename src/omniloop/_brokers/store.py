@@ -1,16 +1,23 @@
 """
-The file of an outbox: a table of calls, in SQLite, that many processes share, and what one process has of it.
+Stores the calls of an outbox in an SQLite table that many processes share, and takes over the calls that dead processes leave.
 
-What is guaranteed. What `add` returns for is on disk, in the file that has the path by then. What fails is rolled back, whatever it was,
-and leaves no transaction open; one statement that can't be carried out takes no other with it. A call belongs to the process that made
-it, or that has taken it over from a dead one in one transaction; only its owner changes it, but for what is set aside.
+Guarantees:
 
-Who writes. One thread commits what has come together, and each caller waits for its own commit; who comes alone commits by itself, one
-statement that is a transaction, so that Ctrl-C finds none half done. Only a file that another process has locked is waited for, outside
-of `_lock`: a fork waits for that, because what SQLite locks in memory would stay locked in the child.
+- When `add` returns, the call is on disk, in the file that is at the path by then.
+- A failed transaction is rolled back, and none stays open. A statement that fails does not make the others of its batch fail.
+- A call has one owner: the process that made it, or that took it over from a dead one, in one transaction. Only the owner changes it,
+  unless it is set aside.
 
-What was tried: a first who commits for those that come meanwhile gathered two calls a commit, where a thread gathers eight. An index
-on the id doubles what an insert writes; a call is found by its number, and the id is compared.
+Writing:
+
+1. A caller that finds nobody else writing commits its statement itself. The single statement is a whole transaction, so that Ctrl-C
+   leaves none half done.
+2. Otherwise the caller queues its statement and waits for the commit. A writer thread commits all queued statements together.
+3. While another process has the file locked, the wait is outside of `_lock`. A fork takes `_lock`, so that no thread is inside SQLite:
+   what SQLite locks in memory would stay locked in the child.
+
+Tried and rejected: without a thread, where the first caller commits for those that come meanwhile, a commit had two calls, and with
+the thread eight. An index on the id doubles what an insert writes; instead a call is found by its number, and the id is compared.
 """
 
 from __future__ import annotations
@@ -37,16 +44,16 @@ from .together import Together
 
 T = TypeVar("T")
 
-# Seconds that are waited for another process to finish writing.
+# Seconds to wait for another process to finish writing.
 _BUSY: Final = 30.0
 
-# Seconds after which a writer that has nothing to write ends.
+# Seconds after which an idle writer thread ends.
 _IDLE: Final = 1.0
 
-# So many calls are taken over in one transaction.
+# Calls taken over in one transaction, at most.
 BATCH: Final = 500
 
-# Why a call is set aside that a process which has its function takes up again by itself.
+# The reason of calls that were set aside for want of a function. The first process that has the function takes them up again.
 NOBODY: Final = "no process had the function"
 
 _TABLE: Final = (
@@ -72,18 +79,18 @@ class Row:
 
     def __init__(self, number: int, call_id: str, owner: str, attempt: int, call: Any) -> None:
         self.id = call_id
-        # Where it is, and whose.
+        # Row number, id and owner: what `_OURS` looks for.
         self.key = number, call_id, owner
-        # How often it has begun.
+        # How often the call has begun to run.
         self.attempt = attempt
-        # As it is read.
+        # The call itself, as the outbox has read it.
         self.call = call
-        # Whether its caller has got an error.
+        # True if its caller has got an error, and the call must not run.
         self.taken_back = False
 
 
 class _Statement:
-    """One statement, and what came of it: the number of the row for `_ADD`, else how many rows there were."""
+    """One statement and its outcome: the number of the new row for `_ADD`, otherwise how many rows were changed."""
 
     __slots__ = ("error", "outcome", "parameters", "sql")
 
@@ -103,7 +110,11 @@ class _Statement:
 
 
 class Store:
-    """What one process has of the file. A fork makes another, and leaves this one as it is: SQLite's connections do not survive it."""
+    """
+    One process's access to the file.
+
+    A forked child makes its own and leaves this one alone, because SQLite's connections do not survive a fork.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -111,19 +122,19 @@ class Store:
         self._lock = Guard()
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
-        # Whether the writer brings calls onto the disk: who comes then waits to go along with the next.
+        # True while the writer adds calls. A caller that comes then queues its call, to join the next batch.
         self._syncs = False
-        # Which file it is; the sign that this process lives, for each time that it is opened, and its name.
+        # The file as it was opened, to notice a replacement; and this process's sign and owner name, both new with each opening.
         self._file: os.stat_result | None = None
         self._sign: alive.Sign | None = None
         self._owner = ""
-        # What waits for the writer, under a lock that is entered by itself: statements, and whom to tell.
+        # The writer's queue: statements, and the function to call once they are written. Its lock is taken without `_lock`.
         self._post_box = Guard()
         self._posted = Condition(self._post_box)
         self._queue: list[tuple[Sequence[_Statement], Callable[[], object]]] = []
         self._writer: threading.Thread | None = None
         self._ending = False
-        # On the loop's thread alone.
+        # Used on the loop's thread only.
         self._together: Together[_Statement] = Together(self._post_from_loop)
         self._told: set[str] = set()
         hold_at_fork(self)
@@ -132,11 +143,11 @@ class Store:
 
     def add(self, call_id: str, function: str, text: str, call: Any) -> Row:
         """
-        Write a call down. Blocks until the disk has it.
+        Write a call to the file. Blocks until it is on disk.
 
         Raises:
             OSError: if the file is not at its path any more.
-            Error: of `sqlite3`; the call is not in the file.
+            Error: of `sqlite3`, if the file can't be written; the call is not in the file.
         """
         self._opened()
         owner = self._owner
@@ -148,48 +159,48 @@ class Store:
         except (sqlite3.Error, OSError):
             raise
         except BaseException:
-            # Ctrl-C: it may be on disk, on its way there, or not.
+            # Ctrl-C: the call may or may not be on disk by now, or be in the queue.
             self._post_and_wait(_Statement(_TAKE_BACK, call_id))
             raise
 
     def take_back(self, row: Row) -> None:
-        """Forget a call whose caller gets an error."""
+        """Delete a call whose caller gets an error."""
         row.taken_back = True
         self._post_and_wait(_Statement(_CROSS_OUT, *row.key))
 
     async def begin(self, row: Row) -> bool:
-        """Note on disk that it runs once more; False if it is not ours any more, and must not."""
+        """Count one more run of the call, in the file. False if the call is not ours any more, and must not run."""
         if not await self._soon(row, _Statement(_BEGIN, row.attempt + 1, *row.key)):
             return False
         row.attempt += 1
         return True
 
     async def cross_out(self, row: Row) -> None:
-        """It is done. Need not be on disk at once: at worst it is done again."""
+        """Delete a call that is done. Need not be on disk at once: at worst the call runs again."""
         await self._soon(row, _Statement(_CROSS_OUT, *row.key))
 
     async def set_aside(self, row: Row, why: str) -> None:
-        """It is left alone, from now on, by every process."""
+        """Set a call aside: from now on every process leaves it alone."""
         await self._soon(row, _Statement(_SET_ASIDE, why, *row.key))
 
     # --- writing ----------------------------------------------------------------------------------------------------------
 
     async def _soon(self, row: Row, statement: _Statement) -> bool:
-        """Together with what else comes in this turn of the loop, and until the disk is free. False if it is not ours any more."""
+        """Write a statement, in a batch with others of this iteration of the loop. False if the call is not ours any more."""
         if self._is_gone(row):
             return True
         await self._together.send(statement)
         return bool(statement.result()) or self._is_gone(row)
 
     def _is_gone(self, row: Row) -> bool:
-        """Whether the file that it was in is gone, and so needs no change."""
+        """Whether the call was in a file that is gone, so that there is nothing to change."""
         return row.key[2] != self._owner
 
     async def _post_from_loop(self, statements: Sequence[_Statement]) -> None:
         loop, written = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
-            # Closed: the end of the runtime did not wait.
+            # The loop is closed: the end of the runtime did not wait for the write.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(written.set)
 
@@ -197,10 +208,14 @@ class Store:
         await written.wait()
 
     def _write_alone(self, statement: _Statement) -> bool:
-        """Write it here, unless somebody else is writing; tells whether that was done, well or not."""
+        """
+        Write the statement in this thread, unless another thread is in SQLite.
+
+        Returns True if it was carried out or failed for good; False if it must be queued.
+        """
         taken: list[bool] = []
         try:
-            # In one step: Ctrl-C after an `if acquire():` would leave it taken for ever.
+            # Acquired and noted in one step: a Ctrl-C after `if acquire():` would leave the lock held for ever.
             taken.extend(map(self._lock.acquire, (False,)))
             if True not in taken:
                 return False
@@ -212,7 +227,7 @@ class Store:
 
     def _post_and_wait(self, statement: _Statement) -> None:
         if is_owned(self._lock) or is_owned(self._post_box):
-            # A signal handler in the middle of a call: the writer would wait for what that holds.
+            # A signal handler has interrupted a call of this thread, whose lock the writer would wait for.
             self._write([statement])
             return
         written = Lock()
@@ -231,10 +246,10 @@ class Store:
                 self._writer.start()
                 return
             except RuntimeError:
-                # At the end of the interpreter, say.
+                # No thread can be started, for example at the end of the interpreter: write here.
                 self._writer = None
             except BaseException:
-                # Ctrl-C: it may come to run all the same, and then sees that it is not the one.
+                # Ctrl-C: the thread may still run. It then sees that it is not `_writer`, and ends.
                 self._writer = None
                 raise
         self._write_queue()
@@ -261,7 +276,7 @@ class Store:
             tell()
 
     def _write(self, statements: Sequence[_Statement], *, patience: float = _BUSY) -> None:
-        """Carry them out in one transaction, or, if that can't be, each in one of its own."""
+        """Execute the statements in one transaction; if that fails, each in a transaction of its own."""
 
         def work(connection: sqlite3.Connection) -> None:
             for statement in statements:
@@ -290,7 +305,7 @@ class Store:
         single: bool = False,
         patience: float = _BUSY,
     ) -> T:
-        """Do *work*, all or nothing, a *single* statement by itself; waits for other processes that write."""
+        """Do *work* in one transaction; a *single* statement needs no BEGIN. Waits up to *patience* seconds for other processes."""
 
         def step() -> T:
             with self._lock:
@@ -304,13 +319,13 @@ class Store:
     def _be_synchronous(self, durable: bool) -> None:
         mode = "FULL" if durable else "NORMAL"
         if mode != self._synchronous:
-            # Should it be interrupted, the next one sets it anew.
+            # If the statement is interrupted, the next call executes it again.
             self._synchronous = ""
             self._opened().execute(f"PRAGMA synchronous = {mode}")
             self._synchronous = mode
 
     def _check_file(self, added: Sequence[object]) -> None:
-        """What was committed is at the path now, or was not committed for anybody to find."""
+        """Raise ReplacedError unless the file is still at its path: otherwise no process would find what was committed."""
         try:
             if self._file is not None and os.path.samestat(os.stat(self.path), self._file):
                 return
@@ -319,9 +334,9 @@ class Store:
             what = "somebody has removed"
         with self._lock:
             with suppress(sqlite3.Error):
-                # The log that SQLite keeps beside the file is read into the one that is there now.
+                # The file that is there now may get these calls from the log that SQLite keeps beside the path: delete them.
                 self._opened().executemany(_TAKE_BACK, [(call_id,) for call_id in added])
-            # Before a new one is opened: SQLite's locks are those of the process.
+            # Closed before a new file is opened, because SQLite's file locks belong to the process.
             self._close_file()
         raise ReplacedError(
             f"{self.path}: {what} the outbox while it was in use. This call was not made; the next one begins a new file, or goes on with the one that is there."
@@ -333,10 +348,11 @@ class Store:
         self, functions: Sequence[str], read: Callable[[str, str], Any]
     ) -> Generator[tuple[list[tuple[str, Row]], list[str], bool], None, None]:
         """
-        Take over the calls of dead processes that are for *functions*, in batches: a list of them, what had to be set aside, and
-        whether others live that have calls.
+        Take over the calls that dead processes left for *functions*, in batches.
 
-        *read* returns the call of a function and a text, or raises ValueError, saying why it can't be read.
+        Each batch has the calls, as pairs of function name and row; descriptions of calls that were set aside; and whether a living
+        process has calls for *functions*. *read* makes a call of a function's name and a text, or raises ValueError with the reason
+        why it can't be read.
         """
         self._opened()
         marks = ", ".join("?" * len(functions))
@@ -377,7 +393,7 @@ class Store:
         found = {owner for (owner,) in self._ask("SELECT DISTINCT owner FROM calls")}
         strange = [owner for owner in found if not alive.is_owner(owner) and owner != ""]
         if strange:
-            # Of nobody, then: whoever comes takes them up.
+            # No process has such a name, so these calls belong to nobody: any process may take them up.
             self._in_transaction(
                 lambda connection: connection.execute(
                     "UPDATE calls SET owner = '' WHERE owner IS NULL OR typeof(owner) != 'text' OR length(owner) != 32 "
@@ -426,7 +442,7 @@ class Store:
         return left, bad, rows[-1][0] if rows else last
 
     def set_strangers_aside(self, functions: Sequence[str], *, unless_others_live: bool) -> list[str]:
-        """Set aside what dead processes have left for functions that are none of *functions*; returns which, and how many."""
+        """Set aside the calls that dead processes left for functions not in *functions*. Returns how many, for each function."""
         self._opened()
         marks = ", ".join("?" * len(functions))
         ended = []
@@ -491,7 +507,7 @@ class Store:
         self._synchronous = ""
         self._owner = self._sign.owner
         self._connection = connection
-        # A child that is forked must not close it: it is this process's.
+        # Never freed, because a forked child that frees its copy would close the connection.
         keep_for_ever(connection)
 
     def _close_file(self) -> None:
@@ -503,7 +519,7 @@ class Store:
             self._sign.take_away()
 
     def close(self) -> None:
-        """End the writer, close the file, and take the sign away. The next use opens it again."""
+        """End the writer thread, close the file and remove the sign. The next use opens it again."""
         self.end_writer()
         with self._lock:
             self._close_file()
@@ -511,7 +527,7 @@ class Store:
     # --- forks ------------------------------------------------------------------------------------------------------------
 
     def end_writer(self) -> None:
-        """Have the thread write what there is, and end."""
+        """Have the writer thread write what is queued, and end."""
         with self._post_box:
             self._ending = True
             self._posted.notify_all()
@@ -521,24 +537,24 @@ class Store:
         self._ending = False
 
     def hold_still(self) -> None:
-        """Before a fork: no thread is in SQLite, whose locks in memory the child would find held for ever."""
+        """Before a fork: keep all threads out of SQLite. The child would find SQLite's locks in memory held for ever."""
         self.end_writer()
         self._lock.acquire()
 
     def go_on(self) -> None:
-        """After it, in the parent."""
+        """After the fork, in the parent."""
         self._lock.release()
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """A connection that makes no transactions of its own, waits for nobody, and reads text that is none as bytes."""
+    """Connect without implicit transactions and without waiting for locks. Text that is not UTF-8 is read as bytes."""
     connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     connection.text_factory = _text
     return connection
 
 
 def make_table(connection: sqlite3.Connection) -> None:
-    """Make the table, or give one that was made before what it lacks."""
+    """Create the table, or add the columns that an older one lacks."""
     connection.execute(_TABLE)
     has = {name for _, name, *_ in connection.execute("PRAGMA table_info(calls)")}
     for column in ("made REAL", "aside TEXT"):
@@ -548,7 +564,7 @@ def make_table(connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing; and nothing open afterwards, whatever came in between."""
+    """Commit what the block does, or roll it back on any error. No transaction stays open."""
     try:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -567,13 +583,13 @@ def _text(raw: bytes) -> str | bytes:
 
 
 def _is_busy(error: BaseException | None) -> bool:
-    """Whether it only says that another process writes: SQLITE_BUSY and SQLITE_LOCKED, in all their kinds."""
+    """Whether *error* only means that another connection is writing: SQLITE_BUSY or SQLITE_LOCKED, with any extended code."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def until_free(step: Callable[[], T], patience: float = _BUSY) -> T:
-    """Do *step*, again as long as another process writes, *patience* seconds at the most. SQLite's own waiting would hold its locks."""
+    """Do *step*, and retry for up to *patience* seconds while another process writes. SQLite's own waiting would hold its locks."""
     deadline = time.monotonic() + patience
     pause = 0.001
     while True:

@@ -1,4 +1,4 @@
-"""Sends many things in one go: what comes while one lot is under way waits for the next, together."""
+"""Sends items in batches: those that come while one batch is being sent go together in the next."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ T = TypeVar("T")
 
 class Together(Generic[T]):
     """
-    So that a burst costs one round trip for many and not one each, and a single one waits for nobody. For one loop.
+    Batches the sending of items: a burst costs one round trip for many items, and a single item is sent at once. For one loop.
 
     Args:
-        send: Sends a lot, all or nothing. If it fails, each is sent alone, and has the error that it gets alone.
-        of_all: Whether an error is everybody's, the connection's for example: then nobody is sent alone.
+        send: Sends a batch, all or nothing. If it fails, each item is sent alone, and gets the error of its own sending.
+        of_all: Whether an error concerns all items, such as one of the connection. Then all get it, and none is sent alone. By
+            default every error does.
     """
 
     def __init__(
@@ -27,11 +28,11 @@ class Together(Generic[T]):
         self._sender: asyncio.Task[None] | None = None
 
     async def send(self, item: T) -> None:
-        """Return when *item* was sent, or raise the error that it got."""
+        """Return when *item* has been sent, or raise the error of its sending."""
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, sent))
         if self._sender is None:
-            # In a turn of its own: what starts in this turn of the loop goes along.
+            # The task starts in the next iteration of the loop, so that all items of this one go along.
             self._sender = asyncio.create_task(self._send_all())
         await sent
 
@@ -42,7 +43,7 @@ class Together(Generic[T]):
                 await self._send_lot([(item, sent) for item, sent in lot if not sent.done()])
         finally:
             self._sender = None
-            # Cancelled, with the loop: nobody waits for ever.
+            # If the task was cancelled at the end of the loop, items are left: cancel their waiters, which would wait for ever.
             for _, sent in self._waiting:
                 sent.cancel()
 

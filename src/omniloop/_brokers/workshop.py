@@ -1,4 +1,4 @@
-"""Makes what an engine listens and sends on, a broker or an app of its library, and registers the functions with each."""
+"""Makes the brokers or apps that an engine listens and sends on, and registers all functions with each."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ T = TypeVar("T")
 
 class Workshop(ABC, Generic[T]):
     """
-    Each process makes its own, and so does each fork; a function that is defined later is registered with all that live.
+    Calls the user's function for each broker or app that is needed, so that each process, and each fork, has its own.
+
+    A function that is defined later is registered with all brokers or apps that still exist.
 
     Args:
-        make: The user's function.
-        what: It makes, for the error.
+        make: The user's function, which makes a broker or an app.
+        what: The name of what *make* makes, for the error.
     """
 
     def __init__(self, make: Callable[[], T], what: str) -> None:
@@ -33,21 +35,21 @@ class Workshop(ABC, Generic[T]):
 
     @abstractmethod
     def prepare(self, made: T) -> None:
-        """Look at one that was just made."""
+        """Check and set up a broker or app that was just made."""
 
     @abstractmethod
     def register(self, made: T, function: Function, options: dict[str, Any]) -> None:
-        """Register a function, with options of its own, with one that was made; perhaps not for the first time."""
+        """Register *function*, with its options, with the broker or app *made*. It may be registered there already."""
 
     def bind(self, function: Function, options: dict[str, Any]) -> None:
-        """Register a function with all; ValueError if its name is taken."""
+        """Register a function with all brokers or apps, now and later. Raises ValueError if its name is taken."""
         function._check_name(self._functions.get(function.name, (function,))[0])
         self._functions[function.name] = function, options
         for made in list(self._made):
             self.register(made, function, options)
 
     def make(self) -> T:
-        """Another one, for this process."""
+        """Make another broker or app, with all functions registered."""
         made = self._make()
         self.prepare(made)
         self._made.add(made)
@@ -57,5 +59,5 @@ class Workshop(ABC, Generic[T]):
 
     @functools.cached_property
     def listening(self) -> T:
-        """The one that a worker listens on."""
+        """The broker or app that a worker listens on, made on first use."""
         return self.make()

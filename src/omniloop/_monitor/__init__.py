@@ -1,1 +1,1 @@
-"""The live view: what the loops of a process do now, answered over a socket of the user's own, and shown in a terminal or a browser."""
+"""The live view of what a process's loops are doing: served on a Unix socket of the user, shown in a terminal or a browser."""

@@ -1,4 +1,4 @@
-"""Turns the monitor on in a process that runs already, by CPython 3.14's own means: `sys.remote_exec`."""
+"""Turns the monitor on in a running process, by `sys.remote_exec`, which CPython has since 3.14."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Final
 from . import places
 from .client import Connection, NoAnswerError, exists
 
-# Seconds for the main thread of the other process to come to it, and then for the monitor to listen.
+# Seconds for the main thread of the other process to run the script and for its monitor to listen, together.
 _PATIENCE: Final = 5.0
 _LOOK_EVERY: Final = 0.02
 
-# Runs in the other process, between two instructions of its main thread; so it only starts a thread.
+# Runs in the main thread of the other process, between two instructions of whatever runs there; so it only starts a thread.
 _SCRIPT: Final = """
 import contextvars, sys, threading
 def turn_on(result={result!r}):
@@ -36,10 +36,10 @@ threading.Thread(target=turn_on, name="omniloop-attach", daemon=True, context=co
 
 def attach(pid: int) -> None:
     """
-    Have the process *pid* listen.
+    Turn the monitor of the process *pid* on. Returns when it can be asked.
 
     Raises:
-        NoAnswerError: of `omniloop._monitor.client`, if it can't be; the message says what is missing.
+        NoAnswerError: of `omniloop._monitor.client`, if that can't be done; the message says what is missing.
     """
     try:
         Connection(pid).close()
@@ -69,7 +69,7 @@ def attach(pid: int) -> None:
 
 
 def _execute(pid: int, script: str) -> None:
-    # New in 3.14.
+    # `sys.remote_exec` is new in 3.14; type checkers for older versions do not know it.
     execute: Callable[[int, str], None] = getattr(sys, "remote_exec")  # noqa: B009
     try:
         execute(pid, script)

@@ -1,4 +1,4 @@
-"""The commands of ``python -m omniloop``."""
+"""The commands of ``python -m omniloop`` that look into processes: `ps`, `dump`, `top`, `web` and `attach`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NOBODY = (
 
 
 def _answers(command: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
-    """A command, whose exit code is 0, or 1 with a message on stderr."""
+    """Make *command* return its exit code: 0; 1 with a message on stderr if a process can't be asked; 130 after Ctrl-C."""
 
     @functools.wraps(command)
     def answered(args: Sequence[str]) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A terminal may know few letters; a name in others must not end the command.
+            # The encoding of a terminal may lack letters; a name with such letters must not end the command.
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             command(args)
@@ -39,7 +39,7 @@ def _answers(command: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str
         except KeyboardInterrupt:
             return 130
         except BrokenPipeError:
-            # `| head` has seen enough. What is left must not be written at exit.
+            # The reader has gone, as `| head` does. Redirect stdout, because writing the rest at exit would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -122,9 +122,9 @@ def attach_to(args: Sequence[str]) -> None:
 
 
 def _chosen(pid: int | None) -> int:
-    """The process that was named, or the only one that there is."""
+    """Return *pid*, or the only process that can be asked."""
     if pid is not None:
-        # Says why, if it can't be asked; a terminal that was taken over could not.
+        # Raises the reason if the process can't be asked: now, before `top` takes over the terminal.
         Connection(pid).close()
         return pid
     found = [hello for hello in processes() if "problem" not in hello]
@@ -138,7 +138,7 @@ def _chosen(pid: int | None) -> int:
 
 
 def snapshot_lines(snapshot: dict[str, Any]) -> list[str]:
-    """An answer, as text."""
+    """Format an answer as lines of text."""
     lines = [f"process {snapshot['pid']}, Python {snapshot['python']}: {command_of(snapshot)}"]
     for runtime in snapshot["runtimes"]:
         lines += ["", *as_lines(runtime)]

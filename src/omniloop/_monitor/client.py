@@ -1,4 +1,4 @@
-"""Asks monitored processes."""
+"""Finds the monitored processes of the user, and asks them for what their loops are doing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from .._report import shown, shown_lines
 from . import places
 
-# Seconds to wait for an answer: an interpreter that is held up in C gives none.
+# Seconds to wait for an answer. A process whose interpreter is blocked by C code gives none.
 TIMEOUT: Final = 5.0
 _LOOK_EVERY: Final = 0.01
 _LONGEST_COMMAND: Final = 100
@@ -41,7 +41,7 @@ class Connection:
         Ask, wait for the answer, and return it.
 
         Raises:
-            NoAnswerError: of `omniloop._monitor.client`, if none comes within the timeout, or the process is gone.
+            NoAnswerError: of `omniloop._monitor.client`, if the process is gone, does not answer in time, or answers with an error.
         """
         try:
             self._socket.sendall(json.dumps({"ask": question, **details}).encode() + b"\n")
@@ -83,7 +83,7 @@ def asked(pid: int, question: str, timeout: float = TIMEOUT) -> dict[str, Any]:
 
 
 def _printable(told: Any) -> Any:
-    """*told* with what can't be printed written out: what moves a terminal's cursor, or worse."""
+    """Escape unprintable characters in *told*, which could move a terminal's cursor, or worse."""
     if isinstance(told, str):
         return shown_lines(told)
     if isinstance(told, list):
@@ -96,7 +96,7 @@ def _printable(told: Any) -> Any:
 def _connected(pid: int, timeout: float) -> socket.socket:
     refused: str | None = None
     me, owner = os.geteuid(), places.owner(pid)
-    # Root may ask everybody.
+    # Root may ask the processes of any user.
     user = owner if me == 0 and owner is not None else me
     for directory in places.directories(user):
         try:
@@ -112,7 +112,7 @@ def _connected(pid: int, timeout: float) -> socket.socket:
             connection.settimeout(timeout)
             try:
                 _connect(connection, path)
-                # It may be a trap: what it shows would be believed.
+                # Another user's process could listen here, and the user would believe what it says.
                 peer = places.check_peer(connection, user)
                 if peer in (None, pid) or not exists(pid):
                     return connection
@@ -143,11 +143,11 @@ def _connected(pid: int, timeout: float) -> socket.socket:
 
 
 def processes() -> list[dict[str, Any]]:
-    """What the processes that can be asked say of themselves, by number. The sockets of dead ones are removed."""
+    """Ask all processes that can be asked for a description, in order of pid. Removes the sockets of dead processes."""
     user = os.geteuid()
     pids: set[int] = set()
     for directory in places.directories(user):
-        # Else nobody listens there; or it is not the user's.
+        # An error means that the directory does not exist or is not the user's: no process is there.
         with contextlib.suppress(OSError):
             places.check(directory, user)
             pids.update(pid for pid, path in places.sockets(directory) if not places.remove_dead(path))
@@ -166,7 +166,7 @@ def _connect(connection: socket.socket, path: str) -> None:
         try:
             connection.connect(path)
         except BlockingIOError:
-            # Others wait to be taken before.
+            # The backlog is full: other connections wait to be accepted.
             if time.monotonic() > deadline:
                 raise
             time.sleep(_LOOK_EVERY)
@@ -175,22 +175,22 @@ def _connect(connection: socket.socket, path: str) -> None:
 
 
 def command_of(hello: dict[str, Any]) -> str:
-    """How the process was started, on one line: of `python -c` it is a whole program."""
+    """The command line of the process, on one line and shortened: with `python -c` it holds a whole program."""
     line = " ".join(" ".join(hello["command"]).split())
     if len(line) > _LONGEST_COMMAND:
-        # Between two words, unless they are as long as that.
+        # Cut between two words, unless the first word is longer than the limit.
         start = line[:_LONGEST_COMMAND].rpartition(" ")[0] or line[:_LONGEST_COMMAND]
         line = f"{start} …"
     return shown(line, 2 * _LONGEST_COMMAND)
 
 
 def exists(pid: int) -> bool:
-    """Tell whether there is a process *pid*."""
+    """Whether there is a process *pid*."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        # Another user's.
+        # The process belongs to another user.
         return True
     return True

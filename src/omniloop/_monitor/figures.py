@@ -1,10 +1,10 @@
-"""The figures that the live views plot: made of two answers, one after the other."""
+"""Computes the figures that the live views plot; rates come from the difference between two answers."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-# What is plotted, and in which unit.
+# The name and the unit of each figure.
 FIGURES: Final = (
     ("finished", "/s"),
     ("failed", "/s"),
@@ -16,13 +16,13 @@ FIGURES: Final = (
 
 
 class Figures:
-    """Remembers the last answer, for the rates."""
+    """Makes figures from answers, and remembers the last answer for the rates."""
 
     def __init__(self) -> None:
         self._last: dict[str, Any] | None = None
 
     def of(self, snapshot: dict[str, Any]) -> tuple[float, ...]:
-        """The values of `FIGURES`, of all runtimes together; of the lag that of the loop that is latest."""
+        """The values of `FIGURES`, summed over all runtimes; for the lag, the largest."""
         last, self._last = self._last, snapshot
         seconds = snapshot["time"] - last["time"] if last is not None else 0.0
         runtimes = snapshot["runtimes"]

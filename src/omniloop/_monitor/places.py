@@ -1,4 +1,4 @@
-"""Where the sockets of monitored processes are: in a directory that nobody but the user can enter, each under its process's number."""
+"""Finds and checks the sockets of monitored processes: named by pid, in a directory that only the user can enter."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ import sys
 import tempfile
 import time
 
-# The kernel takes no longer name of a socket.
+# The longest socket path that the kernel accepts, in bytes.
 _LONGEST = 107 if sys.platform == "linux" else 103
-# Seconds between the making of a socket and its listening, at the most; until then it refuses as a dead one does.
+# Seconds from binding a socket to listening on it, at most. Until then it refuses connections, as a dead process's socket does.
 _BORN = 0.02
 _NAME = re.compile(r"(\d+)(-\d+)?\.sock", re.ASCII)
 
 
 def lacking() -> str | None:
-    """Say what the live view needs that this system does not have; None if it has all."""
+    """Return what the live view needs and this system lacks, as a message; None if nothing."""
     if hasattr(socket, "AF_UNIX") and hasattr(os, "geteuid"):
         return None
     return "There is no live view on this system: it takes Unix sockets, and numbers of users. dump(), in the program, works."
 
 
 class NotOursError(OSError):
-    """A directory, or the other end of a socket, that is not the user's: nothing is read from it, and nothing told to it."""
+    """A directory, or the peer of a socket, does not belong to the user. Nothing is read from it or sent to it."""
 
 
 def directories(uid: int) -> list[str]:
-    """Where to look, the preferred place first. A service has not the same environment as the user's shell, so both are looked at."""
+    """
+    The directories to look in, the preferred one first.
+
+    There are several because a service has another environment than the user's shell.
+    """
     runtime = os.environ.get("XDG_RUNTIME_DIR") if uid == os.geteuid() else f"/run/user/{uid}"
     found = [os.path.join(runtime, "omniloop")] if runtime else []
     for temporary in (tempfile.gettempdir(), "/tmp"):
@@ -42,16 +46,16 @@ def directories(uid: int) -> list[str]:
 
 
 def socket_path(directory: str, pid: int, others: int = 0) -> str:
-    """The socket of the process *pid*, where *others* have that number too: in containers that share the directory."""
+    """The path of the socket of *pid*. *others* counts processes with the same pid, in containers that share the directory."""
     return os.path.join(directory, f"{pid}-{others}.sock" if others else f"{pid}.sock")
 
 
 def sockets(directory: str) -> list[tuple[int, str]]:
     """
-    The processes that have sockets in *directory*, each with the path.
+    List the sockets in *directory*, as pairs of pid and path.
 
     Raises:
-        OSError: if the directory is not there, or can't be read.
+        OSError: if the directory does not exist, or can't be read.
     """
     found = [(_NAME.fullmatch(name), os.path.join(directory, name)) for name in sorted(os.listdir(directory))]
     return [(int(matched[1]), path) for matched, path in found if matched is not None]
@@ -59,9 +63,9 @@ def sockets(directory: str) -> list[tuple[int, str]]:
 
 def remove_dead(path: str) -> bool:
     """
-    Remove the socket *path* of a dead process; True if it is gone.
+    Remove the socket *path* if its process is dead. True if the socket is gone.
 
-    Asked of the socket itself: whether there is a process of that number says nothing where it is in another container.
+    Tries to connect instead of looking for the pid, because the process may be in another container, with other pids.
     """
     try:
         found = os.lstat(path)
@@ -85,13 +89,13 @@ def _refuses(path: str) -> bool:
         except ConnectionRefusedError:
             return True
         except BlockingIOError:
-            # Others wait to be taken before.
+            # The backlog is full: other connections wait to be accepted.
             pass
     return False
 
 
 def owner(pid: int) -> int | None:
-    """The user of the process *pid*; None if it is gone, or can't be told here."""
+    """The user id of the process *pid*; None if the process is gone, or the system does not tell."""
     with contextlib.suppress(OSError):
         return os.stat(f"/proc/{pid}").st_uid
     return None
@@ -99,11 +103,11 @@ def owner(pid: int) -> int | None:
 
 def prepare() -> str:
     """
-    Make the directory for this process's socket, if it is not there, and return it.
+    Create the directory for this process's socket, if it does not exist, and return its path.
 
     Raises:
-        NotOursError: of `omniloop._monitor.places`, if what is there is not the user's, or open to others.
-        OSError: if it can't be made.
+        NotOursError: of `omniloop._monitor.places`, if it exists and is not the user's, or is open to others.
+        OSError: if it can't be created.
     """
     reasons: list[OSError] = []
     uid = os.geteuid()
@@ -115,7 +119,7 @@ def prepare() -> str:
         except FileExistsError:
             pass
         except OSError as error:
-            # XDG_RUNTIME_DIR of a user who is logged out, say.
+            # For example the XDG_RUNTIME_DIR of a user who has logged out.
             reasons.append(error)
             continue
         check(directory, uid)
@@ -140,12 +144,12 @@ def check(directory: str, uid: int) -> None:
 
 def check_peer(connection: socket.socket, user: int) -> int | None:
     """
-    Return the number of the process at the other end; NotOursError if it is neither of the *user* nor root's.
+    Return the pid of the peer. Raises NotOursError if it belongs neither to *user* nor to root.
 
-    0 is a process in a container that is not seen from here; None is returned where the system does not tell.
+    The pid is 0 for a process in a container that can't be seen from here, and None where the system does not tell.
     """
     if sys.platform != "linux":
-        # There the directory and the mode of the socket alone keep others out.
+        # There only the modes of the directory and of the socket keep others out.
         return None
     pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid not in (user, 0):

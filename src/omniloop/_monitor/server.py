@@ -1,9 +1,9 @@
 """
-Answers, on a thread of its own, who of the same user asks what the loops of this process do.
+Tells other processes of the same user what the loops of this process are doing, from a thread of its own.
 
-One line of JSON is a question, one line the answer. Nothing here is ever asked of the loop, so that a blocked one is answered for as
-well; and nothing a client does holds up another: no call on its connection waits, what it sends is bounded, and one that does not
-read is dropped. The thread sleeps in the selector until somebody comes.
+A question is one line of JSON, and so is its answer. The thread never asks the loop, so that it answers even while the loop is blocked.
+No client can hold up another: connections are non-blocking, the size of a question is limited, and a client that does not read its
+answer is dropped. Between clients the thread sleeps in its selector.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from .._process.threads import new_thread
 from .._report import say
 from . import places, snapshot
 
-# Bytes of one question: the longest that is asked has 60.
+# Bytes of one question. The longest one of our own commands has 60.
 _LONGEST_QUESTION: Final = 4096
 _MOST_CLIENTS: Final = 32
-# That share one directory and have a process of one number each.
+# Containers that share one directory and each have a process with the same pid.
 _MOST_CONTAINERS: Final = 100
 # Seconds that an answer may wait to be read.
 _PATIENCE: Final = 5.0
-# Seconds that ending the thread may take: one answer, at the most.
+# Seconds to wait for the thread to end: it may be busy with one answer.
 _END_TIMEOUT: Final = 2.0
-# Seconds to wait where no connection can be taken, because there is no descriptor for it.
+# Seconds to wait after a connection could not be accepted for want of a file descriptor.
 _PAUSE: Final = 0.2
 
 
 class _Client:
-    """One connection: what came and is no whole question yet, and what waits to be read."""
+    """One connection: the bytes received of the next question, and the bytes of the answer that are still to be sent."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -48,37 +48,37 @@ class _Client:
         self.unsent = memoryview(b"")
         self.read_last = 0.0
         self.heard = time.monotonic()
-        # Whether it ever had an answer.
+        # True once it has been answered.
         self.asked = False
 
 
 class Monitor:
     """
-    The socket of this process, and its thread.
+    The socket of this process, and the thread that serves it.
 
-    The thread ends before a fork, begins again in the parent, and is not there in the child, which gets another at its first use.
+    The thread ends before a fork and is started again in the parent. The child has no monitor until its first use of omniloop.
     """
 
     def __init__(self) -> None:
         self._lock = Guard()
         self._thread: threading.Thread | None = None
         self._listener: socket.socket | None = None
-        # Where it is, and which file that was.
+        # The path of the socket; and the file that was created there, to recognise it.
         self._path = ""
         self._file: os.stat_result | None = None
         self._selector: selectors.BaseSelector | None = None
         self._clients: dict[int, _Client] = {}
-        # A byte in it ends the thread.
+        # A pair of sockets; a byte sent through it ends the thread.
         self._bell: tuple[socket.socket, socket.socket] | None = None
 
     # --- on and off ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """
-        Listen, if it does not already.
+        Start to listen, unless it does already.
 
         Raises:
-            CannotStartError: if no socket or no thread is to be had, or the directory for the socket is not the user's alone.
+            CannotStartError: if there is no socket or thread to be had, or others than the user may enter the socket's directory.
         """
         if (why := places.lacking()) is not None:
             raise CannotStartError(why)
@@ -115,7 +115,7 @@ class Monitor:
         self._selector.register(self._bell[1], selectors.EVENT_READ)
 
     def _bind(self, listener: socket.socket, folder: str) -> str:
-        """Give *listener* a name: with a number more for each container in which a process of the same number listens."""
+        """Bind *listener* to the first free path for this pid: a process with the same pid in another container may have one."""
         for others in range(_MOST_CONTAINERS):
             path = places.socket_path(folder, os.getpid(), others)
             places.remove_dead(path)
@@ -129,14 +129,14 @@ class Monitor:
         raise OSError(errno.EADDRINUSE, f"{_MOST_CONTAINERS} others have the socket's name", folder)
 
     def _close(self) -> None:
-        """Close all that is open, and remove the socket; the thread has ended, or is the parent's."""
+        """Close all descriptors, and remove the socket. The thread must have ended."""
         snapshot.watch_failures(False)
         listener, self._listener = self._listener, None
         self._close_descriptors(listener)
         file, self._file = self._file, None
         if listener is not None and file is not None:
             with contextlib.suppress(OSError):
-                # Not what another process has made there since somebody removed it.
+                # Another process may have created a socket there, after somebody removed ours.
                 if os.path.samestat(file, os.lstat(self._path)):
                     os.unlink(self._path)
 
@@ -159,19 +159,19 @@ class Monitor:
         if thread is not None and self._bell is not None and thread is not threading.current_thread():
             self._bell[0].send(b"x")
             thread.join(_END_TIMEOUT)
-            # Else a fork would be warned of a thread that is not there any more.
+            # Otherwise a fork warns of a thread that has ended, but that the system still counts.
             wait_until_gone([thread.native_id])
 
     # --- forks, and the end -------------------------------------------------------------------------------------------
 
     def hold_still(self) -> None:
-        """Before a fork; a second thread that forks waits here for the first."""
+        """Before a fork: end the thread. A second thread that forks waits here for the first."""
         self._lock.acquire()
         self._end_thread()
 
     def go_on(self) -> None:
-        """After it, in the parent."""
-        # Python 3.13 counts the threads only after this, and warns of the one: a plain thread of a fork hook is warned of there, too.
+        """After the fork, in the parent: start the thread again."""
+        # Python 3.13 counts threads only after this hook, and so warns of this one, as of any thread that a fork hook starts.
         try:
             self._resume()
         except RuntimeError as error:
@@ -180,17 +180,17 @@ class Monitor:
             self._lock.release()
 
     def forget(self) -> None:
-        """In the child: nothing is removed, and nobody is told; the name is the parent's, and so are the connections."""
-        # Another thread may have held it.
+        """After the fork, in the child: close the descriptors. The socket's path and the connections are the parent's, and stay."""
+        # A new lock, because another thread of the parent may have held the old one.
         self._lock = Guard()
         self._thread = None
-        # Those that were kept are the parent's.
+        # The failures kept so far are the parent's.
         snapshot.watch_failures(False)
         listener, self._listener = self._listener, None
         self._close_descriptors(listener)
 
     def end(self) -> None:
-        """At the last, when all runtimes have ended."""
+        """At exit: stop, if all runtimes have ended."""
         if not fork.watched:
             self.stop()
 
@@ -204,7 +204,7 @@ class Monitor:
             say("The monitor's thread failed, and answers no more.", error=error)
 
     def _turn(self) -> bool:
-        """Wait for whoever comes, and serve it; False at the end."""
+        """Wait for events and handle them. False if the thread is to end."""
         selector, bell, listener = self._selector, self._bell, self._listener
         assert selector is not None and bell is not None and listener is not None
         for key, events in selector.select(1.0 if any(client.unsent for client in self._clients.values()) else None):
@@ -235,11 +235,11 @@ class Monitor:
         try:
             places.check_peer(connection, os.geteuid())
         except OSError:
-            # Not a word to a stranger.
+            # Another user's process: close without an answer.
             self._drop(client)
             return
         if len(self._clients) > _MOST_CLIENTS:
-            # Of those that never asked, and then of the others, the one that was silent for longest: it keeps nobody out.
+            # Drop the client that has been silent for longest, first among those that never got an answer: idle ones keep nobody out.
             others = [other for other in self._clients.values() if other is not client]
             self._drop(min(others, key=lambda other: (other.asked, other.heard)))
 
@@ -254,7 +254,7 @@ class Monitor:
                     return
                 client.received += received
                 client.heard = time.monotonic()
-            # The next question when the answer to the last is read: else answers would pile up.
+            # Take the next question only when the last answer has been read: otherwise answers would pile up.
             while not client.unsent and b"\n" in client.received:
                 line, _, client.received = client.received.partition(b"\n")
                 client.unsent = memoryview(_answer(line))
@@ -268,7 +268,7 @@ class Monitor:
         except BlockingIOError:
             return
         except OSError:
-            # It is gone.
+            # The client is gone.
             self._drop(client)
 
     def _send(self, client: _Client) -> None:
@@ -309,7 +309,7 @@ def start() -> None:
 
 
 def start_with_runtime() -> None:
-    """As `start`, in the start of a runtime, which goes on without a monitor."""
+    """Like `start`, for the start of a runtime: only logs errors, because the runtime works without a monitor."""
     try:
         start()
     except CannotStartError as error:

@@ -1,4 +1,4 @@
-"""What a monitored process tells of itself, read from outside the loop: it is answered also while the loop is blocked."""
+"""Makes the monitor's answers. Reads all from outside the loop, so that it works even while the loop is blocked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .._runtime import Runtime
 from .._seen.look import MOST_GROUPS, look
 from .._shared import shared_runtime
 
-# Seconds. A loop that answers within this is not called blocked.
+# Seconds after which a loop that does not answer counts as blocked.
 _BLOCKED: Final = 0.1
 
-# Of the last failures only text is kept: an exception would keep the frames of its traceback alive.
+# Only the text of failures is kept: an exception would keep the frames of its traceback alive.
 _MOST_FAILURES: Final = 20
-# Characters of what says what went wrong, and of the beginning and the end of a traceback: an error may hold megabytes.
+# Characters kept of a message, and of each of the two ends of a traceback: an error's text may have megabytes.
 _LONGEST_LINE: Final = 500
 _LONGEST_PART: Final = 10_000
 _failures: deque[dict[str, Any]] = deque(maxlen=_MOST_FAILURES)
@@ -32,10 +32,10 @@ _started = time.time()
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """
-    The answer to one request.
+    Make the answer to one request.
 
     Raises:
-        ValueError: if there is no such question.
+        ValueError: if there is no such question, or its `most` is wrong.
     """
     match request.get("ask"):
         case "hello":
@@ -54,7 +54,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def watch_failures(wanted: bool) -> None:
-    """Keep the last failures from now on, or no longer."""
+    """Keep the last failures from now on; if not *wanted*, stop and forget them."""
     if wanted and _keep not in _report.watchers:
         _report.watchers.append(_keep)
     elif not wanted and _keep in _report.watchers:
@@ -90,7 +90,7 @@ def _hello() -> dict[str, Any]:
 
 
 def _runtimes() -> list[Runtime]:
-    # The shared one first, also where it was never used.
+    # The shared runtime comes first, even if it was never used.
     others = [watched for watched in list(fork.watched) if isinstance(watched, Runtime)]
     shared = shared_runtime()
     return [shared, *sorted((other for other in others if other is not shared), key=lambda other: other.name)]
@@ -98,7 +98,7 @@ def _runtimes() -> list[Runtime]:
 
 def _runtime(runtime: Runtime, most: int) -> dict[str, Any]:
     life = runtime._current()
-    # Before the look at the tasks, which takes its time: the loop may answer meanwhile.
+    # Read before the tasks, which takes a while in which the loop may answer.
     stats = runtime.stats()
     thread, workers, ledger = life.thread, life._workers, life._ledger
     busy = life._watchdog.busy_for() if life._watchdog is not None else None

@@ -1,4 +1,4 @@
-"""The live view in a terminal: what a process's loops have done over the last minutes, and what they do now. Needs Textual."""
+"""The live view in a terminal: plots of the last minutes, and what the loops of a process are doing now. Needs Textual."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .._seen.look import chain_lines, line_of
 from .client import NoAnswerError, asked, command_of
 from .figures import FIGURES, Figures
 
-# Seconds between two looks, and how many the plots show: five minutes.
+# Seconds between two questions, and how many answers the plots show: five minutes.
 _EVERY: Final = 1.0
 _HISTORY: Final = 300
-# Columns that a tree takes for its lines, and the bar at its side.
+# Columns that a tree needs for its guide lines and its scroll bar.
 _MARGIN: Final = 12
 
 
 def run(pid: int) -> None:
-    """Show the process *pid* until the user has seen enough."""
+    """Show the process *pid* until the user quits."""
     Top(pid).run()
 
 
 class _Plot(Vertical):
-    """One figure over the last minutes, and as it is now."""
+    """One figure: its current value, its maximum, and a plot of the last minutes."""
 
     def __init__(self, title: str, unit: str) -> None:
         super().__init__(classes="plot")
@@ -42,7 +42,7 @@ class _Plot(Vertical):
 
     def compose(self) -> ComposeResult:
         yield Label(self._title, markup=False)
-        # Lines of their own: at 120 columns there are 18 for each figure.
+        # On lines of their own, because a terminal of 120 columns has only 18 for each figure.
         yield Label("", classes="now", markup=False)
         yield Label("", classes="most", markup=False)
         yield Sparkline([], summary_function=max)
@@ -56,7 +56,7 @@ class _Plot(Vertical):
 
 
 class Top(App[None]):
-    """The application; its thread asks, and the terminal stays usable while a process does not answer."""
+    """The application. It asks from a thread, so that it stays usable while the process does not answer."""
 
     TITLE = "omniloop"
     BINDINGS: ClassVar[list[BindingType]] = [("q", "quit", "Quit"), ("p", "pause", "Pause")]
@@ -77,7 +77,7 @@ class Top(App[None]):
         self._figures = Figures()
         self._paused = False
         self._asking = False
-        # What the tree shows: keys in order, and which of them are open.
+        # The keys of the rows in the tree, in order; and the failures on display.
         self._keys: list[str] = []
         self._shown_failures: list[Any] = []
 
@@ -108,12 +108,12 @@ class Top(App[None]):
         self.poll()
 
     def action_pause(self) -> None:
-        """Hold the picture, or let it go on."""
+        """Pause the display, or resume it."""
         self._paused = not self._paused
         self.sub_title = "paused" if self._paused else ""
 
     def poll(self) -> None:
-        """Ask, unless the last question is still to be answered."""
+        """Ask for a snapshot, unless the last one has not come yet."""
         if not (self._paused or self._asking):
             self._asking = True
             self._ask()
@@ -132,7 +132,7 @@ class Top(App[None]):
     # --- showing ------------------------------------------------------------------------------------------------------
 
     def show(self, snapshot: dict[str, Any]) -> None:
-        """Show an answer."""
+        """Display a snapshot."""
         for plot, value in zip(self.query(_Plot), self._figures.of(snapshot), strict=True):
             plot.show(value)
         blocked = [runtime for runtime in snapshot["runtimes"] if runtime["blocked"] is not None]
@@ -171,7 +171,7 @@ class Top(App[None]):
         wanted = [(key, group) for runtime in snapshot["runtimes"] for key, group in _rows(runtime)]
         keys = [key for key, _ in wanted]
         if keys != self._keys:
-            # In another order, or others: made anew, with open what was open, and the cursor where it was.
+            # The rows have changed: build the tree anew. Rows that were open stay open, and the cursor stays on its row.
             opened = {node.data for node in tree.root.children if node.is_expanded}
             cursor = tree.cursor_node.data if tree.cursor_node is not None else None
             tree.root.remove_children()
@@ -199,7 +199,7 @@ class Top(App[None]):
         self._shown_failures = failures
         tree: Tree[None] = self.query_one("#failed", Tree)
         tree.root.remove_children()
-        # The last one first.
+        # The latest failure first.
         for number, failure in enumerate(reversed(failures)):
             when = time.strftime("%H:%M:%S", time.localtime(failure["time"]))
             width = self.size.width - _MARGIN
@@ -211,7 +211,7 @@ class Top(App[None]):
 
 
 def _rows(runtime: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The groups of a runtime with what tells them apart, and last what asyncio's own means have started there."""
+    """The groups of tasks of a runtime, each with a unique key. Tasks that asyncio itself has started come last."""
     groups = [*runtime["groups"], *runtime["asyncio_tasks"]]
     return [
         (
@@ -223,7 +223,7 @@ def _rows(runtime: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _fitted(lines: list[str], width: int) -> list[str]:
-    """*lines*, those that are too long broken between words: a tree shows each on one line, and no more of it than there is room for."""
+    """Wrap long lines between words, because a tree cuts off what does not fit into the width."""
     fitted: list[str] = []
     for line in lines:
         indent = line[: len(line) - len(line.lstrip())]
@@ -241,7 +241,7 @@ def _label(group: dict[str, Any]) -> str:
 
 
 def _details(group: dict[str, Any]) -> list[str]:
-    """Who submitted it, the await chain, and what it has started."""
+    """The place of submission, the await chain, and the tasks that it has started, as lines."""
     submitted = [f"submitted at {line_of(group['submitted'])}"] if "submitted" in group else []
     return [*submitted, *chain_lines(group, "")]
 

@@ -1,4 +1,4 @@
-"""The live view in a browser: one page, on this machine only, behind a token in its address."""
+"""Serves the live view to a browser: one page, on this machine only, protected by a token in its URL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any, Final
 from .client import NoAnswerError, asked, command_of
 from .figures import FIGURES, Figures
 
-# Seconds. A page asks once a second.
+# Seconds during which an answer is reused for other tabs. Each page asks once a second.
 _FRESH: Final = 0.9
 
 _PAGE: Final = os.path.join(os.path.dirname(__file__), "page.html")
@@ -40,7 +40,7 @@ def run(pid: int, port: int, *, browse: bool) -> None:
 
 @contextlib.contextmanager
 def opened_in_browser(url: str) -> Iterator[None]:
-    """Have a browser go to *url*, by way of a file that only the user can read: its command line can be read by everybody."""
+    """Open *url* in a browser, through a file that only the user can read: the browser's command line, which all can read, has no token."""
     with tempfile.TemporaryDirectory(prefix="omniloop-web-") as folder:
         path = pathlib.Path(folder, "open.html")
         path.touch(0o600)
@@ -59,7 +59,7 @@ class Server(ThreadingHTTPServer):
         self.pid = pid
         self.token = secrets.token_urlsafe(18)
         self._figures = Figures()
-        # Held while the process is asked: one question at a time, and all who look see the same answer.
+        # Held while the process is asked: one question at a time, whose answer serves all tabs.
         self._asking = threading.Lock()
         self._last: dict[str, Any] = {}
         self._asked = -math.inf
@@ -69,7 +69,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{self.token}/"
 
     def snapshot(self) -> dict[str, Any]:
-        """What the process says, with the rates since the look before: the last answer, if that is fresh, for another tab."""
+        """The process's answer, with its command and figures. Reuses the last answer for `_FRESH` seconds, for other tabs."""
         with self._asking:
             if time.monotonic() - self._asked > _FRESH:
                 try:
@@ -84,15 +84,16 @@ class Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    # Narrower than the base class has it: `Server` alone makes these.
+    # A narrower type than in the base class, because only `Server` makes handlers.
     server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
     server_version = "omniloop"
     sys_version = ""
-    # Seconds; one that connects and says nothing holds a thread.
+    # Seconds after which a silent connection is closed, because each holds a thread.
     timeout = 30
 
     def do_GET(self) -> None:
-        # A page of elsewhere can have a name of its own lead here, and then read the answers: those have another Host.
+        # Against DNS rebinding: a foreign page could make its own host name resolve to this address, and then read the answers. The Host
+        # header shows that name.
         if self.headers.get("Host") not in (
             f"127.0.0.1:{self.server.server_port}",
             f"localhost:{self.server.server_port}",
@@ -132,4 +133,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Say nothing: each look would be a line."""
+        """Log nothing: each request would be a line."""

@@ -1,4 +1,4 @@
-"""Optional doors to other libraries; none is imported unless you import it."""
+"""Optional integrations with other libraries. Each is loaded only when you import it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from omniloop._errors import how_to_install
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Around the imports of a door: one that is missing is an error that says what to install for *extra*."""
+    """Wrap the imports of an integration: the error for a missing library says what to install for *extra*."""
     try:
         yield
     except ModuleNotFoundError as error:

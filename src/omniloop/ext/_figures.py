@@ -1,4 +1,4 @@
-"""What is exported of `Runtime.stats`, by the name of its field: the unit of a gauge, and what it says."""
+"""The fields of `Runtime.stats` that are exported as metrics, with their descriptions and, for gauges, their units."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""A channel to RabbitMQ that confirms each message, and does not wait for one to have left before it takes the next."""
+"""A channel to RabbitMQ on which each message is confirmed, and the next is taken before the last has reached the socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aio_pika.robust_channel import RobustChannel
 class Channel(RobustChannel):
     async def get_underlay_channel(self) -> Any:
         channel: Any = await super().get_underlay_channel()
-        # By default its lock is held until the socket has the message, one turn of the loop for each. What is on its way is bounded by who
-        # calls, and the confirmation is waited for all the same.
+        # By default the channel's lock is held until the socket has the message, one iteration of the loop for each. Without that, the
+        # caller still limits how many messages are on their way, and still waits for each confirmation.
         channel.basic_publish = partial(type(channel).basic_publish, channel, wait=False)
         return channel

@@ -1,8 +1,8 @@
 """
-`lifespan`, for FastAPI and Starlette, and `with_lifespan`, for any ASGI application: at its end what is left to the loop is done.
+Waits for the loop's work at the end of an ASGI application: `lifespan` for FastAPI and Starlette, `with_lifespan` for any other.
 
-A server that ends its process without Python's exit (uvicorn, at SIGTERM) gives no exit hook a chance. It does wait for the end of
-the application's lifespan, when all requests are answered; and its own loop goes on meanwhile, so that nothing here may block it.
+A server may end its process without Python's exit, as uvicorn does at SIGTERM; then no exit hook runs. But it does wait for the end of
+the application's lifespan, once all requests are answered. The server's own loop runs meanwhile, so nothing here may block it.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# Those of this process that have begun and not ended: while there is one, an end of it drains. In a forked child they are yet to begin.
+# The lifespans of this process that have begun and not ended; the last one to end drains. Cleared in a forked child, where none has begun.
 _lifespans: Final[set[object]] = set()
 forget_after_fork(_lifespans.clear)
 
 
 def lifespan(app: object = None, *, shutdown: bool = True) -> Lifespan:
     """
-    The lifespan of an application at whose end the work is done: `FastAPI(lifespan=lifespan)`.
+    Make a lifespan that waits for the loop's work at its end: `FastAPI(lifespan=lifespan)`.
 
-    Around a lifespan of one's own: `FastAPI(lifespan=lifespan(mine))`; or, in it, `async with lifespan(): … yield …`.
+    With a lifespan of your own: `FastAPI(lifespan=lifespan(mine))`; or, inside of it, `async with lifespan(): … yield …`.
 
-    The last lifespan of a process to end waits for the work of all runtimes, up to their `exit_timeout`, and then shuts the shared
-    one down: cancels what is left, names it in the log, and closes daemons and resources. The next use starts it afresh. A `Runtime`
-    of one's own is waited for, and shut down by whoever made it. The server's loop goes on meanwhile.
+    The last lifespan of a process to end waits for the work of all runtimes, up to their `exit_timeout`. It then shuts down the shared
+    runtime: cancels unfinished work, names it in the log, and closes daemons and resources. The next use starts that runtime afresh. A
+    `Runtime` that you made is waited for too, but you shut it down. The server's loop is not blocked meanwhile.
 
     Args:
-        app: One's own lifespan, an async generator function or an `@asynccontextmanager`; its end comes first. (Or the application,
-            which the framework gives.)
-        shutdown: False to wait only, in a process that goes on: `FastAPI(lifespan=lifespan(shutdown=False))`.
+        app: Your own lifespan, an async generator function or an `@asynccontextmanager`; it ends first. (Or the application, which the
+            framework passes.)
+        shutdown: False only waits, for a process that goes on: `FastAPI(lifespan=lifespan(shutdown=False))`.
     """
     if not inspect.isasyncgenfunction(inspect.unwrap(app) if callable(app) else app):
         return Lifespan(None, None, shutdown)
@@ -57,7 +57,7 @@ def lifespan(app: object = None, *, shutdown: bool = True) -> Lifespan:
 
 
 class Lifespan:
-    """An async context manager, and the function of an application that makes one: what `lifespan` returns."""
+    """An async context manager that waits for the work at its end. Calling it with an application returns another, for that one."""
 
     def __init__(self, own: Any, app: object, shutdown: bool) -> None:
         self._own = own
@@ -66,7 +66,7 @@ class Lifespan:
         self._stack = AsyncExitStack()
 
     def __call__(self, app: object) -> Lifespan:
-        """Begin one, for *app*."""
+        """Make the lifespan of *app*."""
         return Lifespan(self._own, app, self._shutdown)
 
     async def __aenter__(self) -> Any:
@@ -75,7 +75,7 @@ class Lifespan:
             stack.push_async_callback(self._end)
             state = None if self._own is None else await stack.enter_async_context(self._own(self._app))
             self._stack = stack.pop_all()
-        # What the framework gives to each request.
+        # The state that the framework passes to each request.
         return state
 
     async def __aexit__(
@@ -91,13 +91,14 @@ class Lifespan:
 
 def with_lifespan(app: Application, *, shutdown: bool = True) -> Application:
     """
-    Wrap an ASGI application, with a lifespan of its own or (as Django) without: `application = with_lifespan(get_asgi_application())`.
+    Wrap an ASGI application, so that its end waits for the work: `application = with_lifespan(get_asgi_application())`.
 
-    Its own lifespan begins and ends as before; then, before the server is told of the end, the work is done as `lifespan` says.
+    The application may have a lifespan of its own, or none, as Django. Its own begins and ends as before. After that, and before the
+    server is told of the end, the work is waited for as with `lifespan`.
 
     Args:
         app: The application, by the ASGI 3 protocol.
-        shutdown: False to wait only, in a process that goes on.
+        shutdown: False only waits, for a process that goes on.
 
     Raises:
         NotAsyncError: if *app* can't be called.
@@ -120,8 +121,8 @@ _ENDED: Final = ("lifespan.shutdown.complete", "lifespan.shutdown.failed")
 
 
 async def _converse(app: Application, span: Lifespan, scope: Scope, receive: Receive, send: Send) -> None:
-    """Have the application and the server agree on start and end; where the application does not know of them, speak for it."""
-    # What was said so far, by either.
+    """Pass the lifespan messages between server and application; answer for an application that does not know the protocol."""
+    # The types of all messages so far, in both directions.
     said: set[str] = set()
 
     async def hear() -> Message:
@@ -136,12 +137,12 @@ async def _converse(app: Application, span: Lifespan, scope: Scope, receive: Rec
         await send(message)
 
     async with AsyncExitStack() as stack:
-        # Closed before the server is told of the end; or here, if the application ends without a word.
+        # Ended by `say`, before the server is told of the end; or here, if the application ends without a message.
         await stack.enter_async_context(span)
         try:
             await app(scope, hear, say)
         except Exception:
-            # As servers do: one that raises before it has said anything does not know the protocol.
+            # As servers do it: an application that raises before its first message does not know the protocol.
             if said.intersection(_STARTED):
                 raise
         if said.isdisjoint(_STARTED):
@@ -153,7 +154,7 @@ async def _converse(app: Application, span: Lifespan, scope: Scope, receive: Rec
 
 
 def _on_the_loop_itself() -> bool:
-    """Tell whether the server is itself work on the shared loop: that ends at exit, and drains there."""
+    """Whether the server itself runs as work on the shared loop. Then it ends at exit, and the work is waited for there."""
     thread = shared_runtime()._life.thread
     return thread is not None and thread.is_current()
 
@@ -181,12 +182,12 @@ async def _off_the_loop(call: Callable[[], None]) -> None:
         else:
             _answer(done, partial(done.set_result, None))
 
-    # Not in the default executor of the server's loop: what is in there may wait for the work.
+    # Not in the default executor of the server's loop, whose jobs may wait for the work that is drained here.
     beside(make, "omniloop-lifespan")
     await asyncio.wrap_future(done)
 
 
 def _answer(done: Future[None], answer: Callable[[], None]) -> None:
-    # False if the server gave up waiting.
+    # False if the server has cancelled its wait.
     if done.set_running_or_notify_cancel():
         answer()

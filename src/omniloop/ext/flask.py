@@ -1,9 +1,9 @@
 """
-`guard`: what work can't have of a request that is over raises an error that says what to do.
+Provides `guard`: work that reads the body, or changes the session, of a request that is over gets an error that says what to do.
 
-`go` hands on a copy of the caller's context, so that `request`, `g`, `session` and `current_app` are there in the work as well, and
-stay there. The request's connection does not: after the response it serves another request, or none. Without the guard a form that
-is first read then is empty, or the read fails with "Bad file descriptor"; and what is written to the session is lost without a word.
+`go` gives the work a copy of the caller's context, so `request`, `g`, `session` and `current_app` are usable there, even after the
+response. The request's connection is not: by then it serves another request, or is closed. Without the guard, a form that is first
+read after the response is empty, or reading fails with "Bad file descriptor"; and changes of the session are lost silently.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ with needs("flask"):
 
 
 class RequestEndedError(OmniloopError, RuntimeError):
-    """Work on the loop asked for something of its request that ended with the response."""
+    """Work on the loop used a part of its request that is gone since the response."""
 
 
 def guard(app: Flask) -> None:
     """
-    Have the body, the uploaded files and the session of a request that is over raise `RequestEndedError`, in work that outlives it.
+    Make work that outlives its request get `RequestEndedError` from the body, the uploaded files and changes of the session.
 
-    What the view has read, of the form or the JSON, is still there, and so is what can be read of the session.
+    A form or JSON that the view has read is still there, and the session can still be read.
     """
     app.teardown_request(_end)
 
 
 def _end(error: BaseException | None) -> None:
-    # Both are werkzeug's proxies, typed as what they stand for.
+    # `request` and `session` are werkzeug's proxies, but typed as the objects behind them.
     state = request._get_current_object().__dict__  # type: ignore[attr-defined]
-    # What was not read of the body, by whichever of its names.
+    # The unread body, under both of its names.
     request.environ["wsgi.input"] = state["stream"] = _Ended("body")
     for _, files in state["files"].lists() if "files" in state else ():
         for file in files:
             file.close()
             file.stream = _Ended("uploaded file")
-    # Every session that can be saved tells of its changes by this; another has saved itself.
+    # A session that Flask saves reports its changes by `on_update`; one without it has saved itself.
     ended = session._get_current_object()  # type: ignore[attr-defined]
     if hasattr(ended, "on_update"):
         ended.on_update = _refuse_change
@@ -62,7 +62,7 @@ class _Ended(io.RawIOBase):
         )
 
     def close(self) -> None:
-        """Not closed, because a closed stream has an error of its own."""
+        """Stay open, because a closed stream would raise another error."""
 
 
 def _refuse_change(ended: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Hands log records to an async sink: a bounded queue takes them at once, a task on the loop delivers them, and the drain sees to the last."""
+"""Delivers log records to an async sink: logging only queues them, a task on the loop delivers them, the drain delivers the last."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Sink = Callable[[list[logging.LogRecord]], Awaitable[object]]
 _in_sink: Final[ContextVar[bool]] = ContextVar("omniloop_in_sink", default=False)
 
 
-# How often, and how long, `flush` looks again for a delivery that another thread is starting.
+# How often `flush` checks again for a delivery that another thread is starting, and the seconds between two checks.
 _LOOKS: Final = 1_000
 _PAUSE: Final = 0.001
 
-# Seconds between two lines on stderr, whatever happens.
+# Seconds between two lines on stderr, at least.
 _QUIET: Final = 1.0
 
-# Seconds until a sink that failed is tried again with the same records: long enough together for a collector to be restarted,
-# a guess. After the last, the records are dropped, and the next ones are tried once each, with that pause between.
+# Seconds before each retry of the same records, after the sink has failed. Their sum is a guess at how long a collector takes to restart.
+# After the last retry the records are dropped. From then on, until a success, each batch gets one try, with the last pause between.
 _BACK_OFF: Final = (0.1, 0.2, 0.4, 0.8, 1.6)
-# So many parts of a count are added up into one.
+# How many parts of a count are replaced by their sum at a time.
 _MANY: Final = 1_000
-# How often a pause looks whether the program ends meanwhile, or waits in `flush`.
+# Seconds between two checks, during a pause, whether the program is ending or waits in `flush`.
 _LOOK: Final = 0.05
 
 
@@ -46,22 +46,22 @@ class AsyncHandler(logging.Handler):
     """
     A logging handler whose sink is async: ``async def sink(records)`` gets the records that gathered since its last call, in order.
 
-    Logging a record never waits, takes no lock, and may be done wherever logging may: on the loop, in signal handlers and
-    finalisers. The records are formatted at once, by the handler's formatter, into `message`, as
-    `logging.handlers.QueueHandler` does. At exit the runtime's drain delivers the last ones; what comes after that, and is a
-    warning or worse, goes to stderr.
+    Logging a record never waits and takes no lock, and may be done anywhere: on the loop, in signal handlers and finalisers. Each
+    record is formatted at once, by the handler's formatter, into `message`, as `logging.handlers.QueueHandler` does. At exit the
+    runtime's drain delivers the last records; later ones go to stderr if they are warnings or worse.
 
-    What the sink itself logs is left out, and so are records of the tasks and threads that it starts: they would come
-    back to it for ever. A sink that raises is told of on stderr, as any handler that fails; its records count as dropped.
+    Records that the sink itself logs are left out, and so are those of the tasks and threads that it starts: they would come back to
+    it for ever. When a sink raises, that is reported on stderr, as with any handler that fails; the records that it did not take
+    count as dropped.
 
     Attributes:
         dropped: How many records were not delivered: the queue was full, the sink failed, or the time to drain was over.
 
     Args:
         sink: An async function of one list of records.
-        capacity: So many records wait at the most; more are dropped, the newest first.
-        batch: So many are handed over in one call at the most.
-        level: As for every handler.
+        capacity: How many records may wait. While the queue is full, new records are dropped.
+        batch: How many records one call of the sink gets, at most.
+        level: The level, as of every handler.
         runtime: Where the sink runs; by default the one that the whole process shares.
 
     Raises:
@@ -94,16 +94,16 @@ class AsyncHandler(logging.Handler):
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._records: deque[logging.LogRecord] = deque()
-        # Held while a delivery is due or under way.
+        # Held while a delivery is scheduled or running.
         self._token = Lock()
         self._delivery: Task[None] | None = None
-        # Held while a line on stderr is due, or was just written.
+        # Held while a line on stderr is scheduled, or was written less than `_QUIET` seconds ago.
         self._quiet = Lock()
         self._told = _Count(self.dropped)
         self._dropped = _Count(self.dropped)
         self._failures = 0
         self._error: BaseException | None = None
-        # One for each thread that waits in `flush`: what fails is not tried again then.
+        # One item for each thread in `flush`. While there is any, a batch that fails is dropped, not retried.
         self._flushing: list[None] = []
 
     @property
@@ -112,7 +112,7 @@ class AsyncHandler(logging.Handler):
         return self._dropped.value
 
     def createLock(self) -> None:  # noqa: N802 - logging's name for it
-        """None: a deque needs no lock, and a `flush` that held one would wait for a loop that waits for it, to log."""
+        """Set no lock. A deque needs none, and a `flush` that held one would deadlock with a loop that waits for it in order to log."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool:
@@ -126,11 +126,11 @@ class AsyncHandler(logging.Handler):
         return bool(passed)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record, and see that it is delivered. Does not wait."""
+        """Queue the record, and start a delivery unless there is one. Does not wait."""
         if _in_sink.get():
             return
         if self._pid != os.getpid():
-            # A forked child: what was queued is the parent's to deliver.
+            # In a forked child: the parent delivers what was queued before the fork.
             self._begin()
         if len(self._records) >= self._capacity:
             self._dropped.add(1)
@@ -143,19 +143,19 @@ class AsyncHandler(logging.Handler):
             return
         try:
             if self._token.acquire(False):
-                # Not the context of whoever logs: it would live as long as the delivery.
+                # An empty context: the delivery would keep the context of the logging code alive.
                 self._delivery = self._runtime.go(self._deliver(), name="log delivery", context=Context())
         except OmniloopError:
             self._give_token_back()
-            # Of what comes after the last drain, the bad is shown, and of the rest there is nothing to say.
+            # After the last drain `_rescue` shows warnings and worse. None of these records is reported as dropped.
             self._told.add(self._rescue())
         except BaseException:
-            # A signal handler that raises (Ctrl-C) would else leave it taken for ever.
+            # Otherwise a signal handler that raises (Ctrl-C) would leave the token held for ever.
             self._give_token_back()
             raise
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Return a copy of *record* that is formatted, and holds on to nothing: its arguments may change, or be large."""
+        """Return a formatted copy of *record* without its arguments and traceback, which may change or be large."""
         message = self.format(record)
         record = copy.copy(record)
         record.message = record.msg = message
@@ -163,7 +163,7 @@ class AsyncHandler(logging.Handler):
         return record
 
     def flush(self) -> None:
-        """Wait until all that is queued is delivered. On the loop's own thread, where that would never end, return at once."""
+        """Wait until all queued records are delivered. On the loop's own thread, where that would never end, return at once."""
         self._flushing.append(None)
         try:
             self._wait()
@@ -176,7 +176,7 @@ class AsyncHandler(logging.Handler):
                 return
             delivery = self._delivery
             if delivery is None or delivery.done():
-                # Another thread is starting the next one.
+                # Another thread is starting the next delivery.
                 time.sleep(_PAUSE)
                 continue
             try:
@@ -187,7 +187,7 @@ class AsyncHandler(logging.Handler):
                 return
 
     def close(self) -> None:
-        """Deliver what is queued, say how many were dropped since that was last said, and forget the handler."""
+        """Deliver the queued records, report failures and drops that were not reported yet, and remove the handler from logging."""
         self.flush()
         self._tell()
         super().close()
@@ -217,11 +217,11 @@ class AsyncHandler(logging.Handler):
                         batch = []
                         tries = 0
                 self._give_token_back()
-                # Looking again after giving back: who found the token held relies on this look.
+                # Check again after releasing the token: a thread that found it held relies on this check.
                 if not records or not self._token.acquire(False):
                     return
         except BaseException:
-            # Cancelled, because the time to drain is over.
+            # Cancelled, because the time to drain has passed.
             self._dropped.add(len(batch))
             self._give_token_back()
             self._rescue()
@@ -232,19 +232,19 @@ class AsyncHandler(logging.Handler):
         return bool(self._flushing) or exit.draining()
 
     async def _pause(self, seconds: float) -> None:
-        """Wait that long, or until somebody is in a hurry."""
+        """Sleep for *seconds*, or until the program is ending or waits in `flush`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self._in_a_hurry():
             await asyncio.sleep(_LOOK)
 
     def _tell_soon(self) -> None:
-        """Have the loop say what there is to say, unless that is due already. May be called anywhere, as `emit`."""
+        """Have the loop write the next line on stderr, unless that is scheduled already. May be called anywhere, as `emit`."""
         if not self._quiet.acquire(False):
             return
         try:
             self._runtime.call_soon(self._tell_and_be_quiet, context=Context())
         except OmniloopError:
-            # `close` says it.
+            # There is no loop any more: `close` writes the line.
             self._quiet.release()
         except BaseException:
             self._quiet.release()
@@ -255,7 +255,7 @@ class AsyncHandler(logging.Handler):
             asyncio.get_running_loop().call_later(_QUIET, self._tell_and_be_quiet)
             return
         self._quiet.release()
-        # As with the other token: who found it held relies on this look.
+        # Check again after releasing, as in `_deliver`: a thread that found it held relies on this check.
         if self._has_news():
             self._tell_soon()
 
@@ -263,7 +263,7 @@ class AsyncHandler(logging.Handler):
         return self._failures > 0 or self.dropped > self._told.value
 
     def _tell(self) -> bool:
-        """Say on stderr what happened since it was last said; False if nothing did."""
+        """Report on stderr what happened since the last report. False if nothing did."""
         if not self._has_news():
             return False
         failures, self._failures = self._failures, 0
@@ -276,7 +276,7 @@ class AsyncHandler(logging.Handler):
             said.append(f"The log sink failed{times}: {type(error).__name__}: {error}".replace("\n", " "))
         if dropped:
             said.append(f"{dropped:,} log records were dropped, {self.dropped:,} so far")
-        # As logging itself, which is silent where this is off, or stderr is closed.
+        # Like logging itself, silent if `raiseExceptions` is off or stderr is closed.
         if logging.raiseExceptions and sys.stderr is not None:
             with suppress(OSError, ValueError):
                 sys.stderr.write(f"omniloop: {'; '.join(said)}.\n")
@@ -286,11 +286,11 @@ class AsyncHandler(logging.Handler):
         try:
             self._token.release()
         except RuntimeError:
-            # It was free.
+            # It was free already.
             pass
 
     def _rescue(self) -> int:
-        """Nothing can deliver what is queued: say at least, on stderr, what is bad. Returns how many there were."""
+        """Drop the queued records, which nothing can deliver; show warnings and worse on stderr. Returns how many were dropped."""
         count = 0
         while self._records:
             record = self._records.popleft()
@@ -302,18 +302,18 @@ class AsyncHandler(logging.Handler):
 
 
 class _Count:
-    """A number that is added to from any thread, and in a signal handler in the middle of that, where += would lose some."""
+    """A counter that any thread may add to, and a signal handler in the middle of that, where `+=` would lose counts."""
 
     def __init__(self, value: int = 0) -> None:
         self._parts = [value]
-        # Never waited for.
+        # Only ever tried: nothing waits for it.
         self._adding_up = Lock()
 
     def add(self, number: int) -> None:
         self._parts.append(number)
         if len(self._parts) > _MANY and self._adding_up.acquire(False):
             try:
-                # Replaced in one step, so that the sum is right at every moment.
+                # One atomic step, so that the sum is right at every moment.
                 self._parts[:_MANY] = [sum(self._parts[:_MANY])]
             finally:
                 self._adding_up.release()

@@ -1,7 +1,8 @@
 """
-Exports `Runtime.stats` as OpenTelemetry metrics: observable instruments, which look only when they are read.
+Exports `Runtime.stats` as OpenTelemetry metrics: observable instruments, which read the runtime only when they are collected.
 
-Traces need nothing: a span that is current where work is submitted is the parent of the spans in it, as for all context variables.
+Tracing needs no code: the span that is current when work is submitted is the parent of the spans in the work, because the work gets a
+copy of the caller's context.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ with needs("opentelemetry"):
 if TYPE_CHECKING:
     from omniloop import Stats
 
-# Seconds for which a look serves the instruments that have not read it: a collection reads all of them, one after the other.
+# Seconds for which the numbers of one look are used. A collection reads all instruments one after the other.
 _FRESH: Final = 1.0
 
 
 class _Looks:
     """
-    The numbers of a runtime: one look for all instruments of a collection.
+    Reads the numbers of a runtime once for all instruments of a collection.
 
-    OpenTelemetry does not say where a collection begins, and a look at 100,000 tasks takes its time. So a look serves each instrument
-    once; the first that asks again begins the next one.
+    OpenTelemetry does not tell when a collection begins, and a look at a runtime with 100,000 tasks takes a while. So each instrument
+    uses a look once; the first instrument that asks a second time causes the next look.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -39,7 +40,7 @@ class _Looks:
 
     def read(self, field: str) -> float:
         look = self._look
-        # Two collections at once may look once more than it takes.
+        # Not locked: two collections at once may cause one look too many.
         if look is None or field in look[2] or time.monotonic() - look[1] > _FRESH:
             stats = self.runtime.stats()
             look = self._look = stats, time.monotonic(), set()
@@ -49,11 +50,11 @@ class _Looks:
 
 
 class _Export:
-    """What one meter exports: its instruments, and the runtimes that they read."""
+    """The instruments of one meter, and the runtimes that they read."""
 
     def __init__(self, meter: Meter) -> None:
         self._looks: list[_Looks] = []
-        # By what `configure(timings=True)` measures; without it they stay empty.
+        # Filled only with `configure(timings=True)`.
         self._to_start = meter.create_histogram("omniloop.time_to_start", "s", TO_START)
         self._to_finish = meter.create_histogram("omniloop.time_to_finish", "s", TO_FINISH)
         _make_observable(meter, self._looks)
@@ -74,17 +75,17 @@ class _Export:
 
 
 _exports: WeakKeyDictionary[Meter, _Export] = WeakKeyDictionary()
-# By the global provider, which may be set later.
+# For the global provider, which may be set later.
 _global_export: list[_Export] = []
 
 
 def instrument(*runtimes: Runtime, meter: Meter | None = None) -> None:
     """
-    Make `omniloop.…` instruments, with the attribute `runtime`; once, however often this is called.
+    Create the instruments `omniloop.…`, with the attribute `runtime`. May be called again: a runtime is exported once.
 
     Args:
-        runtimes: Which; by default the one that the whole process shares.
-        meter: Of the provider that exports them; by default that of the global one.
+        runtimes: The runtimes to export; by default the one that the whole process shares.
+        meter: The meter to create them with; by default one of the global provider.
     """
     if meter is not None:
         export = _exports.get(meter) or _exports.setdefault(meter, _Export(meter))

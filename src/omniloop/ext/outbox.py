@@ -1,15 +1,15 @@
 """
-Writes each call down before it returns, and keeps it until an engine, or this very process, has done with it. No server needed.
+Keeps each call on disk, before the call returns and until an engine has taken it or this process has run it. Needs no server.
 
     jobs = Outbox("jobs.sqlite", Taskiq(make))  # on disk, then on its way to the broker
     jobs = Outbox("jobs.sqlite")  # on disk, then run here: a killed process's calls run at the next start
 
-SQLite stores, and a locked file tells who is alive: what a dead process held is taken up by the next to come, or by a sibling, at once
-and without a lease. A library of queues would add a claim for each call, which needs one: litequeue's can't be prolonged (and it needs
-3.12), and persist-queue gives the items of a living sibling to a process that opens the file. Here no call is claimed by anybody but
-the process that made it, or inherited it.
+SQLite stores the calls, and locked files tell which processes are alive. The next process to start, or one that runs already, takes
+over a dead process's calls at once, without a lease. A queue library would need a claim, and so a lease, for each call: litequeue's
+can't be prolonged (and it needs 3.12), and persist-queue gives the items of a living process to another that opens the file. Here a
+call belongs to the process that made it, or that took it over from a dead one.
 
-To run a call and to cross it out are two steps. When its function has ended, only the second is tried again, however long it takes.
+Running a call and deleting it from the file are two steps. Once the function has ended, only the second is retried, without limit.
 """
 
 from __future__ import annotations
@@ -36,48 +36,49 @@ from omniloop._locks import Guard
 from omniloop._report import say
 from omniloop._shared import go, shared_runtime, to_thread
 
-# Seconds between two looks for processes that have died.
+# Seconds between two checks for processes that have died.
 _LOOK: Final = 0.5
 
-# Seconds after which a function that is not defined by then is taken for one that never will be.
+# Seconds after which a function that is still not defined counts as one that never will be.
 _GRACE: Final = 5.0
 
-# Between two tries to write what can't be written now, in seconds: from the first to the most.
+# Seconds between two tries of a write that fails: the first pause and the longest one.
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 
-# Outcomes of calls that ran here are kept for so many, for those who ask for them late.
+# How many outcomes of calls that ran here are kept, for callers that ask late.
 _OUTCOMES: Final = 10_000
 
-# So many run here at once, if nothing else is said: they are work, not messages.
+# How many calls run here at once by default: more than an engine's, because they are work, not messages.
 _HERE_AT_ONCE: Final = 100
 
-# So many of those that another process has left are on their way, or wait for it, at the same time.
+# While this many calls are on their way, no more of a dead process's calls are added: the rest of the room is for new calls.
 _LEFT_AT_ONCE: Final = 1_000
 
-# So many are named in one line of the log.
+# How many calls one line of the log names.
 _NAMED: Final = 10
 
 
 class Outbox(Engine):
     """
-    An engine that writes down what is on its way to another, or to the functions here.
+    An engine that keeps calls on disk until another engine has taken them, or until they have run in this process.
 
-    A call is on disk when it returns; it stays there until the engine has taken it, or, without one, until its function has returned
-    or raised. What a killed process had written down goes on when the next process that has the same functions starts, within a
-    second, and may run a second time: `current_delivery` tells. Any number of processes on one host may use one file.
+    A call is on disk when it returns. It stays there until the engine has taken it or, without an engine, until its function has
+    returned or raised. The calls of a killed process go on within a second of the start of the next process that has their functions,
+    and may run a second time: `current_delivery` tells. Any number of processes on one host may use one file.
 
-    What can't be read, or is refused for good, is set aside, said once at ERROR, and listed by ``python -m omniloop outbox FILE``.
+    Calls that can't be read, or are refused for good, are set aside: logged once at ERROR, and listed by
+    ``python -m omniloop outbox FILE``.
 
     Args:
-        path: Of the file, and of files beside it that begin with its name; they are made so that their user alone can read them. On a
-            local disk: the locks of network file systems lie.
-        engine: Where the calls go. None: their functions run in this process.
-        at_once: So many calls are on their way at the same time; by default 16, or 100 that run here.
-        waiting: So many may be on their way and waiting for it; a call beyond that raises `FullError`, and is not on disk.
+        path: The path of the file. Other files beside it begin with its name. All are created so that only their owner can read
+            them. They must be on a local disk: the locks of network file systems are not reliable.
+        engine: Where the calls go. None runs their functions in this process.
+        at_once: How many calls are being sent, or run here, at the same time. By default 16, or 100 without an engine.
+        waiting: How many calls may be on their way, including those; a call beyond that raises `FullError`, and is not on disk.
 
     Raises:
-        TypeError: if *engine* is none.
+        TypeError: if *engine* is neither an engine nor None.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Outbox(Engine):
         self.waiting = waiting
         self._functions: dict[str, Function] = {}
         self._offices: dict[int, _Office] = {}
-        # On the loop's thread alone: what came of calls that ran here, and who waits to know.
+        # Used on the loop's thread only: the outcomes of calls that ran here, and the futures of those that wait for one.
         self._outcomes: OrderedDict[str, tuple[bool, Any]] = OrderedDict()
         self._asked: dict[str, asyncio.Future[None]] = {}
 
@@ -115,10 +116,10 @@ class Outbox(Engine):
 
     def bind(self, function: Function) -> None:
         """
-        Take note of a function, and take up what dead processes have left for it.
+        Register a function, and take over the calls that dead processes left for it.
 
         Raises:
-            ValueError: if the next process could not find it by its name, or the name is taken.
+            ValueError: if the next process could not find the function by its name, or the name is taken.
         """
         function._check_name(self._functions.get(function.name, function))
         if self.engine is not None:
@@ -131,7 +132,7 @@ class Outbox(Engine):
 
     def pack(self, function: Function, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """
-        Write the call down. Blocks until the disk has it.
+        Write the call to the file. Blocks until it is on disk.
 
         Raises:
             TypeError: if an argument can't be carried.
@@ -154,13 +155,13 @@ class Outbox(Engine):
         return row
 
     async def send(self, function: Function, parcel: Any) -> None:
-        """Bring the call to the engine, or run it here."""
+        """Send the call to the engine, or run it here."""
         if self.engine is not None:
             await self.engine.send(function, parcel.call)
         elif await self._office().store.begin(parcel):
             await self._run(function, parcel)
         elif not parcel.taken_back:
-            # Only by the hand of a user, who has removed the sign that this process lives.
+            # Happens only if somebody removed this process's sign: another process took it for dead, and took over its calls.
             say(
                 "%s: the call %s is not this process's any more, and does not run here.",
                 self.label,
@@ -174,9 +175,9 @@ class Outbox(Engine):
             outcome = True, await function.run(Delivery(row.id, row.attempt), tuple(args), kwargs)
         except BaseException as error:
             if was_cancelled(error):
-                # The end of this process, and not of the call.
+                # The process ends; the call stays in the file.
                 raise
-            # The call's own end, and not trouble on the way: it is over.
+            # The function itself failed, so the call is over and is not retried.
             say("%s %s failed", function.name, row.id, level=40, error=error)
             outcome = False, _without_frames(error)
         self._outcomes[row.id] = outcome
@@ -187,10 +188,10 @@ class Outbox(Engine):
 
     async def fetch(self, function: Function, call_id: str, timeout: float | None) -> Any:
         """
-        Ask the engine; or return, or raise, what came of a call that ran here.
+        Ask the engine; without one, return or raise the outcome of a call that ran here.
 
         Raises:
-            NoResultError: if there is no engine, and the call did not run in this process, or too long ago.
+            NoResultError: if there is no engine, and the call did not run in this process, or ran too long ago.
         """
         if self.engine is not None:
             return await self.engine.fetch(function, call_id, timeout)
@@ -201,11 +202,11 @@ class Outbox(Engine):
         fine, value = self._outcomes[call_id]
         if fine:
             return value
-        # Another one, because being raised gives it the frames of who asks.
+        # A copy, because raising an error adds the frames of this caller to it.
         raise _without_frames(value)
 
     async def _arrived(self, parcel: Any, refusal: RefusedError | None) -> None:
-        """Cross it out, or set it aside, however long that takes."""
+        """Delete the call from the file, or set it aside if it was refused. Retries without limit."""
         row: Row = parcel
         store = self._office().store
         if refusal is None:
@@ -237,7 +238,7 @@ class Outbox(Engine):
             try:
                 await asyncio.wait([asked, accepted], return_when=asyncio.FIRST_COMPLETED)
                 if not asked.done():
-                    # Refused, or cut off.
+                    # The call was refused, or the process ends: raise that.
                     await accepted
             finally:
                 accepted.cancel()
@@ -254,7 +255,7 @@ class Outbox(Engine):
             )
 
     def _read(self, name: str, text: str) -> Any:
-        """The call that *text* is; ValueError if it is none."""
+        """Return the call that *text* holds. Raises ValueError if it holds none that *name* accepts."""
         try:
             call = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -273,14 +274,14 @@ class Outbox(Engine):
 
 
 class _Office:
-    """What one process does for an outbox: its store, and the looks for what others have left."""
+    """An outbox in one process: its store, and the tasks that look for calls of dead processes."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self.store = Store(outbox.path)
-        # Closed after all work, in each life of the runtime.
+        # A resource, so that the store is closed after all work each time the runtime shuts down.
         self._open = resource(partial(_kept, self.store))
-        # Apart from the store's, which is held while the disk is busy.
+        # Separate from the store's lock, which is held while the disk is busy.
         self._lock = Guard()
         self._looks = False
         self._last_look = -_LOOK
@@ -288,7 +289,7 @@ class _Office:
         self._said: dict[str, float] = {}
 
     def trouble(self, what: str, call_id: str, error: Exception) -> None:
-        """Say, once a minute, what can't be written."""
+        """Log that a write failed: once a minute for each kind of write."""
         now = time.monotonic()
         if now - self._said.get(what, -60) >= 60:
             self._said[what] = now
@@ -301,16 +302,16 @@ class _Office:
             )
 
     def look(self, *, now: bool = False) -> None:
-        """Look for what dead processes have left, unless that was just done; one look at a time."""
+        """Start a look for calls of dead processes, unless one is running or, without *now*, has just ended."""
         with self._lock:
             if self._looks or (not now and time.monotonic() - self._last_look < _LOOK):
                 return
             self._looks = True
-        # Work, so that a program that ends at once has looked all the same.
+        # Not a daemon, so that even a program that ends at once finishes its look.
         self._go(self._look_once(), "take up what is left in")
 
     def _go(self, coro: Coroutine[Any, Any, None], what: str, *, daemon: bool = False) -> None:
-        # In an empty context: what goes on is nobody's who is at work here.
+        # In an empty context, because this work does not belong to the caller that happens to start it.
         go(coro, name=f"{what} {os.path.basename(self._outbox.path)}", daemon=daemon, context=contextvars.Context())
 
     async def _look_once(self) -> None:
@@ -321,7 +322,7 @@ class _Office:
                 functions = len(self._outbox._functions)
                 living = await self._take_up()
                 with self._lock:
-                    # Unless a function was defined meanwhile.
+                    # If a function was defined meanwhile, look again for its calls; if others live, `_watch` does.
                     if living or functions == len(self._outbox._functions):
                         break
         finally:
@@ -329,7 +330,7 @@ class _Office:
                 self._looks = False
                 self._last_look = time.monotonic()
         if living:
-            # They may die yet.
+            # Living processes have calls: look again later, because those processes may die.
             self._go(self._watch(), "watch the others of", daemon=True)
         if not self._graced:
             self._graced = True
@@ -340,7 +341,7 @@ class _Office:
         self.look(now=True)
 
     async def _take_up(self) -> bool:
-        """Go on with what the dead have left; tells whether others live that have calls."""
+        """Hand over the calls of dead processes. Returns whether a living process has calls for our functions."""
         outbox = self._outbox
         runtime, way = shared_runtime(), outbox._way()
         living, count = False, 0
@@ -351,13 +352,13 @@ class _Office:
                 living = living or lives
                 outbox._tell_set_aside(bad)
                 for function, row in left:
-                    # The rest of the room is for calls that are made meanwhile.
+                    # Leaves the rest of the places to new calls.
                     while not way.has_room(_LEFT_AT_ONCE):
                         await asyncio.sleep(0.01)
                     resume(outbox, outbox._functions[function], runtime, row.id, row)
                     count += 1
                     if not count % 50:
-                        # The loop is for others too.
+                        # Let other tasks of the loop run.
                         await asyncio.sleep(0)
         finally:
             batches.close()
@@ -366,7 +367,7 @@ class _Office:
         return living
 
     async def _wait_for_functions(self) -> None:
-        """When all modules are loaded, set aside what nobody has a function for."""
+        """Set aside dead processes' calls for unknown functions: after `_GRACE` seconds, when all modules are loaded, or at the end."""
         ends = True
         try:
             await asyncio.sleep(_GRACE)
@@ -388,7 +389,7 @@ async def _kept(store: Store) -> AsyncIterator[None]:
 
 
 def _without_frames(error: BaseException) -> BaseException:
-    """A copy without tracebacks, whose frames would hold all that the call had in its hands."""
+    """Copy *error* and its causes without tracebacks, whose frames would keep all local variables of the call alive."""
     copies: dict[int, BaseException] = {}
 
     def copied(error: BaseException | None) -> BaseException | None:
@@ -400,7 +401,7 @@ def _without_frames(error: BaseException) -> BaseException:
                 other = error.derive([inner for inner in map(copied, error.exceptions) if inner is not None])
             else:
                 other = error
-                # Not every class can be copied.
+                # A class that can't be copied: keep the original, without its traceback.
                 with contextlib.suppress(Exception):
                     other = copy.copy(error)
             copies[id(error)] = other

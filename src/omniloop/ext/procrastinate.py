@@ -1,12 +1,13 @@
 """
-Hands calls over to Procrastinate: a queue in PostgreSQL, and with Django in the very transaction that the call is made in.
+Hands calls over to Procrastinate, a queue in PostgreSQL; with Django, within the transaction in which the call is made.
 
     jobs = Procrastinate()  # in a Django project that has procrastinate.contrib.django
     jobs = Procrastinate(lambda: App(connector=PsycopgConnector(conninfo=url)))  # without Django
 
-With Django a call in sync code is written by Django's own connection: a rollback sends nothing, and a commit loses nothing. The jobs
-of a worker that was killed come back: Procrastinate leaves them in "doing" unless a task of the user's own retries them, and here
-that task is set up.
+With Django a call in sync code is written by Django's own connection: a rollback sends nothing, and a commit loses nothing.
+
+The jobs of a killed worker run again. Procrastinate itself leaves them in the state "doing" until a task of the user retries them;
+this module registers such a task.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ with needs("procrastinate"):
     from procrastinate import App, JobContext, PsycopgConnector
     from procrastinate.exceptions import AlreadyEnqueued, TaskAlreadyRegistered
 
-# Seconds for a connection to be made.
+# Seconds to wait for a connection.
 _LOGIN_TIMEOUT: Final = 10.0
 
-# The task that brings back what a killed worker had.
+# The task that retries the jobs of killed workers.
 _RETRY_STALLED = "omniloop:retry_stalled"
 
 
@@ -44,14 +45,14 @@ class Procrastinate(Engine):
     """
     Procrastinate as the engine of `background(broker=…)`.
 
-    It keeps no results: what a function has to say belongs into the database.
+    It keeps no results: a function that has one writes it into the database.
 
     Args:
         make: Makes an `App` with a connector for async code, in each process. None: the app of `procrastinate.contrib.django`.
-        stalled_after: Seconds without a sign of life after which a worker is taken for dead, and its jobs run again. Workers give
-            one every `update_heartbeat_interval` seconds, 10 if nothing else is said: it must be well below.
-        at_once: So many calls are being sent at the same time.
-        waiting: So many may be on their way; a call beyond that raises `FullError`.
+        stalled_after: Seconds without a heartbeat after which a worker counts as dead, and its jobs run again. Must be well above the
+            `update_heartbeat_interval` of the workers, which is 10 seconds by default.
+        at_once: How many calls are being sent at the same time, at most.
+        waiting: How many calls may be on their way; a call beyond that raises `FullError`.
 
     Raises:
         TypeError: if *make* is an app, or can't be called.
@@ -72,7 +73,7 @@ class Procrastinate(Engine):
             raise ValueError(f"stalled_after={stalled_after!r}: give seconds as a number of 2 or more.")
         self.at_once = at_once
         self.waiting = waiting
-        # Copies with other options share the way, and all but the options.
+        # `with_options` makes shallow copies: they share everything but the options.
         self._ways: dict[int, Way] = {}
         self._options: dict[str, Any] = {}
         self._django = make is None
@@ -104,17 +105,17 @@ class Procrastinate(Engine):
         Register the function as a task.
 
         Raises:
-            ValueError: if a worker could not find it by its name, or the name is taken.
+            ValueError: if a worker could not find the function by its name, or the name is taken.
         """
         function._check_findable()
         self._apps.bind(function, self._options)
         if self._django:
-            # Its own worker lists the tasks when it starts.
+            # Made now, because Procrastinate's worker for Django lists the tasks when it starts.
             _ = self.app
 
     def pack(self, function: Function, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """
-        Serialise the arguments; with Django, in sync code, write the job by Django's connection, in its transaction if there is one.
+        Serialise the arguments. With Django, in sync code, write the job by Django's connection, in the current transaction if any.
 
         Raises:
             TypeError: if an argument can't be carried as JSON.
@@ -127,12 +128,12 @@ class Procrastinate(Engine):
             self.app.configure_task(function.name, schedule_at=due.get()).defer(**call)
             return None
         moment = due.get()
-        # In JSON, because an outbox writes it down.
+        # Only JSON types, because an outbox stores the parcel as JSON.
         return call, moment and moment.isoformat()
 
     async def send(self, function: Function, parcel: Any) -> None:
         """
-        Write the job, unless the caller has; those that come together in one statement.
+        Write the job, unless `pack` has. Jobs that come at the same time are written in one statement.
 
         Raises:
             RefusedError: if PostgreSQL or Procrastinate will never take it: access is denied, its tables do not exist, another job has
@@ -171,7 +172,7 @@ class Procrastinate(Engine):
 
 
 class _Jobs:
-    """An app that is open, and what is on its way into the database, by the name of the task."""
+    """An open app, and for each task the jobs that are being written to the database."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -180,7 +181,7 @@ class _Jobs:
     async def send(self, name: str, call: dict[str, Any], moment: Any) -> None:
         try:
             if moment is not None:
-                # Of the statement, and not of the job.
+                # A batch has one schedule for all its jobs, so a job with its own is written alone.
                 await self._app.configure_task(name, schedule_at=moment).defer_async(**call)
                 return
             lot = self._lots.get(name)
@@ -197,14 +198,14 @@ class _Jobs:
 
 
 async def _log_in(app: App) -> None:
-    """Connect once: where that fails the pool tries on by itself, in vain as well, and keeps the reason for its log."""
+    """Connect once, so that a failure raises its reason. The pool would go on trying in vain, and only log the reason."""
     if not isinstance(app.connector, PsycopgConnector):
         return
     from psycopg import AsyncConnection
 
     arguments = app.connector._pool_args
     address, options = arguments.get("conninfo", ""), arguments.get("kwargs") or {}
-    # Functions that make them are for the pool.
+    # Given as functions, they are for the pool to call: no check then.
     if isinstance(address, str) and isinstance(options, dict):
         async with asyncio.timeout(_LOGIN_TIMEOUT):
             await (await AsyncConnection.connect(address, **options)).close()
@@ -212,10 +213,10 @@ async def _log_in(app: App) -> None:
 
 # --- what went wrong ----------------------------------------------------------------------------------------------------
 
-# The classes of SQLSTATE that say that the same statement will fail again: data, integrity, logins, privileges and names, limits.
+# The classes of SQLSTATE with which the same statement will fail again: data, integrity, logins, privileges and names, limits.
 _FOR_GOOD: Final = ("22", "23", "28", "3D", "42", "54")
 
-# Where no login is had PostgreSQL's client has no SQLSTATE, and only the server's words: in English, as they mostly are.
+# When a login fails, PostgreSQL's client gives no SQLSTATE, only the server's message, which is mostly in English.
 _NO_LOGIN: Final = re.compile(
     r"password authentication failed|no password supplied|(role|database) \".*\" does not exist|no pg_hba\.conf entry|"
     r"not permitted to log in|permission denied for database|certificate|does not support SSL"
@@ -223,7 +224,7 @@ _NO_LOGIN: Final = re.compile(
 
 
 def _cause(error: BaseException | None) -> BaseException | None:
-    """The error of psycopg, or its like, below Procrastinate's."""
+    """The error of psycopg, or of another driver, that caused Procrastinate's *error*; None if there is none."""
     while error is not None and type(error).__module__.partition(".")[0] not in _DRIVERS:
         error = error.__cause__
     return error
@@ -238,10 +239,10 @@ def _is_unreachable(error: BaseException) -> bool:
 
 
 def _named(error: Exception, function: Function) -> Exception:
-    """*error* as `Engine.send` is to raise it."""
+    """Return the error that `Engine.send` is to raise for *error*."""
     cause = _cause(error)
     if isinstance(error, AlreadyEnqueued):
-        # Its cause is PostgreSQL's, about an index.
+        # Not its cause, which is PostgreSQL's error about an index.
         reason = str(error)
     elif cause is None:
         return error
@@ -282,18 +283,18 @@ class _Apps(Workshop[App]):
                 return await function.run(delivery, tuple(args), kwargs)
             from .django import database
 
-            # Its ORM closes at the end what it has opened.
+            # Closes the connections that the function opens by Django's ORM.
             async with database():
                 return await function.run(delivery, tuple(args), kwargs)
 
         try:
             made.task(name=function.name, pass_context=True, **options)(body)
         except TaskAlreadyRegistered:
-            # Defined anew, by a reload.
+            # The function was defined again, by a reload.
             made.tasks[function.name].func = body
 
     def prepare(self, made: App) -> None:
-        """Have a worker bring back the jobs of others that are gone."""
+        """Register the task with which a worker retries the jobs of dead workers."""
         seconds = self._stalled_after
 
         async def retry_stalled(context: JobContext, timestamp: int) -> None:
@@ -301,13 +302,13 @@ class _Apps(Workshop[App]):
             for job in await manager.get_stalled_jobs(seconds_since_heartbeat=seconds):
                 say("Procrastinate: the worker of job %s (%s) is gone; it runs again.", job.id, job.task_name)
                 await manager.retry_job(job)
-            # Its own traces.
+            # The finished jobs of this task itself.
             await manager.delete_old_jobs(nb_hours=1, queue="omniloop_stalled")
 
-        # By another engine of the same app, it may be there already.
+        # Another engine may have registered the task with the same app.
         with contextlib.suppress(TaskAlreadyRegistered):
             task = made.task(
                 name=_RETRY_STALLED, pass_context=True, queue="omniloop_stalled", queueing_lock=_RETRY_STALLED
             )(retry_stalled)
-            # The sixth field is that of seconds.
+            # The sixth field of the cron line is for seconds.
             made.periodic(cron=f"* * * * * */{max(1, min(30, int(seconds / 2)))}")(task)

@@ -1,4 +1,4 @@
-"""Exports `Runtime.stats` to prometheus_client: a collector, which looks only when it is scraped."""
+"""Exports `Runtime.stats` to prometheus_client: a collector, which reads the runtimes only when it is scraped."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Collector:
     The numbers of runtimes, as `omniloop_…` metrics with the label `runtime`: ``REGISTRY.register(Collector())``.
 
     Args:
-        runtimes: Which; by default the one that the whole process shares.
+        runtimes: The runtimes to export; by default the one that the whole process shares.
     """
 
     def __init__(self, *runtimes: Runtime) -> None:
         self._runtimes = runtimes or (shared_runtime(),)
 
     def collect(self) -> Iterator[Metric]:
-        """Look at the runtimes now; called for each scrape."""
-        # One look at each: it takes its time where much is pending.
+        """Read the numbers of the runtimes. Called for each scrape."""
+        # Only one look at each runtime, which takes a while where many tasks are pending.
         looks = [(runtime.name, runtime.stats()) for runtime in self._runtimes]
         for field, words in COUNTERS.items():
             yield _filled(CounterMetricFamily(f"omniloop_{field}", words, labels=["runtime"]), field, looks)
         for field, (unit, words) in GAUGES.items():
             name = f"omniloop_{field}" + ("_seconds" if unit == "s" else "")
             yield _filled(GaugeMetricFamily(name, words, labels=["runtime"]), field, looks)
-        # How long work took, by name, of the runtimes whose setting `timings` is on.
+        # How long work took, by its name, for runtimes with the setting `timings`.
         for field, words in (("to_start", TO_START), ("to_finish", TO_FINISH)):
             metric = HistogramMetricFamily(f"omniloop_time_{field}_seconds", words, labels=["runtime", "task"])
             for runtime_name, stats in looks:

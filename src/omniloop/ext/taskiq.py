@@ -10,8 +10,9 @@ Hands calls over to a broker of taskiq: RabbitMQ or NATS JetStream; without one,
     @background(broker=jobs)
     async def welcome(pk: int) -> None: ...
 
-Each process makes its own broker, on omniloop's loop, when the first call is handed over, and a forked child another: a fork is
-harmless. The one that a worker listens on is a third, on taskiq's own loop. The body of a function runs on omniloop's.
+Each process makes a broker of its own to send on, on omniloop's loop, when it hands over its first call. A forked child makes another,
+so that forks are harmless. The broker that a worker listens on is separate, and runs on taskiq's loop; the functions themselves run on
+omniloop's.
 """
 
 from __future__ import annotations
@@ -60,30 +61,30 @@ with needs("taskiq"):
     from taskiq.result_backends.dummy import DummyResultBackend
     from taskiq_dependencies import DependencyGraph
 
-# How soon to ask the result back end again, in seconds: from the first to the longest pause.
+# Seconds between two questions to the result back end: the first pause, the longest one, and the one after an error.
 _FIRST_LOOK: Final = 0.01
 _LONGEST_LOOK: Final = 0.2
 _LOOK_AFTER_ERROR: Final = 1.0
 
-# Seconds after which a broker that does not answer is given up, and the call sent on another connection; and for closing the old one.
+# Seconds to wait for a broker's answer, after which the call is sent on another connection; and seconds to wait for the old one to close.
 _SEND_TIMEOUT: Final = 10.0
 _SHUT_TIMEOUT: Final = 2.0
 
-# So many errors of calls in a row, and no success, give a connection up as well: a client may have no name for what it lost.
+# After this many errors of calls in a row a connection is given up too: a client may report a lost connection by an unknown error.
 _ERRORS_IN_A_ROW: Final = 5
 
-# So long a server that has refused to let us in is not asked again: the calls that wait are refused as well, and not one every 10 s.
+# Seconds during which a server that has refused the login is not asked again: all waiting calls are refused at once, not one every 10 s.
 _REFUSED_FOR: Final = 5.0
 
-# Seconds that a worker's request to JetStream waits for calls, if the broker says nothing. Without an end a request that a restarted
-# server has forgotten waits for ever, and the worker takes nothing more.
+# Seconds that a worker's request to JetStream waits for calls, unless the broker sets its own. Without a limit, a request that a
+# restarted server has forgotten would wait for ever, and the worker would take no more calls.
 _PULL_TIMEOUT: Final = 5.0
 
-# More than other engines': a confirmation of RabbitMQ takes as long as its disk, and a connection carries many. Of 16, 32, 64 and 128
-# none was quicker than 32 (RabbitMQ 3.10, NATS 2.9).
+# More than other engines have: RabbitMQ confirms a message only when it is on disk, and one connection carries many at a time. Measured
+# with 16, 32, 64 and 128: none was quicker than 32 (RabbitMQ 3.10, NATS 2.9).
 _AT_ONCE: Final = 32
 
-# JetStream's own.
+# JetStream's default, in seconds.
 _ACK_WAIT: Final = 30.0
 
 _SAFE: Final = (
@@ -91,7 +92,7 @@ _SAFE: Final = (
     "killed worker to another; or Taskiq(make, lossy=True), if the calls may be lost."
 )
 
-# Seen: a worker was killed with calls on it, and they did not come back.
+# Brokers seen to lose the calls of a killed worker.
 _LOSSY: Final = {
     "taskiq_redis.RedisStream": "takes up the calls of a killed worker only when another call comes in, and by default none that was made before the first worker",
     "taskiq_redis.": "takes a call off the list when a worker fetches it: what a killed worker had is lost",
@@ -106,11 +107,11 @@ class Taskiq(Engine):
     Any broker of taskiq as the engine of `background(broker=…)`.
 
     Args:
-        make: Makes a broker, with its result back end and middlewares; called in each process, and more than once. None: in memory,
-            so that calls live and die with this process.
-        at_once: So many calls are being sent at the same time, on one connection.
-        waiting: So many may be on their way; a call beyond that raises `FullError`.
-        lossy: Take a broker that was seen to lose calls when a worker is killed.
+        make: Makes a broker, with its result back end and middlewares; called in each process, and more than once. None is a broker
+            in memory, whose calls are lost when this process ends.
+        at_once: How many calls are being sent at the same time, on one connection.
+        waiting: How many calls may be on their way; a call beyond that raises `FullError`.
+        lossy: Accept a broker that was seen to lose calls when a worker is killed.
 
     Raises:
         TypeError: if *make* is a broker, or can't be called.
@@ -126,17 +127,17 @@ class Taskiq(Engine):
     ) -> None:
         self.at_once = at_once
         self.waiting = waiting
-        # Copies with other labels share the way, and all but the labels.
+        # `with_labels` makes shallow copies: they share everything but the labels.
         self._ways: dict[int, Way] = {}
         self._labels: dict[str, Any] = {}
         self._is_local = make is None
         self._brokers = _Brokers(make or _in_memory, lossy)
-        # Of each process; opened on first use, closed after all work.
+        # One for each process: opened on first use, closed after all work.
         self._line = resource(contextlib.asynccontextmanager(self._brokers.line))
 
     def with_labels(self, **labels: Any) -> Taskiq:
         """
-        Return the same engine, with labels for the functions that are decorated with it: what taskiq's middlewares and schedulers read.
+        Return the same engine, with labels for the functions decorated with it. Taskiq's middlewares and schedulers read them.
 
         As ``@background(broker=jobs.with_labels(retry_on_error=True, max_retries=5))``, or ``delay=60``, or ``schedule=[{"cron": "0 * * * *"}]``.
         """
@@ -158,30 +159,30 @@ class Taskiq(Engine):
         """
         Register the function with the broker.
 
-        Parameters that `TaskiqDepends` fills in are resolved by taskiq, in the worker.
+        Parameters with `TaskiqDepends` are filled in by taskiq, in the worker.
 
         Raises:
-            ValueError: if a worker could not find it by its name, the name is taken, or a dependency can't be resolved.
+            ValueError: if a worker could not find the function by its name, the name is taken, or a dependency can't be resolved.
         """
         if not self._is_local:
             function._check_findable()
         injected = _injected(function)
         if injected:
-            # The caller may give them, by name, and need not.
+            # For the caller these parameters are optional, and by keyword only.
             function.signature = _without(function.signature, injected)
         self._brokers.bind(function, self._labels)
 
     def pack(self, function: Function, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """
-        Serialise the arguments, and have a look at what would come out in the worker.
+        Serialise the arguments, and check what would arrive in the worker.
 
         Raises:
-            TypeError: if the broker's serialiser can't carry an argument, or changes it and no annotation brings it back.
+            TypeError: if the broker's serialiser can't carry an argument, or changes it and no annotation restores it.
         """
         try:
             message, plain = _packed(self.broker, function, call_id, args, kwargs)
         except Exception as error:
-            # Of the serialiser's own kind: pydantic's is a ValueError.
+            # Each serialiser raises errors of its own: pydantic's is a ValueError.
             raise TypeError(
                 f"{function.name}{_call(args, kwargs)}: {error}. Pass what JSON knows, such as an id."
             ) from error
@@ -197,7 +198,7 @@ class Taskiq(Engine):
 
     async def send(self, function: Function, parcel: Any) -> None:
         """
-        Send it, in the context of the caller; where the broker has middlewares, with taskiq's own `kiq`.
+        Send the call, in the context of the caller. If the broker has middlewares for sending, taskiq's own `kiq` sends it.
 
         Raises:
             RefusedError: if the server will never take the call: it is too large, its queue does not exist, access is denied.
@@ -241,7 +242,7 @@ class Taskiq(Engine):
             connection = await line.open()
             backend = connection.broker.result_backend
             if isinstance(backend, DummyResultBackend):
-                # taskiq itself would say None.
+                # taskiq itself would return None.
                 raise NoResultError(
                     backend.why
                     if isinstance(backend, _Elsewhere)
@@ -254,7 +255,7 @@ class Taskiq(Engine):
                     result = await task.get_result()
                     break
             except (ResultIsReadyError, ResultGetError) as error:
-                # The way there, as in `send`.
+                # The connection has failed: take another one, as `send` does.
                 connection.give_up()
                 pause = _LOOK_AFTER_ERROR
                 if not said:
@@ -275,7 +276,7 @@ async def _run_here(broker: InMemoryBroker, message: BrokerMessage) -> None:
     go(broker.receiver.callback(message=message.message), name=f"{message.task_name} {message.task_id} in memory")
 
 
-# More than taskiq's own 100: a result that is dropped would be waited for without end.
+# More than taskiq's default of 100, because a dropped result would be waited for without end.
 _in_memory: Final = partial(InMemoryBroker, max_stored_results=10_000)
 
 
@@ -290,10 +291,10 @@ class _Brokers(Workshop[AsyncBroker]):
         if not self._lossy:
             _refuse_lossy(made)
         if getattr(made, "pull_consume_timeout", 0) is None:
-            # Nobody can want it: see there.
+            # Never wanted: see `_PULL_TIMEOUT`.
             vars(made)["pull_consume_timeout"] = _PULL_TIMEOUT
         if isinstance(made, InMemoryBroker):
-            # As its own, and waited for at the end: taskiq's tasks are none of the runtime's.
+            # Run its calls as work of the runtime, whose end waits for them. Taskiq would make tasks that the runtime does not know.
             vars(made)["kick"] = partial(_run_here, made)
 
     def register(self, made: AsyncBroker, function: Function, options: dict[str, Any]) -> None:
@@ -307,9 +308,9 @@ class _Brokers(Workshop[AsyncBroker]):
             await line.close()
 
     def _fresh(self) -> AsyncBroker:
-        """A broker to send on."""
+        """Make a broker to send on."""
         broker, listening = self.make(), self.listening
-        # What a function did not make anew belongs to another loop, or to the process that forked this one.
+        # A result back end that the user's function did not make anew belongs to another loop, or to the parent process.
         backend = broker.result_backend
         elsewhere = listening.is_worker_process and backend is listening.result_backend
         if elsewhere or _owners.setdefault(backend, os.getpid()) != os.getpid():
@@ -317,7 +318,7 @@ class _Brokers(Workshop[AsyncBroker]):
         return broker
 
 
-# By result back end, the process that used it first. Only those that can be referred to weakly, which all of taskiq's are.
+# For each result back end, the process that used it first. The back ends must allow weak references; all of taskiq's do.
 _owners: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
@@ -330,24 +331,28 @@ class _Elsewhere(DummyResultBackend[Any]):
 
 
 class _Parcel(tuple[str, list[Any], dict[str, Any]]):  # noqa: SLOT001 - a tuple can't have any
-    """A call as an outbox writes it down; *message* is what was serialised of it in this process."""
+    """A call as an outbox stores it. *message* is the serialised call, which only the process that packed it has."""
 
     message: BrokerMessage
 
 
 class _InDoubtError(Exception):
-    """A channel was closed under all that are on it, or what a broker makes when it starts up is missing: whose error is it?"""
+    """
+    An error that may be this call's or not.
+
+    The server closed the channel with all calls on it, or something is missing that the broker makes when it starts up.
+    """
 
 
 class _Connection:
-    """A broker that has started up. It is shut when it was given up and nobody sends on it any more."""
+    """A broker that has started up. Once it is given up, it is shut down when the last call on it has ended."""
 
     def __init__(self, broker: AsyncBroker) -> None:
         self.broker = broker
         self._senders = 0
         self.given_up = False
         self._errors_in_a_row = 0
-        # Somebody wants to see, or to change, what is sent.
+        # Whether a middleware sees or changes what is sent.
         self.hooked = any(
             type(it).pre_send is not TaskiqMiddleware.pre_send or type(it).post_send is not TaskiqMiddleware.post_send
             for it in broker.middlewares
@@ -355,7 +360,7 @@ class _Connection:
         self.kick = _kick_of(broker)
 
     async def send(self, kick: Callable[[_Connection], Awaitable[Any]]) -> None:
-        """Kick; an error of the connection is its last. Raises what the error's verdict says."""
+        """Send a call by *kick*. Gives the connection up if the error is the connection's. Raises as the verdict on the error says."""
         self._senders += 1
         try:
             async with asyncio.timeout(_SEND_TIMEOUT):
@@ -367,7 +372,7 @@ class _Connection:
             verdict, cause, words = _verdict(error, self.broker)
             self._errors_in_a_row += 1
             if verdict not in (RefusedError, None) or self._errors_in_a_row >= _ERRORS_IN_A_ROW:
-                # A closed channel too: until it is open again it raises the old error to whoever comes.
+                # Also for a closed channel, which raises its old error in every call until it is open again.
                 self.give_up()
             if verdict is None:
                 raise cause from None
@@ -377,7 +382,7 @@ class _Connection:
             self._shut_if_done()
 
     def give_up(self) -> None:
-        """The next to send gets another connection."""
+        """Have the next calls use another connection."""
         if not self.given_up and not isinstance(self.broker, InMemoryBroker):
             self.given_up = True
             self._shut_if_done()
@@ -389,32 +394,32 @@ class _Connection:
 
 class _Line:
     """
-    The one connection of a process: a broker that has started up, and another once that has failed.
+    The connection of a process: a broker that has started up, replaced by a new one when it fails.
 
-    The clients reconnect by themselves, but not always, and where a server leaves a call without an answer, as a quorum queue of
-    RabbitMQ 3.10 did after it was killed in a burst, they wait for ever. It is changed for errors of the connection, and those who
-    still send on the old one end in peace. All of this is on the loop's thread.
+    The client libraries reconnect by themselves, but not always. They wait for ever if a server leaves a call without an answer, as a
+    quorum queue of RabbitMQ 3.10 did after it was killed in a burst. So the connection is replaced when it fails or does not answer;
+    calls that are still being sent on the old one may end there. All of this is for the loop's thread.
     """
 
     def __init__(self, make: Callable[[], AsyncBroker]) -> None:
         self._make = make
         self._opening: asyncio.Task[_Connection] | None = None
-        # Of the resource: what the client leaves on the loop is the connection's, and no work's.
+        # The context of the resource, because the client's background tasks belong to the connection, not to the call that opened it.
         self._context = copy_context()
         self._refused_until = -math.inf
         self._alone = asyncio.Lock()
-        # Bytes, once a server has told: one that is larger closes the channel, and is not sent a second time.
+        # The largest message in bytes, once a server has told it. A larger one would close the channel, and is refused here.
         self.limit: float = math.inf
 
     async def send(self, kick: Callable[[_Connection], Awaitable[Any]]) -> None:
-        """Kick, on the connection or on another one: see `_Connection.send`."""
+        """Send a call by *kick*; in doubt, once more on a connection of its own. See `_Connection.send`."""
         connection = await self.open()
         try:
             await connection.send(kick)
         except _InDoubtError as error:
             if match := _SIZE_LIMIT.search(str(error)):
                 self.limit = int(match[1])
-            # On a connection of its own it is known whose error it is.
+            # If the call fails again on a connection of its own, the error is the call's.
             async with self._alone:
                 connection = await self._open()
                 try:
@@ -425,13 +430,13 @@ class _Line:
                     connection.give_up()
 
     async def open(self) -> _Connection:
-        """The connection; one opens it for all, and all have the error if that fails."""
+        """Return the connection. One task opens it for all callers; if that fails, all get the error."""
         while True:
             if self._opening is None or self._is_over(self._opening):
                 self._opening = asyncio.create_task(self._open(), context=self._context)
             connection = await asyncio.shield(self._opening)
             if not connection.given_up:
-                # Else by one who was told of it before.
+                # Otherwise another caller has given it up since, and the next turn opens a new one.
                 return connection
 
     def _is_over(self, opening: asyncio.Task[_Connection]) -> bool:
@@ -459,7 +464,7 @@ class _Line:
 
     async def close(self) -> None:
         if (opening := self._opening) is not None:
-            # One that is not open by now is not waited for.
+            # A connection that is still being opened is not waited for.
             opening.cancel()
             await asyncio.wait([opening])
             if not opening.cancelled() and opening.exception() is None:
@@ -470,13 +475,14 @@ async def _start_up(broker: Any) -> None:
     await broker.startup()
     package = _package(broker)
     if package == "taskiq_aio_pika":
-        # RabbitMQ gives back what no queue takes; the broker's own channel would take that for a success.
+        # RabbitMQ returns a message that no queue takes. The broker's own channel would take that for a success.
         from omniloop.ext._rabbitmq import Channel
 
         broker.write_conn.CHANNEL_CLASS = Channel
         broker.write_channel = await broker.write_conn.channel(on_return_raises=True)
     elif package == "taskiq_redis" and hasattr(broker, "connection_pool"):
-        # Once: it connects when it is first used, and then tries on for longer than a call may take, whatever the reason is.
+        # Connect once now, to see the reason of a failure. The client itself connects on first use, and then retries for longer than a
+        # call may take, whatever the reason.
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
@@ -489,7 +495,7 @@ async def _start_up(broker: Any) -> None:
 
 
 async def _shut(broker: AsyncBroker) -> None:
-    # What could not be opened, or broke, need not be closed in order.
+    # A broker that could not start up, or has failed, need not shut down without errors.
     with contextlib.suppress(Exception):
         async with asyncio.timeout(_SHUT_TIMEOUT):
             await broker.shutdown()
@@ -500,7 +506,7 @@ def _package(broker: object) -> str:
 
 
 def _kick_of(broker: AsyncBroker) -> Callable[[BrokerMessage], Awaitable[None]]:
-    """How a message is sent on *broker*; to a list of Redis many at a time, on one client and not on one for each."""
+    """Return what sends a message on *broker*. For a list of Redis it sends many at a time, on one client instead of one for each."""
     if _package(broker) != "taskiq_redis":
         return broker.kick
     from redis.asyncio import Redis
@@ -524,8 +530,8 @@ def _kick_of(broker: AsyncBroker) -> Callable[[BrokerMessage], Awaitable[None]]:
 
 # --- what went wrong ----------------------------------------------------------------------------------------------------
 
-# What an error says: RefusedError, the call will never be taken; ConnectionError, the server can't be reached; None, trouble of this call
-# alone, for now. By the package that it comes from, and by the names of its class and those above it, the nearest first.
+# What an error means. RefusedError: the call will never be taken. ConnectionError: the server can't be reached. None: a trouble of this
+# call alone, which may pass. Looked up by the package of the error, and by the names of its class and base classes in MRO order.
 _Verdict = type[RefusedError | ConnectionError | _InDoubtError] | None
 _VERDICTS: Final[Mapping[str, Mapping[_Verdict, tuple[str, ...]]]] = {
     "taskiq_aio_pika": {
@@ -534,12 +540,12 @@ _VERDICTS: Final[Mapping[str, Mapping[_Verdict, tuple[str, ...]]]] = {
     "aiormq": {
         RefusedError: ("ProbableAuthenticationError", "AuthenticationError"),
         _InDoubtError: ("ChannelPreconditionFailed", "ChannelAccessRefused", "ChannelNotFoundEntity", "PublishError"),
-        # A queue that is full.
+        # A full queue.
         None: ("DeliveryError",),
         ConnectionError: ("ChannelInvalidStateError", "AMQPError"),
     },
     "nats": {
-        # A bad request: larger than the stream takes, say.
+        # BadRequestError: for example a message larger than the stream takes.
         RefusedError: (
             *("MaxPayloadError", "BadSubjectError", "BadHeaderError", "BadRequestError"),
             *("AuthorizationError", "InvalidUserCredentialsError"),
@@ -552,14 +558,14 @@ _VERDICTS: Final[Mapping[str, Mapping[_Verdict, tuple[str, ...]]]] = {
     },
     "redis": {
         RefusedError: ("AuthenticationError", "NoPermissionError"),
-        # Read only: of a server that was the first, and is not any more.
+        # ReadOnlyError: the server was the primary, and is a replica now.
         ConnectionError: ("ReadOnlyError", "ConnectionError", "TimeoutError"),
     },
 }
 
-# Where the words tell more than the class. Of RabbitMQ, a queue whose node is down, and comes back; and a virtual host that it refuses to
-# open, of which a limit, or one that is down, is only for now. Redis has no class for a key of another kind, nor for a message that is
-# larger than `proto-max-bulk-len`.
+# Errors whose text tells more than their class. RabbitMQ: a queue whose node is down comes back; a virtual host that is not found, or
+# refused to the user, stays refused, while one that is down or at a limit is refused only for now. Redis has no class for a key of
+# another type, nor for a message larger than `proto-max-bulk-len`.
 _WORDS: Final[Mapping[str, tuple[tuple[re.Pattern[str], _Verdict], ...]]] = {
     "aiormq": (
         (re.compile("down or inaccessible"), ConnectionError),
@@ -569,7 +575,7 @@ _WORDS: Final[Mapping[str, tuple[tuple[re.Pattern[str], _Verdict], ...]]] = {
     "nats": ((re.compile("(?i)authorization violation|permissions violation for publish"), RefusedError),),
 }
 
-# RabbitMQ's words.
+# The text of RabbitMQ's error.
 _SIZE_LIMIT: Final = re.compile(r"larger than configured max size (\d+)")
 
 
@@ -595,17 +601,17 @@ def _is_unreachable(error: Exception) -> bool:
 
 
 def _verdict(error: BaseException, broker: AsyncBroker) -> tuple[_Verdict, BaseException, str]:
-    """Also the error that tells the reason, and its words."""
+    """Return the verdict on *error*, the error that tells the reason, and the text of that."""
     if isinstance(error, SendTaskError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, TimeoutError):
-        # What nats-py only notes, and waits on.
+        # nats-py only notes such an error, and goes on waiting.
         noted = getattr(getattr(broker, "client", None), "last_error", None)
         if noted is not None and _named_verdict(noted, str(noted)) is RefusedError:
             error = noted
     words = str(error)
     if type(error).__name__ == "InvalidFrameError" and (innermost := _innermost(error.__traceback__)) is not None:
-        # RabbitMQ closes a connection, and says why; aiormq says only that this was not the answer that it has expected.
+        # RabbitMQ says why it closes a connection. aiormq reports only an unexpected answer, so take the reason from its frame.
         words = getattr(innermost.tb_frame.f_locals.get("frame"), "reply_text", words)
     return _named_verdict(error, words), error, f"{type(error).__name__}: {words}"
 
@@ -625,7 +631,7 @@ def _kicker(broker: AsyncBroker, function: Function, call_id: str) -> Any:
 def _packed(
     broker: AsyncBroker, function: Function, call_id: str, args: Iterable[Any], kwargs: Mapping[str, Any]
 ) -> tuple[BrokerMessage, Any]:
-    """A call as it is sent, and as it comes out of the serialiser."""
+    """Return a call as it is sent, and the message that the worker's serialiser would make of it."""
     message = broker.formatter.dumps(_kicker(broker, function, call_id)._prepare_message(*args, **kwargs))
     return message, broker.formatter.loads(message.message)
 
@@ -634,10 +640,10 @@ _INJECTED: Final[Any] = TaskiqDepends()
 
 
 def _injected(function: Function) -> dict[str, Parameter]:
-    """Its parameters that taskiq fills in: by default, or by `Annotated`; as taskiq finds them."""
+    """The parameters that taskiq fills in, marked by their default or by `Annotated`. Taskiq's own code finds them."""
     original = function.original
     with warnings.catch_warnings():
-        # It warns, and goes on without, where an annotation can't be resolved.
+        # If it can't resolve an annotation, it only warns, and injects nothing.
         warnings.simplefilter("error", RuntimeWarning)
         try:
             graph = DependencyGraph(original)
@@ -665,7 +671,7 @@ def _may_depend(function: Function) -> bool:
 
 
 def _without(signature: Signature, injected: Mapping[str, Parameter]) -> Signature:
-    """*signature* with those that taskiq fills in at its end, and left away as a rule."""
+    """Return *signature* with the parameters that taskiq fills in moved to the end, as optional ones."""
     kept = [it for name, it in signature.parameters.items() if name not in injected]
     rest = [kept.pop()] if kept and kept[-1].kind is Parameter.VAR_KEYWORD else []
     return signature.replace(parameters=[*kept, *(it.replace(default=None) for it in injected.values()), *rest])
@@ -681,14 +687,15 @@ def _register(broker: AsyncBroker, function: Function, labels: dict[str, Any]) -
         if filled:
             received = _all_of(function, received, filled)
         labels = _delivered.message.labels
-        # Taskiq's middlewares, and its `requeue`, send a call that failed as a new message.
+        # Taskiq's retry middlewares and its `requeue` send a failed call as a new message, so add the deliveries before that.
         before = int(labels.get("_retries", 0)) + int(labels.get("X-Taskiq-requeue", 0))
         attempt = 1 if isinstance(_delivered.broker, InMemoryBroker) else _attempt(message)
         delivery = Delivery(_delivered.message.task_id, None if attempt is None else attempt + before)
         async with _extended(message, _delivered.broker):
             return await function.run(delivery, *received)
 
-    # Registering names what it is given after the function, and reads its annotations, which are for later.
+    # Taskiq reads the name and the annotations of the function that it registers. Only those of injected parameters are for taskiq to
+    # apply; `_received` applies the others.
     body.__name__ = body.__qualname__ = function.original.__name__
     body.__module__ = function.original.__module__
     body.__annotations__ = {"_delivered": Context, **{name: it.annotation for name, it in injected.items()}}
@@ -702,7 +709,7 @@ def _register(broker: AsyncBroker, function: Function, labels: dict[str, Any]) -
 def _all_of(
     function: Function, received: tuple[tuple[Any, ...], dict[str, Any]], filled: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """With what taskiq has filled in, each where the function itself has it."""
+    """Add the values that taskiq has filled in, in the function's own order of parameters."""
     bound = function.signature.bind(*received[0], **received[1])
     order = signature_of(function.original)
     whole = BoundArguments(order, OrderedDict({**bound.arguments, **filled}))
@@ -712,7 +719,7 @@ def _all_of(
 def _received(
     function: Function, args: Iterable[Any], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the function gets of what came out of the serialiser: with its annotations applied, by the same pydantic as taskiq's own."""
+    """Return the arguments that the function gets: those from the serialiser, with the annotations applied by taskiq's pydantic."""
     bound = function.signature.bind(*args, **kwargs)
     for name, value in bound.arguments.items():
         hint = function.hints.get(name)
@@ -734,12 +741,12 @@ def _parsed(hint: Any, value: Any) -> Any:
     try:
         return parse_obj_as(hint, value)
     except Exception:
-        # Not what the annotation says, or one that pydantic has no idea of: as it is.
+        # The value does not fit the annotation, or pydantic does not know the annotation: leave the value as it is.
         return value
 
 
 def _message_of(context: Context) -> Any:
-    """The broker's own message, which taskiq does not hand on: what its acknowledgement is a method of."""
+    """Return the broker's own message, which taskiq does not hand on: the object whose method is the acknowledgement."""
     controller = getattr(context, "_ack_controller", None)
     return getattr(getattr(controller, "_ack", None), "__self__", None)
 
@@ -751,7 +758,7 @@ def _attempt(message: Any) -> int | None:
         headers = getattr(message, "headers", None)
         if headers is None:
             return None
-        # Of quorum queues, which are the default here; a classic queue only tells that it was delivered before.
+        # Quorum queues, the default here, count deliveries. A classic queue only tells that the message was delivered before.
         return int(headers.get("x-delivery-count", 1 if message.redelivered else 0)) + 1
     except (AttributeError, TypeError, ValueError):
         return None
@@ -759,7 +766,7 @@ def _attempt(message: Any) -> int | None:
 
 @contextlib.asynccontextmanager
 async def _extended(message: Any, broker: AsyncBroker) -> AsyncIterator[None]:
-    """Tell JetStream that the work goes on, as long as it does: else it delivers the call to another worker after `ack_wait`."""
+    """Tell JetStream regularly that the work goes on. Otherwise it gives the call to another worker after `ack_wait`."""
     if not hasattr(message, "in_progress"):
         yield
         return
@@ -771,7 +778,7 @@ async def _extended(message: Any, broker: AsyncBroker) -> AsyncIterator[None]:
             try:
                 await message.in_progress()
             except Exception as error:
-                # The connection comes back, or the call goes to another worker.
+                # Either the connection comes back in time, or JetStream gives the call to another worker.
                 say("JetStream was not told that a call goes on: %r", error)
 
     extender = asyncio.create_task(go_on())

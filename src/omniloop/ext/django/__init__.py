@@ -1,7 +1,7 @@
 """
-For Django: `go_on_commit` and `database` for work that uses the ORM, and from Django 6 on a backend for its tasks.
+For Django: `go_on_commit` and `database` for work that uses the ORM, and `OmniloopBackend` for Django's tasks.
 
-`OmniloopBackend` is there where `django.tasks` is.
+`OmniloopBackend` needs `django.tasks`, and so Django 6 or later.
 """
 
 from omniloop.ext import needs

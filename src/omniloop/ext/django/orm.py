@@ -1,8 +1,8 @@
 """
-`go_on_commit`: leave work to the loop when the database has the writes it is about. `database`: close what the work has opened.
+Lets work on the loop use Django's ORM: `go_on_commit` starts work after the commit, `database` closes the connections of work.
 
-Django's async ORM makes its calls in a thread, one after the other. In work on the loop that is one thread of omniloop's for the
-whole process: it serves until the last drain is over, where asgiref's own is shut before, and a forked worker has its own.
+Django's async ORM makes its calls in one thread, one after the other. For work on the loop that is a thread of omniloop, one for the
+whole process: it serves until the last drain is over, while asgiref's own is shut down before that. A forked worker has its own.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def go_on_commit(
     Start a coroutine on the loop when the current transaction is committed, as `transaction.on_commit`; without one, at once.
 
     After a rollback nothing is started, and the coroutine is closed. The work may use Django's async ORM: it runs in `database()`,
-    and in a copy of the caller's context. Call it where the transaction is: in sync code.
+    and in a copy of the caller's context. For sync code, in the thread that has the transaction.
 
     Args:
         work: A coroutine; or a function that makes one, called after the commit.
         using: The alias of the database whose transaction is meant.
-        name: For logs and `tasks()`. By default the name of the coroutine.
+        name: A name for logs and `tasks()`. By default the name of the coroutine.
 
     Raises:
-        NotAsyncError: if *work* is neither. If its function returns something else, that is raised where the commit is.
-        ClosedError: if there is no transaction, and the interpreter ends.
+        NotAsyncError: if *work* is neither. If it is a function that returns no coroutine, the commit raises the error.
+        ClosedError: if there is no transaction, and the interpreter is ending.
     """
     frame = caller()
     if not callable(work):
@@ -53,16 +53,16 @@ def go_on_commit(
     try:
         transaction.on_commit(on_commit, using=using)
     except BaseException:
-        # Not left to `__del__`: the traceback holds this frame, and the order in which a cycle is torn down is anybody's guess.
+        # Not left to `__del__`: the traceback keeps this frame alive in a cycle, which is torn down in no certain order.
         close_unstarted(work)
         raise
 
 
 class _OnCommit:
     """
-    What Django calls after the commit, or drops after a rollback.
+    The callback that Django calls after the commit, or drops after a rollback.
 
-    Whoever drops it, or its run, before the coroutine has started closes the coroutine, so that no warning follows.
+    If it, or its run, is dropped before the coroutine has started, the coroutine is closed, so that no "never awaited" warning follows.
     """
 
     def __init__(self, work: Any, name: str | None, context: Context, code: CodeType, lasti: int) -> None:
@@ -76,7 +76,7 @@ class _OnCommit:
         if callable(self._work):
             made = self._context.run(self._work)
             if isinstance(made, Sent):
-                # Handed over: the end of the program waits for that, and nobody asked for the value.
+                # The call was handed over: the end of the program waits for that, and nobody needs the value.
                 return
             if not isinstance(made, Awaitable):
                 raise NotAsyncError(
@@ -84,13 +84,13 @@ class _OnCommit:
                     "function belongs into transaction.on_commit()."
                 )
             self._work = as_coroutine(made, None)
-        # While that is possible: 3.12 starts no thread any more when the interpreter ends, and this one then serves.
+        # Start the ORM's thread now. From 3.12 on no thread can be started while the interpreter ends, and the work may need it then.
         with suppress(RuntimeError):
             SyncThread.workers()
         runtime = shared_runtime()
         name = self._name or getattr(self._work, "__qualname__", None)
         task = runtime._make_task(self._run(), None, self._context, sys._getframe(), name)
-        # Where go_on_commit() was called, and not where the transaction ended.
+        # Report the work as submitted where go_on_commit() was called, not where the transaction ended.
         task._code, task._lasti = self._code, self._lasti
         runtime._submit(task)
 
@@ -105,20 +105,20 @@ class _OnCommit:
 @asynccontextmanager
 async def database() -> AsyncIterator[None]:
     """
-    An async context manager for work on the loop that uses Django's ORM: at its end the connections are closed, as at a request's.
+    An async context manager for work on the loop that uses Django's ORM. Its end closes database connections, as a request's does.
 
-    They are left open while other such work still uses them, and as long as `CONN_MAX_AGE` says. The work has the language and the
+    Connections stay open while other such work uses them, and as long as `CONN_MAX_AGE` says. The work has the language and the
     time zone that were active where it was submitted.
     """
     # The language and the time zone of the submitter.
     bring_along(threading.get_ident())
-    # What asgiref looks at, version by version, for the thread that sync code belongs to. The context of the caller may
-    # name one that ends with the request: the work outlives that.
+    # Set both of the places where asgiref's versions look for the thread of sync code. The caller's context may name a thread that
+    # ends with the request, and the work may run longer.
     AsyncToSync.executors.current = None
     here = ThreadSensitiveContext()
     SyncToAsync.context_to_thread_executor[here] = SyncThread(shared_runtime()._life.workers)
     token = SyncToAsync.thread_sensitive_context.set(here)
-    # Of this process alone. Adding and discarding are atomic; the thread does one thing at a time.
+    # The users in this process, not in its parent. No lock: adding and discarding are atomic, and the thread runs one call at a time.
     users = _users.setdefault(os.getpid(), set())
     users.add(here)
     try:
@@ -126,7 +126,7 @@ async def database() -> AsyncIterator[None]:
     finally:
         users.discard(here)
         SyncToAsync.thread_sensitive_context.reset(token)
-        # In their own thread: a connection may be closed nowhere else.
+        # In the ORM's thread, because a connection may be closed only in the thread that opened it.
         if not users and SyncThread.is_started():
             await asyncio.wrap_future(SyncThread.workers().submit(close_old_connections))
 

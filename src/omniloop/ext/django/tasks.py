@@ -1,8 +1,8 @@
 """
-Runs Django's tasks: those of this process on the loop and in worker threads, or, with a `broker`, those of an engine that keeps them.
+Runs Django's tasks in this process, on the loop and in worker threads; or, with a `broker`, hands them over to an engine.
 
-A task is announced (`task_enqueued`), started and finished in this order, each told by Django's signal. Its `TaskResult` is filled in by
-whoever runs it, status last: a result that says it is finished is complete.
+Django's signals are sent in order: `task_enqueued`, `task_started`, `task_finished`. The process that runs a task fills in its
+`TaskResult`, and sets the status last, so that a result whose status says finished is complete.
 """
 
 # Django 5, which Python 3.11 gets, has no tasks.
@@ -45,28 +45,28 @@ _KEPT: Final = 1000
 
 class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
     """
-    A backend for Django's `TASKS`: async tasks side by side on the loop, plain ones in worker threads, in this process.
+    A backend for Django's `TASKS`. Runs async tasks concurrently on the loop and sync tasks in worker threads, in this process.
 
-    `enqueue` returns at once, from a view, a script or a running loop, and may be called in any thread. The task has the language and
-    the time zone of the caller, and its database connections are closed after it as at a request's end. The end of the process waits
-    for what was enqueued, as for all work. A failure is told by Django's own logger, `django.tasks`.
+    `enqueue` returns at once, and may be called in any thread: in a view, a script, or code on a running loop. The task has the language
+    and the time zone of the caller. Its database connections are closed after it, as at the end of a request. The end of the process
+    waits for enqueued tasks, as for all work. Django's own logger, `django.tasks`, logs failures.
 
-    A result is kept in this process, and filled in there: look at it again, or ask `get_result`. Priorities and, without a *broker* that
-    can, `run_after` are refused with `InvalidTask`.
+    A result is kept and filled in in this process: look at it again later, or call `get_result`. Priorities are refused with
+    `InvalidTask`, and so is `run_after`, unless the *broker* supports it.
 
     The options, in `OPTIONS`:
 
-    - *on_commit*: True, or the alias of a database: inside `transaction.atomic()` a task is enqueued when that is committed, and never
-      after a rollback. False by default: at once.
-    - *limit*: so many tasks at a time; the rest waits in order. None by default: all at once.
-    - *timeout*: seconds that a task may run. Then it is cancelled and has failed with `TimeoutError`; a plain function can't be
-      cancelled, and runs on unheeded. None by default: no limit.
-    - *keep_results*: so many results of finished tasks are kept for `get_result`, 1,000 by default; older ones are dropped.
-    - *broker*: an engine, such as `omniloop.ext.outbox.Outbox(…)`, or the dotted path of one or of a function that makes one: the tasks
-      are handed over to that, outlive this process, and run where its workers are. *limit* and *timeout* are not for it.
+    - *on_commit*: True, or the alias of a database: inside `transaction.atomic()` a task is enqueued at the commit, and never after a
+      rollback. False, the default, enqueues it at once.
+    - *limit*: how many tasks run at a time; others wait in order. None, the default, means no limit.
+    - *timeout*: seconds that a task may run. After that it is cancelled, and fails with `TimeoutError`. A sync function can't be
+      cancelled: it runs to its end, and its outcome is ignored. None, the default, means no limit.
+    - *keep_results*: how many results of finished tasks are kept for `get_result`, 1,000 by default; older ones are dropped.
+    - *broker*: an engine, such as `omniloop.ext.outbox.Outbox(…)`, or the dotted path of one, or of a function that makes one. The tasks
+      are handed over to it, outlive this process, and run in its workers. *limit* and *timeout* can't be combined with it.
 
     Raises:
-        ImproperlyConfigured: of `django.core.exceptions`, by `enqueue`, if an option is wrong; `manage.py check` says so before.
+        ImproperlyConfigured: of `django.core.exceptions`, by `enqueue`, if an option is wrong; `manage.py check` reports it earlier.
     """
 
     supports_async_task = True
@@ -82,20 +82,20 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
         self._handed_over: dict[Callable[..., Any], Callable[..., Sent[Any]]] = {}
 
     def check(self, **kwargs: Any) -> list[Any]:
-        """Tell what is wrong with the options, for `manage.py check`."""
+        """Return the errors in the options, for `manage.py check`."""
         return [
             checks.Error(f"TASKS[{self.alias!r}]['OPTIONS']: {problem}", hint=hint, id="omniloop.E001")
             for problem, hint in self._problems
         ]
 
     def validate_task(self, task: Task) -> None:
-        """Refuse a task that can't be run here; also called where `@task` decorates a function, in workers too."""
+        """Refuse a task that this backend can't run. Also called when `@task` decorates a function, also in workers."""
         super().validate_task(task)
         if self._engine is not None:
             self._function_of(task)
 
     def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Start a task, or leave it to the commit. Returns at once; with a *broker* its call is packed here, and sent by the loop."""
+        """Start a task, or have the commit start it. Returns at once; with a *broker* the call is packed here and sent by the loop."""
         result = self._new_result(task, args, kwargs)
         alias = self._commit_alias()
         if alias is None:
@@ -107,7 +107,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
     async def aenqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Do as `enqueue`, from async code, on any loop."""
         if self._commit_alias() is not None:
-            # The transaction belongs to the thread of `sync_to_async`.
+            # The transaction belongs to the thread that `sync_to_async` uses.
             return await sync_to_async(self.enqueue, thread_sensitive=True)(task, args, kwargs)
         result = self._new_result(task, args, kwargs)
         context = copy_context()
@@ -120,17 +120,18 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
 
     def get_result(self, result_id: str) -> TaskResult:
         """
-        Return a result that this process has enqueued; with a *broker* the engine is asked once, which blocks for the answer.
+        Return the result of a task that this process enqueued. With a *broker* it asks the engine once, and blocks for the answer.
 
         Raises:
-            TaskResultDoesNotExist: of `django.tasks.exceptions`, if it was not enqueued here, is not committed yet, or was dropped for newer ones.
+            TaskResultDoesNotExist: of `django.tasks.exceptions`, if the task was not enqueued here or is not committed yet, or if its
+                result was dropped for newer ones.
         """
         result, sent = self._results.get(result_id)
         if sent is not None and not result.is_finished:
             try:
                 value = sent.result(timeout=0)
             except (WaitTimeoutError, NoResultError):
-                # Not done yet; or the engine keeps no results.
+                # The task is not done yet, or the engine keeps no results.
                 pass
             except Exception as error:
                 _fail(result, error)
@@ -158,7 +159,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
 
     def _announce_and_start(self, result: TaskResult, context: Context) -> None:
         handed_over = self._hand_over(result, context)
-        # A receiver that is async can't be waited for where a loop runs: the loop begins with it.
+        # Async receivers can't be waited for where a loop runs. There the work on omniloop's loop sends the signal first.
         announced = asyncio._get_running_loop() is None
         if announced:
             task_enqueued.send(type(self), task_result=result)
@@ -179,19 +180,19 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
                 await task_enqueued.asend(type(self), task_result=result)
             error = await (run if self._limiter is None else self._limiter.run(run))
         except BaseException as error:
-            # A receiver's error; or cancelled before its turn came, because the process ends.
+            # A receiver of a signal failed; or the task was cancelled before its turn, because the process ends.
             if not result.is_finished:
                 _fail(result, error)
             raise
         finally:
-            # Cancelled before its turn came: else it would be said that it was never awaited.
+            # If it was cancelled before its turn: prevents the warning that the coroutine was never awaited.
             run.close()
             self._results.finished(result)
         if not (error is None or isinstance(error, (Exception, SystemExit))):
             raise error
 
     async def _run(self, result: TaskResult, timeout: float | None) -> BaseException | None:
-        """Run a task with all that Django has around it; return the error of its function, which Django's logger has told of."""
+        """Run a task with Django's signals and database handling. Returns the error of its function, already logged by Django."""
         async with database():
             now = timezone.now()
             result.worker_ids.append(self._worker_id)
@@ -201,7 +202,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
                 value = normalize_json(await _call(result, timeout))
             except BaseException as error:
                 _fail(result, error)
-                # Inside the handler, because Django's logger asks for the error that is being handled.
+                # Inside the `except` block, because Django's logger reads the error that is being handled.
                 await self._send(task_finished, result)
                 return error
             _set(result, _return_value=value, finished_at=timezone.now(), status=TaskResultStatus.SUCCESSFUL)
@@ -209,14 +210,14 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
             return None
 
     async def _send(self, signal: Any, result: TaskResult) -> None:
-        # Not by `asend`: up to Django 6.0 that runs the receivers in tasks of their own, which know of no error.
+        # Not `asend`: up to Django 6.0 it runs the receivers in tasks of their own, where no error is being handled.
         await sync_to_async(signal.send)(type(self), task_result=result)
 
     # --- with a broker ------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def _engine(self) -> Engine | None:
-        """What *broker* says, made when first needed: the settings are there before the modules that they name."""
+        """The engine that *broker* names, imported on first use: settings are loaded before the modules that they name."""
         broker = None if self._problems else self.options.get("broker")
         engine: Any = import_string(broker) if isinstance(broker, str) else broker
         if engine is None or isinstance(engine, Engine):
@@ -231,24 +232,24 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
 
     @property
     def supports_defer(self) -> bool:  # type: ignore[override,unused-ignore]
-        """Whether `run_after` is heeded: by the engine, if that can."""
+        """Whether `run_after` is supported: if the engine can defer calls."""
         return self._engine is not None and self._engine.can_defer
 
     def _hand_over(self, result: TaskResult, context: Context) -> bool:
-        """Hand a call over, and tell whether there is a broker for that; enqueued in any case."""
+        """Hand the call over if there is a broker, and tell whether there is. Marks the result as enqueued in either case."""
         if self._engine is None:
             _set(result, enqueued_at=timezone.now())
             self._results.add(result, None)
             return False
         context.run(due.set, result.task.run_after)
         sent = context.run(self._function_of(result.task), *result.args, **result.kwargs)
-        # What the engine and its workers know it by.
+        # The engine and its workers know the call by this id.
         _set(result, id=sent.id, enqueued_at=timezone.now())
         self._results.add(result, sent)
         return True
 
     def _function_of(self, task: Task) -> Callable[..., Sent[Any]]:
-        """The function of *task*, bound to the engine; a worker that imports it finds it there."""
+        """The function of *task*, bound to the engine, so that a worker that imports the module finds it."""
         if (function := self._handed_over.get(task.func)) is None:
             function = self._handed_over.setdefault(task.func, self._bound(task))
         return function
@@ -259,7 +260,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
         async def call(*args: Any, **kwargs: Any) -> Any:
             delivery = current_delivery()
             result = _result_of(task, delivery.id if delivery else get_random_string(32), args, kwargs, self.alias)
-            # So that `attempt` of the task's context is the engine's.
+            # Django counts the worker ids for the `attempt` of the task's context: make it that of the delivery.
             result.worker_ids.extend(["?"] * ((delivery.attempt or 1) - 1 if delivery else 0))
             if (error := await self._run(result, None)) is not None:
                 raise error
@@ -276,7 +277,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
 
 
 class _Results:
-    """The results of one backend in this process: all that are not finished, and so many of those that are."""
+    """The results of one backend in this process: all unfinished ones, and the *keep* newest finished ones."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
@@ -286,7 +287,7 @@ class _Results:
 
     def add(self, result: TaskResult, sent: Sent[Any] | None) -> None:
         with self._lock:
-            # A broker's are not told to be finished here: they are as old as the others, and dropped as those.
+            # With a broker nothing tells here when a task has finished, so its result counts as finished from the start.
             (self._open if sent is None else self._finished)[result.id] = result, sent
             self._drop()
 
@@ -326,7 +327,7 @@ def _result_of(task: Task, result_id: str, args: Any, kwargs: Mapping[str, Any],
 
 
 def _set(result: TaskResult, **fields: Any) -> None:
-    """Set fields of a result, which is frozen, in their order: the status comes last."""
+    """Set fields of a result, which is a frozen dataclass, in the given order. Callers pass the status last."""
     for name, value in fields.items():
         object.__setattr__(result, name, value)
 
@@ -354,7 +355,7 @@ async def _call(result: TaskResult, timeout: float | None) -> Any:
 
 def _in_thread(fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
     bring_along(threading.get_ident())
-    # As at a request's begin and end: what broke meanwhile is opened anew, and CONN_MAX_AGE is heeded.
+    # As at the start and the end of a request: reopens broken connections, and applies CONN_MAX_AGE.
     close_old_connections()
     try:
         return fn(*args, **kwargs)
@@ -363,7 +364,7 @@ def _in_thread(fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) 
 
 
 def _problems(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the options, and what to do."""
+    """Yield each error in the options, with a hint what to do."""
     known = ("broker", "keep_results", "limit", "on_commit", "timeout")
     for name in options:
         if name not in known:
