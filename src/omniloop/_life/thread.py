@@ -95,6 +95,8 @@ class LoopThread:
         # The thread that was started last, and the one that runs the loop. They differ only after an interrupted start.
         self._started: threading.Thread | None = None
         self._runner: threading.Thread | None = None
+        # Of the thread that runs the loop: each wait asks for it several times, and a thread's own property costs more than all of them.
+        self._ident: int | None = None
         # Held by the thread that runs the loop, and in the end by the thread that closes it.
         self._running = threading.Lock()
         # Whether the thread was told to leave the loop, and whether the loop should be closed.
@@ -139,8 +141,10 @@ class LoopThread:
     @property
     def ident(self) -> int | None:
         """The ident of the thread, valid from its first line on: a trace function may be called there before any of our code."""
-        thread = self._thread
-        return None if thread is None else thread.ident
+        if self._ident is not None:
+            return self._ident
+        started = self._started
+        return None if started is None else started.ident
 
     @property
     def native_id(self) -> int | None:
@@ -219,7 +223,7 @@ class LoopThread:
 
     def forget(self) -> None:
         """Forget a thread that has ended and was joined."""
-        self._started = self._runner = None
+        self._started = self._runner = self._ident = None
 
     def close(self) -> None:
         """Close the loop. If a callback still blocks its thread, that thread closes it when the callback returns."""
@@ -291,6 +295,7 @@ class LoopThread:
             return
         pid = os.getpid()
         self._runner = threading.current_thread()
+        self._ident = threading.get_ident()
         error = None
         try:
             error = self._run(pid)

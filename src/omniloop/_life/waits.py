@@ -128,14 +128,15 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
         task._when_done(lambda: None if done.done() else done.set_result(None))
         host.wait(done, timeout)
         return wait_here(0)
-    if life.ident is None:
+    if (ident := life.ident) is None:
         life.inbox.wake_reader()
+        ident = life.ident
     me = threading.get_ident()
     pool = workers.pools.get(me)
     try:
         if pool is not None:
             pool.begin_wait(task)
-        if not _begin(me, life.ident):
+        if not _begin(me, ident):
             raise WouldDeadlockError(f"{_title(task)} would never end: the thread that runs it waits for this one.")
         if timeout is None or timeout > LOOK_UP:
             return wait_here(LOOK_UP) or _wait_long(
