@@ -21,7 +21,7 @@ import asyncio
 import gc
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
@@ -168,9 +168,9 @@ class Failures:
         while any(unclaimed and unclaimed.awaited for unclaimed in held) and time.monotonic() < until:
             time.sleep(0.001)
         for unclaimed in held:
-            if draining() or not unclaimed.awaited:
+            if draining() or not any(unclaimed.waiting):
                 unclaimed.tell(self)
-            # Else whoever waits is told, or drops the handle, and with it the failure.
+            # Else somebody waits still, on a loop that stands still, say, and asks for it, or drops the handle, and with it the failure.
         self.tell_unheld()
         self.tell_kept(at_once=True)
 
@@ -188,13 +188,15 @@ class Unclaimed:
     Kept apart from the task, so that only failures pay for a `__del__` (on the hot path it would cost 0.1 µs a task).
     """
 
-    __slots__ = ("__weakref__", "_failures", "awaited", "failure", "traceback")
+    __slots__ = ("__weakref__", "_failures", "awaited", "failure", "traceback", "waiting")
 
     def __init__(self, failure: Failure, failures: Failures) -> None:
         self.failure = failure
         self.traceback = failure.exception.__traceback__
         # Whether somebody waited for the outcome when it came.
         self.awaited = False
+        # Those who did, by how they wait. Who waits no more takes his own out again, but for threads that ask as soon as they are woken.
+        self.waiting: tuple[Sequence[object], ...] = ()
         # None once it was asked for, or told.
         self._failures: Failures | None = failures
 

@@ -133,8 +133,8 @@ class _Meeting:
         # A dict, because who waits no more takes his own out again.
         self.callbacks: dict[Callable[[], None], None] = {}
         self.waiters: list[Any] = []
-        # Whether anybody waits, or has waited, in async code.
-        self.awaited = False
+        # One for each who waits in async code; who waits no more takes his own out again.
+        self.awaited: list[object] = []
         self.condition: threading.Condition | None = None
 
 
@@ -511,10 +511,19 @@ class Task(concurrent.futures.Future[T]):
         A cancellation of the waiter asks the work to end if that *asks*, and if it still can be asked; else it ends the waiting.
         """
         self._owner.check_process()
-        self._meet().awaited = True
-        if elsewhere is not None:
-            yield from elsewhere.wait(self, asks, timeout).__await__()
-            return
+        awaited, waiter = self._meet().awaited, object()
+        awaited.append(waiter)
+        try:
+            if elsewhere is not None:
+                yield from elsewhere.wait(self, asks, timeout).__await__()
+            else:
+                yield from self._wait_on_loop(asks, timeout)
+        finally:
+            # Whether the wait was in vain or not: a failure that nobody asks for afterwards would be left to one who has gone.
+            awaited.remove(waiter)
+
+    def _wait_on_loop(self, asks: bool, timeout: float | None) -> Generator[Any, None, None]:
+        """`_wait_async` on an asyncio loop."""
         loop = asyncio._get_running_loop()
         if loop is None:
             raise RuntimeError("No event loop runs here to await the task on. In sync code, use result().")
@@ -641,6 +650,7 @@ class Task(concurrent.futures.Future[T]):
                 meeting.condition.notify_all()
             if outcome[0] is FAILED and (gates or meeting.waiters or meeting.awaited):
                 outcome[1].awaited = True
+                outcome[1].waiting = (gates, meeting.waiters, meeting.awaited)
         for gate in gates:
             gate.release()
         if not self._owner.foreign:
