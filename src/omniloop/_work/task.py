@@ -620,9 +620,11 @@ class Task(concurrent.futures.Future[T]):
         # Done before anyone met. `concurrent.futures.wait` takes and gives back the condition in two looks, which must
         # see the same one: of those that are appended, the first that knows the outcome. (One that does not was
         # appended above, a moment too late, and nobody will ever tell it.)
-        late = _Meeting()
-        late.outcome = first
-        meeting.append(late)
+        if not any(type(item) is _Meeting and item.outcome is not None for item in meeting):
+            # Only where there is none: a program that polls its finished handles would add one with each look.
+            late = _Meeting()
+            late.outcome = first
+            meeting.append(late)
         return next(item for item in meeting if type(item) is _Meeting and item.outcome is not None)
 
     def _tell(self, meeting: _Meeting, outcome: Outcome) -> bool:
