@@ -21,10 +21,17 @@ A_CALLBACK_ADDED_WITHOUT_A_LOOK_UNDER_THE_LOCK = Edit(
 )
 
 
-A_MEETING_THAT_DIFFERS_FROM_LOOK_TO_LOOK = Edit(
-    TASK,
-    "return next(item for item in meeting if type(item) is _Meeting and item.outcome is not None)",
-    "return late",
+A_MEETING_THAT_DIFFERS_FROM_LOOK_TO_LOOK = (
+    Edit(
+        TASK,
+        "        if not any(type(item) is _Meeting and item.outcome is not None for item in meeting):",
+        "        if True:",
+    ),
+    Edit(
+        TASK,
+        "return next(item for item in meeting if type(item) is _Meeting and item.outcome is not None)",
+        "return late",
+    ),
 )
 TOLD_UNDER_THE_LOCK = (
     "        with meeting.lock:\n            if meeting.outcome is not None:\n                return False\n"

@@ -854,6 +854,43 @@ def hooks_are_registered_before_ours():
     )
 
 
+@pytest.mark.promise("A loop that a fork has given up waiting for goes on, whenever its callback returns")
+def test_a_loop_that_a_fork_has_given_up_waiting_for_goes_on():
+    """It ended its thread in the middle of the fork, with nobody to join it, and the next start found the loop taken."""
+
+    def program():
+        blocking, go_on, turned = threading.Event(), threading.Event(), threading.Event()
+
+        def block():
+            blocking.set()
+            go_on.wait()
+
+        def hook(when):
+            hooks.clear()
+            # The fork waits no more, and is not over.
+            go_on.set()
+            loop.call_soon_threadsafe(loop.call_soon, turned.set)
+            say("goes on", turned.wait(2))
+
+        omniloop.configure(slow_callback=None)
+        loop = run(running_loop())
+        omniloop.flush()
+        # Not by omniloop, so that no work is pending.
+        loop.call_soon_threadsafe(block)
+        blocking.wait()
+        hooks.append(hook)
+        wait(fork(lambda: say("child", run(answer()))))
+        print("parent", run(answer(), timeout=5))
+
+    async def running_loop():
+        return asyncio.get_running_loop()
+
+    result = run_child(hooks_are_registered_before_ours, start, program, flags=QUIET)
+
+    assert result.stdout.splitlines() == ["goes on True", "child 42", "parent 42"]
+    assert (result.stderr, result.code) == ("", 0)
+
+
 @pytest.mark.promise("In a fork hook a wait is an error, and what is submitted is done afterwards")
 @pytest.mark.parametrize("pending", [True, False])
 def test_waiting_in_a_fork_hook_is_an_error_and_submitting_there_is_accepted(pending):

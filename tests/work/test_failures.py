@@ -232,3 +232,35 @@ def test_one_that_somebody_has_waited_for_in_vain_is_reported_when_the_handle_is
     runtime._failures.tell_unheld()
 
     assert [type(failure.exception) for failure in failures] == [LookupError]
+
+
+@pytest.mark.promise(
+    "A failure that somebody has waited for, and not asked for, is told by `shutdown()`, though the handle is kept"
+)
+@pytest.mark.parametrize("waited", ["in vain", "to the end"])
+def test_a_failure_that_somebody_has_waited_for_and_not_asked_for_is_told_by_shutdown(waited, failures):
+    """A wait that was over counted for ever: the failure was left to a waiter who had gone, and nobody told it."""
+
+    async def fails():
+        await release.wait()
+        raise LookupError
+
+    async def wait(task):
+        if waited == "in vain":
+            assert not await task.wait(0.01)
+            runtime.call_soon(release.set)
+        else:
+            waiting = asyncio.create_task(task.wait(5))
+            await asyncio.sleep(0)
+            runtime.call_soon(release.set)
+            assert await waiting
+
+    release = asyncio.Event()
+    runtime = Runtime(name="left", on_error=failures.append)
+    task = runtime.go(fails())
+    asyncio.run(wait(task))
+    runtime.shutdown()
+
+    assert [type(failure.exception) for failure in failures] == [LookupError]
+    assert isinstance(task.exception(), LookupError)
+    assert len(failures) == 1

@@ -455,3 +455,17 @@ def test_asyncio_does_not_take_a_task_for_a_future_of_its_own(runtime):
     assert not asyncio.isfuture(task)
     assert not asyncio.iscoroutine(task)
     assert task.result(timeout=5) == 1
+
+
+@pytest.mark.promise("Asking a finished handle again and again, by `concurrent.futures.wait`, makes it no larger")
+def test_asking_a_finished_handle_again_and_again_makes_it_no_larger(runtime):
+    """Each look left something at the handle, which a program that polls its handles kept for ever."""
+    task = runtime.go(value(1))
+    runtime.flush(timeout=5)
+
+    concurrent.futures.wait([task], timeout=0)
+    before = len(task._meeting)
+    for _ in range(10):
+        assert concurrent.futures.wait([task], timeout=0).done == {task}
+
+    assert len(task._meeting) == before

@@ -246,11 +246,19 @@ class LoopThread:
         reached = threading.Lock()
         reached.acquire()
         left = False
+        # Whoever takes it first decides: the loop, which is held or leaves; or this thread, which waits no more. Were the loop to leave
+        # later, in the middle of the fork, nobody would join its thread, and the next start would find the loop taken.
+        turn = [gate]
 
         def hold() -> None:
             nonlocal left
             if self._gate is not gate:
                 # Too late, the fork is over.
+                return
+            try:
+                turn.pop()
+            except IndexError:
+                # Too late, nobody waits any more.
                 return
             if may_leave():
                 left = True
@@ -262,7 +270,12 @@ class LoopThread:
                 pass
 
         self.post(hold)
-        reached.acquire(timeout=timeout)
+        if not reached.acquire(timeout=timeout):
+            try:
+                turn.pop()
+            except IndexError:
+                # It came at the last moment, and is about to say so.
+                reached.acquire(timeout=timeout)
         return left
 
     def resume(self) -> None:

@@ -25,7 +25,7 @@ import asyncio
 import gc
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
@@ -173,9 +173,10 @@ class Failures:
         while any(unclaimed and unclaimed.awaited for unclaimed in held) and time.monotonic() < until:
             time.sleep(0.001)
         for unclaimed in held:
-            if draining() or not unclaimed.awaited:
+            if draining() or not any(unclaimed.waiting):
                 unclaimed.tell(self)
-            # Else the waiter asks for it, or drops the handle, which makes the failure unheld.
+            # Else somebody still waits, on a loop that stands still, say, and asks for the error, or drops the handle, which makes the
+            # failure unheld.
         self.tell_unheld()
         self.tell_kept(at_once=True)
 
@@ -193,13 +194,15 @@ class Unclaimed:
     Kept apart from the task, so that only failures pay for a `__del__` (on the hot path it would cost 0.1 µs a task).
     """
 
-    __slots__ = ("__weakref__", "_failures", "awaited", "failure", "traceback")
+    __slots__ = ("__weakref__", "_failures", "awaited", "failure", "traceback", "waiting")
 
     def __init__(self, failure: Failure, failures: Failures) -> None:
         self.failure = failure
         self.traceback = failure.exception.__traceback__
         # Whether somebody waited for the outcome when it came.
         self.awaited = False
+        # Those who did, by how they wait. A waiter that gives up removes its own entry; not so a thread, which asks as soon as it is woken.
+        self.waiting: tuple[Sequence[object], ...] = ()
         # None once the error was asked for, or reported.
         self._failures: Failures | None = failures
 

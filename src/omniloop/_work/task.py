@@ -136,8 +136,8 @@ class _Meeting:
         # A dict, because a waiter that gives up removes its own callback.
         self.callbacks: dict[Callable[[], None], None] = {}
         self.waiters: list[Any] = []
-        # Whether async code waits, or has waited.
-        self.awaited = False
+        # An entry for each waiter in async code. A waiter that gives up removes its own.
+        self.awaited: list[object] = []
         self.condition: threading.Condition | None = None
 
 
@@ -515,10 +515,19 @@ class Task(concurrent.futures.Future[T]):
         A cancellation of the waiter asks the work to end if *asks* is true and the work can still be cancelled; else it ends the wait.
         """
         self._owner.check_process()
-        self._meet().awaited = True
-        if elsewhere is not None:
-            yield from elsewhere.wait(self, asks, timeout).__await__()
-            return
+        awaited, waiter = self._meet().awaited, object()
+        awaited.append(waiter)
+        try:
+            if elsewhere is not None:
+                yield from elsewhere.wait(self, asks, timeout).__await__()
+            else:
+                yield from self._wait_on_loop(asks, timeout)
+        finally:
+            # Whether the wait was in vain or not: a failure that nobody asks for afterwards would be left to one who has gone.
+            awaited.remove(waiter)
+
+    def _wait_on_loop(self, asks: bool, timeout: float | None) -> Generator[Any, None, None]:
+        """`_wait_async` on an asyncio loop."""
         loop = asyncio._get_running_loop()
         if loop is None:
             raise RuntimeError("No event loop runs here to await the task on. In sync code, use result().")
@@ -616,9 +625,11 @@ class Task(concurrent.futures.Future[T]):
         # The outcome came before any waiter. `concurrent.futures.wait` reads the condition twice, to acquire and to release it, and
         # must get the same one: so everybody uses the first meeting in the list that knows the outcome. (One that does not was appended
         # above, a moment too late, and will never be told.)
-        late = _Meeting()
-        late.outcome = first
-        meeting.append(late)
+        if not any(type(item) is _Meeting and item.outcome is not None for item in meeting):
+            # Only then: a program that polls its finished handles would add a meeting with each look.
+            late = _Meeting()
+            late.outcome = first
+            meeting.append(late)
         return next(item for item in meeting if type(item) is _Meeting and item.outcome is not None)
 
     def _tell(self, meeting: _Meeting, outcome: Outcome) -> bool:
@@ -646,6 +657,7 @@ class Task(concurrent.futures.Future[T]):
                 meeting.condition.notify_all()
             if outcome[0] is FAILED and (gates or meeting.waiters or meeting.awaited):
                 outcome[1].awaited = True
+                outcome[1].waiting = (gates, meeting.waiters, meeting.awaited)
         for gate in gates:
             gate.release()
         if not self._owner.foreign:
