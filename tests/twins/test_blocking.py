@@ -34,6 +34,7 @@ from omniloop import (
     TaskTimeoutError,
     WouldDeadlockError,
     blocking,
+    call_soon,
     flush,
     go,
     run,
@@ -1123,6 +1124,52 @@ def test_ctrl_c_cancels_the_call_and_its_clean_up_runs():
     result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("cleaned up\ninterrupted\n", "", 0)
+
+
+@pytest.mark.promise("Giving up the wait for an async face's iterator to close ends that wait, and not the clean-up")
+@pytest.mark.parametrize("how", ["aclose", "a second cancellation"])
+def test_giving_up_the_closing_of_an_iterator_leaves_its_clean_up_alone(how):
+    let_go, cleaning, ended = asyncio.Event(), threading.Event(), threading.Event()
+    said: list[str] = []
+
+    @blocking
+    async def slow_to_close() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            try:
+                await let_go.wait()
+                said.append("cleaned up")
+            except asyncio.CancelledError:
+                said.append("interrupted")
+                raise
+            finally:
+                ended.set()
+
+    async def main() -> None:
+        items = slow_to_close.aio()
+        await anext(items)
+        waiting = asyncio.ensure_future(items.aclose() if how == "aclose" else anext(items))
+        if how != "aclose":
+            # It has asked for the item by then.
+            await asyncio.sleep(0)
+            waiting.cancel()
+        while not cleaning.is_set():
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(waiting, PATIENCE)
+        # Neither was it interrupted, nor is it waited for.
+        assert said == []
+
+    try:
+        asyncio.run(main())
+    finally:
+        call_soon(let_go.set).result(PATIENCE)
+    assert ended.wait(PATIENCE)
+    assert said == ["cleaned up"]
 
 
 @pytest.mark.promise("On the loop's own thread a call is refused, and the error names `.aio`")
