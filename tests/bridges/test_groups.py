@@ -520,6 +520,35 @@ def test_a_timeout_cancels_all_and_raises_when_the_clean_up_is_done():
     assert ended == [True]
 
 
+@pytest.mark.promise("Whichever way a block with a timeout is left, nothing of it stays scheduled")
+@pytest.mark.parametrize(
+    "how", ["done", "cancelled from outside", "an error that is no exception", "a wait that is refused"]
+)
+def test_whichever_way_a_block_with_a_timeout_is_left_nothing_of_it_stays_scheduled(runtime, how):
+    async def request():
+        task = asyncio.current_task()
+        async with TaskGroup(timeout=3600, runtime=runtime):
+            if how == "cancelled from outside":
+                task.cancel()
+                await asyncio.Event().wait()
+            elif how == "an error that is no exception":
+                raise SystemExit(3)
+
+    if how == "a wait that is refused":
+        group = TaskGroup(timeout=3600, runtime=runtime)
+        group.__enter__()
+        group.go(forever())
+        with pytest.raises(WouldDeadlockError):
+            runtime.call_soon(group.__exit__, None, None, None).result(5)
+    else:
+        with contextlib.suppress(asyncio.CancelledError, SystemExit):
+            asyncio.run(request())
+
+    # A turn of the loop, which takes it out.
+    runtime.call_soon(int).result(5)
+    assert runtime.stats().scheduled == 0
+
+
 @on_any_loop
 def test_a_timeout_cancels_an_async_block_too(run):
     ended = []

@@ -195,6 +195,12 @@ class TaskGroup:
     ) -> bool | None:
         block = self._block
         assert block is not None
+        try:
+            return self._leave_block(block, error)
+        finally:
+            block.stop_timer()
+
+    def _leave_block(self, block: _Block, error: BaseException | None) -> bool:
         patient = error is None or isinstance(error, Exception)
         if isinstance(error, concurrent.futures.CancelledError) and self._stage is not _Stage.OPEN:
             # The block waited for work that the group had asked to end.
@@ -241,9 +247,15 @@ class TaskGroup:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
-        # As asyncio.TaskGroup does it, where it takes a cancellation from outside for one, and its own back.
         block = self._block
         assert isinstance(block, _AsyncBlock)
+        try:
+            return await self._leave_async_block(block, error)
+        finally:
+            block.stop_timer()
+
+    async def _leave_async_block(self, block: _AsyncBlock, error: BaseException | None) -> bool:
+        # As asyncio.TaskGroup does it, where it takes a cancellation from outside for one, and its own back.
         block.leave()
         cancelled = None
         if isinstance(error, asyncio.CancelledError):
@@ -400,8 +412,6 @@ class TaskGroup:
 
     def _finish(self, block: _Block, error: BaseException | None, over: bool) -> bool:
         """Raise what has to come out of the block; True if *error* is not to."""
-        if block.timer is not None:
-            block.timer.cancel()
         # Asking claims them: they are not reported as well.
         errors = [failure for task in self._failed if (failure := task.exception()) is not None]
         if error is not None and vars(error).get("refused_by") is not self:
@@ -437,6 +447,13 @@ class _Block:
         self.timer: Task[Any] | None = None
         self.gate = Lock()
         self.gate.acquire()
+
+    def stop_timer(self) -> None:
+        """The block is left, in whichever way: else the timer would hold it, and the group, until it is due."""
+        if self.timer is not None:
+            # In a forked child: the parent's.
+            with suppress(ForkedError):
+                self.timer.cancel()
 
     def wake(self) -> None:
         """Nothing is left to wait for. From any thread."""
