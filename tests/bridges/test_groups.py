@@ -549,6 +549,21 @@ def test_whichever_way_a_block_with_a_timeout_is_left_nothing_of_it_stays_schedu
     assert runtime.stats().scheduled == 0
 
 
+@pytest.mark.promise("A timeout that comes when the group was cancelled, or has ended, changes nothing")
+@pytest.mark.parametrize("before", ["cancelled", "ended"])
+def test_a_timeout_that_comes_after_the_end_or_a_cancellation_changes_nothing(before):
+    with TaskGroup(timeout=3600) as group:
+        task = group.go(forever() if before == "cancelled" else value(1))
+        if before == "cancelled":
+            group.cancel()
+        else:
+            task.result(5)
+            assert group._end()
+        # As the loop does it when the time is over.
+        timer = group._block.timer
+        timer._work()
+
+
 @on_any_loop
 def test_a_timeout_cancels_an_async_block_too(run):
     ended = []

@@ -342,11 +342,9 @@ class TaskGroup:
 
     def _cancel(self, stage: _Stage) -> None:
         with self._lock:
-            first = self._stage is _Stage.OPEN
-            if first or stage is _Stage.TIMED_OUT:
-                self._stage = stage
+            moved = self._move(stage)
         # Once, because a second time would interrupt the clean-up.
-        if first:
+        if moved:
             for task in self._tasks():
                 # In a forked child: the parent's, and none of ours.
                 with suppress(ForkedError):
@@ -406,9 +404,17 @@ class TaskGroup:
         """End the group if all is done."""
         with self._lock:
             over = not self._unfinished
-            if over and self._stage is _Stage.OPEN:
-                self._stage = _Stage.ENDED
+            if over:
+                self._move(_Stage.ENDED)
         return over
+
+    def _move(self, to: _Stage) -> bool:
+        """Under the lock: leave the stage in which it takes tasks, which happens once; False if that has happened before."""
+        # So a timer that fires at the end of the block, or after a cancellation, comes too late.
+        first = self._stage is _Stage.OPEN
+        if first:
+            self._stage = to
+        return first
 
     def _finish(self, block: _Block, error: BaseException | None, over: bool) -> bool:
         """Raise what has to come out of the block; True if *error* is not to."""
