@@ -795,6 +795,50 @@ def test_ctrl_c_at_any_line_of_a_submission_leaves_no_block_waiting_for_ever():
     assert lines > 8
 
 
+@pytest.mark.promise("Ctrl-C at any line of a group's submission lets no task out of the group")
+def test_ctrl_c_at_any_line_of_a_submission_lets_no_task_out_of_the_group(runtime):
+    def interrupt_at(line):
+        """As above; the group's own lines alone, where it may have the task already."""
+
+        def trace(frame, event, arg):
+            nonlocal line
+            if not frame.f_code.co_filename.endswith("_bridges/groups.py"):
+                return None
+            if event == "line":
+                line -= 1
+                if line == 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        coro = forever()
+        with contextlib.suppress(KeyboardInterrupt), TaskGroup(runtime=runtime) as group:
+            sys.settrace(trace)
+            try:
+                group.go(coro)
+            finally:
+                sys.settrace(None)
+            group.cancel()
+        # Cancelled by then, by the submission or the block: ended in a turn or two of the loop.
+        tasks = runtime.tasks()
+        left = concurrent.futures.wait(tasks, timeout=2).not_done
+        for task in left:
+            task.cancel()
+        assert not left
+        coro.close()
+        return line <= 0
+
+    former = sys.gettrace()
+    lines = 0
+    try:
+        while interrupt_at(lines + 1):
+            lines += 1
+    finally:
+        sys.settrace(former)
+
+    assert lines > 8
+
+
 def test_at_exit_the_drain_finishes_a_group_that_another_thread_waits_for():
     def program():
         async def child():

@@ -306,7 +306,7 @@ class TaskGroup:
         return self._add(coro, lambda: go_limited(self._runtime, self._limiter, coro, frame, name, **options))
 
     def _add(self, work: object, start: Callable[[], Task[T]]) -> Task[T]:
-        ticket = object()
+        ticket, task = object(), None
         try:
             with self._lock:
                 taken = self._stage is _Stage.OPEN
@@ -326,6 +326,9 @@ class TaskGroup:
         except BaseException:
             # Refused; or Ctrl-C at any point, which must not leave a ticket behind that nobody gives back.
             self._leave(ticket)
+            if task is not None:
+                # Nobody gets its handle, and the group does not know it any more: nobody else could end it.
+                task.cancel()
             raise
         return task
 
