@@ -233,8 +233,12 @@ class SyncSteps(Generic[T]):
         """Have a step taken, and return what comes of the next that is not taken out; StopIteration at the end, or what the source raised."""
         if self._ended:
             raise StopIteration
-        self._source.ask(said)
-        item = self._take()
+        # Not in there, because in a child the next step is to be refused too.
+        self._source.task._owner.check_process()
+        with self._ending():
+            # Together: Ctrl-C in between would leave the source a step ahead of what is asked next.
+            self._source.ask(said)
+            item = self._take()
         if item is not END:
             return item
         # Again, because `close` may have come in between, in another thread.

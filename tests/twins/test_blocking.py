@@ -1126,6 +1126,53 @@ def test_ctrl_c_cancels_the_call_and_its_clean_up_runs():
     assert (result.stdout, result.stderr, result.code) == ("cleaned up\ninterrupted\n", "", 0)
 
 
+@pytest.mark.promise(
+    "After Ctrl-C at any line of a `send()` what is said and what comes out belong together, or the iteration has ended"
+)
+def test_after_ctrl_c_at_any_line_of_a_send_what_is_said_and_what_comes_out_belong_together():
+    @blocking
+    async def echo() -> AsyncIterator[int]:
+        said = 0
+        while True:
+            said = yield said
+
+    def interrupt_at(line: int) -> bool:
+        """Raise at the given line event of the steps' own code, as a signal handler may; False if there is none such."""
+
+        def trace(frame: typing.Any, event: str, arg: object) -> typing.Any:
+            nonlocal line
+            if not frame.f_code.co_filename.endswith("omniloop/_steps.py"):
+                return None
+            if event == "line":
+                line -= 1
+                if line == 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        numbers: typing.Any = echo()
+        assert next(numbers) == 0
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.settrace(trace)
+            try:
+                numbers.send(1)
+            finally:
+                sys.settrace(None)
+        with contextlib.suppress(StopIteration):
+            assert numbers.send(2) == 2
+        numbers.close()
+        return line <= 0
+
+    former = sys.gettrace()
+    lines = 0
+    try:
+        while interrupt_at(lines + 1):
+            lines += 1
+    finally:
+        sys.settrace(former)
+    assert lines > 8
+
+
 @pytest.mark.promise("Giving up the wait for an async face's iterator to close ends that wait, and not the clean-up")
 @pytest.mark.parametrize("how", ["aclose", "a second cancellation"])
 def test_giving_up_the_closing_of_an_iterator_leaves_its_clean_up_alone(how):
