@@ -74,6 +74,7 @@ class Source:
         self._wanted = ahead
         self._said: Any = advance
         self._wake: Future[None] | None = None
+        self._asked = False
         self.task: Task[None] = runtime._make_task(drive(self), None, None, frame, name, kind)
         context = self.task._context
         if kind is DAEMON and context is not None and belongs_to not in context:
@@ -107,7 +108,14 @@ class Source:
     def drop(self) -> None:
         """Cancel the source without waiting, because a finaliser must not wait."""
         with suppress(ForkedError):
-            self.task.cancel()
+            self.end()
+
+    def end(self) -> bool:
+        """Ask it to end; False if it has ended."""
+        # Once: a second time would interrupt the clean-up.
+        if not self._asked and self.task.cancel():
+            self._asked = True
+        return not self.task.done()
 
     def too_late(self, timeout: float | None) -> TaskTimeoutError:
         name = shown(self.task.get_name())
@@ -226,8 +234,12 @@ class SyncSteps(Generic[T]):
         """Request a step, and return the next item of the queue; StopIteration at the end, or the error of the source."""
         if self._ended:
             raise StopIteration
-        self._source.ask(said)
-        item = self._take()
+        # Not in there, because in a child the next step is to be refused too.
+        self._source.task._owner.check_process()
+        with self._ending():
+            # Together: Ctrl-C in between would leave the source a step ahead of what is asked next.
+            self._source.ask(said)
+            item = self._take()
         if item is not END:
             return item
         # Checked again, because another thread may have called `close` meanwhile.
@@ -356,9 +368,12 @@ class AsyncSteps(AsyncGenerator[T, S]):
 
     async def aclose(self) -> None:
         self._ended = True
-        if self._source is not None and self._source.task.cancel():
-            with suppress(asyncio.CancelledError):
-                await self._source.task
+        if self._source is None:
+            return
+        task = self._source.task
+        # The waiting asks for nothing: a cancellation of the caller ends the wait, and does not interrupt the clean-up.
+        if self._source.end() and await task.wait() and not task.cancelled():
+            task.result(0)
 
     def __del__(self) -> None:
         # There is no source if `__init__` has failed.

@@ -520,6 +520,50 @@ def test_a_timeout_cancels_all_and_raises_when_the_clean_up_is_done():
     assert ended == [True]
 
 
+@pytest.mark.promise("Whichever way a block with a timeout is left, nothing of it stays scheduled")
+@pytest.mark.parametrize(
+    "how", ["done", "cancelled from outside", "an error that is no exception", "a wait that is refused"]
+)
+def test_whichever_way_a_block_with_a_timeout_is_left_nothing_of_it_stays_scheduled(runtime, how):
+    async def request():
+        task = asyncio.current_task()
+        async with TaskGroup(timeout=3600, runtime=runtime):
+            if how == "cancelled from outside":
+                task.cancel()
+                await asyncio.Event().wait()
+            elif how == "an error that is no exception":
+                raise SystemExit(3)
+
+    if how == "a wait that is refused":
+        group = TaskGroup(timeout=3600, runtime=runtime)
+        group.__enter__()
+        group.go(forever())
+        with pytest.raises(WouldDeadlockError):
+            runtime.call_soon(group.__exit__, None, None, None).result(5)
+    else:
+        with contextlib.suppress(asyncio.CancelledError, SystemExit):
+            asyncio.run(request())
+
+    # A turn of the loop, which takes it out.
+    runtime.call_soon(int).result(5)
+    assert runtime.stats().scheduled == 0
+
+
+@pytest.mark.promise("A timeout that comes when the group was cancelled, or has ended, changes nothing")
+@pytest.mark.parametrize("before", ["cancelled", "ended"])
+def test_a_timeout_that_comes_after_the_end_or_a_cancellation_changes_nothing(before):
+    with TaskGroup(timeout=3600) as group:
+        task = group.go(forever() if before == "cancelled" else value(1))
+        if before == "cancelled":
+            group.cancel()
+        else:
+            task.result(5)
+            assert group._end()
+        # As the loop does it when the time is over.
+        timer = group._block.timer
+        timer._work()
+
+
 @on_any_loop
 def test_a_timeout_cancels_an_async_block_too(run):
     ended = []
@@ -738,6 +782,50 @@ def test_ctrl_c_at_any_line_of_a_submission_leaves_no_block_waiting_for_ever():
         omniloop.flush(5)
         for coro in coros:
             coro.close()
+        return line <= 0
+
+    former = sys.gettrace()
+    lines = 0
+    try:
+        while interrupt_at(lines + 1):
+            lines += 1
+    finally:
+        sys.settrace(former)
+
+    assert lines > 8
+
+
+@pytest.mark.promise("Ctrl-C at any line of a group's submission lets no task out of the group")
+def test_ctrl_c_at_any_line_of_a_submission_lets_no_task_out_of_the_group(runtime):
+    def interrupt_at(line):
+        """As above; the group's own lines alone, where it may have the task already."""
+
+        def trace(frame, event, arg):
+            nonlocal line
+            if not frame.f_code.co_filename.endswith("_bridges/groups.py"):
+                return None
+            if event == "line":
+                line -= 1
+                if line == 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        coro = forever()
+        with contextlib.suppress(KeyboardInterrupt), TaskGroup(runtime=runtime) as group:
+            sys.settrace(trace)
+            try:
+                group.go(coro)
+            finally:
+                sys.settrace(None)
+            group.cancel()
+        # Cancelled by then, by the submission or the block: ended in a turn or two of the loop.
+        tasks = runtime.tasks()
+        left = concurrent.futures.wait(tasks, timeout=2).not_done
+        for task in left:
+            task.cancel()
+        assert not left
+        coro.close()
         return line <= 0
 
     former = sys.gettrace()

@@ -210,8 +210,8 @@ def test_a_cancellation_reaches_the_work_before_its_start_in_it_and_after_it(cop
     heavy=True,
     an_end_that_looks_before_it_takes_the_lock=Edit(
         GROUPS,
-        "        with self._lock:\n            over = not self._unfinished\n            if over and self._stage",
-        "        over = not self._unfinished\n        with self._lock:\n            if over and self._stage",
+        "        with self._lock:\n            over = not self._unfinished\n            if over:",
+        "        over = not self._unfinished\n        with self._lock:\n            if over:",
     ),
     a_submission_without_a_ticket=Edit(
         GROUPS,

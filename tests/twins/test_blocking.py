@@ -34,6 +34,7 @@ from omniloop import (
     TaskTimeoutError,
     WouldDeadlockError,
     blocking,
+    call_soon,
     flush,
     go,
     run,
@@ -1123,6 +1124,99 @@ def test_ctrl_c_cancels_the_call_and_its_clean_up_runs():
     result = run_child(program)
 
     assert (result.stdout, result.stderr, result.code) == ("cleaned up\ninterrupted\n", "", 0)
+
+
+@pytest.mark.promise(
+    "After Ctrl-C at any line of a `send()` what is said and what comes out belong together, or the iteration has ended"
+)
+def test_after_ctrl_c_at_any_line_of_a_send_what_is_said_and_what_comes_out_belong_together():
+    @blocking
+    async def echo() -> AsyncIterator[int]:
+        said = 0
+        while True:
+            said = yield said
+
+    def interrupt_at(line: int) -> bool:
+        """Raise at the given line event of the steps' own code, as a signal handler may; False if there is none such."""
+
+        def trace(frame: typing.Any, event: str, arg: object) -> typing.Any:
+            nonlocal line
+            if not frame.f_code.co_filename.endswith("omniloop/_steps.py"):
+                return None
+            if event == "line":
+                line -= 1
+                if line == 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        numbers: typing.Any = echo()
+        assert next(numbers) == 0
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.settrace(trace)
+            try:
+                numbers.send(1)
+            finally:
+                sys.settrace(None)
+        with contextlib.suppress(StopIteration):
+            assert numbers.send(2) == 2
+        numbers.close()
+        return line <= 0
+
+    former = sys.gettrace()
+    lines = 0
+    try:
+        while interrupt_at(lines + 1):
+            lines += 1
+    finally:
+        sys.settrace(former)
+    assert lines > 8
+
+
+@pytest.mark.promise("Giving up the wait for an async face's iterator to close ends that wait, and not the clean-up")
+@pytest.mark.parametrize("how", ["aclose", "a second cancellation"])
+def test_giving_up_the_closing_of_an_iterator_leaves_its_clean_up_alone(how):
+    let_go, cleaning, ended = asyncio.Event(), threading.Event(), threading.Event()
+    said: list[str] = []
+
+    @blocking
+    async def slow_to_close() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            try:
+                await let_go.wait()
+                said.append("cleaned up")
+            except asyncio.CancelledError:
+                said.append("interrupted")
+                raise
+            finally:
+                ended.set()
+
+    async def main() -> None:
+        items = slow_to_close.aio()
+        await anext(items)
+        waiting = asyncio.ensure_future(items.aclose() if how == "aclose" else anext(items))
+        if how != "aclose":
+            # It has asked for the item by then.
+            await asyncio.sleep(0)
+            waiting.cancel()
+        while not cleaning.is_set():
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(waiting, PATIENCE)
+        # Neither was it interrupted, nor is it waited for.
+        assert said == []
+
+    try:
+        asyncio.run(main())
+    finally:
+        call_soon(let_go.set).result(PATIENCE)
+    assert ended.wait(PATIENCE)
+    assert said == ["cleaned up"]
 
 
 @pytest.mark.promise("On the loop's own thread a call is refused, and the error names `.aio`")

@@ -197,6 +197,12 @@ class TaskGroup:
     ) -> bool | None:
         block = self._block
         assert block is not None
+        try:
+            return self._leave_block(block, error)
+        finally:
+            block.stop_timer()
+
+    def _leave_block(self, block: _Block, error: BaseException | None) -> bool:
         patient = error is None or isinstance(error, Exception)
         if isinstance(error, concurrent.futures.CancelledError) and self._stage is not _Stage.OPEN:
             # The block waited for a task that the group has cancelled: not an error of the block's own.
@@ -243,9 +249,15 @@ class TaskGroup:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
-        # As asyncio.TaskGroup does: a cancellation from outside is kept, and the group's own cancellation is taken back.
         block = self._block
         assert isinstance(block, _AsyncBlock)
+        try:
+            return await self._leave_async_block(block, error)
+        finally:
+            block.stop_timer()
+
+    async def _leave_async_block(self, block: _AsyncBlock, error: BaseException | None) -> bool:
+        # As asyncio.TaskGroup does: a cancellation from outside is kept, and the group's own cancellation is taken back.
         block.leave()
         cancelled = None
         if isinstance(error, asyncio.CancelledError):
@@ -296,7 +308,7 @@ class TaskGroup:
         return self._add(coro, lambda: go_limited(self._runtime, self._limiter, coro, frame, name, **options))
 
     def _add(self, work: object, start: Callable[[], Task[T]]) -> Task[T]:
-        ticket = object()
+        ticket, task = object(), None
         try:
             with self._lock:
                 taken = self._stage is _Stage.OPEN
@@ -316,6 +328,9 @@ class TaskGroup:
         except BaseException:
             # Refused, or interrupted by Ctrl-C at any point. The ticket must be given back, or the group would never end.
             self._leave(ticket)
+            if task is not None:
+                # Nobody gets its handle, and the group does not know it any more: nobody else could end it.
+                task.cancel()
             raise
         return task
 
@@ -332,11 +347,9 @@ class TaskGroup:
 
     def _cancel(self, stage: _Stage) -> None:
         with self._lock:
-            first = self._stage is _Stage.OPEN
-            if first or stage is _Stage.TIMED_OUT:
-                self._stage = stage
+            moved = self._move(stage)
         # Only once, because a second cancellation would interrupt the clean-up.
-        if first:
+        if moved:
             for task in self._tasks():
                 # In a forked child the tasks are the parent's.
                 with suppress(ForkedError):
@@ -396,14 +409,20 @@ class TaskGroup:
         """End the group if all tasks are done, and tell whether they are."""
         with self._lock:
             over = not self._unfinished
-            if over and self._stage is _Stage.OPEN:
-                self._stage = _Stage.ENDED
+            if over:
+                self._move(_Stage.ENDED)
         return over
+
+    def _move(self, to: _Stage) -> bool:
+        """Under the lock: leave the stage in which it takes tasks, which happens once; False if that has happened before."""
+        # So a timer that fires at the end of the block, or after a cancellation, comes too late.
+        first = self._stage is _Stage.OPEN
+        if first:
+            self._stage = to
+        return first
 
     def _finish(self, block: _Block, error: BaseException | None, over: bool) -> bool:
         """Raise the errors of the tasks and of the block; True if there are none, so that *error* is suppressed."""
-        if block.timer is not None:
-            block.timer.cancel()
         # `exception()` claims each error, so that it is not reported as well.
         errors = [failure for task in self._failed if (failure := task.exception()) is not None]
         if error is not None and vars(error).get("refused_by") is not self:
@@ -439,6 +458,13 @@ class _Block:
         self.timer: Task[Any] | None = None
         self.gate = Lock()
         self.gate.acquire()
+
+    def stop_timer(self) -> None:
+        """The block is left, in whichever way: else the timer would hold it, and the group, until it is due."""
+        if self.timer is not None:
+            # In a forked child: the parent's.
+            with suppress(ForkedError):
+                self.timer.cancel()
 
     def wake(self) -> None:
         """Let the block end, because no task is left. May be called from any thread."""
