@@ -71,6 +71,68 @@ def test_a_daemon_whose_own_time_limit_is_just_over_is_cancelled_too(caplog):
     assert caplog.records == []
 
 
+@pytest.mark.promise(
+    "A daemon that begins during the end, after the others were cancelled, is cancelled too and can clean up"
+)
+def test_a_daemon_that_begins_late_in_the_end_is_cancelled_too(caplog):
+    """It was never asked, and the log said that it had not ended when cancelled."""
+
+    async def late():
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ends.append("cleaned up")
+
+    async def bare():
+        running.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            daemons.append(runtime.go(late(), daemon=True))
+            while not began.is_set():
+                await asyncio.sleep(0)
+            raise
+
+    async def leave():
+        tasks.append(asyncio.create_task(bare()))
+
+    daemons, tasks, ends = [], [], []
+    began, running = threading.Event(), threading.Event()
+    runtime = Runtime(name="late", leftover_timeout=0)
+    runtime.go(leave()).result(5)
+    assert running.wait(5)
+    runtime.shutdown(5)
+
+    assert daemons[0].cancelled() and ends == ["cleaned up"]
+    assert not [record for record in caplog.messages if "did not end when cancelled" in record]
+
+
+@pytest.mark.promise(
+    "A daemon that begins the next one when it is cancelled does not hold up a `shutdown()` that has no limit"
+)
+def test_a_daemon_that_begins_the_next_without_end_does_not_hold_up_the_end():
+    async def daemon():
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with contextlib.suppress(ClosedError):
+                runtime.go(daemon(), daemon=True)
+
+    started = threading.Event()
+    runtime = Runtime(name="again", cancel_timeout=0.2)
+    runtime.go(daemon(), daemon=True)
+    assert started.wait(5)
+    ending = threading.Thread(target=runtime.shutdown, args=(None,), daemon=True)
+    ending.start()
+    ending.join(10)
+
+    assert not ending.is_alive()
+    assert runtime.tasks() == []
+
+
 def test_daemons_are_cancelled_after_the_others_and_their_clean_up_runs():
     async def daemon():
         started.set()

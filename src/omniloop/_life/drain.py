@@ -540,7 +540,10 @@ class _End:
             return ended
         if not await self._close_generators(deadline):
             return None if ledger.is_done(self.rank) else False
-        return self._refuse()
+        if self._refuse():
+            return True
+        # Each daemon that is cancelled may begin the next: then there is no work to wait for, and no round would be the last.
+        return None if time.monotonic() >= deadline and ledger.is_done(self.rank) else False
 
     async def _cut_all(self, deadline: float, leftovers: LeftoverTime) -> bool:
         ledger = self._life.ledger
@@ -565,6 +568,8 @@ class _End:
             undelivered
             or not ledger.is_quiet()
             or ledger.keepers
+            # One that has begun since their stage is still to be asked to end.
+            or ledger.daemons
             or ledger.has_open_generators()
             or ledger.leftovers.clean_ups
             or self._rest()
