@@ -61,6 +61,7 @@ from .. import _cpython, _hooks
 from .._arguments import close_unstarted
 from .._clock import acquire, holding, time
 from .._errors import CannotStartError, ClosedError
+from .._locks import Guard
 from .._process import exit
 from .._report import frames_of, hurried, innermost, say, shown, thread_place, thread_stack
 from .._work.ledger import is_asked, task_in
@@ -188,8 +189,9 @@ class _Asked:
         self.value: Any = None
         self._life = life
         self._begin = begin
-        # Held while the request is begun, so that it never begins after `give_up`.
-        self._turn = Lock()
+        # Held while the request is begun, so that it never begins after `give_up`. A `Guard`, because the loop waits for it: a Ctrl-C in
+        # `give_up` must not leave it taken.
+        self._turn = Guard()
         self._runner: asyncio.Task[Any] | None = None
         life.asked.add(self)
 
