@@ -169,9 +169,13 @@ def close(
         # If two threads close at once, one of them does this and the other waits for it, which takes no longer than the deadline.
         with holding(life.closing):
             if life.stage is not Stage.CLOSED:
-                _end(
-                    life, last, end, "Ctrl-C ended the draining" if interruptions else "the time for draining was over"
-                )
+                why = "Ctrl-C ended the draining" if interruptions else "the time for draining was over"
+                try:
+                    _end(life, last, end, why)
+                except KeyboardInterrupt:
+                    # In its wait for the threads, for example. Whoever waits for a handle is to be told nevertheless.
+                    interruptions += 1
+                    _end(life, time.monotonic(), end, why)
             else:
                 life.fail_all(end.undelivered, _closed_error, told=True)
     return interruptions
@@ -737,8 +741,14 @@ def _closed_error() -> ClosedError:
 
 
 def _end(life: Life, deadline: float, end: _End, why: str) -> None:
-    """Stop the threads, log what was cut off, and fail what is left, so that nobody waits for it. For the thread that closes."""
-    undelivered = end.undelivered + life.inbox.close()
+    """
+    Stop the threads, log what was cut off, and fail what is left, so that nobody waits for it. For the thread that closes.
+
+    May be called again if it was interrupted.
+    """
+    # Kept in `end`, because a second call finds the inbox empty.
+    end.undelivered += life.inbox.close()
+    undelivered = end.undelivered
     # A start that is under way may not have seen that the inbox is closed. Any later one does.
     life.wait_for_start()
     thread = life.thread

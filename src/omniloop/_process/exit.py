@@ -360,19 +360,28 @@ def _drain_at_exit() -> None:
         return
     notice_fork()
     _clock.start()
+    failed: BaseException | None = None
     with hurried():
         # Repeated, because the end of one runtime may start another.
         while watched:
             runtime = next(iter(watched))
+            life = runtime._held_by_fork()
             try:
                 runtime._drain_at_exit(_clock)
-            finally:
+            except BaseException as error:
+                # The other runtimes are ended nevertheless, and what they cut off is named.
+                failed = failed or error
+                _clock.interruptions += isinstance(error, KeyboardInterrupt)
+            if runtime._held_by_fork() is life:
+                # Otherwise somebody went on meanwhile, and the next life is to be drained as well.
                 watched.discard(runtime)
         _tell()
         leave_out_hung(_left_behind)
     _exiting = True
     if _end is not None:
         _end()
+    if failed is not None:
+        raise failed
 
 
 def _give_up() -> None:
