@@ -133,6 +133,50 @@ def test_a_daemon_that_begins_the_next_without_end_does_not_hold_up_the_end():
     assert runtime.tasks() == []
 
 
+@pytest.mark.promise(
+    "Work that another thread submits while the end goes on is not refused as long as anything else is left"
+)
+def test_work_is_not_refused_while_something_is_left(monkeypatch):
+    """The inbox was closed for each look at what is left, and opened again."""
+
+    async def left_by_the_clean_up():
+        await asyncio.Event().wait()
+
+    async def generate():
+        try:
+            yield
+        finally:
+            left.append(asyncio.create_task(left_by_the_clean_up()))
+
+    async def work():
+        generators.append(generate())
+        await anext(generators[0])
+
+    def submit():
+        try:
+            runtime.call_soon(int)
+        except ClosedError as error:
+            refused.append(error)
+
+    def look(loop=None):
+        if left and not left[0].done() and len(looks) < 100:
+            looks.append(loop)
+            thread = threading.Thread(target=submit)
+            thread.start()
+            thread.join()
+        return all_tasks(loop)
+
+    generators, left, looks, refused = [], [], [], []
+    all_tasks = asyncio.all_tasks
+    runtime = Runtime(name="looked at")
+    runtime.go(work()).result(5)
+    monkeypatch.setattr(asyncio, "all_tasks", look)
+    runtime.shutdown(10)
+
+    assert looks and left[0].cancelled()
+    assert refused == []
+
+
 def test_daemons_are_cancelled_after_the_others_and_their_clean_up_runs():
     async def daemon():
         started.set()

@@ -568,21 +568,28 @@ class _End:
 
     def _refuse(self) -> bool:
         """Close the inbox if nothing is left; return False if something is."""
-        life, ledger = self._life, self._life.ledger
+        life = self._life
+        # First with the inbox open: what other threads submit is not refused as long as the end goes on.
+        if self._is_left():
+            return False
         undelivered = life.inbox.close()
-        if (
-            undelivered
-            or not ledger.is_quiet()
+        # A second look, because other threads may have submitted until then.
+        if undelivered or self._is_left():
+            life.inbox.reopen(undelivered)
+            return False
+        return True
+
+    def _is_left(self) -> bool:
+        ledger = self._life.ledger
+        return bool(
+            not ledger.is_quiet()
             or ledger.keepers
             # One that has begun since their stage is still to be asked to end.
             or ledger.daemons
             or ledger.has_open_generators()
             or ledger.leftovers.clean_ups
             or self._rest()
-        ):
-            life.inbox.reopen(undelivered)
-            return False
-        return True
+        )
 
     async def _close_generators(self, deadline: float) -> bool:
         loop, helpers = self._life.ledger.loop, self._life.ledger.leftovers.helpers
