@@ -13,6 +13,7 @@ import pytest
 
 import omniloop
 from omniloop import ClosedError, Runtime
+from omniloop._work.inbox import Inbox
 
 
 def threads_of(name):
@@ -175,6 +176,38 @@ def test_work_is_not_refused_while_something_is_left(monkeypatch):
 
     assert looks and left[0].cancelled()
     assert refused == []
+
+
+@pytest.mark.promise(
+    "Work that is the first to use a runtime, in the middle of its `shutdown()`, is done or refused, and not cancelled"
+)
+def test_a_first_use_in_the_middle_of_the_end_is_done(monkeypatch):
+    """The end had seen that no thread runs, and stopped the one that was started then, with what it had begun."""
+
+    async def work():
+        began.set()
+        await asyncio.sleep(0.05)
+        return "done"
+
+    def submit():
+        tasks.append(runtime.go(work()))
+
+    def close(inbox):
+        # The end has looked by now; in another thread the runtime starts, and begins its work.
+        if not tasks:
+            thread = threading.Thread(target=submit)
+            thread.start()
+            thread.join()
+            assert began.wait(5)
+        return original(inbox)
+
+    began, tasks = threading.Event(), []
+    runtime = Runtime(name="first used")
+    original = Inbox.close
+    monkeypatch.setattr(Inbox, "close", close)
+    runtime.shutdown(10)
+
+    assert tasks[0].result(5) == "done"
 
 
 def test_daemons_are_cancelled_after_the_others_and_their_clean_up_runs():

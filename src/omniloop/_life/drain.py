@@ -473,7 +473,9 @@ class _End:
         life = self._life
         if life.thread is None or not life.serving:
             undelivered = life.inbox.close()
-            if undelivered and life.stage is not Stage.DEAD:
+            # Until then another thread may have started the loop, which has begun what was submitted. Any later start is refused.
+            life.wait_for_start()
+            if (undelivered or life.serving) and life.stage is not Stage.DEAD:
                 with suppress(CannotStartError):
                     life.inbox.reopen(undelivered)
                 return False
