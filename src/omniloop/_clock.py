@@ -76,16 +76,25 @@ def let_through(gate: Lock) -> None:
         gate.release()
 
 
+def take(lock: Lock | RLock, timeout: float | None, taken: list[bool]) -> None:
+    """
+    Acquire *lock*, unless that takes longer than *timeout* seconds, and put True into *taken* if it is acquired.
+
+    Called inside the `try` whose `finally` releases the lock if *taken* says so: then an exception in between does not leave it locked.
+    """
+    for seconds in slices(timeout):
+        # One step in C: if the lock is acquired, that is recorded too.
+        taken.extend(map(lock.acquire, (True,), (seconds,)))
+        if True in taken:
+            return
+
+
 @contextmanager
 def holding(lock: Lock | RLock) -> Iterator[None]:
     """Hold *lock* like ``with lock``, with a wait of ours; an exception while it is acquired does not leave it locked."""
     taken: list[bool] = []
     try:
-        for seconds in slices(None):
-            # One step in C: if the lock is acquired, that is recorded too.
-            taken.extend(map(lock.acquire, (True,), (seconds,)))
-            if True in taken:
-                break
+        take(lock, None, taken)
         yield
     finally:
         if True in taken:

@@ -41,7 +41,7 @@ from ._arguments import (
     one_argument,
 )
 from ._caller import caller
-from ._clock import acquire, time
+from ._clock import take, time
 from ._errors import (
     AlreadyRunningError,
     CannotStartError,
@@ -577,16 +577,17 @@ class Runtime:
         seconds = self._settings.exit_timeout if isinstance(timeout, FromSettings) else timeout
         deadline = _deadline(seconds)
         with waits.waiting_for_all(life, "shutdown()"):
-            # Another thread may be in a shutdown that has more time. Work that this one cancels at its own deadline, that one no longer
-            # waits for.
-            alone = acquire(self._closing, seconds)
+            taken: list[bool] = []
             try:
+                # Another thread may be in a shutdown that has more time. Work that this one cancels at its own deadline, that one no
+                # longer waits for.
+                take(self._closing, seconds, taken)
                 if not self._reopens:
                     self._shut_down = self._ended = True
                 leftovers = self._leftover_time(time.monotonic(), 0.0, deadline)
                 self._close(deadline, leftovers, self._settings.cancel_timeout)
             finally:
-                if alone:
+                if True in taken:
                     self._closing.release()
         exit.make_up_for_signal()
 
@@ -1012,18 +1013,18 @@ class Runtime:
         """Drain for the last time: all work that is submitted later is refused."""
         deadline = clock.deadline(self._settings.exit_timeout)
         self._ended = True
-        alone = False
+        taken: list[bool] = []
         try:
-            # A daemon thread may be in a shutdown() that has more time than the exit.
-            alone = acquire(self._closing, None if deadline is None else deadline - time.monotonic())
-        except KeyboardInterrupt:
-            clock.interruptions += 1
-        try:
+            try:
+                # A daemon thread may be in a shutdown() that has more time than the exit.
+                take(self._closing, None if deadline is None else deadline - time.monotonic(), taken)
+            except KeyboardInterrupt:
+                clock.interruptions += 1
             leftovers = self._leftover_time(clock.began, clock.spent, deadline)
             clean_up = clock.clean_up(self._settings.cancel_timeout)
             clock.interruptions = self._close(deadline, leftovers, clean_up, clock.interruptions)
         finally:
-            if alone:
+            if True in taken:
                 self._closing.release()
 
     def _close(

@@ -181,8 +181,8 @@ def test_a_call_in_a_thread_is_made_or_cancelled(copy: Copy) -> None:
         Edit(LIFE, "            ledger.cancelled_early[task] = args\n", "            pass\n"),
         Edit(
             LIFE,
-            "        self.inbox.put(partial(ledger.cancel, task, msg))\n",
-            "        self.inbox.put(partial(ledger.cancel, task, msg))\n        ledger.cancelled_early[task] = args\n",
+            "        told = self.inbox.put(partial(ledger.cancel, task, msg))\n",
+            "        told = self.inbox.put(partial(ledger.cancel, task, msg))\n        ledger.cancelled_early[task] = args\n",
         ),
     ),
 )

@@ -13,6 +13,7 @@ import pytest
 
 import omniloop
 from omniloop import ClosedError, Runtime
+from omniloop._work.inbox import Inbox
 
 
 def threads_of(name):
@@ -69,6 +70,144 @@ def test_a_daemon_whose_own_time_limit_is_just_over_is_cancelled_too(caplog):
 
     assert all(task.cancelled() for task in daemons)
     assert caplog.records == []
+
+
+@pytest.mark.promise(
+    "A daemon that begins during the end, after the others were cancelled, is cancelled too and can clean up"
+)
+def test_a_daemon_that_begins_late_in_the_end_is_cancelled_too(caplog):
+    """It was never asked, and the log said that it had not ended when cancelled."""
+
+    async def late():
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ends.append("cleaned up")
+
+    async def bare():
+        running.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            daemons.append(runtime.go(late(), daemon=True))
+            while not began.is_set():
+                await asyncio.sleep(0)
+            raise
+
+    async def leave():
+        tasks.append(asyncio.create_task(bare()))
+
+    daemons, tasks, ends = [], [], []
+    began, running = threading.Event(), threading.Event()
+    runtime = Runtime(name="late", leftover_timeout=0)
+    runtime.go(leave()).result(5)
+    assert running.wait(5)
+    runtime.shutdown(5)
+
+    assert daemons[0].cancelled() and ends == ["cleaned up"]
+    assert not [record for record in caplog.messages if "did not end when cancelled" in record]
+
+
+@pytest.mark.promise(
+    "A daemon that begins the next one when it is cancelled does not hold up a `shutdown()` that has no limit"
+)
+def test_a_daemon_that_begins_the_next_without_end_does_not_hold_up_the_end():
+    async def daemon():
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with contextlib.suppress(ClosedError):
+                runtime.go(daemon(), daemon=True)
+
+    started = threading.Event()
+    runtime = Runtime(name="again", cancel_timeout=float("inf"))
+    runtime.go(daemon(), daemon=True)
+    assert started.wait(5)
+    ending = threading.Thread(target=runtime.shutdown, args=(None,), daemon=True)
+    ending.start()
+    ending.join(10)
+
+    assert not ending.is_alive()
+    assert runtime.tasks() == []
+
+
+@pytest.mark.promise(
+    "Work that another thread submits while the end goes on is not refused as long as anything else is left"
+)
+def test_work_is_not_refused_while_something_is_left(monkeypatch):
+    """The inbox was closed for each look at what is left, and opened again."""
+
+    async def left_by_the_clean_up():
+        await asyncio.Event().wait()
+
+    async def generate():
+        try:
+            yield
+        finally:
+            left.append(asyncio.create_task(left_by_the_clean_up()))
+
+    async def work():
+        generators.append(generate())
+        await anext(generators[0])
+
+    def submit():
+        try:
+            runtime.call_soon(int)
+        except ClosedError as error:
+            refused.append(error)
+
+    def look(loop=None):
+        if left and not left[0].done() and len(looks) < 100:
+            looks.append(loop)
+            thread = threading.Thread(target=submit)
+            thread.start()
+            thread.join()
+        return all_tasks(loop)
+
+    generators, left, looks, refused = [], [], [], []
+    all_tasks = asyncio.all_tasks
+    runtime = Runtime(name="looked at")
+    runtime.go(work()).result(5)
+    monkeypatch.setattr(asyncio, "all_tasks", look)
+    runtime.shutdown(10)
+
+    assert looks and left[0].cancelled()
+    assert refused == []
+
+
+@pytest.mark.promise(
+    "Work that is the first to use a runtime, in the middle of its `shutdown()`, is done or refused, and not cancelled"
+)
+def test_a_first_use_in_the_middle_of_the_end_is_done(monkeypatch):
+    """The end had seen that no thread runs, and stopped the one that was started then, with what it had begun."""
+
+    async def work():
+        began.set()
+        await asyncio.sleep(0.05)
+        return "done"
+
+    def submit():
+        tasks.append(runtime.go(work()))
+
+    def close(inbox):
+        # The end has looked by now; in another thread the runtime starts, and begins its work.
+        if not tasks:
+            thread = threading.Thread(target=submit)
+            thread.start()
+            thread.join()
+            assert began.wait(5)
+        return original(inbox)
+
+    began, tasks = threading.Event(), []
+    runtime = Runtime(name="first used")
+    original = Inbox.close
+    monkeypatch.setattr(Inbox, "close", close)
+    runtime.shutdown(10)
+
+    assert tasks[0].result(5) == "done"
 
 
 def test_daemons_are_cancelled_after_the_others_and_their_clean_up_runs():

@@ -100,6 +100,39 @@ def test_a_second_ctrl_c_in_the_drain_ends_the_waiting_for_the_clean_up_too():
     assert result.seconds < 4
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a wait for a lock can not be interrupted there")
+@pytest.mark.promise(
+    "A Ctrl-C while the threads are ended leaves no handle undone, and the other runtimes are ended too"
+)
+def test_ctrl_c_while_the_threads_are_ended_leaves_nothing_undone():
+    def program():
+        def loops():
+            return {thread.name for thread in threading.enumerate()} & {"r0", "r1"}
+
+        def interrupt_the_end():
+            # The loop's thread of the first has ended: now its worker is waited for.
+            while len(loops()) == 2:
+                time.sleep(0.001)
+            interrupt()
+
+        blocked, tasks = threading.Event(), []
+        for number in range(2):
+            runtime = omniloop.Runtime(name=f"r{number}", exit_timeout=0.1, cancel_timeout=0.1)
+            tasks.append(runtime.to_thread(blocked.wait))
+        assert len(loops()) == 2
+        # Before those hooks that are registered already, and after the last drain.
+        atexit.unregister(omniloop._process.exit.drain_at_exit)
+        atexit.register(lambda: print("undone:", sum(not task.done() for task in tasks)))
+        atexit.register(omniloop._process.exit.drain_at_exit)
+        threading.Thread(target=interrupt_the_end, daemon=True).start()
+
+    result = run_child(start, program)
+
+    assert result.stdout.splitlines() == ["undone: 0", "later hooks run"]
+    assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
+    assert result.code == 0
+
+
 @pytest.mark.promise("In every runtime at once")
 def test_ctrl_c_in_the_drain_ends_the_waiting_for_every_runtime():
     def program():

@@ -61,6 +61,7 @@ from .. import _cpython, _hooks
 from .._arguments import close_unstarted
 from .._clock import acquire, holding, time
 from .._errors import CannotStartError, ClosedError
+from .._locks import Guard
 from .._process import exit
 from .._report import frames_of, hurried, innermost, say, shown, thread_place, thread_stack
 from .._work.ledger import is_asked, task_in
@@ -92,6 +93,9 @@ _BATCH: Final = 16
 # looks.
 _STILL: Final = 0.5
 _LOOK: Final = 0.05
+
+# So often the end cancels daemons that have begun since it cancelled the others: who begins a daemon for each that ends is not followed.
+_MOST_ROUNDS: Final = 10
 
 
 class LeftoverTime(NamedTuple):
@@ -168,9 +172,13 @@ def close(
         # If two threads close at once, one of them does this and the other waits for it, which takes no longer than the deadline.
         with holding(life.closing):
             if life.stage is not Stage.CLOSED:
-                _end(
-                    life, last, end, "Ctrl-C ended the draining" if interruptions else "the time for draining was over"
-                )
+                why = "Ctrl-C ended the draining" if interruptions else "the time for draining was over"
+                try:
+                    _end(life, last, end, why)
+                except KeyboardInterrupt:
+                    # In its wait for the threads, for example. Whoever waits for a handle is to be told nevertheless.
+                    interruptions += 1
+                    _end(life, time.monotonic(), end, why)
             else:
                 life.fail_all(end.undelivered, _closed_error, told=True)
     return interruptions
@@ -188,8 +196,9 @@ class _Asked:
         self.value: Any = None
         self._life = life
         self._begin = begin
-        # Held while the request is begun, so that it never begins after `give_up`.
-        self._turn = Lock()
+        # Held while the request is begun, so that it never begins after `give_up`. A `Guard`, because the loop waits for it: a Ctrl-C in
+        # `give_up` must not leave it taken.
+        self._turn = Guard()
         self._runner: asyncio.Task[Any] | None = None
         life.asked.add(self)
 
@@ -454,6 +463,8 @@ class _End:
         # Increases while the loop makes progress.
         self.beats = 0
         # What was cancelled: only once, because a second time would interrupt its clean-up. Includes the handles of work that was cut off.
+        # How often nothing but daemons, begun late, was left.
+        self._rounds_of_daemons = 0
         self._asked: set[Any] = set()
         # What did not end in its stage. It is waited for only after all other stages.
         self._slow: set[Any] = set()
@@ -467,7 +478,9 @@ class _End:
         life = self._life
         if life.thread is None or not life.serving:
             undelivered = life.inbox.close()
-            if undelivered and life.stage is not Stage.DEAD:
+            # Until then another thread may have started the loop, which has begun what was submitted. Any later start is refused.
+            life.wait_for_start()
+            if (undelivered or life.serving) and life.stage is not Stage.DEAD:
                 with suppress(CannotStartError):
                     life.inbox.reopen(undelivered)
                 return False
@@ -540,7 +553,13 @@ class _End:
             return ended
         if not await self._close_generators(deadline):
             return None if ledger.is_done(self.rank) else False
-        return self._refuse()
+        if self._refuse():
+            return True
+        if not ledger.is_done(self.rank):
+            return False
+        # Each daemon that is cancelled may begin the next: then there is no work to wait for, and no round would be the last.
+        self._rounds_of_daemons += 1
+        return None if self._rounds_of_daemons >= _MOST_ROUNDS or time.monotonic() >= deadline else False
 
     async def _cut_all(self, deadline: float, leftovers: LeftoverTime) -> bool:
         ledger = self._life.ledger
@@ -559,19 +578,28 @@ class _End:
 
     def _refuse(self) -> bool:
         """Close the inbox if nothing is left; return False if something is."""
-        life, ledger = self._life, self._life.ledger
+        life = self._life
+        # First with the inbox open: what other threads submit is not refused as long as the end goes on.
+        if self._is_left():
+            return False
         undelivered = life.inbox.close()
-        if (
-            undelivered
-            or not ledger.is_quiet()
-            or ledger.keepers
-            or ledger.has_open_generators()
-            or ledger.leftovers.clean_ups
-            or self._rest()
-        ):
+        # A second look, because other threads may have submitted until then.
+        if undelivered or self._is_left():
             life.inbox.reopen(undelivered)
             return False
         return True
+
+    def _is_left(self) -> bool:
+        ledger = self._life.ledger
+        return bool(
+            not ledger.is_quiet()
+            or ledger.keepers
+            # One that has begun since their stage is still to be asked to end.
+            or ledger.daemons
+            or ledger.has_open_generators()
+            or ledger.leftovers.clean_ups
+            or self._rest()
+        )
 
     async def _close_generators(self, deadline: float) -> bool:
         loop, helpers = self._life.ledger.loop, self._life.ledger.leftovers.helpers
@@ -731,8 +759,14 @@ def _closed_error() -> ClosedError:
 
 
 def _end(life: Life, deadline: float, end: _End, why: str) -> None:
-    """Stop the threads, log what was cut off, and fail what is left, so that nobody waits for it. For the thread that closes."""
-    undelivered = end.undelivered + life.inbox.close()
+    """
+    Stop the threads, log what was cut off, and fail what is left, so that nobody waits for it. For the thread that closes.
+
+    May be called again if it was interrupted.
+    """
+    # Kept in `end`, because a second call finds the inbox empty.
+    end.undelivered += life.inbox.close()
+    undelivered = end.undelivered
     # A start that is under way may not have seen that the inbox is closed. Any later one does.
     life.wait_for_start()
     thread = life.thread

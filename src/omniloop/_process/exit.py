@@ -37,7 +37,7 @@ from functools import partial
 from types import CodeType
 from typing import TYPE_CHECKING, Final
 
-from .._clock import time
+from .._clock import take, time
 from .._cpython import call_early_at_exit, joins_threads
 from .._report import frame_of, hurried, leave_out_hung, say
 from .fork import forget_after_fork, hold_inherited, is_multiprocessing_child, notice_fork, watched
@@ -336,17 +336,19 @@ def drain_at_exit() -> None:
     notice_fork()
     # Bound once, because a child that is forked during the drain gets a new lock.
     last_drain = _last_drain
-    alone = False
-    while not alone:
-        try:
-            # The exit hook of main and a drain on SIGTERM may run at once: the second would cancel again what the first lets clean up.
-            alone = last_drain.acquire()
-        except KeyboardInterrupt:
-            _clock.interruptions += 1
+    taken: list[bool] = []
     try:
+        while True not in taken:
+            try:
+                # The exit hook of main and a drain on SIGTERM may run at once: the second would cancel again what the first lets clean up.
+                # Acquired twice, after a Ctrl-C, it would be released once.
+                take(last_drain, None, taken)
+            except KeyboardInterrupt:
+                _clock.interruptions += 1
         _drain_at_exit()
     finally:
-        last_drain.release()
+        if True in taken:
+            last_drain.release()
 
 
 def _drain_at_exit() -> None:
@@ -358,19 +360,28 @@ def _drain_at_exit() -> None:
         return
     notice_fork()
     _clock.start()
+    failed: BaseException | None = None
     with hurried():
         # Repeated, because the end of one runtime may start another.
         while watched:
             runtime = next(iter(watched))
+            life = runtime._held_by_fork()
             try:
                 runtime._drain_at_exit(_clock)
-            finally:
+            except BaseException as error:
+                # The other runtimes are ended nevertheless, and what they cut off is named.
+                failed = failed or error
+                _clock.interruptions += isinstance(error, KeyboardInterrupt)
+            if runtime._held_by_fork() is life:
+                # Otherwise somebody went on meanwhile, and the next life is to be drained as well.
                 watched.discard(runtime)
         _tell()
         leave_out_hung(_left_behind)
     _exiting = True
     if _end is not None:
         _end()
+    if failed is not None:
+        raise failed
 
 
 def _give_up() -> None:
