@@ -125,6 +125,8 @@ def interrupted_flushes():
                     omniloop.flush(0)
                 except omniloop.WaitTimeoutError:
                     pass
+            # In here, as it may still come where the machine was slow: behind the block it would end the program.
+            signal.setitimer(signal.ITIMER_REAL, 0)
         except Interrupted:
             pass
     omniloop.go(nothing()).result(timeout=20)
