@@ -113,19 +113,22 @@ def interrupted_flushes():
 
     async def nothing(): ...
 
+    def flush():
+        # An end to it, because what is raised in a finaliser is lost.
+        until = time.monotonic() + 0.01
+        while time.monotonic() < until:
+            try:
+                omniloop.flush(0)
+            except omniloop.WaitTimeoutError:
+                pass
+
     lasting = omniloop.go(asyncio.sleep(600))
     signal.signal(signal.SIGALRM, interrupt)
     for _ in range(3000):
         try:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-4))
-            # An end to it, because what is raised in a finaliser is lost.
-            until = time.monotonic() + 0.01
-            while time.monotonic() < until:
-                try:
-                    omniloop.flush(0)
-                except omniloop.WaitTimeoutError:
-                    pass
-            # In here, as it may still come where the machine was slow: behind the block it would end the program.
+            # A function: a jump back of a loop that stands here may be no part of this block (3.13).
+            flush()
             signal.setitimer(signal.ITIMER_REAL, 0)
         except Interrupted:
             pass
