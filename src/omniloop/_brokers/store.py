@@ -34,6 +34,7 @@ from functools import partial
 from threading import Condition, Lock
 from typing import Any, Final, TypeVar
 
+from .._clock import take
 from .._cpython import is_owned
 from .._locks import Guard
 from .._process.fork import hold_at_fork, keep_for_ever
@@ -215,8 +216,7 @@ class Store:
         """
         taken: list[bool] = []
         try:
-            # Acquired and noted in one step: a Ctrl-C after `if acquire():` would leave the lock held for ever.
-            taken.extend(map(self._lock.acquire, (False,)))
+            take(self._lock, 0, taken)
             if True not in taken:
                 return False
             self._write([statement], patience=0)
