@@ -270,7 +270,7 @@ class SyncSteps(Generic[T]):
             raise
 
     def _take(self) -> Any:
-        """Wait for the next item."""
+        """Wait for the next item. Called inside `_ending`."""
         items: list[Any] = []
 
         def wait_here(seconds: float) -> bool:
@@ -280,9 +280,8 @@ class SyncSteps(Generic[T]):
 
         if not self._items.empty():
             return self._items.get()
-        with self._ending():
-            if not self._source.task._wait_for(wait_here, self._timeout):
-                raise self._source.too_late(self._timeout)
+        if not self._source.task._wait_for(wait_here, self._timeout):
+            raise self._source.too_late(self._timeout)
         return items.pop()
 
 
