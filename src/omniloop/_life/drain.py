@@ -462,9 +462,9 @@ class _End:
         self.answered = True
         # Increases while the loop makes progress.
         self.beats = 0
-        # What was cancelled: only once, because a second time would interrupt its clean-up. Includes the handles of work that was cut off.
         # How often nothing but daemons, begun late, was left.
         self._rounds_of_daemons = 0
+        # What was cancelled: only once, because a second time would interrupt its clean-up. Includes the handles of work that was cut off.
         self._asked: set[Any] = set()
         # What did not end in its stage. It is waited for only after all other stages.
         self._slow: set[Any] = set()

@@ -398,12 +398,11 @@ class Life:
             # If the loop has not reached it yet, it never starts.
             ledger.cancelled_early[task] = args
         # Through the inbox, which keeps the order: when the loop reaches this, the task was started or dropped.
-        told = self.inbox.put(partial(ledger.cancel, task, msg))
-        if not told:
-            # The life has ended: nothing looks any more, and its end settles the task.
-            ledger.cancelled_early.pop(task, None)
-            return False
-        return True
+        if self.inbox.put(partial(ledger.cancel, task, msg)):
+            return True
+        # The life has ended: nothing looks any more, and its end settles the task.
+        ledger.cancelled_early.pop(task, None)
+        return False
 
     def _take_back(self, task: Task[Any]) -> bool:
         for item in self.inbox.waiting():
