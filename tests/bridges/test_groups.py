@@ -18,6 +18,7 @@ import pytest
 
 import omniloop
 from children import run_child
+from interruptions import interrupted_at_each_line
 from omniloop import ClosedError, ForkedError, NotAsyncError, Runtime, TaskGroup, TaskTimeoutError, WouldDeadlockError
 
 who = contextvars.ContextVar("who", default="nobody")
@@ -754,70 +755,29 @@ def test_ctrl_c_in_an_async_block_cancels_the_group():
 
 
 def test_ctrl_c_at_any_line_of_a_submission_leaves_no_block_waiting_for_ever():
-    def interrupt_at(line):
-        """Raise at the given line event of the group's own code, as a signal handler may; False if there is none such."""
-
-        def trace(frame, event, arg):
-            nonlocal line
-            if not frame.f_code.co_filename.endswith(("_bridges/groups.py", "omniloop/_limiter.py")):
-                return trace if frame.f_code.co_filename.endswith("_work/task.py") else None
-            if event == "line":
-                line -= 1
-                if line == 0:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace
-
+    def attempt(interrupted):
         coros = [value(1), value(1)]
         # With a limit, so that its code is interrupted too.
         for coro, limit in zip(coros, (None, 1), strict=True):
-            with contextlib.suppress(KeyboardInterrupt), TaskGroup(limit=limit) as group:
-                sys.settrace(trace)
-                try:
-                    group.go(coro)
-                finally:
-                    sys.settrace(None)
+            with contextlib.suppress(KeyboardInterrupt), TaskGroup(limit=limit) as group, interrupted():
+                group.go(coro)
             # Nothing that the block would have waited for, for `cancel_timeout` at the most.
             assert not group._unfinished
         omniloop.flush(5)
         for coro in coros:
             coro.close()
-        return line <= 0
 
-    former = sys.gettrace()
-    lines = 0
-    try:
-        while interrupt_at(lines + 1):
-            lines += 1
-    finally:
-        sys.settrace(former)
-
-    assert lines > 8
+    files = "_bridges/groups.py", "omniloop/_limiter.py"
+    assert interrupted_at_each_line(attempt, *files, through=("_work/task.py",)) > 8
 
 
 @pytest.mark.promise("Ctrl-C at any line of a group's submission lets no task out of the group")
 def test_ctrl_c_at_any_line_of_a_submission_lets_no_task_out_of_the_group(runtime):
-    def interrupt_at(line):
-        """As above; the group's own lines alone, where it may have the task already."""
-
-        def trace(frame, event, arg):
-            nonlocal line
-            if not frame.f_code.co_filename.endswith("_bridges/groups.py"):
-                return None
-            if event == "line":
-                line -= 1
-                if line == 0:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace
-
+    def attempt(interrupted):
         coro = forever()
         with contextlib.suppress(KeyboardInterrupt), TaskGroup(runtime=runtime) as group:
-            sys.settrace(trace)
-            try:
+            with interrupted():
                 group.go(coro)
-            finally:
-                sys.settrace(None)
             group.cancel()
         # Cancelled by then, by the submission or the block: ended in a turn or two of the loop.
         tasks = runtime.tasks()
@@ -826,17 +786,9 @@ def test_ctrl_c_at_any_line_of_a_submission_lets_no_task_out_of_the_group(runtim
             task.cancel()
         assert not left
         coro.close()
-        return line <= 0
 
-    former = sys.gettrace()
-    lines = 0
-    try:
-        while interrupt_at(lines + 1):
-            lines += 1
-    finally:
-        sys.settrace(former)
-
-    assert lines > 8
+    # The group's own lines alone, where it may have the task already.
+    assert interrupted_at_each_line(attempt, "_bridges/groups.py") > 8
 
 
 def test_at_exit_the_drain_finishes_a_group_that_another_thread_waits_for():

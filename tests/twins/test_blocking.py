@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from children import run_child
+from interruptions import interrupted_at_each_line
 from omniloop import (
     ClosedError,
     ForkedError,
@@ -1136,41 +1137,16 @@ def test_after_ctrl_c_at_any_line_of_a_send_what_is_said_and_what_comes_out_belo
         while True:
             said = yield said
 
-    def interrupt_at(line: int) -> bool:
-        """Raise at the given line event of the steps' own code, as a signal handler may; False if there is none such."""
-
-        def trace(frame: typing.Any, event: str, arg: object) -> typing.Any:
-            nonlocal line
-            if not frame.f_code.co_filename.endswith("omniloop/_steps.py"):
-                return None
-            if event == "line":
-                line -= 1
-                if line == 0:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace
-
+    def attempt(interrupted: typing.Any) -> None:
         numbers: typing.Any = echo()
         assert next(numbers) == 0
-        with contextlib.suppress(KeyboardInterrupt):
-            sys.settrace(trace)
-            try:
-                numbers.send(1)
-            finally:
-                sys.settrace(None)
+        with contextlib.suppress(KeyboardInterrupt), interrupted():
+            numbers.send(1)
         with contextlib.suppress(StopIteration):
             assert numbers.send(2) == 2
         numbers.close()
-        return line <= 0
 
-    former = sys.gettrace()
-    lines = 0
-    try:
-        while interrupt_at(lines + 1):
-            lines += 1
-    finally:
-        sys.settrace(former)
-    assert lines > 8
+    assert interrupted_at_each_line(attempt, "omniloop/_steps.py") > 8
 
 
 @pytest.mark.promise("Giving up the wait for an async face's iterator to close ends that wait, and not the clean-up")
