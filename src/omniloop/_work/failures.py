@@ -170,7 +170,7 @@ class Failures:
                 held = list(self._held)
         # A waiter that was woken by a failure asks for it in a moment.
         until = time.monotonic() + _ASKED_SOON
-        while any(unclaimed and unclaimed.awaited for unclaimed in held) and time.monotonic() < until:
+        while any(unclaimed and unclaimed.waiting for unclaimed in held) and time.monotonic() < until:
             time.sleep(0.001)
         for unclaimed in held:
             if draining() or not any(unclaimed.waiting):
@@ -194,14 +194,13 @@ class Unclaimed:
     Kept apart from the task, so that only failures pay for a `__del__` (on the hot path it would cost 0.1 µs a task).
     """
 
-    __slots__ = ("__weakref__", "_failures", "awaited", "failure", "traceback", "waiting")
+    __slots__ = ("__weakref__", "_failures", "failure", "traceback", "waiting")
 
     def __init__(self, failure: Failure, failures: Failures) -> None:
         self.failure = failure
         self.traceback = failure.exception.__traceback__
-        # Whether somebody waited for the outcome when it came.
-        self.awaited = False
-        # Those who did, by how they wait. A waiter that gives up removes its own entry; not so a thread, which asks as soon as it is woken.
+        # Those who waited for the outcome when it came, by how they wait; empty if nobody did. A waiter that gives up removes its own entry;
+        # not so a thread, which asks as soon as it is woken.
         self.waiting: tuple[Sequence[object], ...] = ()
         # None once the error was asked for, or reported.
         self._failures: Failures | None = failures

@@ -656,7 +656,6 @@ class Task(concurrent.futures.Future[T]):
             if meeting.condition is not None:
                 meeting.condition.notify_all()
             if outcome[0] is FAILED and (gates or meeting.waiters or meeting.awaited):
-                outcome[1].awaited = True
                 outcome[1].waiting = (gates, meeting.waiters, meeting.awaited)
         for gate in gates:
             gate.release()
