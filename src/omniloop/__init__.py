@@ -51,6 +51,7 @@ from ._shared import (
 from ._work.task import Task
 
 if TYPE_CHECKING:
+    # For type checkers; and `_seen` and `_server`, which are loaded by name, for tools that search for imports, such as PyInstaller.
     from . import _seen as _seen
     from ._bridges.background import background as background
     from ._bridges.enter import enter as enter
