@@ -56,7 +56,8 @@ def test_two_loops_that_wait_for_each_other_are_told(runtime, other):
 
 @pytest.mark.promise("Also where one of them flushes or shuts down the other")
 @pytest.mark.parametrize("how", ["flush", "shutdown"])
-def test_two_loops_one_of_which_waits_for_all_of_the_others_work_are_told(runtime, how):
+def test_two_loops_one_of_which_waits_for_all_of_the_others_work_are_told(runtime, how, failures):
+    # A shutdown reports a failure that nobody has asked for by then: here it may be faster than the test's question.
     other = Runtime(name="other")
     both_run = threading.Barrier(2)
 
