@@ -51,7 +51,7 @@ from ._errors import (
     WaitTimeoutError,
     WouldDeadlockError,
 )
-from ._life import drain, waits
+from ._life import drain, shutdown, waits
 from ._life.life import Life, Stage
 from ._life.workers import ThreadWork
 from ._process import exit, fork, signals
@@ -964,7 +964,7 @@ class Runtime:
 
     def _after_fork_in_parent(self) -> None:
         self._life.catch_up()
-        drain.name_left_behind(self._life)
+        shutdown.name_left_behind(self._life)
 
     def _after_fork_in_child(self) -> None:
         # Another thread may have held the lock at the fork.
@@ -1034,7 +1034,7 @@ class Runtime:
         if life.stage is not Stage.CLOSED:
             start = time.monotonic()
             try:
-                interruptions = drain.close(life, deadline, cancel_timeout, leftovers, interruptions)
+                interruptions = shutdown.close(life, deadline, cancel_timeout, leftovers, interruptions)
             finally:
                 self._drain_time = exit.drained_for() if exit.draining() else time.monotonic() - start
                 self._admission.report(life)

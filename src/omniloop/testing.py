@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 from omniloop import Failure, Runtime, WaitTimeoutError, WouldDeadlockError, shared_runtime
-from omniloop._life.drain import describe
+from omniloop._life.shutdown import describe
 from omniloop._report import shown
 
 T = TypeVar("T")

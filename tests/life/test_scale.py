@@ -15,7 +15,7 @@ import time
 import pytest
 
 from omniloop import ClosedError, Runtime
-from omniloop._life import drain
+from omniloop._life import shutdown
 
 pytestmark = pytest.mark.alone
 
@@ -117,7 +117,7 @@ def test_a_deadline_that_is_past_holds_for_any_number(kind, caplog, monkeypatch)
         gate.set()
         return "  one"
 
-    monkeypatch.setattr(drain, "describe", describe)
+    monkeypatch.setattr(shutdown, "describe", describe)
 
     async def sleeper():
         nonlocal turns

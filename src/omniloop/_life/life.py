@@ -447,8 +447,7 @@ class Life:
 
         undelivered = self.inbox.close()
         self.failures.tell(Failure(what, cause or make_error(), "loop thread"))
-        held = (self.ledger.running, self.ledger.daemons, self.ledger.keepers, self.ledger.leftovers.helpers)
-        for runner in [runner for runners in held for runner in runners]:
+        for runner in [*dict(self.ledger.runners()), *self.ledger.leftovers.helpers]:
             # Their handles, and the requests of waiting threads, report this already.
             _cpython.destroy_quietly(runner)
             if isinstance(runner, asyncio.Task):
@@ -515,10 +514,7 @@ class Life:
 
     def remaining(self) -> int:
         """Count the work that the drain has to wait for. A snapshot."""
-        ledger = self._ledger
-        if ledger is None:
-            return len(self.inbox)
-        return len(self.inbox) + (ledger.beginning is not None) + len(ledger.running) + len(ledger.in_threads)
+        return len(self.inbox) if self._ledger is None else self._ledger.remaining()
 
     def left(self, since: float) -> int:
         """Count the tasks left on the loop after *since*, by `time.monotonic`, including the closing of async generators. A snapshot."""
@@ -581,7 +577,7 @@ class Life:
 
     def _park(self) -> bool:
         """On the loop's thread before a fork: park if the loop has nothing to do; False if it has."""
-        if not self.ledger.is_idle():
+        if not self.ledger.nothing_left():
             return False
         # So that no timer is left that would make the loop start again after the fork.
         self.ledger.leftovers.look()

@@ -284,7 +284,7 @@ class Watchdog:
     def _ping(self) -> bool:
         """Ask a loop that can't tell when it works to call back; False if it has nothing to do."""
         ledger = self._ledger
-        if ledger.daemons or ledger.inbox.is_due() or not ledger.is_quiet():
+        if ledger.daemons or ledger.inbox.is_due() or ledger.remaining():
             with suppress(RuntimeError):
                 # The loop is closed, and would never answer.
                 self._loop_thread.post(self.idle)
@@ -300,7 +300,7 @@ class Watchdog:
         if self._told_of_crowd or self._settings().max_pending is not None:
             return False
         ledger = self._ledger
-        if (pending := len(ledger.inbox) + len(ledger.running) + len(ledger.in_threads)) >= _CROWD:
+        if (pending := ledger.remaining()) >= _CROWD:
             self._told_of_crowd = True
             tasks = [*ledger.unfinished(), *map(task_in, ledger.inbox.waiting())]
             sites = Counter((task._code, task._lasti) for task in tasks if task is not None)

@@ -3,7 +3,7 @@ The end of the process: three exit hooks finish the work that the runtimes have 
 
 What is guaranteed. Accepted work is finished, within the deadlines of its runtime. The deadline for work counts the time of all hooks
 together, and runs for all runtimes at once (`Clock`). The deadline for the clean-up of cancelled tasks comes on top, for one runtime after
-the other (`_life.drain.close`, which also handles Ctrl-C). Work that is submitted while the process ends is finished by one of the hooks or
+the other (`_life.shutdown.close`, which also handles Ctrl-C). Work that is submitted while the process ends is finished by one of the hooks or
 refused, never lost silently. After the last hook no thread of ours runs that could end, and logging waits for no handler that hangs in one
 of our threads.
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
 from types import CoroutineType
@@ -40,7 +40,7 @@ from .inbox import Inbox
 from .leftovers import Leftovers, rank_of
 from .periodic import COARSEST, coarse_resolution, turns_of
 from .tally import Tally
-from .task import HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
+from .task import DAEMON, HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
 
 # How long a batch may keep the loop from its timers and sockets, in seconds. A time and not a number of items, because
 # an eager start runs each coroutine up to its first suspension. A turn of the loop costs 10 to 20 µs, 1 % of it.
@@ -161,23 +161,22 @@ class Ledger:
             task._since = self._now
         return task
 
-    def is_quiet(self) -> bool:
-        """Tell whether the drain has nothing to wait for, started or not."""
-        return not self.running and not self.in_threads and not self.inbox
+    def remaining(self) -> int:
+        """Count the work that the drain has to wait for, started or not. A snapshot, from any thread."""
+        return len(self.inbox) + (self.beginning is not None) + len(self.running) + len(self.in_threads)
 
-    def is_idle(self) -> bool:
-        """Tell whether there is no work at all, and no asyncio task that was made without the runtime."""
-        return (
-            self.is_quiet()
-            and not self.daemons
-            and not self.timers
-            and not self.has_open_generators()
-            and asyncio.all_tasks(self.loop) <= self.leftovers.helpers
+    def nothing_left(self) -> bool:
+        """Tell whether the loop has nothing to do any more: no work of any kind, no call that is not due, no task, no open generator."""
+        held = (self.inbox, self.running, self.in_threads, self.daemons, self.keepers, self.timers)
+        # A generator that is not closed yet is seen as far as the loop shows it: uvloop does not.
+        return not (any(held) or _cpython.open_generators(self.loop)) and (
+            asyncio.all_tasks(self.loop) <= self.leftovers.helpers
         )
 
-    def has_open_generators(self) -> bool:
-        """Tell whether an async generator is still to be closed, as far as the loop shows that: uvloop does not."""
-        return bool(_cpython.open_generators(self.loop))
+    def runners(self) -> Iterator[tuple[asyncio.Future[Any], Task[Any]]]:
+        """Yield the work that goes on after its first step on the loop, with the asyncio tasks that run it. From any thread."""
+        for held in (self.running, self.daemons, self.keepers):
+            yield from list(held.items())
 
     def unfinished(self) -> list[Task[Any]]:
         """Return all started work that is not done. A snapshot, from any thread."""
@@ -188,8 +187,7 @@ class Ledger:
 
     def ending(self) -> list[Task[Any]]:
         """Return the daemons and keepers that were asked to end. A snapshot, from any thread."""
-        held = [*list(self.daemons.items()), *list(self.keepers.items())]
-        return [task for runner, task in held if is_asked(runner)]
+        return [task for runner, task in self.runners() if task._kind in (DAEMON, KEEPER) and is_asked(runner)]
 
     def opened(self, runner: asyncio.Future[Any]) -> None:
         """Note that a keeper has opened its resource: it is ended before all keepers that opened theirs earlier."""
@@ -467,8 +465,7 @@ class Ledger:
     def is_known(self, error: BaseException) -> bool:
         """Tell whether *error*, which came out of the loop, is the failure of a task that is about to be settled."""
         return any(
-            runner.done() and not runner.cancelled() and runner.exception() is error
-            for runner in [*self.running, *self.daemons, *self.keepers]
+            runner.done() and not runner.cancelled() and runner.exception() is error for runner, _ in self.runners()
         )
 
 

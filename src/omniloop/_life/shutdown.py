@@ -1,0 +1,568 @@
+"""
+How a life ends: wait for the work, end what else is on the loop stage by stage, log what was cut off, and stop the threads.
+
+What is guaranteed. Accepted work is done, or its handle says why not; there is no third outcome. The end takes no longer than its two
+deadlines: one for the work, and one for the clean-up of cancelled tasks. Both hold for any number of tasks. Each task is cancelled once and
+then has one turn of the loop, even when the deadline has passed: without that turn its clean-up would not even begin, and Python would
+complain of an ignored GeneratorExit. A task costs nothing more than that: only the twenty that the log shows are described.
+
+The end in the order of the code below:
+
+1. `close` waits until no work is left (`drain.drain`). Then `_End.finish` ends everything else. Its outcome is one word: if it is WORK_LEFT,
+   because new work has appeared, both are repeated; ENDED and STUCK end the waiting.
+2. `_End._end_stages` goes through the table `_STAGES`. For each stage, `before` is called once; then what `find` finds is cancelled and waited
+   for, until it finds nothing more. What takes longer than its part of the time goes on beside the later stages, and is waited for last.
+   - Work. Only step 4 ends it.
+   - Daemons. No turn of `every` begins any more; a turn that is under way counts as work from now on.
+   - Resources, the youngest first. After each follow the tasks that were made in its opening: its client's own reader and heartbeat, which
+     the client's `close()` needs. Before them, what daemons have submitted is waited for: it may need the resources.
+   - The rest: all other tasks on the loop, and what they submitted after their time was over.
+3. If nothing is left, `_End._refuse` closes the inbox in the same step in which it sees this.
+4. If the deadline or a Ctrl-C has ended the waiting, or the end is STUCK, `_End.cut` goes through the stages from the first one.
+5. `_stop_all` runs in the thread that closes, one thread at a time (`Life.closing`). It ends the threads, logs what was cut off, and fails
+   every handle that is left, so that nobody waits any more.
+
+The steps on the loop are requests of the closing thread, as a drain is. From outside, a loop that is busy with 100,000 clean-ups looks the
+same as a blocked one. So the loop counts beats while it makes progress (`_End._beat`), and as long as it does the thread waits on, past the
+deadline too.
+
+What was tried and does not work.
+- Cancelling bare tasks together with the daemons: a client whose reader was gone could not close.
+- Cancelling in any other order than that of the start: a queue in which many wait, such as that of an `asyncio.Event`, is searched from its
+  head for each waiter that leaves it, and 100,000 took ten times as long.
+- Waiting without limit for work that is submitted while resources are closed: a bare task that reconnects by itself opened one 364 times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import sys
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+from .. import _cpython
+from .._arguments import close_unstarted
+from .._clock import acquire, holding, time
+from .._errors import CannotStartError, ClosedError
+from .._process import exit
+from .._report import frames_of, hurried, innermost, say, shown, thread_place, thread_stack
+from .._work.ledger import is_asked, task_in
+from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of, title_of
+from .._work.task import Kind, Task
+from .drain import LOOK, Asked, LeftoverTime, clean_ups, drain, ended
+from .life import Life, Stage
+from .thread import LoopThread
+
+# Added to the deadlines: how long to wait for a thread that was told to end.
+_JOIN_TIMEOUT: Final = 0.5
+
+# A loop that counts no beat for so long is blocked; this is added to the deadlines too. (A guess; well above what a busy machine adds.)
+_PATIENCE: Final = 1.5
+
+# How many tasks the log describes. The rest are only counted.
+_NAMED: Final = 20
+
+# How many tasks are cancelled, and have their turn, between two beats. Each may take some milliseconds.
+_BATCH: Final = 16
+
+# How often the stages are repeated although there is no work to wait for: who begins a daemon for each that ends is not followed.
+_MOST_ROUNDS: Final = 10
+
+
+class Outcome(enum.Enum):
+    """What has come of an attempt to end everything but work."""
+
+    # Nothing is left, and whatever is submitted from now on is refused.
+    ENDED = "ended"
+    # Something has begun meanwhile: wait for it, and try again.
+    WORK_LEFT = "work left"
+    # Something did not end by the deadline, or the loop is blocked.
+    STUCK = "stuck"
+
+
+@hurried()
+def close(
+    life: Life, deadline: float | None, cancel_timeout: float, leftovers: LeftoverTime, interruptions: int
+) -> int:
+    """
+    Drain until the *deadline*, cancel daemons and whatever is left, and end the threads. All work is either delivered or refused.
+
+    The first Ctrl-C ends the wait for work, the second the wait for clean-up. *interruptions* is the number so far; the new number is
+    returned.
+    """
+    end = _End(life)
+    outcome = Outcome.WORK_LEFT
+    last = time.monotonic()
+    try:
+        # How much clean-up time is left: all rounds together take no longer than one may.
+        left = cancel_timeout
+        try:
+            while outcome is Outcome.WORK_LEFT:
+                if interruptions or not drain(life, deadline, cancel_timeout, leftovers, end.rank):
+                    left = cancel_timeout
+                    break
+                # Only now daemons and resources: the work may have needed them.
+                begun = time.monotonic()
+                last = begun + left
+                outcome = end.finish(last)
+                left = max(0.0, left - (time.monotonic() - begun))
+        except KeyboardInterrupt:
+            interruptions += 1
+            left = cancel_timeout
+        if outcome is not Outcome.ENDED:
+            last = time.monotonic() + (left if interruptions < 2 else 0)
+            end.cut(last, leftovers)
+    except KeyboardInterrupt:
+        interruptions += 1
+        last = time.monotonic()
+    finally:
+        # If two threads close at once, one of them does this and the other waits for it, which takes no longer than the deadline.
+        with holding(life.closing):
+            if life.stage is not Stage.CLOSED:
+                why = "Ctrl-C ended the draining" if interruptions else "the time for draining was over"
+                try:
+                    _stop_all(life, last, end, why)
+                except KeyboardInterrupt:
+                    # In its wait for the threads, for example. Whoever waits for a handle is to be told nevertheless.
+                    interruptions += 1
+                    _stop_all(life, time.monotonic(), end, why)
+            else:
+                life.fail_all(end.undelivered, _closed_error, told=True)
+    return interruptions
+
+
+# --- on the loop ------------------------------------------------------------------------------------------------------
+
+
+class _End:
+    """Ends what is left on the loop. The public methods are for the thread that closes, the others for the loop's."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        # The rank of the work that is waited for. Once daemons have ended, it includes what they submitted.
+        self.rank = UNMARKED
+        # What is cut off, for the log, each with its line.
+        self.cut_off: dict[Task[Any], str | None] = {}
+        # The lines of leftovers that did not end while they were waited for.
+        self.in_vain: list[str | None] = []
+        self.undelivered: list[Any] = []
+        # Whether the loop answered when it was last asked.
+        self.answered = True
+        # Increases while the loop makes progress.
+        self._beats = 0
+        # How often the stages were gone through and left no work.
+        self._rounds = 0
+        # What was cancelled: only once, because a second time would interrupt its clean-up. Includes the handles of work that was cut off.
+        self._asked: set[Any] = set()
+        # What did not end in its stage. It is waited for only after all other stages.
+        self._slow: set[Any] = set()
+
+    def finish(self, deadline: float) -> Outcome:
+        """End daemons, resources and all other tasks, and refuse work from then on. Work itself is not cancelled."""
+        life = self._life
+        if life.thread is not None and life.serving:
+            return self._ask_loop(lambda: self._finish(deadline), deadline)
+        undelivered = life.inbox.close()
+        # Until then another thread may have started the loop, which has begun what was submitted. Any later start is refused.
+        life.wait_for_start()
+        if (undelivered or life.serving) and life.stage is not Stage.DEAD:
+            with suppress(CannotStartError):
+                life.inbox.reopen(undelivered)
+            return Outcome.WORK_LEFT
+        return Outcome.ENDED
+
+    def cut(self, deadline: float, leftovers: LeftoverTime) -> None:
+        """Cancel everything that is left, including work, and refuse whatever is submitted from then on."""
+        life = self._life
+        if life.thread is not None:
+            for task in life.waited_for():
+                self._drop(task)
+            if life.serving:
+                self._ask_loop(lambda: self._cut(deadline, leftovers), deadline)
+
+    def lines(self) -> list[str | None]:
+        """Return the lines of what was cut off. A task that ended by itself before it was cancelled does not count."""
+        return [
+            line for task, line in self.cut_off.items() if task in self._asked or not task.done() or not self.answered
+        ]
+
+    def _ask_loop(self, begin: Callable[[], Coroutine[Any, Any, Outcome]], deadline: float) -> Outcome:
+        """Have the loop run a coroutine and wait for its outcome; STUCK if the loop is blocked, but not before the *deadline*."""
+        assert self._life.thread is not None
+        asked = Asked(self._life, begin)
+        try:
+            self._life.thread.post(asked)
+        except RuntimeError:
+            # The loop was closed by somebody else.
+            asked.give_up()
+            return Outcome.ENDED
+        self.answered = False
+        try:
+            while not self.answered:
+                beats = self._beats
+                until = max(deadline, time.monotonic()) + _PATIENCE
+                self.answered = acquire(asked.gate, until - time.monotonic())
+                if beats == self._beats and time.monotonic() >= until:
+                    break
+        finally:
+            asked.give_up()
+        return asked.value if isinstance(asked.value, Outcome) else Outcome.STUCK
+
+    # --- on the loop's thread -----------------------------------------------------------------------------------------
+
+    async def _finish(self, deadline: float) -> Outcome:
+        ledger = self._life.ledger
+        ledger.end_turns()
+        try:
+            outcome = await self._end_stages(_STAGES[1:], deadline)
+        finally:
+            self._hush(False)
+        if outcome is not Outcome.ENDED or (await self._close_generators(deadline) and self._refuse()):
+            return outcome
+        if not ledger.is_done(self.rank):
+            return Outcome.WORK_LEFT
+        # Each daemon that is cancelled may begin the next: then there is no work to wait for, and no round would be the last.
+        self._rounds += 1
+        over = self._rounds >= _MOST_ROUNDS or time.monotonic() >= deadline
+        return Outcome.STUCK if over else Outcome.WORK_LEFT
+
+    async def _cut(self, deadline: float, leftovers: LeftoverTime) -> Outcome:
+        ledger = self._life.ledger
+        ledger.leftovers.in_vain.update(ledger.leftovers.young(leftovers.since))
+        self._end_untaken()
+        await self._end_stages(_STAGES, deadline)
+        await self._close_generators(deadline)
+        if not self._refuse():
+            # New work appears again and again. Refuse it from here on, and cancel what was started meanwhile.
+            self.undelivered = self._life.inbox.close()
+            await self._end_stages(_STAGES, 0.0)
+        return Outcome.ENDED
+
+    async def _end_stages(self, stages: tuple[_Stage, ...], deadline: float) -> Outcome:
+        """Cancel what is left, stage by stage, and wait for it. Unless work itself is a stage, stop at the first sign of new work."""
+        ledger = self._life.ledger
+        patient = _WORK not in stages
+        for stage in stages:
+            stage.before(self)
+            while True:
+                if patient and not ledger.is_done(self.rank):
+                    # Work that was accepted after the drain must be done and not cancelled. The remaining tasks may belong to it.
+                    return Outcome.WORK_LEFT
+                ledger.cancel_timers()
+                found = [[each for each in group if each not in self._slow] for group in stage.find(self)]
+                if not (groups := [group for group in found if group]):
+                    break
+                left = deadline - time.monotonic()
+                await self._end_group(groups[0], left, left / (len(groups) + 1), patient)
+                if stage.once:
+                    break
+        if time.monotonic() >= deadline:
+            self._ask(list(ledger.leftovers.clean_ups), patient)
+            # One turn in which each task that was just cancelled runs, and one in which it is settled.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        in_time = await ended(self._life, [*self._slow, *await clean_ups(self._life)], deadline)
+        return Outcome.ENDED if in_time else Outcome.STUCK
+
+    async def _end_group(self, runners: list[Any], left: float, part: float, patient: bool) -> None:
+        """Cancel *runners* and wait for them, for a *part* of the time that is *left*; without waiting if none is."""
+        life, until = self._life, time.monotonic() + part
+        busy = self._ask(runners, patient)
+        while busy and not await ended(life, busy, min(until, time.monotonic() + LOOK)):
+            busy = self._ask(busy, patient) if time.monotonic() < until else []
+        if left <= 0 or not await ended(life, runners, until):
+            self._slow.update(runners)
+        if left > 0:
+            await ended(life, await clean_ups(life), until)
+
+    def _ask(self, runners: list[Any], patient: bool) -> list[Any]:
+        """Cancel *runners*; return those to leave alone for now, because they are in a clean-up or a time limit of their own."""
+        ledger, asked = self._life.ledger, self._asked
+        busy = []
+        # In the order of their start: see the module's docstring.
+        for number, runner in enumerate(runners):
+            # A runner that is done but not settled yet is not cancelled either.
+            if runner in asked or runner.done():
+                pass
+            elif patient and is_asked(runner):
+                busy.append(runner)
+            else:
+                asked.add(runner)
+                task = ledger.running.get(runner)
+                if task is not None and patient:
+                    # Submitted by a task whose time was over. Not logged if that task was made by a daemon, which has ended.
+                    if ledger.leftovers.is_late(task):
+                        _add(self.in_vain, describe, task)
+                elif task is not None:
+                    self._drop(task)
+                    asked.add(task)
+                elif runner in ledger.leftovers.in_vain and not _waits_for_more(runner):
+                    _add(self.in_vain, _describe_bare, runner)
+                runner.cancel()
+            if not number % _BATCH:
+                self._beat()
+                # Runs between the turns of those tasks, and so shows that they had them.
+                ledger.loop.call_soon(self._beat_twice)
+        return busy
+
+    def _drop(self, task: Task[Any]) -> None:
+        if task not in self.cut_off:
+            self.cut_off[task] = describe(task) if len(self.cut_off) < _NAMED else None
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._life.goes_on()
+
+    def _beat_twice(self) -> None:
+        # What was cancelled in this turn is settled in the next.
+        self._beat()
+        self._life.ledger.loop.call_soon(self._beat)
+
+    async def _close_generators(self, deadline: float) -> bool:
+        loop, helpers = self._life.ledger.loop, self._life.ledger.leftovers.helpers
+        if (generators := _cpython.open_generators(loop)) is not None:
+            # Work is still accepted, and asyncio's own hook would complain of generators that are opened from now on.
+            sys.set_asyncgen_hooks(firstiter=generators.add)
+        closing = asyncio.Task(loop.shutdown_asyncgens(), loop=loop)
+        helpers.add(closing)
+        closing.add_done_callback(helpers.discard)
+        if not await ended(self._life, [closing], max(deadline, time.monotonic() + 0.01)):
+            closing.cancel()
+            return False
+        return True
+
+    def _refuse(self) -> bool:
+        """Close the inbox if nothing is left; return False if something is."""
+        life = self._life
+        # First with the inbox open: what other threads submit is not refused as long as the end goes on.
+        if not life.ledger.nothing_left():
+            return False
+        undelivered = life.inbox.close()
+        # A second look, because other threads may have submitted until then.
+        if undelivered or not life.ledger.nothing_left():
+            life.inbox.reopen(undelivered)
+            return False
+        return True
+
+    def _end_untaken(self) -> None:
+        """End everything that waits in the inbox now, as cancelled."""
+        ledger, inbox = self._life.ledger, self._life.inbox
+        for number in range(len(inbox)):
+            try:
+                item = inbox.take()
+            except IndexError:
+                return
+            if (task := task_in(item)) is not None:
+                self._drop(task)
+                self._asked.add(task)
+                ledger.end_untaken(task)
+            else:
+                item()
+            if not number % _BATCH:
+                self._beat()
+
+    # --- the stages ---------------------------------------------------------------------------------------------------
+
+    def _work(self) -> list[Iterable[Any]]:
+        return [self._life.ledger.running]
+
+    def _daemons(self) -> list[Iterable[Any]]:
+        return [self._life.ledger.daemons]
+
+    def _no_more_daemons(self) -> None:
+        """From now on wait for what daemons have submitted. What their tasks may yet submit, without end, is not waited for."""
+        if self.rank == UNMARKED:
+            self.rank = OF_WHAT_ENDED
+            self._life.ledger.leftovers.orphan_others()
+        self._hush(True)
+
+    def _resources(self) -> list[Iterable[Any]]:
+        """Return each resource, the youngest first; before them, what is left of those that were closed earlier."""
+        ledger = self._life.ledger
+        found: list[Iterable[Any]] = []
+        for keeper, owner in ledger.leftovers.belongings.items():
+            if (keeper.done() or keeper in self._asked) and owner.tasks:
+                owner.over = True
+                found.append(owner.tasks)
+        return found + [[keeper] for keeper in reversed(ledger.keepers)]
+
+    def _rest(self) -> list[Iterable[Any]]:
+        """Return all other tasks, and the work submitted by tasks whose time is over."""
+        ledger, leftovers = self._life.ledger, self._life.ledger.leftovers
+        theirs = [runner for runner, task in ledger.running.items() if rank_of(task) == OF_OTHERS]
+        bare = asyncio.all_tasks(ledger.loop) - leftovers.helpers - leftovers.clean_ups.keys()
+        # In the order in which they were made, where that is known: see the module's docstring.
+        known = dict.fromkeys(task for task in leftovers.all() if task in bare)
+        found = theirs + [task for task in [*known, *(bare - known.keys())] if ledger.is_bare(task)]
+        if not self._slow.issuperset(found):
+            leftovers.late.over = leftovers.orphans.over = True
+        return [found]
+
+    def _hush(self, on: bool) -> None:
+        """While *on*, tasks made without the runtime may open no resource, and their errors are not reported."""
+        leftovers = self._life.ledger.leftovers
+        leftovers.look()
+        leftovers.hushed = on
+
+
+class _Stage(NamedTuple):
+    """Things that end together. `before` is called once; `find` returns groups to end one after the other, from what there is now."""
+
+    find: Callable[[_End], list[Iterable[Any]]]
+    before: Callable[[_End], None] = lambda _: None
+    # Whether it is not looked for more: each that ends may begin another.
+    once: bool = False
+
+
+_WORK: Final = _Stage(_End._work, once=True)
+
+_STAGES: Final = (
+    _WORK,
+    _Stage(_End._daemons, once=True),
+    _Stage(_End._resources, before=_End._no_more_daemons),
+    _Stage(_End._rest),
+)
+
+
+# --- in the thread that closes ----------------------------------------------------------------------------------------
+
+
+def _closed_error() -> ClosedError:
+    return ClosedError("The runtime was shut down before this was done.")
+
+
+def _stop_all(life: Life, deadline: float, end: _End, why: str) -> None:
+    """
+    Stop the threads, log what was cut off, and fail what is left, so that nobody waits for it. For the thread that closes.
+
+    May be called again if it was interrupted.
+    """
+    # Kept in `end`, because a second call finds the inbox empty.
+    end.undelivered += life.inbox.close()
+    # A start that is under way may not have seen that the inbox is closed. Any later one does.
+    life.wait_for_start()
+    thread = life.thread
+    blocked = None
+    if thread is not None:
+        life.stop_watching(_JOIN_TIMEOUT)
+        blocked = _stop(thread, life.serving, deadline, end.answered)
+    cut_off = end.lines()
+    if thread is not None:
+        busy = life.workers.stop(_JOIN_TIMEOUT)
+        if blocked is not None:
+            exit.leave_behind(thread.ident)
+            say("%s: the loop's thread did not end, because a callback blocks it here:\n%s", life.name, blocked)
+        for worker in busy:
+            if stack := thread_stack(worker.ident):
+                exit.leave_behind(worker.ident)
+                say("%s: worker thread %r did not end; it runs here:\n%s", life.name, worker.name, stack)
+    _tell(life, _lines(_describe_thread, life.daemon_threads), "left running in daemon threads, which nobody waits for")
+    _tell(life, cut_off, f"unfinished when {why}, and cancelled")
+    _tell(life, end.in_vain, "left on the loop when their time was over, and cancelled")
+    if thread is not None and life.stage is not Stage.DEAD:
+        deaf = _deaf(life, thread.loop)
+        if blocked is None:
+            _tell(life, deaf, "did not end when cancelled, and will not be done")
+    late = _lines(describe, (item for item in end.undelivered if type(item) is Task))
+    _tell(life, late, "came while it was being shut down, and were not started")
+    life.shut()
+    life.fail_all(end.undelivered, _closed_error, told=True)
+    life.failures.tell_all()
+    if thread is not None:
+        thread.close()
+
+
+def _stop(thread: LoopThread, serving: bool, deadline: float, answered: bool) -> str | None:
+    """Stop and join the loop's thread. Returns None, or the stack of the callback that blocks it; the thread is left alone then."""
+    # The loop answered, so its thread is only late because the machine is busy: wait longer than for one that gave no answer.
+    patience = _JOIN_TIMEOUT + (_PATIENCE if answered else 0.0)
+    try:
+        # If it does not serve it has left for a fork, or is about to.
+        joined = thread.stop(max(0.0, deadline - time.monotonic()) + patience) if serving else thread.join(patience)
+    except RuntimeError:
+        # Somebody else closed the loop; its thread ends by itself.
+        joined = thread.join(patience)
+    return None if joined else thread_stack(thread.ident)
+
+
+def name_left_behind(life: Life) -> None:
+    """In the parent after a fork: log, each once, the daemons' threads that the child does not have."""
+    unnamed = {daemon: said for daemon, said in list(life.daemon_threads.items()) if not said}
+    for said in unnamed.values():
+        said.append("named")
+    _tell(
+        life,
+        _lines(_describe_thread, unnamed),
+        "left running in daemon threads, which the forked child is without; a lock that one of them held is held there for ever. "
+        "Start them after the fork, or the child by spawn",
+    )
+
+
+# --- naming -----------------------------------------------------------------------------------------------------------
+
+# What is counted in the log, and its first few named: a line for each of these, made before it was cancelled, and None for each of the others.
+Lines = list[str | None]
+
+
+def _add(lines: Lines, describe: Callable[[Any], str], thing: Any) -> None:
+    lines.append(describe(thing) if len(lines) < _NAMED else None)
+
+
+def _lines(describe: Callable[[Any], str], things: Iterable[Any]) -> Lines:
+    lines: Lines = []
+    for thing in list(things):
+        _add(lines, describe, thing)
+    return lines
+
+
+def _tell(life: Life, lines: Lines, what: str) -> None:
+    if lines:
+        named = [line for line in lines if line is not None]
+        more = [f"  … and {len(lines) - len(named)} more"] if len(lines) > len(named) else []
+        say("%s: %d %s:%s", life.name, len(lines), what, "".join(f"\n{line}" for line in named + more))
+
+
+def describe(task: Task[Any]) -> str:
+    """One line about an unfinished task, for a person to read."""
+    age = task._age()
+    since = "" if age is None else f", for {age:.1f} s"
+    kind = " (daemon)" if task._kind is Kind.DAEMON else ""
+    return f"  {shown(task.get_name())}{kind}{since}, submitted at {task._site().short()}, {task._place()}"
+
+
+def _describe_thread(thread: Any) -> str:
+    return f"  {shown(thread.name)}, runs at {thread_place(thread.ident) or 'its end'}"
+
+
+def _describe_bare(runner: asyncio.Future[Any]) -> str:
+    """One line about a task that was made without the runtime."""
+    assert isinstance(runner, asyncio.Task)
+    return f"  {title_of(runner)}, waits at {innermost(runner.get_coro())}"
+
+
+def _deaf(life: Life, loop: asyncio.AbstractEventLoop) -> Lines:
+    """Describe the tasks that did not end when cancelled, including those made without the runtime."""
+    known = dict(life.ledger.runners())
+    helpers = life.ledger.leftovers.helpers
+    left: list[asyncio.Future[Any]] = []
+    # A blocked loop may come back now and change the set while it is copied.
+    with suppress(RuntimeError):
+        left = list(asyncio.all_tasks(loop))
+    for runner in left:
+        # asyncio would report the same, with less detail.
+        _cpython.destroy_quietly(runner)
+        if runner in helpers and isinstance(runner, asyncio.Task):
+            # The request of another thread that closes at the same time: the loop may have been stopped before its first step.
+            close_unstarted(runner.get_coro())
+    return _lines(
+        lambda runner: describe(known[runner]) if runner in known else _describe_bare(runner),
+        (runner for runner in left if runner not in helpers),
+    )
+
+
+def _waits_for_more(runner: asyncio.Future[Any]) -> bool:
+    """Tell whether a task waits at an empty queue, such as a library's worker that has done everything it was given."""
+    coro = runner.get_coro() if isinstance(runner, asyncio.Task) else None
+    return any(frame.f_code is asyncio.Queue.get.__code__ for frame in frames_of(coro))
