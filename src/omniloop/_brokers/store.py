@@ -40,8 +40,8 @@ from .._locks import Guard
 from .._process.fork import hold_at_fork, keep_for_ever
 from .._process.threads import new_thread
 from .._report import say, shown
-from . import alive
-from .together import Together
+from . import liveness
+from .batches import Batches
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ class Store:
         self._syncs = False
         # The file as it was opened, to notice a replacement; and this process's sign and owner name, both new with each opening.
         self._file: os.stat_result | None = None
-        self._sign: alive.Sign | None = None
+        self._sign: liveness.Sign | None = None
         self._owner = ""
         # The writer's queue: statements, and the function to call once they are written. Its lock is taken without `_lock`.
         self._post_box = Guard()
@@ -136,7 +136,7 @@ class Store:
         self._writer: threading.Thread | None = None
         self._ending = False
         # Used on the loop's thread only.
-        self._together: Together[_Statement] = Together(self._post_from_loop)
+        self._batches: Batches[_Statement] = Batches(self._post_from_loop)
         self._told: set[str] = set()
         hold_at_fork(self)
 
@@ -190,7 +190,7 @@ class Store:
         """Write a statement, in a batch with others of this iteration of the loop. False if the call is not ours any more."""
         if self._is_gone(row):
             return True
-        await self._together.send(statement)
+        await self._batches.send(statement)
         return bool(statement.result()) or self._is_gone(row)
 
     def _is_gone(self, row: Row) -> bool:
@@ -375,9 +375,9 @@ class Store:
                 if not self._ask("SELECT 1 FROM calls WHERE owner = ? AND aside IS NULL LIMIT 1", owner):
                     dead.bury()
 
-    def _dead(self, owner: str) -> alive.Dead | None:
+    def _dead(self, owner: str) -> liveness.Dead | None:
         try:
-            return alive.dead(self.path, owner)
+            return liveness.dead(self.path, owner)
         except OSError as error:
             if owner not in self._told:
                 self._told.add(owner)
@@ -391,7 +391,7 @@ class Store:
 
     def _others(self) -> list[str]:
         found = {owner for (owner,) in self._ask("SELECT DISTINCT owner FROM calls")}
-        strange = [owner for owner in found if not alive.is_owner(owner) and owner != ""]
+        strange = [owner for owner in found if not liveness.is_owner(owner) and owner != ""]
         if strange:
             # No process has such a name, so these calls belong to nobody: any process may take them up.
             self._in_transaction(
@@ -400,7 +400,7 @@ class Store:
                     "OR owner GLOB '*[^0-9a-f]*'"
                 )
             )
-        found = {owner for owner in found if owner not in strange} | set(alive.owners(self.path))
+        found = {owner for owner in found if owner not in strange} | set(liveness.owners(self.path))
         if strange:
             found.add("")
         return sorted(found - {self._owner})
@@ -485,7 +485,7 @@ class Store:
 
     def _open(self) -> None:
         with suppress(FileExistsError):
-            os.close(alive.make_private(os.path.realpath(self.path)))
+            os.close(liveness.make_private(os.path.realpath(self.path)))
         while True:
             before = os.stat(self.path)
             connection = connect(self.path)
@@ -500,7 +500,7 @@ class Store:
                 raise
             connection.close()
         try:
-            self._sign = alive.Sign(self.path)
+            self._sign = liveness.Sign(self.path)
         except BaseException:
             connection.close()
             raise

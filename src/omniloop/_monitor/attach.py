@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from . import places
+from . import sockets
 from .client import Connection, NoAnswerError, exists
 
 # Seconds for the main thread of the other process to run the script and for its monitor to listen, together.
@@ -58,7 +58,7 @@ def attach(pid: int) -> None:
         script, begun, result = (os.path.join(folder, name) for name in ("script.py", "begun", "result"))
         with open(script, "w", encoding="utf-8") as file:
             file.write(_SCRIPT.format(begun=begun, result=result))
-        owner = places.owner(pid)
+        owner = sockets.owner(pid)
         if owner not in (None, os.geteuid()):
             raise NoAnswerError(
                 f"The process {pid} is of the user {owner}, and its monitor answers that user (and root) alone: run this as that user."

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from .._errors import how_to_install
 from .._seen.look import as_lines
-from . import places
+from . import sockets
 from .client import Connection, NoAnswerError, asked, command_of, processes
 
 _NOBODY = (
@@ -55,7 +55,7 @@ def _parsed(command: str, args: Sequence[str], **options: dict[str, Any]) -> arg
     for name, option in options.items():
         parser.add_argument(name if name == "pid" else f"--{name}", **option)
     parsed = parser.parse_args(args)
-    if (why := places.lacking()) is not None:
+    if (why := sockets.lacking()) is not None:
         raise NoAnswerError(why)
     return parsed
 

@@ -10,7 +10,7 @@ import time
 from typing import Any, Final, Self
 
 from .._report import shown, shown_lines
-from . import places
+from . import sockets
 
 # Seconds to wait for an answer. A process whose interpreter is blocked by C code gives none.
 TIMEOUT: Final = 5.0
@@ -95,13 +95,13 @@ def _printable(told: Any) -> Any:
 
 def _connected(pid: int, timeout: float) -> socket.socket:
     refused: str | None = None
-    me, owner = os.geteuid(), places.owner(pid)
+    me, owner = os.geteuid(), sockets.owner(pid)
     # Root may ask the processes of any user.
     user = owner if me == 0 and owner is not None else me
-    for directory in places.directories(user):
+    for directory in sockets.directories(user):
         try:
-            places.check(directory, user)
-            paths = [path for number, path in places.sockets(directory) if number == pid]
+            sockets.check(directory, user)
+            paths = [path for number, path in sockets.in_directory(directory) if number == pid]
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -113,7 +113,7 @@ def _connected(pid: int, timeout: float) -> socket.socket:
             try:
                 _connect(connection, path)
                 # Another user's process could listen here, and the user would believe what it says.
-                peer = places.check_peer(connection, user)
+                peer = sockets.check_peer(connection, user)
                 if peer in (None, pid) or not exists(pid):
                     return connection
                 refused = f"{path} is the socket of a process in another container, which has the same number there."
@@ -132,7 +132,7 @@ def _connected(pid: int, timeout: float) -> socket.socket:
             raise NoAnswerError(
                 f"The process {pid} can't be asked: {whose}, whose monitors answer that user and root alone. Ask as that user."
                 if me
-                else f"The process {pid} can't be asked: {whose}, and has no socket in {' or '.join(places.directories(user))}. It has "
+                else f"The process {pid} can't be asked: {whose}, and has no socket in {' or '.join(sockets.directories(user))}. It has "
                 "no monitor, or another XDG_RUNTIME_DIR: ask as that user, with that one."
             )
         refused = (
@@ -146,11 +146,11 @@ def processes() -> list[dict[str, Any]]:
     """Ask all processes that can be asked for a description, in order of pid. Removes the sockets of dead processes."""
     user = os.geteuid()
     pids: set[int] = set()
-    for directory in places.directories(user):
+    for directory in sockets.directories(user):
         # An error means that the directory does not exist or is not the user's: no process is there.
         with contextlib.suppress(OSError):
-            places.check(directory, user)
-            pids.update(pid for pid, path in places.sockets(directory) if not places.remove_dead(path))
+            sockets.check(directory, user)
+            pids.update(pid for pid, path in sockets.in_directory(directory) if not sockets.remove_dead(path))
     found: list[dict[str, Any]] = []
     for pid in sorted(pids):
         try:

@@ -24,7 +24,7 @@ from .._locks import Guard
 from .._process import exit, fork
 from .._process.threads import new_thread
 from .._report import say
-from . import places, snapshot
+from . import snapshot, sockets
 
 # Bytes of one question. The longest one of our own commands has 60.
 _LONGEST_QUESTION: Final = 4096
@@ -80,7 +80,7 @@ class Monitor:
         Raises:
             CannotStartError: if there is no socket or thread to be had, or others than the user may enter the socket's directory.
         """
-        if (why := places.lacking()) is not None:
+        if (why := sockets.lacking()) is not None:
             raise CannotStartError(why)
         with self._lock:
             listened = self._listener is not None
@@ -102,7 +102,7 @@ class Monitor:
             self._close()
 
     def _listen(self) -> None:
-        folder = places.prepare()
+        folder = sockets.prepare()
         self._listener = socket.socket(socket.AF_UNIX)
         self._path = self._bind(self._listener, folder)
         self._listener.listen(_MOST_CLIENTS)
@@ -117,8 +117,8 @@ class Monitor:
     def _bind(self, listener: socket.socket, folder: str) -> str:
         """Bind *listener* to the first free path for this pid: a process with the same pid in another container may have one."""
         for others in range(_MOST_CONTAINERS):
-            path = places.socket_path(folder, os.getpid(), others)
-            places.remove_dead(path)
+            path = sockets.socket_path(folder, os.getpid(), others)
+            sockets.remove_dead(path)
             try:
                 listener.bind(path)
             except OSError as error:
@@ -233,7 +233,7 @@ class Monitor:
         self._clients[connection.fileno()] = client
         selector.register(connection, selectors.EVENT_READ)
         try:
-            places.check_peer(connection, os.geteuid())
+            sockets.check_peer(connection, os.geteuid())
         except OSError:
             # Another user's process: close without an answer.
             self._drop(client)

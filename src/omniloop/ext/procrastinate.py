@@ -23,8 +23,8 @@ from functools import partial
 from typing import Any, Final
 
 from omniloop._bridges.resource import resource
+from omniloop._brokers.batches import Batches
 from omniloop._brokers.handover import Delivery, Engine, Function, Way, due
-from omniloop._brokers.together import Together
 from omniloop._brokers.workshop import Workshop
 from omniloop._errors import NoResultError, RefusedError
 from omniloop._report import say
@@ -176,7 +176,7 @@ class _Jobs:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._lots: dict[str, Together[dict[str, Any]]] = {}
+        self._lots: dict[str, Batches[dict[str, Any]]] = {}
 
     async def send(self, name: str, call: dict[str, Any], moment: Any) -> None:
         try:
@@ -186,7 +186,7 @@ class _Jobs:
                 return
             lot = self._lots.get(name)
             if lot is None:
-                lot = self._lots[name] = Together(partial(self._write, name), _is_unreachable)
+                lot = self._lots[name] = Batches(partial(self._write, name), _is_unreachable)
             await lot.send(call)
         except Exception as error:
             if type(_cause(error)).__name__ == "PoolTimeout":

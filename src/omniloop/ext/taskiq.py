@@ -37,8 +37,8 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from omniloop._bridges.resource import resource
+from omniloop._brokers.batches import Batches
 from omniloop._brokers.handover import Delivery, Engine, Function, Way, signature_of, was_cancelled
-from omniloop._brokers.together import Together
 from omniloop._brokers.workshop import Workshop
 from omniloop._clock import time
 from omniloop._errors import NoResultError, RefusedError, WaitTimeoutError
@@ -515,14 +515,14 @@ def _kick_of(broker: AsyncBroker) -> Callable[[BrokerMessage], Awaitable[None]]:
     if not isinstance(broker, ListQueueBroker) or type(broker).kick is not ListQueueBroker.kick:
         return broker.kick
     client = Redis(connection_pool=broker.connection_pool)
-    queues: dict[str, Together[bytes]] = {}
+    queues: dict[str, Batches[bytes]] = {}
 
     async def push(queue: str, messages: list[bytes]) -> None:
         await client.lpush(queue, *messages)
 
     def kick(message: BrokerMessage) -> Awaitable[None]:
         name = message.labels.get("queue_name") or broker.queue_name
-        queue = queues.get(name) or queues.setdefault(name, Together(partial(push, name), _is_unreachable))
+        queue = queues.get(name) or queues.setdefault(name, Batches(partial(push, name), _is_unreachable))
         return queue.send(message.message)
 
     return kick

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from .._report import shown
-from . import alive
+from . import liveness
 from .store import connect, make_table, transaction, until_free
 
 _ABOUT = """\
@@ -102,14 +102,14 @@ def _print(path: str, connection: sqlite3.Connection) -> None:
 
 
 def _state(path: str, owner: object) -> str:
-    if not alive.is_owner(owner):
+    if not liveness.is_owner(owner):
         return "of no process: the next one takes them up"
     try:
-        dead = alive.dead(path, str(owner))
+        dead = liveness.dead(path, str(owner))
     except OSError as error:
         return f"whether their process lives can't be told: {error}"
     if dead is None:
-        return f"their process lives{alive.pid_of(path, str(owner))}"
+        return f"their process lives{liveness.pid_of(path, str(owner))}"
     with dead:
         return "their process has ended: the next one takes them up"
 

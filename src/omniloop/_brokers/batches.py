@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Together(Generic[T]):
+class Batches(Generic[T]):
     """
     Batches the sending of items: a burst costs one round trip for many items, and a single item is sent at once. For one loop.
 

@@ -1,10 +1,10 @@
-"""`omniloop._brokers.together`: many in one go."""
+"""`omniloop._brokers.batches`: many in one go."""
 
 import asyncio
 
 import pytest
 
-from omniloop._brokers.together import Together
+from omniloop._brokers.batches import Batches
 
 
 class Wire:
@@ -31,7 +31,7 @@ def is_for_all(error):
 def run(scenario):
     async def main():
         wire = Wire()
-        await scenario(wire, Together(wire.send, is_for_all))
+        await scenario(wire, Batches(wire.send, is_for_all))
 
     asyncio.run(asyncio.wait_for(main(), 10))
 

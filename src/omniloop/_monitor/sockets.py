@@ -50,7 +50,7 @@ def socket_path(directory: str, pid: int, others: int = 0) -> str:
     return os.path.join(directory, f"{pid}-{others}.sock" if others else f"{pid}.sock")
 
 
-def sockets(directory: str) -> list[tuple[int, str]]:
+def in_directory(directory: str) -> list[tuple[int, str]]:
     """
     List the sockets in *directory*, as pairs of pid and path.
 
@@ -106,7 +106,7 @@ def prepare() -> str:
     Create the directory for this process's socket, if it does not exist, and return its path.
 
     Raises:
-        NotOursError: of `omniloop._monitor.places`, if it exists and is not the user's, or is open to others.
+        NotOursError: of `omniloop._monitor.sockets`, if it exists and is not the user's, or is open to others.
         OSError: if it can't be created.
     """
     reasons: list[OSError] = []
