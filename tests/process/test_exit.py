@@ -18,7 +18,9 @@ import pytest
 import omniloop
 from children import run_child
 from omniloop import configure, go
-from omniloop._report import CAN_LOOK_AT_WHAT_RUNS
+
+# Seconds. What is not waited for would take 25, as long as `exit_timeout` is; and a busy machine takes some to start an interpreter.
+IN_TIME = 15
 
 
 # Work of every kind that needs something which the interpreter takes away while it ends. Each piece starts to need it only
@@ -139,7 +141,7 @@ async def deaf():
 
 
 def unending():
-    configure(exit_timeout=0.1, cancel_timeout=0.2)
+    configure(exit_timeout=0.1, cancel_timeout=1)
     for work in late, stubborn, deaf:
         go(work())
     # All of them wait.
@@ -234,13 +236,12 @@ def test_work_past_the_deadline_is_cancelled_awaited_and_named_however_the_progr
     assert set(result.stdout.splitlines()) == {"late: cleaned up", "stubborn: done all the same"}
     assert "3 unfinished when the time for draining was over, and cancelled" in result.stderr
     for name in "late", "stubborn", "deaf":
-        assert f"  {name}, for 0." in result.stderr
-    assert "1 did not end when cancelled, and will not be done:\n  deaf, for 0." in result.stderr
+        assert f"  {name}, for " in result.stderr
+    assert "1 did not end when cancelled, and will not be done:\n  deaf, for " in result.stderr
     assert error in result.stderr
     assert "destroyed" not in result.stderr
     assert result.code == code
-    # Where the loop can't be looked at, a blocked one is given up two seconds later.
-    assert result.seconds < (4 if CAN_LOOK_AT_WHAT_RUNS else 8)
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.promise(
@@ -269,7 +270,7 @@ def test_a_chain_of_work_without_end_ends_at_the_deadline():
 
     assert (result.stdout, result.code) == ("", 0)
     assert "never awaited" not in result.stderr and "Traceback" not in result.stderr
-    assert 0.2 < result.seconds < 3
+    assert 0.2 < result.seconds < IN_TIME
 
 
 @pytest.mark.promise("A callback that blocks the loop does not hold up the exit, and the log says where it is")
@@ -293,7 +294,7 @@ def test_exit_takes_no_longer_than_the_deadlines_when_a_callback_blocks_the_loop
     assert "in blocks_the_loop" in result.stderr
     assert "innocent" in result.stderr
     assert "never awaited" not in result.stderr and "Traceback" not in result.stderr
-    assert result.seconds < (4 if CAN_LOOK_AT_WHAT_RUNS else 8)
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.promise("Nor does a worker thread that is blocked")
@@ -311,7 +312,7 @@ def test_exit_takes_no_longer_than_the_deadlines_when_a_worker_thread_is_blocked
     assert (result.stdout, result.code) == ("", 0)
     assert "did not end; it runs here" in result.stderr
     assert "in blocks_a_worker" in result.stderr
-    assert result.seconds < (4 if CAN_LOOK_AT_WHAT_RUNS else 8)
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.promise(
@@ -336,7 +337,7 @@ def test_a_call_in_a_thread_that_a_daemon_waited_for_holds_up_the_exit_for_half_
 
     assert (result.stdout, result.code) == ("", 0)
     assert "did not end; it runs here" in result.stderr
-    assert result.seconds < 15
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.promise(
@@ -420,13 +421,14 @@ def test_the_deadlines_of_several_runtimes_run_at_the_same_time():
             await asyncio.Event().wait()
 
         for number in range(4):
-            omniloop.Runtime(name=f"r{number}", exit_timeout=0.8, cancel_timeout=0.1).go(late())
+            omniloop.Runtime(name=f"r{number}", exit_timeout=2.5, cancel_timeout=0.1).go(late())
 
     result = run_child(program)
 
     assert result.code == 0
     assert result.stderr.count("1 unfinished when the time for draining was over") == 4
-    assert 0.8 < result.seconds < 3
+    # One after the other they would take ten seconds.
+    assert 2.5 < result.seconds < 10
 
 
 @pytest.mark.promise("The end of main cancels nothing while other threads still work")
@@ -503,7 +505,7 @@ def test_the_deadline_counts_the_time_of_both_hooks_together():
         atexit.register(lambda: print(time.monotonic() - end_of_main))
         import omniloop
 
-        omniloop.configure(exit_timeout=1.5, cancel_timeout=0.1)
+        omniloop.configure(exit_timeout=4, cancel_timeout=0.1)
 
         async def late():
             await asyncio.Event().wait()
@@ -513,8 +515,8 @@ def test_the_deadline_counts_the_time_of_both_hooks_together():
 
     result = run_child(program)
 
-    # Twice would be three seconds.
-    assert 1.5 <= float(result.stdout) < 2.8
+    # Twice would be eight seconds.
+    assert 4 <= float(result.stdout) < 7.5
 
 
 @pytest.mark.parametrize("blocks_for", [1.2, 1.5, 2.5])

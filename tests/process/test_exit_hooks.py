@@ -323,7 +323,7 @@ def works_and_fails():
     async def late():
         await asyncio.Event().wait()
 
-    omniloop.configure(exit_timeout=1, cancel_timeout=0.1)
+    omniloop.configure(exit_timeout=2, cancel_timeout=0.1)
     omniloop.go(fails())
     omniloop.go(works())
     omniloop.go(late())
@@ -526,6 +526,8 @@ def test_a_logging_handler_that_is_slow_is_waited_for_and_closed():
         omniloop.configure(exit_timeout=0.1, cancel_timeout=0.1)
         omniloop.go(fails())
         omniloop.go(never_ends())
+        # Both have begun, though the deadline comes soon.
+        omniloop.run(asyncio.sleep(0))
 
     result = run_child(program)
 

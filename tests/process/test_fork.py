@@ -247,7 +247,8 @@ def test_a_child_that_does_not_use_the_runtime_ends_at_once_and_clean(ending):
         run(answer())
         started = time.monotonic()
         wait(fork(ending))
-        print(time.monotonic() - started < 4)
+        # `exit_timeout` is 25 s.
+        print(time.monotonic() - started < 15)
         task.cancel()
 
     result = run_child(
@@ -399,7 +400,7 @@ def test_sockets_and_timers_made_without_the_runtime_outlast_a_fork():
         wait(fork(lambda: None))
         with socket.create_connection(address) as client:
             client.sendall(b"hi")
-            print(client.recv(2), fired.wait(2))
+            print(client.recv(2), fired.wait(20))
 
     result = run_child(
         start,
@@ -468,7 +469,7 @@ def test_the_child_leaves_the_parents_sockets_and_loop_alone():
 
         wait(fork(child))
         theirs.sendall(b"abc")
-        print(task.result(timeout=2), run(answer(), timeout=2))
+        print(task.result(timeout=20), run(answer(), timeout=20))
 
     result = run_child(
         start,
@@ -537,7 +538,7 @@ def test_a_fork_while_eight_threads_submit_loses_nothing_and_leaves_every_child_
         for thread in threads:
             thread.start()
         for _ in range(6):
-            wait(fork(lambda: run(answer(), timeout=5)))
+            wait(fork(lambda: run(answer(), timeout=20)))
         stop.set()
         for thread in threads:
             thread.join()
@@ -584,7 +585,7 @@ def forks_under_load(times):
         if not pid:
             if number % 10 == 0:
                 signal.alarm(30)
-                run(answer(), timeout=5)
+                run(answer(), timeout=20)
             os._exit(0)
         wait(pid)
     stop.set()
@@ -870,7 +871,7 @@ def test_a_loop_that_a_fork_has_given_up_waiting_for_goes_on():
             # The fork waits no more, and is not over.
             go_on.set()
             loop.call_soon_threadsafe(loop.call_soon, turned.set)
-            say("goes on", turned.wait(2))
+            say("goes on", turned.wait(20))
 
         omniloop.configure(slow_callback=None)
         loop = run(running_loop())
@@ -880,7 +881,7 @@ def test_a_loop_that_a_fork_has_given_up_waiting_for_goes_on():
         blocking.wait()
         hooks.append(hook)
         wait(fork(lambda: say("child", run(answer()))))
-        print("parent", run(answer(), timeout=5))
+        print("parent", run(answer(), timeout=20))
 
     async def running_loop():
         return asyncio.get_running_loop()
@@ -985,7 +986,7 @@ def test_a_fork_in_the_first_moments_of_a_start_leaves_the_child_working():
         thread = threading.Thread(target=lambda: run(answer()))
         thread.start()
         importing.wait()
-        wait(fork(lambda: say("child", run(answer(), timeout=5))))
+        wait(fork(lambda: say("child", run(answer(), timeout=20))))
         thread.join()
         print("parent", run(answer()))
 
@@ -1077,7 +1078,7 @@ def test_a_fork_with_no_descriptor_left_leaves_every_runtime_fresh_in_the_child(
 
         def child():
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            say("child", [runtime.run(answer(), timeout=3) for runtime in runtimes])
+            say("child", [runtime.run(answer(), timeout=20) for runtime in runtimes])
 
         pid = fork(child)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -1116,12 +1117,12 @@ def test_a_part_of_the_fork_hook_that_fails_leaves_the_others_done(count):
 
         def child():
             exit.unwatch(fails)
-            say("child", [runtime.run(answer(), timeout=3) for runtime in runtimes])
+            say("child", [runtime.run(answer(), timeout=20) for runtime in runtimes])
 
         pid = fork(child)
         exit.unwatch(fails)
         wait(pid)
-        say("parent", [runtime.run(answer(), timeout=3) for runtime in runtimes])
+        say("parent", [runtime.run(answer(), timeout=20) for runtime in runtimes])
 
     result = run_child(start, program, flags=QUIET)
 
@@ -1166,7 +1167,7 @@ def test_a_fork_in_c_is_noticed_on_the_next_use(pending):
         run(answer())
 
         def child():
-            say("child", run(answer(), timeout=5), omniloop.tasks())
+            say("child", run(answer(), timeout=20), omniloop.tasks())
             for wait_for_it in task.result, lambda: task.result(1), task.cancel:
                 try:
                     wait_for_it()
@@ -1224,7 +1225,7 @@ def test_a_child_forked_in_c_that_runs_the_exit_hooks_drains_nothing_of_the_pare
         def child():
             started = time.monotonic()
             atexit._run_exitfuncs()
-            say("ended", time.monotonic() - started < 4)
+            say("ended", time.monotonic() - started < 15)
 
         wait(fork_in_c(child))
         print(run(answer()))
@@ -1272,7 +1273,7 @@ def test_threads_that_notice_a_fork_in_c_at_once_agree_on_the_life_that_begins()
                 user.start()
             for user in users:
                 user.join()
-            say("child", [task.result(timeout=2) for task in tasks] == [42] * 16)
+            say("child", [task.result(timeout=20) for task in tasks] == [42] * 16)
 
         slow = Slow()
         exit.watch(slow)
@@ -1302,7 +1303,7 @@ def test_what_the_fork_hook_of_another_library_submits_in_the_child_is_run_there
                 early.append(go(answer()))
 
         def child():
-            say("child", early[0].result(timeout=5), early[0] in omniloop.tasks() or early[0].done())
+            say("child", early[0].result(timeout=20), early[0] in omniloop.tasks() or early[0].done())
             say(omniloop.stats().accepted)
 
         hooks.append(submits)

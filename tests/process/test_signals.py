@@ -23,6 +23,9 @@ from omniloop._process import signals
 from omniloop._process.exit import Clock
 from programs import source_of
 
+# Seconds. What is not waited for would take 25, as long as `exit_timeout` is; and a busy machine takes some to start an interpreter.
+IN_TIME = 15
+
 
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
@@ -46,11 +49,11 @@ async def late(clean_up=0.01):
         print("late: cleaned up", flush=True)
 
 
-# Runs in the drain: main has ended.
-async def in_the_drain(*calls):
-    for call in calls:
-        await asyncio.sleep(0.2)
-        call()
+# Calls it in the drain: main has ended, or a SIGTERM drains, and Ctrl-C is for the drain to handle.
+async def in_the_drain(call):
+    while not omniloop._process.exit.draining():
+        await asyncio.sleep(0.001)
+    call()
 
 
 def start():
@@ -74,7 +77,7 @@ def test_ctrl_c_in_the_drain_ends_the_waiting_and_the_clean_up_is_awaited():
     assert "late, for" in result.stderr
     assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
     assert result.code == 0
-    assert result.seconds < 4
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.skipif(
@@ -83,21 +86,30 @@ def test_ctrl_c_in_the_drain_ends_the_waiting_and_the_clean_up_is_awaited():
 @pytest.mark.promise("A second Ctrl-C ends the waiting for the clean-up too")
 def test_a_second_ctrl_c_in_the_drain_ends_the_waiting_for_the_clean_up_too():
     def program():
+        async def cleans_up_long():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                # The first has ended the waiting for the work.
+                if not again:
+                    again.append(True)
+                    interrupt()
+                await asyncio.sleep(60)
+                print("cleaned up")
+
+        again = []
         configure(cancel_timeout=20)
-        go(late(clean_up=60))
-        omniloop.Runtime().go(late(clean_up=60))
-        threading.Thread(
-            target=lambda: (time.sleep(0.4), interrupt(), time.sleep(0.4), interrupt()), daemon=True
-        ).start()
+        go(cleans_up_long())
+        omniloop.Runtime().go(cleans_up_long())
+        go(in_the_drain(interrupt))
 
     result = run_child(start, program)
 
-    assert "late: cleaned up" not in result.stdout
-    assert result.stdout.splitlines()[-1] == "later hooks run"
+    assert result.stdout.splitlines() == ["later hooks run"]
     assert "did not end when cancelled" in result.stderr
     assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
     assert result.code == 0
-    assert result.seconds < 4
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a wait for a lock can not be interrupted there")
@@ -145,7 +157,7 @@ def test_ctrl_c_in_the_drain_ends_the_waiting_for_every_runtime():
     assert result.stdout.count("late: cleaned up") == 3
     assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
     assert result.code == 0
-    assert result.seconds < 4
+    assert result.seconds < IN_TIME
 
 
 def test_ctrl_c_in_the_last_of_the_drains_ends_the_waiting():
@@ -159,7 +171,7 @@ def test_ctrl_c_in_the_last_of_the_drains_ends_the_waiting():
     assert result.stdout.splitlines() == ["late: cleans up", "late: cleaned up", "later hooks run"]
     assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
     assert result.code == 0
-    assert result.seconds < 4
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.promise(
@@ -208,7 +220,7 @@ def test_ctrl_c_ends_a_wait_and_leaves_the_work_alone_and_a_run_and_cancels_it()
 )
 def test_sigterm_drains_within_the_deadline_and_the_process_dies_of_it_as_before():
     def program():
-        configure(sigterm="drain", exit_timeout=0.5)
+        configure(sigterm="drain", exit_timeout=2)
         go(quick())
         go(late())
         omniloop.run(asyncio.sleep(0))
@@ -226,7 +238,7 @@ def test_sigterm_drains_within_the_deadline_and_the_process_dies_of_it_as_before
     assert "1 unfinished when the time for draining was over" in result.stderr
     assert "Traceback" not in result.stderr
     assert result.code == -signal.SIGTERM
-    assert result.seconds < 4
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.promise("Without it, SIGTERM kills at once")
@@ -364,7 +376,7 @@ def test_a_second_sigterm_ends_the_drain():
     result = run_child(start, program)
 
     assert result == ("", "", -signal.SIGTERM, result.seconds)
-    assert result.seconds < 4
+    assert result.seconds < IN_TIME
 
 
 def test_ctrl_c_in_a_drain_on_sigterm_ends_the_waiting():
@@ -380,16 +392,21 @@ def test_ctrl_c_in_a_drain_on_sigterm_ends_the_waiting():
     assert result.stdout.splitlines() == ["late: cleans up", "late: cleaned up"]
     assert "Traceback" not in result.stderr
     assert result.code == -signal.SIGTERM
-    assert result.seconds < 4
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.promise("SIGTERM may come in the middle of a wait, a shutdown or the last drain")
 @pytest.mark.parametrize("where", ["a shutdown", "a flush", "a wait", "the drain", "the drain and an exit handler"])
 def test_sigterm_in_the_middle_of_a_shutdown_a_wait_or_the_last_drain_drains_and_dies_of_it(where):
     def program():
-        configure(sigterm="drain", exit_timeout=0.5, cancel_timeout=0.2)
+        async def terminates():
+            # Most likely main is where it is to be by then; wherever it is, the outcome is the same.
+            await asyncio.sleep(0.2)
+            terminate()
+
+        configure(sigterm="drain", exit_timeout=0.5)
         task = go(late())
-        go(in_the_drain(terminate))
+        go(terminates())
         omniloop.run(asyncio.sleep(0))
         if where == "a shutdown":
             omniloop.shutdown()
@@ -405,7 +422,7 @@ def test_sigterm_in_the_middle_of_a_shutdown_a_wait_or_the_last_drain_drains_and
     assert "late: cleaned up" in result.stdout
     assert "Traceback" not in result.stderr
     assert result.code == -signal.SIGTERM
-    assert result.seconds < 4
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.promise("Or of a submission")
@@ -601,7 +618,7 @@ def test_a_drain_that_is_to_be_brief_is_so_with_its_clean_up():
 @pytest.mark.promise("A daemon thread in a `shutdown()` without end does not hold up the exit")
 def test_exit_is_not_held_up_by_a_daemon_thread_in_a_shutdown_without_end():
     def program():
-        configure(exit_timeout=0.2, cancel_timeout=0.2)
+        configure(exit_timeout=0.2)
         go(late())
         omniloop.run(asyncio.sleep(0))
         threading.Thread(target=omniloop.shutdown, args=(None,), daemon=True).start()
@@ -611,7 +628,7 @@ def test_exit_is_not_held_up_by_a_daemon_thread_in_a_shutdown_without_end():
     assert "late: cleaned up" in result.stdout
     assert "Traceback" not in result.stderr
     assert result.code == 0
-    assert result.seconds < 4
+    assert result.seconds < IN_TIME
 
 
 @pytest.mark.promise("A signal handler may submit work")

@@ -18,7 +18,7 @@ import pytest
 
 import omniloop
 from children import run_child
-from omniloop import ClosedError, FullError, Runtime, SettingError
+from omniloop import ClosedError, FullError, Runtime, SettingError, _admission
 
 
 class Gate:
@@ -301,7 +301,9 @@ def test_a_submitter_that_waits_when_the_runtime_is_shut_down_is_refused(gate):
 def test_ctrl_c_while_waiting_for_room_refuses_and_loses_no_place():
     def program():
         async def interrupt():
-            asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
+            while not omniloop.shared_runtime()._admission._queue:
+                await asyncio.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
             await release.wait()
 
         release = asyncio.Event()
@@ -456,7 +458,9 @@ def test_drop_old_lets_calls_in_threads_go_on_and_drops_the_new_if_nothing_else_
 
 
 @pytest.mark.promise("What is dropped is told of at once, then once a second at most, and at the end")
-def test_what_is_dropped_is_told_of_at_once_then_once_a_second_and_at_the_end():
+def test_what_is_dropped_is_told_of_at_once_then_once_a_second_and_at_the_end(monkeypatch):
+    # All of it is within a second, however long a busy machine takes for it.
+    monkeypatch.setattr(_admission, "_REPORT_EVERY", 60)
     reports = []
     with Runtime(max_pending=1, when_full="drop_new", on_error=reports.append) as runtime:
         ended = []
@@ -479,13 +483,13 @@ def test_a_second_report_comes_after_a_second():
     reports = []
     with Runtime(max_pending=1, when_full="drop_new", on_error=reports.append) as runtime:
         runtime.go(forever([]), daemon=True)
+        before = time.monotonic()
         runtime.go(value())
         wait_until(lambda: len(reports) == 1)
         runtime.go(value())
-        before = time.monotonic()
         wait_until(lambda: len(reports) == 2)
 
-        assert 0.5 < time.monotonic() - before < 4
+        assert time.monotonic() - before >= 1
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -521,7 +525,7 @@ def test_a_bound_that_can_not_be_is_named(setting):
 
 def test_the_environment_sets_the_bound_from_the_first_submission_on():
     def program():
-        started = [omniloop.try_go(asyncio.sleep(0.05)) is not None for _ in range(3)]
+        started = [omniloop.try_go(asyncio.sleep(60), daemon=True) is not None for _ in range(3)]
         print(started)
         try:
             omniloop.go(asyncio.sleep(0))
@@ -580,8 +584,10 @@ def test_what_waits_for_room_at_exit_is_still_accepted_and_done():
 def test_what_was_dropped_is_told_of_in_the_log_at_exit():
     def program():
         omniloop.configure(max_pending=1, when_full="drop_new")
+        gate = asyncio.Event()
         for _ in range(50):
-            omniloop.go(asyncio.sleep(0.05))
+            omniloop.go(gate.wait())
+        omniloop.call_later(0, gate.set)
 
     result = run_child(program)
 
@@ -598,22 +604,25 @@ def test_a_forked_child_has_all_the_room_and_the_parents_waiter_goes_on():
     def program():
         warnings.simplefilter("ignore", DeprecationWarning)
 
-        async def work(who):
-            await asyncio.sleep(0.1)
+        async def work(who, go_on):
+            await go_on.wait()
             print(who, flush=True)
 
+        forked, full = asyncio.Event(), asyncio.Event()
         omniloop.configure(max_pending=1)
-        omniloop.go(work("parent 1"))
-        waiter = threading.Thread(target=lambda: omniloop.go(work("parent 2")))
+        omniloop.go(work("parent 1", forked))
+        waiter = threading.Thread(target=lambda: omniloop.go(work("parent 2", forked)))
         waiter.start()
         while not omniloop.shared_runtime()._admission._queue:
             pass
         pid = os.fork()
         if pid == 0:
-            assert omniloop.try_go(work("child")) is not None
-            assert omniloop.try_go(work("child")) is None
+            assert omniloop.try_go(work("child", full)) is not None
+            assert omniloop.try_go(work("child", full)) is None
+            omniloop.call_later(0, full.set)
         else:
             assert os.waitpid(pid, 0)[1] == 0
+            omniloop.call_later(0, forked.set)
             waiter.join()
 
     result = run_child(program)

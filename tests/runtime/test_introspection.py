@@ -65,7 +65,7 @@ def test_dump_names_each_with_its_age_its_place_of_submission_and_where_it_waits
 
     first, line, *chain = file.getvalue().splitlines()
     assert first == "tested: 1 unfinished"
-    assert line.startswith("  mine, for 0.")
+    assert line.startswith("  mine, for ")
     assert "test_introspection.py" in line
     assert "in test_dump_names_each_with_its_age" in line
     # The innermost frame of its own source, or of asyncio's.

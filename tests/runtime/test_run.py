@@ -14,6 +14,9 @@ import pytest
 import omniloop
 from omniloop import ClosedError, Runtime, TaskGroup, TaskTimeoutError
 
+# Short for a test, and yet so long that a busy machine has started the work by then.
+SOON = 0.6
+
 
 async def work(value="done"):
     await asyncio.sleep(0.001)
@@ -63,8 +66,8 @@ def test_it_works_where_another_loop_runs(runtime):
 def test_a_timeout_cancels_the_work_and_waits_for_its_clean_up(runtime):
     cancelled = Cancelled()
 
-    with pytest.raises(TaskTimeoutError, match=r"was not done after 0.01 s, and was cancelled") as raised:
-        runtime.run(cancelled.work(), timeout=0.01)
+    with pytest.raises(TaskTimeoutError, match=r"was not done after 0.6 s, and was cancelled") as raised:
+        runtime.run(cancelled.work(), timeout=SOON)
 
     assert raised.value.task.cancelled()
     assert cancelled.cleaned_up.is_set()
@@ -84,9 +87,9 @@ def test_a_timeout_of_nothing_cancels_at_once(runtime):
 
 
 def test_work_that_swallows_the_cancellation_gives_its_value_and_one_that_fails_its_error(runtime):
-    assert runtime.run(Cancelled("survived").work(), timeout=0.01) == "survived"
+    assert runtime.run(Cancelled("survived").work(), timeout=SOON) == "survived"
     with pytest.raises(OSError, match="in the clean-up"):
-        runtime.run(Cancelled(OSError("in the clean-up")).work(), timeout=0.01)
+        runtime.run(Cancelled(OSError("in the clean-up")).work(), timeout=SOON)
 
 
 def test_the_wait_for_the_clean_up_is_bounded():
@@ -103,8 +106,8 @@ def test_the_wait_for_the_clean_up_is_bounded():
         with pytest.raises(
             TaskTimeoutError, match=r"was asked to end; 0.05 s later it has not. It goes on: tasks\(\)"
         ) as raised:
-            runtime.run(deaf(), timeout=0.01)
-        assert time.monotonic() - start < 2
+            runtime.run(deaf(), timeout=SOON)
+        assert time.monotonic() - start < 20
         assert runtime.tasks() == [raised.value.task]
         over.set()
 

@@ -184,7 +184,11 @@ def test_a_failure_that_somebody_waits_for_is_not_reported(where, failures):
     """Who waited was woken, and had not asked yet when the last report was made: 1 to 3 of 400."""
 
     async def fails():
-        await asyncio.sleep(0.01)
+        waited_for = False
+        while not waited_for:
+            await asyncio.sleep(0.001)
+            # At a gate, or in a task.
+            waited_for = task._meeting and (task._meeting[0].gates or task._meeting[0].awaited)
         raise LookupError
 
     async def waits(task):
