@@ -17,13 +17,14 @@ ASGIREF = "_guests.asgiref"
 def make_waiting(copy: Copy) -> tuple[Any, Any]:
     """What a thread waits by, and the task that it waits for."""
     waiting = copy.parts[ASGIREF].Waiting()
-    return waiting, waiting.begin(make_task(copy))
+    waiting.task = make_task(copy)
+    return waiting, waiting.task
 
 
 @in_every_order(
     ASGIREF,
     a_wait_that_looks_for_calls_again_without_the_lock=Edit(
-        ASGIREF, "if waits_for_gate and not gate.acquire(", "if not self._calls and not gate.acquire("
+        ASGIREF, "if waits_for_gate and not gate.acquire(", "if not self.calls and not gate.acquire("
     ),
 )
 def test_who_waits_makes_the_calls_that_come_and_gets_the_outcome(copy: Copy) -> None:
@@ -50,10 +51,12 @@ def test_who_waits_makes_the_calls_that_come_and_gets_the_outcome(copy: Copy) ->
 @in_every_order(
     ASGIREF,
     a_call_that_does_not_look_whether_the_wait_is_over=Edit(
-        ASGIREF, "            if self._over:\n                return None\n", ""
+        ASGIREF, "            if self.over:\n                return None\n", ""
     ),
     an_end_that_makes_no_calls=Edit(
-        ASGIREF, "            self._over = True\n        self._make_calls()\n", "            self._over = True\n"
+        ASGIREF,
+        "                self.over = True\n            self._make_calls()\n",
+        "                self.over = True\n",
     ),
 )
 def test_a_call_that_comes_while_the_wait_is_given_up_is_made_or_goes_elsewhere(copy: Copy) -> None:

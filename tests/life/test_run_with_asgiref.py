@@ -284,6 +284,31 @@ def test_a_cancelled_call_cancels_the_second_run_in_it_too(runtime):
     asyncio.run(main())
 
 
+@pytest.mark.promise(
+    "Where a call of `sync_to_async` is cancelled, the `run()` in it is cancelled too", section="Waiting"
+)
+def test_a_cancelled_call_cancels_the_run_in_it_on_the_same_loop(runtime):
+    """Only where another loop had made the call was the cancellation passed on."""
+
+    async def inner():
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("inner")
+
+    async def work():
+        call = asyncio.ensure_future(sync_to_async(lambda: runtime.run(inner(), timeout=5))())
+        await asyncio.to_thread(started.wait, 5)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        return list(ended)
+
+    ended, started = [], threading.Event()
+    assert runtime.run(work(), timeout=10) == ["inner"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 @pytest.mark.promise(
     "A child that is forked in a call of `sync_to_async` does not go on with what `run()` waits for in the parent",

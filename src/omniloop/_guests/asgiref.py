@@ -18,11 +18,11 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
-from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeGuard, TypeVar
 
 from .. import _hooks
 from .._arguments import close_unstarted
@@ -132,145 +132,54 @@ class _Call:
                 del notes[name]
 
 
-class Caller(Executor):
-    """
-    A thread that waits in `run`, and meanwhile makes the calls that the awaited work sends to it.
-
-    Calls that come after the wait go to the outer wait of this thread, if there is one, or else to the thread of the process.
-    """
-
-    def __init__(self, spare: Executor) -> None:
-        self._thread = threading.get_ident()
-        self._spare = spare
-        # Names of asgiref's own executor: asgiref reads them when that executor ends itself.
-        self._work_ready = threading.Condition(threading.Lock())
-        self._work_items: deque[Any] = deque()
-        self._broken = False
-        # Whether the thread is making a call, and so takes no other.
-        self._in_call = False
-        self._task: Task[Any]
-        self._old_executor: Any = getattr(_sync().AsyncToSync.executors, "current", None)
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        if threading.get_ident() == self._thread:
-            raise RuntimeError(
-                "This thread would wait for itself: sync_to_async() is used below the sync code that it calls."
-            )
-        call = _Call(Future(), lambda: fn(*args, **kwargs))
-        with self._work_ready:
-            if not self._broken:
-                self._work_items.append(call)
-                self._work_ready.notify()
-                return call.future
-        if self._old_executor is not None:
-            try:
-                future: Future[T] = self._old_executor.submit(fn, *args, **kwargs)
-            except RuntimeError:
-                # The outer wait is over, too.
-                pass
-            else:
-                return future
-        return SyncThread(self._spare).submit(fn, *args, **kwargs)
-
-    def begin(self, task: Task[Any]) -> None:
-        """Set the *task* that is waited for."""
-        self._task = task
-        task._when_done(self._wake)
-
-    def wait_here(self, timeout: float) -> bool:
-        """Wait as `Task._wait_here` does, and meanwhile make the calls that come."""
-        deadline = time.monotonic() + timeout if timeout >= 0 else None
-        while True:
-            with self._work_ready:
-                while not self._work_items:
-                    if self._task.done():
-                        return True
-                    left = None if deadline is None else min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
-                    if left is not None and left <= 0:
-                        return False
-                    self._work_ready.wait(left)
-                call = self._work_items.popleft()
-            with waits.paused():
-                self._make(call)
-            del call
-
-    def _wake(self) -> None:
-        with self._work_ready:
-            self._work_ready.notify()
-
-    def end(self) -> None:
-        """Make the calls that are left, and send later ones elsewhere."""
-        while not _is_parents(self._task):
-            with self._work_ready:
-                if not self._work_items:
-                    self._broken = True
-                    return
-                call = self._work_items.popleft()
-            self._make(call)
-
-    def _make(self, call: _Call) -> None:
-        self._in_call = True
-        try:
-            call.run()
-        finally:
-            self._in_call = False
-        self._task._check_process()
-
-
 class Waiting:
     """
-    A thread that waits in `run` where asgiref takes no part in the calling code: it pays for this only if a call comes.
+    A thread that waits in `run`, and meanwhile makes the calls that the awaited work sends to it. It pays for this only if a call comes.
 
-    It is in the context of the work, and so in that of all work started there. Submitting is for the loop's thread, the rest for the thread
-    that waits.
+    It is in the context of the work, and so in that of all work started there. Any thread may send calls; the rest is for the thread that
+    waits.
     """
 
-    __slots__ = ("_calls", "_gate", "_over", "_task")
+    __slots__ = ("_gate", "calls", "in_call", "over", "task")
 
     def __init__(self) -> None:
-        self._calls: deque[_Call] = deque()
-        self._over = False
-        self._task: Task[Any]
+        self.task: Task[Any]
+        # Guarded by the lock of the task's meeting, as `over` is.
+        self.calls: deque[Any] = deque()
+        # The wait is over, and takes no more calls.
+        self.over = False
+        # Whether the thread is making a call, and so takes no other.
+        self.in_call = False
         self._gate: threading.Lock | None = None
-
-    def context(self, ident: int | None) -> Context:
-        """Return a copy of the caller's context for work in the thread *ident*, with this object in it."""
-        context = context_for(ident)
-        context.run(_waiting.set, self)
-        return context
-
-    def begin(self, task: Task[Any]) -> Task[Any]:
-        """Set the *task* that is waited for, and return it."""
-        self._task = task
-        return task
 
     def take(self, call: Callable[[], Any]) -> Future[Any] | None:
         """Have the waiting thread make *call*; None if it no longer waits."""
         made = _Call(Future(), call)
-        meeting = self._task._meet()
-        with meeting.lock:
-            if self._over:
+        with self.task._meet().lock:
+            if self.over:
                 return None
-            self._calls.append(made)
-            # Released once each time that it was added: a free lock can't be released.
-            gate: Any = self._gate
-            wakes = gate in meeting.gates
-            if wakes:
-                meeting.gates.remove(gate)
-        if wakes:
-            gate.release()
+            self.calls.append(made)
+            self.notify()
         return made.future
+
+    def notify(self) -> None:
+        """Under the lock: have the waiting thread look for calls."""
+        gates = self.task._meet().gates
+        # Released once each time that it was added: a free lock can't be released.
+        if self._gate is not None and self._gate in gates:
+            gates.remove(self._gate)
+            self._gate.release()
 
     def wait_here(self, timeout: float) -> bool:
         """Wait as `Task._wait_here` does, and meanwhile make the calls that come."""
         deadline = time.monotonic() + timeout
-        meeting = self._task._meet()
+        meeting = self.task._meet()
         # A new gate for each wait: the gate of an interrupted wait is still among those that the outcome releases.
         self._gate = gate = threading.Lock()
         gate.acquire()
         while True:
             with meeting.lock:
-                waits_for_gate = not self._calls
+                waits_for_gate = not self.calls
                 if waits_for_gate:
                     if meeting.outcome is not None:
                         return True
@@ -287,70 +196,83 @@ class Waiting:
 
     def end(self) -> None:
         """Make the calls that are left, and take no more."""
-        if _is_parents(self._task):
-            return
-        with self._task._meet().lock:
-            self._over = True
-        self._make_calls()
+        # A child that was forked while the task was waited for has left the wait by an exception: the calls are the parent's.
+        fork.notice_fork()
+        if not self.task._owner.foreign:
+            with self.task._meet().lock:
+                self.over = True
+            self._make_calls()
 
     def _make_calls(self) -> None:
-        while self._calls:
-            call = self._calls.popleft()
-            with waits.paused():
-                call.run()
+        while self.calls:
+            call = self.calls.popleft()
+            self.in_call = True
+            try:
+                with waits.paused():
+                    call.run()
+            finally:
+                self.in_call = False
             del call
-            self._task._check_process()
+            self.task._check_process()
 
 
-def _is_parents(task: Task[Any]) -> bool:
-    """Tell whether this process is a child that was forked while *task* was waited for, and that left the wait by an exception."""
-    fork.notice_fork()
-    return task._owner.foreign
+class Caller(Executor):
+    """
+    The same thread as the executor that asgiref finds in the context of the work, and prefers to any other.
+
+    Calls that come after the wait go to the outer wait of this thread, if there is one, or else to the thread of the process.
+    """
+
+    def __init__(self, waiting: Waiting, spare: Executor) -> None:
+        self.waiting = waiting
+        self.thread = threading.get_ident()
+        self._spare = spare
+        # The names `_old_executor`, `_work_ready`, `_work_items` and `_broken` are those of asgiref's own executor. If its wait, inside of
+        # this one, has ended, it passes calls on by them.
+        self._old_executor: Any = getattr(_sync().AsyncToSync.executors, "current", None)
+        self._work_ready = self
+        self._work_items = waiting.calls
+
+    @property
+    def _broken(self) -> bool:
+        return self.waiting.over
+
+    def __enter__(self) -> Self:
+        self.waiting.task._meet().lock.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.waiting.task._meet().lock.release()
+
+    def notify(self) -> None:
+        self.waiting.notify()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        if threading.get_ident() == self.thread:
+            raise RuntimeError(
+                "This thread would wait for itself: sync_to_async() is used below the sync code that it calls."
+            )
+        if (future := self.waiting.take(lambda: fn(*args, **kwargs))) is not None:
+            return future
+        # RuntimeError: the outer wait is over, too.
+        with suppress(RuntimeError):
+            if self._old_executor is not None:
+                future = self._old_executor.submit(fn, *args, **kwargs)
+        return future or SyncThread(self._spare).submit(fn, *args, **kwargs)
 
 
 _waiting: ContextVar[Waiting] = ContextVar("omniloop_waiting")
 
 
-def is_in_the_way(loop: asyncio.AbstractEventLoop | None) -> bool:
+def _is_in_the_way(sync: Any, loop: asyncio.AbstractEventLoop | None) -> bool:
     """Tell whether asgiref takes part in the calling code: another thread makes its calls, or this one does for another loop."""
-    sync = _sync()
+    # The loop of the last call that was made in this thread, if there was one.
+    other: Any = getattr(sync.SyncToAsync.threadlocal, "main_event_loop", None)
     return (
-        asyncio._get_running_loop() is not None
-        or _waits_here(sync, loop)
+        (other is not None and other is not loop and other.is_running())
         or sync.SyncToAsync.thread_sensitive_context.get(None) is not None
         or getattr(sync.AsyncToSync.executors, "current", None) is not None
     )
-
-
-def _waits_here(sync: Any, loop: asyncio.AbstractEventLoop | None) -> bool:
-    """Tell whether another loop waits for this thread, which is making a call of `sync_to_async` for it."""
-    # The loop of the last call that was made in this thread, if there was one.
-    other: Any = getattr(sync.SyncToAsync.threadlocal, "main_event_loop", None)
-    return other is not None and other is not loop and other.is_running()
-
-
-def context_for(ident: int | None, caller: Caller | None = None) -> Context:
-    """Return a copy of the calling context for work in the thread *ident*; its sync code goes to *caller*, if given."""
-    context = copy_context()
-    if caller is not None:
-        context.run(setattr, _sync().AsyncToSync.executors, "current", caller)
-    context.run(bring_along, ident)
-    return context
-
-
-@contextmanager
-def cancelled_with_the_caller(task: object) -> Iterator[None]:
-    """If the `sync_to_async` that called this sync code is cancelled, have *task* asked to end, and its clean-up awaited."""
-    # asgiref cancels and awaits the tasks in this list, on the caller's loop; a handle can be awaited on any loop.
-    tasks = getattr(_sync().SyncToAsync.threadlocal, "task_context", None)
-    if tasks is None:
-        yield
-        return
-    tasks.append(task)
-    try:
-        yield
-    finally:
-        tasks.remove(task)
 
 
 def bring_along(ident: int | None) -> None:
@@ -376,35 +298,45 @@ def is_thread_bound(value: object) -> TypeGuard[Any]:
 def run(runtime: Runtime, coro: Any, timeout: float | None, frame: FrameType) -> Task[Any]:
     """Have *runtime* do work whose sync code is to run in this thread, which waits for it."""
     try:
-        life = _serving(runtime)
-        if life is None or _sync() is None:
+        life, sync = _serving(runtime), _sync()
+        if life is None or sync is None:
             # The core refuses the work and says why; or another thread is in the middle of loading asgiref.
             return runtime._run_task(runtime._make_task(coro, None, None, frame), timeout)
-        pool, loop, ident = life.workers, life.loop, life.ident
+        if life.loop is not None:
+            # asgiref may have been loaded after the loop was made.
+            serve(life.loop, life.workers)
+        # Django's sync code refuses to run in a thread where a loop runs; there the thread of the process makes the calls.
+        waiting = None if asyncio._get_running_loop() is not None else Waiting()
+        context = copy_context()
+        executor = None if waiting is None or not _is_in_the_way(sync, life.loop) else Caller(waiting, life.workers)
+        context.run(_carry, sync, life.ident, waiting, executor)
     except BaseException:
         close_unstarted(coro)
         raise
-    if loop is not None:
-        # asgiref may have been loaded after the loop was made.
-        serve(loop, pool)
-    if not is_in_the_way(loop):
-        waiting = Waiting()
-        task = waiting.begin(runtime._make_task(coro, None, waiting.context(ident), frame))
-        try:
-            return runtime._run_task(task, timeout, waiting.wait_here)
-        finally:
-            waiting.end()
-    # Django's sync code refuses to run in a thread where a loop runs; there the thread of the process makes the calls.
-    caller = None if asyncio._get_running_loop() is not None else Caller(pool)
-    task = runtime._make_task(coro, None, context_for(ident, caller), frame)
-    if caller is not None:
-        caller.begin(task)
+    task = runtime._make_task(coro, None, context, frame)
+    # If the `sync_to_async` that called this sync code is cancelled, asgiref cancels and awaits the first task in this list, on the caller's
+    # loop; a handle can be awaited on any loop.
+    tasks = getattr(sync.SyncToAsync.threadlocal, "task_context", None)
+    if waiting is not None:
+        waiting.task = task
     try:
-        with cancelled_with_the_caller(task):
-            return runtime._run_task(task, timeout, None if caller is None else caller.wait_here)
+        if tasks is not None:
+            tasks.append(task)
+        return runtime._run_task(task, timeout, None if waiting is None else waiting.wait_here)
     finally:
-        if caller is not None:
-            caller.end()
+        if tasks is not None and task in tasks:
+            tasks.remove(task)
+        if waiting is not None:
+            waiting.end()
+
+
+def _carry(sync: Any, ident: int | None, waiting: Waiting | None, executor: Caller | None) -> None:
+    """In the context of the work: have its sync code go to *executor* if asgiref takes part, and to *waiting* otherwise."""
+    if executor is not None:
+        sync.AsyncToSync.executors.current = executor
+    elif waiting is not None:
+        _waiting.set(waiting)
+    bring_along(ident)
 
 
 def _serving(runtime: Runtime) -> Life | None:
@@ -457,7 +389,7 @@ def _waits_for_this_thread(coro: Any) -> bool:
             executor = frame.f_locals.get("executor")
     if isinstance(executor, Caller):
         # Between two calls the thread waits for the next one.
-        return executor._thread == threading.get_ident() and executor._in_call
+        return executor.thread == threading.get_ident() and executor.waiting.in_call
     # The thread of asgiref's own executor, or the only thread of a standard one.
     threads = {getattr(executor, "_work_thread", None)} | threads_of(executor)
     return threads - {None} == {threading.current_thread()}
