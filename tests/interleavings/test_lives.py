@@ -117,7 +117,7 @@ def test_the_worker_or_the_canceller_has_the_ticket(copy: Copy) -> None:
             "            self._running.release()\n",
             "            late = self._to_close\n            self._running.release()\n",
         ),
-        Edit(THREAD, "if self.leaving and self._to_close and", "if self.leaving and late and"),
+        Edit(THREAD, "if run.leaving and self._to_close and", "if run.leaving and late and"),
     ),
     a_closing_that_sets_its_mark_too_late=Edit(
         THREAD,
@@ -130,7 +130,8 @@ def test_a_loop_whose_thread_comes_back_late_is_closed_by_one_of_the_two(copy: C
 
     class Late(copy.parts[THREAD].LoopThread):  # type: ignore[misc,name-defined]
         def _own(self) -> None:
-            self.leaving = True
+            self.run = copy.parts[THREAD].Run()
+            self.run.leaving = True
 
         def _finish_late(self) -> None:
             closed.append("by its thread")
@@ -140,7 +141,7 @@ def test_a_loop_whose_thread_comes_back_late_is_closed_by_one_of_the_two(copy: C
             closed.append("by who ended it")
 
     late = Late(Lying(), "late", print, print, print)
-    threads = [spawn(late._main), spawn(late.close)]
+    threads = [spawn(late._main, late.run, None), spawn(late.close)]
     for thread in threads:
         thread.join()
 
@@ -181,8 +182,9 @@ def test_a_call_in_a_thread_is_made_or_cancelled(copy: Copy) -> None:
         Edit(LIFE, "            ledger.cancelled_early[task] = args\n", "            pass\n"),
         Edit(
             LIFE,
-            "        told = self.inbox.put(partial(ledger.cancel, task, msg))\n",
-            "        told = self.inbox.put(partial(ledger.cancel, task, msg))\n        ledger.cancelled_early[task] = args\n",
+            "        if self.inbox.put(partial(ledger.cancel, task, msg)):\n",
+            "        told = self.inbox.put(partial(ledger.cancel, task, msg))\n        ledger.cancelled_early[task] = args\n"
+            "        if told:\n",
         ),
     ),
 )

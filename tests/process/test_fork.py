@@ -106,6 +106,48 @@ def test_the_runtime_works_at_once_in_a_child_and_goes_on_in_the_parent():
     assert result == ("child 42 3\nchild: done at exit\nparent 42 3\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A thread that a callback keeps past a fork leaves later, and the next one serves the loop")
+@pytest.mark.parametrize("ended_first", [True, False])
+def test_a_thread_that_a_callback_keeps_past_a_fork_is_followed_by_another(ended_first):
+    """The fork waited for the thread, in vain, and forgot it: the next one found the loop taken, and `run` on the loop's thread hung."""
+
+    def program():
+        start()
+        run(answer())
+        loop = omniloop._shared.shared_runtime()._life.loop
+        began, forked = threading.Event(), threading.Event()
+
+        def before_the_fork():
+            began.set()
+            while not any("hold_or_leave" in repr(handle) for handle in list(loop._ready)):
+                time.sleep(0.001)
+            # In the same turn as the word to leave, and after it.
+            loop.call_soon(forked.wait, 20)
+
+        async def waits_on_the_loops_thread():
+            try:
+                run(answer())
+            except omniloop.WouldDeadlockError:
+                return "told"
+
+        loop.call_soon_threadsafe(before_the_fork)
+        began.wait()
+        pid = fork(lambda: say("child", run(answer())))
+        if ended_first:
+            forked.set()
+        task = go(waits_on_the_loops_thread())
+        forked.set()
+        say("parent", task.result(timeout=10), run(answer()))
+        wait(pid)
+        omniloop.shutdown()
+        say([thread.name for thread in threading.enumerate()])
+
+    result = run_child(program, flags=QUIET)
+
+    assert sorted(result.stdout.splitlines()) == ["['MainThread']", "child 42", "parent told 42"]
+    assert result == (result.stdout, "", 0, result.seconds)
+
+
 def test_a_fork_of_a_fork_works():
     def program():
         run(answer())

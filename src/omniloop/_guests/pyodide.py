@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .. import _hooks
-from .._life.thread import LoopThread
+from .._life.thread import LoopThread, Run
 
 INSTEAD: Final = "Await the work: await go(work())."
 
@@ -28,7 +28,8 @@ class Thread(LoopThread):
 
     def start(self, first: Callable[[], object]) -> None:
         """Have the page's loop call *first*."""
-        self._runner = threading.current_thread()
+        self._run = run = Run()
+        run.thread, run.ident = threading.current_thread(), threading.get_ident()
         self.post(first)
 
 

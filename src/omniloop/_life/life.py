@@ -570,8 +570,8 @@ class Life:
             if self._watchdog is not None:
                 native_ids.append(self._watchdog.native_id)
             self.stop_watching(_PAUSE_TIMEOUT)
+            # If a callback keeps the thread, it leaves after the fork; the next one waits for that.
             thread.join(_PAUSE_TIMEOUT)
-            thread.forget()
             self.workers.park(_PAUSE_TIMEOUT)
             wait_until_gone(native_ids)
 

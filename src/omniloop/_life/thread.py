@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from .. import _cpython
@@ -71,6 +72,20 @@ class Starter:
             by[1].release()
 
 
+class Run:
+    """One thread's time with the loop, from the start of the thread until it has left the loop; the next start makes another."""
+
+    __slots__ = ("ident", "leaving", "thread")
+
+    thread: threading.Thread
+
+    def __init__(self) -> None:
+        # Kept, because each wait asks for it several times: by the thread's own property it takes twice as long (118 and 56 ns on 3.13).
+        self.ident: int | None = None
+        # Whether the thread was told to leave the loop.
+        self.leaving = False
+
+
 class LoopThread:
     """
     Runs an event loop on a daemon thread.
@@ -92,16 +107,13 @@ class LoopThread:
         self._on_escape = on_escape
         self._on_death = on_death
         self._on_orphaned = on_orphaned
-        # The thread that was started last, and the one that runs the loop. They differ only after an interrupted start.
-        self._started: threading.Thread | None = None
-        self._runner: threading.Thread | None = None
-        # Of the thread that runs the loop. Kept, because each wait asks for it several times: by the thread's own property it takes twice
-        # as long (118 and 56 ns on 3.13).
-        self._ident: int | None = None
-        # Held by the thread that runs the loop, and in the end by the thread that closes it.
+        # The run that was started last, and that of the thread which has the loop. They differ during a start, after an interrupted one, and
+        # while a callback keeps a thread that is to leave.
+        self._started: Run | None = None
+        self._run: Run | None = None
+        # Held by the thread that has the loop, and in the end by the thread that closes it.
         self._running = threading.Lock()
-        # Whether the thread was told to leave the loop, and whether the loop should be closed.
-        self.leaving = False
+        # Whether the loop should be closed.
         self._to_close = False
         self._gate: threading.Lock | None = None
         # When the loop was asked how late it is, None once it has answered; and its last answer.
@@ -131,41 +143,45 @@ class LoopThread:
             pass
 
     @property
-    def _thread(self) -> threading.Thread | None:
-        return self._runner or self._started
+    def leaving(self) -> bool:
+        """Tell whether the thread that has the loop was told to leave it."""
+        run = self._run
+        return run is not None and run.leaving
 
     @property
     def runs(self) -> bool:
         """Tell whether the thread has begun to run the loop and was not told to leave it."""
-        return self._runner is not None and not self.leaving
+        run = self._run
+        return run is not None and not run.leaving
 
     @property
     def ident(self) -> int | None:
         """The ident of the thread, valid from its first line on: a trace function may be called there before any of our code."""
-        if self._ident is not None:
-            return self._ident
+        run = self._run
+        if run is not None:
+            return run.ident
         started = self._started
-        return None if started is None else started.ident
+        return None if started is None else started.thread.ident
 
     @property
     def native_id(self) -> int | None:
         """The system's id of the thread, if it runs."""
-        thread = self._thread
-        return None if thread is None else thread.native_id
+        run = self._run or self._started
+        return None if run is None else run.thread.native_id
 
     def is_current(self) -> bool:
         return threading.get_ident() == self.ident
 
     def start(self, first: Callable[[], object]) -> None:
         """Start the thread; the loop calls *first* before anything else."""
-        self.leaving = False
         if (around := surroundings()) is not None:
             around.warn_of_threads()
         self.post(first)
-        thread = new_thread(self._main, self.name)
+        run = Run()
+        run.thread = new_thread(partial(self._main, run, self._run), self.name)
         try:
-            self._started = thread
-            thread.start()
+            self._started = run
+            run.thread.start()
         except BaseException:
             # Interrupted (Ctrl-C): the thread may run nevertheless, and notes that itself.
             self._started = None
@@ -201,30 +217,22 @@ class LoopThread:
         if asked is not None:
             self._lag = time.monotonic() - asked
 
-    def stop(self, timeout: float | None) -> bool:
+    def stop(self, timeout: float) -> bool:
         """Leave the loop after its current callbacks and join the thread; False if that took longer than *timeout* seconds."""
-        thread = self._thread
-        if thread is None:
-            return True
-        self.post(self._leave)
-        if not self.join(timeout):
-            return False
-        self.forget()
-        return True
+        if self._run or self._started:
+            self.post(self._leave)
+        return self.join(timeout)
 
-    def join(self, timeout: float | None) -> bool:
-        thread = self._thread
-        if thread is None:
-            return True
-        native_id = thread.native_id
-        if not join(thread, timeout):
-            return False
-        wait_until_gone([native_id])
+    def join(self, timeout: float) -> bool:
+        """Join the thread, which was told to leave, and forget it; False if that took longer than *timeout* seconds."""
+        run = self._run or self._started
+        if run is not None:
+            native_id = run.thread.native_id
+            if not join(run.thread, timeout):
+                return False
+            wait_until_gone([native_id])
+            self._started = self._run = None
         return True
-
-    def forget(self) -> None:
-        """Forget a thread that has ended and was joined."""
-        self._started = self._runner = self._ident = None
 
     def close(self) -> None:
         """Close the loop. If a callback still blocks its thread, that thread closes it when the callback returns."""
@@ -298,34 +306,36 @@ class LoopThread:
             _cpython.set_ready(self.loop, _Nothing(ready))
         # After an asyncio.run() in the child, which has replaced the thread's loop, 3.14 complains of a task that ends.
         self.loop.set_exception_handler(lambda _, __: None)
-        self.leaving = True
-        self._stop_loop()
+        self._leave()
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
-    def _main(self) -> None:
+    def _main(self, run: Run, former: Run | None) -> None:
+        if former is not None and former.leaving:
+            # It has not left yet: a callback keeps it, which came after the word to leave.
+            join(former.thread, None)
         if not self._running.acquire(False):
-            # The thread of an interrupted start came first.
+            # The thread of an interrupted start came first, or the loop is closed.
             return
         pid = os.getpid()
-        self._runner = threading.current_thread()
-        self._ident = threading.get_ident()
+        run.ident = threading.get_ident()
+        self._run = run
         error = None
         try:
-            error = self._run(pid)
+            error = self._serve(run, pid)
         finally:
             if os.getpid() != pid:
                 self._on_orphaned()
-            if not self.leaving:
-                self.forget()
+            if not run.leaving:
+                self._started = self._run = None
                 self._on_death(error)
             self._running.release()
             # After the release: see `close`. The closing thread has given this one up, and the interpreter may be gone in a moment.
-            if self.leaving and self._to_close and self._running.acquire(False):
+            if run.leaving and self._to_close and self._running.acquire(False):
                 self._finish_late()
 
-    def _run(self, pid: int) -> BaseException | None:
-        while not self.leaving and not self.loop.is_closed():
+    def _serve(self, run: Run, pid: int) -> BaseException | None:
+        while not run.leaving and not self.loop.is_closed():
             try:
                 self._run_forever()
             except BaseException as error:
@@ -357,7 +367,8 @@ class LoopThread:
         self._stop_loop()
 
     def _leave(self) -> None:
-        self.leaving = True
+        assert self._run is not None
+        self._run.leaving = True
         self._stop_loop()
 
 
