@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -168,6 +169,56 @@ def test_a_call_in_a_thread_is_made_or_cancelled(copy: Copy) -> None:
 
         assert cancelled == [not made]
         assert task.cancelled() == (not made)
+
+
+@in_every_order(
+    WORKERS,
+    a_worker_that_looks_before_it_is_out=Edit(
+        WORKERS,
+        "        self._staff.discard(me)\n        if len(self._staff) - len(self._blocked) >= self._size:\n            return True\n",
+        "        if len(self._staff) - len(self._blocked) > self._size:\n            self._staff.discard(me)\n            return True\n",
+    ),
+)
+def test_of_surplus_workers_that_leave_at_once_enough_stay(copy: Copy) -> None:
+    pool = copy.parts[WORKERS].Workers(1, "explored", print)
+
+    def is_idle() -> None:
+        pool._staff.add(threading.current_thread())
+        pool._leaves()
+
+    threads = [spawn(is_idle) for _ in range(2)]
+    for thread in threads:
+        thread.join()
+
+    assert pool._staff
+
+
+@in_every_order(
+    WORKERS,
+    a_worker_that_leaves_after_its_look=Edit(
+        WORKERS,
+        "        self._staff.discard(me)\n        if len(self._staff) - len(self._blocked) >= self._size:\n            return True\n",
+        "        if len(self._staff) - len(self._blocked) > self._size:\n            self._staff.discard(me)\n            return True\n",
+    ),
+)
+def test_when_one_worker_leaves_and_the_other_begins_to_wait_another_is_there(copy: Copy) -> None:
+    pool = copy.parts[WORKERS].Workers(1, "explored", print)
+    wanted: list[str] = []
+    pool._grow = lambda: wanted.append("another")
+
+    def is_idle() -> None:
+        pool._staff.add(threading.current_thread())
+        pool._leaves()
+
+    def waits() -> None:
+        pool._staff.add(threading.current_thread())
+        pool.begin_wait(None)
+
+    threads = [spawn(is_idle), spawn(waits)]
+    for thread in threads:
+        thread.join()
+
+    assert len(pool._staff) > len(pool._blocked) or wanted
 
 
 @in_every_order(

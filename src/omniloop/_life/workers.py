@@ -442,6 +442,19 @@ class Workers(ThreadPoolExecutor):
             blocked if self._most_waiting is None else min(blocked, self._most_waiting)
         )
 
+    def _leaves(self) -> bool:
+        """Tell whether the calling worker is one too many and ends: the place of one that waited was taken meanwhile."""
+        if len(self._staff) - len(self._blocked) <= self._size:
+            return False
+        # First out, and then the look: whoever comes second of two that leave at once sees the other. So does whoever comes second of this
+        # one and of a worker that begins to wait, which looks whether another is left.
+        me = threading.current_thread()
+        self._staff.discard(me)
+        if len(self._staff) - len(self._blocked) >= self._size:
+            return True
+        self._staff.add(me)
+        return False
+
     def _start(self, serve: Callable[[], None], among: set[threading.Thread]) -> None:
         self._count += 1
         thread = new_thread(serve, f"{self._name}-worker-{self._count}")
@@ -483,7 +496,7 @@ class Workers(ThreadPoolExecutor):
                 try:
                     job = jobs.get_nowait()
                 except Empty:
-                    if self._stopping or len(self._staff) - len(self._blocked) > self._size:
+                    if self._stopping or self._leaves():
                         return
                     self._idle.append(None)
                     job = jobs.get()
