@@ -30,15 +30,17 @@ def leave(runtime, coro):
 
 @pytest.mark.promise("`flush()` does not wait for it, `flush(leftovers=True)` does", section="At exit")
 def test_flush_waits_for_leftovers_only_if_asked(runtime):
-    done = []
+    done, go_on = [], threading.Event()
 
     async def child():
-        await asyncio.sleep(0.2)
+        await asyncio.to_thread(go_on.wait, 5)
+        await asyncio.sleep(0.1)
         done.append(1)
 
     leave(runtime, child())
     runtime.flush(timeout=5)
     assert done == []
+    go_on.set()
     runtime.flush(timeout=5, leftovers=True)
     assert done == [1]
 
@@ -143,7 +145,7 @@ def test_what_is_known_to_come_is_waited_for(what):
                     await process.wait()
         done.append(1)
 
-    runtime = Runtime(name="left")
+    runtime = Runtime(name="left", leftover_timeout=20)
     leave(runtime, child())
     runtime.shutdown()
 
@@ -163,6 +165,26 @@ def test_it_is_known_by_what_it_waits_for_where_futures_are_written_in_python():
 
     done = []
     runtime = Runtime(name="left", loop_factory=Loop)
+    leave(runtime, child())
+    runtime.shutdown()
+
+    assert done == [1]
+
+
+@pytest.mark.promise("A loop that stands still for a while, as on a busy machine, makes no leftover seem to be still")
+def test_a_loop_that_stands_still_makes_no_leftover_seem_to_be_still():
+    """The half second was over when the loop went on, and the leftover was given up just before it got what it waited for."""
+
+    async def child():
+        came, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.call_later(0.1, time.sleep, 0.8)
+        # It is known to nobody. Sooner, while the loop stands still, nothing can come.
+        loop.call_later(0.2, loop.call_later, 0.1, came.set)
+        await came.wait()
+        done.append(1)
+
+    done = []
+    runtime = Runtime(name="left", slow_callback=None)
     leave(runtime, child())
     runtime.shutdown()
 

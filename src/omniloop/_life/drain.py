@@ -215,7 +215,7 @@ class _Drain:
         self._slow: set[asyncio.Future[Any]] = set()
         # What each leftover that waits for something unknown waits for, and when this last changed.
         self._waiters: dict[asyncio.Future[Any], object] = {}
-        self._moved = 0.0
+        self._still = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     async def flush(self, left: list[Any]) -> bool:
@@ -307,15 +307,17 @@ class _Drain:
             (task for task in young if ledger.leftovers.comes(task, until, ledger.running, ledger.timers)), None
         )
         if known is not None:
-            self._moved, pause = now, min(left, _STILL)
+            self._still, pause = 0.0, min(left, _STILL)
         else:
             waiters: dict[asyncio.Future[Any], object] = {task: _cpython.waiter_of(task) for task in young}
             if waiters != self._waiters:
-                self._waiters, self._moved = waiters, now
-            if now - self._moved >= _STILL:
+                self._waiters, self._still = waiters, 0.0
+            if self._still >= _STILL:
                 return False
             # A look at many leftovers takes time as well, so the pause grows with it.
             pause = min(left, max(LOOK, 5 * (time.monotonic() - now)))
+            # Not by the clock: while the loop itself stands still, on a busy machine, nothing can move.
+            self._still += pause
         await asyncio.wait([known or young[0]], timeout=pause)
         return True
 
