@@ -25,12 +25,11 @@ import types
 import typing
 import uuid
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, final
 
 from .._arguments import check_timeout
 from .._caller import caller
@@ -469,71 +468,48 @@ class _Gate:
     """
     Admits the calls of a `Way`, on one loop: up to `at_once` while the engine can be reached, one at a time while it can't.
 
-    All of it is for that loop's thread. `_state` has three values: "open", a call that finds a place is sent; "shut", no call is sent
-    until a pause has passed; "trying", a single call is sent to see whether the engine can be reached.
-
-    Changes of state are numbered, and each call keeps the number that was current when it began. A failure counts only if the state
-    has not changed since; a success always counts. A call that failed queues up behind the others, so that a call which itself breaks
-    the connection is not the one that tries twice in a row.
+    For that loop's thread. Semaphore and lock are fair, and a call that has failed queues up anew, so a call that itself breaks the
+    connection is not the one that tries twice in a row.
     """
 
     def __init__(self, at_once: int) -> None:
         self.loop = asyncio.get_running_loop()
-        self._free = at_once
-        self._state: Literal["open", "shut", "trying"] = "open"
-        self._change = 0
+        self._places = asyncio.Semaphore(at_once)
+        # True while the engine can't be reached. Then only the call that holds the lock is sent.
+        self._down = False
+        self._trying = asyncio.Lock()
         self._pause = _FIRST_PAUSE
-        self._waiting: deque[asyncio.Future[int]] = deque()
+        # How often an outage has ended. A failure of a call that was sent before the last end says nothing about now.
+        self._ended = 0
 
-    async def enter(self) -> int:
-        """Wait for a place; return the number of the current state, for `leave`."""
-        if self._state == "open" and self._free and not self._waiting:
-            self._free -= 1
-            return self._change
-        waiter: asyncio.Future[int] = self.loop.create_future()
-        self._waiting.append(waiter)
+    async def send(self, send: Callable[[], Awaitable[None]]) -> BaseException | None:
+        """Wait for a place, and send a call by *send*. Returns its error, or raises it if the engine can't be reached."""
+        async with self._places:
+            while self._down:
+                async with self._trying:
+                    if self._down:
+                        # Random, so that not all processes connect at once to a broker that has just come back.
+                        await asyncio.sleep(self._pause * random.uniform(0.5, 1))
+                        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+                        return await self._send(send)
+            return await self._send(send)
+
+    async def _send(self, send: Callable[[], Awaitable[None]]) -> BaseException | None:
+        ended, error = self._ended, None
         try:
-            return await waiter
-        except asyncio.CancelledError:
-            if not waiter.cancelled():
-                # Admitted and cancelled in the same iteration of the loop: give the place back.
-                self.leave(waiter.result(), None)
+            await send()
+        except _UNREACHABLE:
+            self._down = self._down or ended == self._ended
             raise
-
-    def leave(self, change: int, reached: bool | None) -> None:
-        """Give the place back. *reached* says whether the engine was reached; None means that this is not known."""
-        self._free += 1
-        if reached:
-            if self._state != "open":
-                self._become("open")
-                self._pause = _FIRST_PAUSE
-        elif change == self._change and (reached is False or self._state == "trying"):
-            self._become("shut")
-            # Random, so that not all processes connect at once to a broker that has just come back.
-            self.loop.call_later(self._pause * random.uniform(0.5, 1), self._try)
-            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
-        while self._state == "open" and self._let_in():
-            pass
-
-    def _try(self) -> None:
-        if self._state == "shut":
-            self._become("trying")
-            if not self._let_in():
-                # No call waits: the next one that comes tries.
-                self._become("open")
-
-    def _become(self, state: Literal["open", "shut", "trying"]) -> None:
-        self._state = state
-        self._change += 1
-
-    def _let_in(self) -> bool:
-        while self._free and self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                self._free -= 1
-                waiter.set_result(self._change)
-                return True
-        return False
+        except (Exception, asyncio.CancelledError) as raised:
+            if was_cancelled(raised):
+                raise
+            error = raised
+        if self._down:
+            self._down = False
+            self._ended += 1
+            self._pause = _FIRST_PAUSE
+        return error
 
 
 class Way:
@@ -605,39 +581,27 @@ class Way:
         if gate is None or gate.loop is not asyncio.get_running_loop():
             gate = self._gate = _Gate(self._engine.at_once)
         pause, failed = _FIRST_PAUSE, 0
-        refusal: RefusedError | None = None
         while True:
-            change, reached = await gate.enter(), None
             try:
-                await engine.send(function, parcel)
-                reached = True
-                break
-            except RefusedError as error:
-                reached = True
+                error = await gate.send(functools.partial(engine.send, function, parcel))
+            except _UNREACHABLE as unreachable:
+                # No sleep here: the gate makes the pause.
+                self._tell(function, unreachable, None)
+                continue
+            if self._down:
+                self._down = False
+                say("%s takes calls again.", self._engine.label)
+            if error is None or isinstance(error, RefusedError):
                 refusal = error
                 break
-            except _UNREACHABLE as error:
-                reached = False
-                self._tell(function, error, None)
-                # No sleep here: the gate makes the pause.
-                continue
-            except (Exception, asyncio.CancelledError) as error:
-                if was_cancelled(error):
-                    raise
-                reached = True
-                self._tell(function, error, (function.name, type(error)))
-                failed += isinstance(error, _OF_THE_CALL)
-                if failed == _TRIES:
-                    refusal = RefusedError(
-                        f"{self._engine.label} does not take the call of {function.name}, in {_TRIES} tries. {type(error).__name__}: {error}"
-                    )
-                    refusal.__cause__ = error
-                    break
-            finally:
-                if reached and self._down:
-                    self._down = False
-                    say("%s takes calls again.", self._engine.label)
-                gate.leave(change, reached)
+            self._tell(function, error, (function.name, type(error)))
+            failed += isinstance(error, _OF_THE_CALL)
+            if failed == _TRIES:
+                refusal = RefusedError(
+                    f"{self._engine.label} does not take the call of {function.name}, in {_TRIES} tries. {type(error).__name__}: {error}"
+                )
+                refusal.__cause__ = error
+                break
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(_LONGEST_PAUSE, pause * 2)
         await engine._arrived(parcel, refusal)

@@ -2,17 +2,18 @@
 Tells other processes of the same user what the loops of this process are doing, from a thread of its own.
 
 A question is one line of JSON, and so is its answer. The thread never asks the loop, so that it answers even while the loop is blocked.
-No client can hold up another: connections are non-blocking, the size of a question is limited, and a client that does not read its
-answer is dropped. Between clients the thread sleeps in its selector.
+No client can hold up another: each is a task on a loop of the thread's own, the size of a question is limited, and a client that does
+not read its answer is dropped. Between clients the thread sleeps.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import functools
 import json
 import os
-import selectors
 import socket
 import threading
 import time
@@ -39,19 +40,6 @@ _END_TIMEOUT: Final = 2.0
 _PAUSE: Final = 0.2
 
 
-class _Client:
-    """One connection: the bytes received of the next question, and the bytes of the answer that are still to be sent."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.received = b""
-        self.unsent = memoryview(b"")
-        self.read_last = 0.0
-        self.heard = time.monotonic()
-        # True once it has been answered.
-        self.asked = False
-
-
 class Monitor:
     """
     The socket of this process, and the thread that serves it.
@@ -61,15 +49,14 @@ class Monitor:
 
     def __init__(self) -> None:
         self._lock = Guard()
-        self._thread: threading.Thread | None = None
         self._listener: socket.socket | None = None
-        # The path of the socket; and the file that was created there, to recognise it.
-        self._path = ""
+        # The socket's file as it was created, to recognise it.
         self._file: os.stat_result | None = None
-        self._selector: selectors.BaseSelector | None = None
-        self._clients: dict[int, _Client] = {}
-        # A pair of sockets; a byte sent through it ends the thread.
-        self._bell: tuple[socket.socket, socket.socket] | None = None
+        self._thread: threading.Thread | None = None
+        # The thread's own loop. It ends with the thread, and so is never inherited by a forked child.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # The clients: whether each was answered, and when it was last heard. Used on the thread's loop only.
+        self._clients: dict[asyncio.StreamWriter, tuple[bool, float]] = {}
 
     # --- on and off ---------------------------------------------------------------------------------------------------
 
@@ -103,16 +90,12 @@ class Monitor:
 
     def _listen(self) -> None:
         folder = sockets.prepare()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._path = self._bind(self._listener, folder)
-        self._listener.listen(_MOST_CLIENTS)
-        self._listener.setblocking(False)
-        os.chmod(self._path, 0o600)
-        self._file = os.lstat(self._path)
-        self._bell = socket.socketpair()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._bell[1], selectors.EVENT_READ)
+        self._listener = listener = socket.socket(socket.AF_UNIX)
+        path = self._bind(listener, folder)
+        listener.listen(_MOST_CLIENTS)
+        listener.setblocking(False)
+        os.chmod(path, 0o600)
+        self._file = os.lstat(path)
 
     def _bind(self, listener: socket.socket, folder: str) -> str:
         """Bind *listener* to the first free path for this pid: a process with the same pid in another container may have one."""
@@ -129,35 +112,41 @@ class Monitor:
         raise OSError(errno.EADDRINUSE, f"{_MOST_CONTAINERS} others have the socket's name", folder)
 
     def _close(self) -> None:
-        """Close all descriptors, and remove the socket. The thread must have ended."""
+        """Stop to listen, and remove the socket. The thread must have ended."""
         snapshot.watch_failures(False)
         listener, self._listener = self._listener, None
-        self._close_descriptors(listener)
         file, self._file = self._file, None
-        if listener is not None and file is not None:
+        if listener is None:
+            return
+        path = listener.getsockname()
+        listener.close()
+        if file is not None:
             with contextlib.suppress(OSError):
                 # Another process may have created a socket there, after somebody removed ours.
-                if os.path.samestat(file, os.lstat(self._path)):
-                    os.unlink(self._path)
-
-    def _close_descriptors(self, listener: socket.socket | None) -> None:
-        bell, self._bell = self._bell, None
-        selector, self._selector = self._selector, None
-        clients, self._clients = self._clients, {}
-        for opened in (listener, *(bell or ()), selector, *(client.connection for client in clients.values())):
-            if opened is not None:
-                opened.close()
+                if os.path.samestat(file, os.lstat(path)):
+                    os.unlink(path)
 
     def _resume(self) -> None:
-        if self._listener is not None and self._thread is None:
-            thread = new_thread(self._serve, "omniloop-monitor")
+        if self._listener is None or self._thread is not None:
+            return
+        loop = asyncio.SelectorEventLoop()
+        # Answers take their time: debug mode would remark about each.
+        loop.set_debug(False)
+        thread = new_thread(functools.partial(self._serve, loop, self._listener), "omniloop-monitor")
+        try:
             thread.start()
-            self._thread = thread
+        except BaseException:
+            loop.close()
+            raise
+        self._thread, self._loop = thread, loop
 
     def _end_thread(self) -> None:
         thread, self._thread = self._thread, None
-        if thread is not None and self._bell is not None and thread is not threading.current_thread():
-            self._bell[0].send(b"x")
+        loop, self._loop = self._loop, None
+        if thread is not None and loop is not None and thread is not threading.current_thread():
+            # Closed already, if the thread has failed.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_cancel_all)
             thread.join(_END_TIMEOUT)
             # Otherwise a fork warns of a thread that has ended, but that the system still counts.
             wait_until_gone([thread.native_id])
@@ -180,14 +169,15 @@ class Monitor:
             self._lock.release()
 
     def forget(self) -> None:
-        """After the fork, in the child: close the descriptors. The socket's path and the connections are the parent's, and stay."""
+        """After the fork, in the child: close the socket. Its path is the parent's, and stays."""
         # A new lock, because another thread of the parent may have held the old one.
         self._lock = Guard()
         self._thread = None
         # The failures kept so far are the parent's.
         snapshot.watch_failures(False)
         listener, self._listener = self._listener, None
-        self._close_descriptors(listener)
+        if listener is not None:
+            listener.close()
 
     def end(self) -> None:
         """At exit: stop, if all runtimes have ended."""
@@ -196,95 +186,58 @@ class Monitor:
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
+    def _serve(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
         try:
-            while self._turn():
-                pass
+            with contextlib.closing(loop), contextlib.suppress(asyncio.CancelledError):
+                loop.run_until_complete(self._accept(loop, listener))
         except Exception as error:
             say("The monitor's thread failed, and answers no more.", error=error)
 
-    def _turn(self) -> bool:
-        """Wait for events and handle them. False if the thread is to end."""
-        selector, bell, listener = self._selector, self._bell, self._listener
-        assert selector is not None and bell is not None and listener is not None
-        for key, events in selector.select(1.0 if any(client.unsent for client in self._clients.values()) else None):
-            if key.fileobj is bell[1]:
-                bell[1].recv(1)
-                return False
-            if key.fileobj is listener:
-                self._accept(listener, selector)
-            elif (client := self._clients.get(key.fd)) is not None:
-                self._serve_client(client, events, selector)
-        for client in list(self._clients.values()):
-            if client.unsent and time.monotonic() - client.read_last > _PATIENCE:
-                self._drop(client)
-        return True
+    async def _accept(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
+        async with asyncio.TaskGroup() as clients:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError:
+                    await asyncio.sleep(_PAUSE)
+                    continue
+                try:
+                    sockets.check_peer(connection, os.geteuid())
+                except OSError:
+                    # Another user's process: close without an answer.
+                    connection.close()
+                else:
+                    clients.create_task(self._answer_all(connection))
 
-    def _accept(self, listener: socket.socket, selector: selectors.BaseSelector) -> None:
-        try:
-            connection, _ = listener.accept()
-        except BlockingIOError:
-            return
-        except OSError:
-            time.sleep(_PAUSE)
-            return
-        connection.setblocking(False)
-        client = _Client(connection)
-        self._clients[connection.fileno()] = client
-        selector.register(connection, selectors.EVENT_READ)
-        try:
-            sockets.check_peer(connection, os.geteuid())
-        except OSError:
-            # Another user's process: close without an answer.
-            self._drop(client)
-            return
-        if len(self._clients) > _MOST_CLIENTS:
+    async def _answer_all(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_LONGEST_QUESTION)
+        # Take the next question only when all of the last answer has been read: otherwise answers would pile up.
+        writer.transport.set_write_buffer_limits(0)
+        if len(self._clients) >= _MOST_CLIENTS:
             # Drop the client that has been silent for longest, first among those that never got an answer: idle ones keep nobody out.
-            others = [other for other in self._clients.values() if other is not client]
-            self._drop(min(others, key=lambda other: (other.asked, other.heard)))
-
-    def _serve_client(self, client: _Client, events: int, selector: selectors.BaseSelector) -> None:
+            silent = min(self._clients, key=self._clients.__getitem__)
+            del self._clients[silent]
+            silent.transport.abort()
+        self._clients[writer] = False, time.monotonic()
         try:
-            if events & selectors.EVENT_WRITE:
-                self._send(client)
-            else:
-                received = client.connection.recv(_LONGEST_QUESTION)
-                if not received:
-                    self._drop(client)
-                    return
-                client.received += received
-                client.heard = time.monotonic()
-            # Take the next question only when the last answer has been read: otherwise answers would pile up.
-            while not client.unsent and b"\n" in client.received:
-                line, _, client.received = client.received.partition(b"\n")
-                client.unsent = memoryview(_answer(line))
-                client.read_last = time.monotonic()
-                client.asked = True
-                self._send(client)
-            if len(client.received) > _LONGEST_QUESTION:
-                self._drop(client)
-                return
-            selector.modify(client.connection, selectors.EVENT_WRITE if client.unsent else selectors.EVENT_READ)
-        except BlockingIOError:
-            return
-        except OSError:
-            # The client is gone.
-            self._drop(client)
-
-    def _send(self, client: _Client) -> None:
-        try:
-            while client.unsent:
-                client.unsent = client.unsent[client.connection.send(client.unsent) :]
-                client.read_last = time.monotonic()
-        except BlockingIOError:
+            while line := await reader.readline():
+                writer.write(_answer(line.rstrip(b"\n")))
+                async with asyncio.timeout(_PATIENCE):
+                    await writer.drain()
+                self._clients[writer] = True, time.monotonic()
+        except (OSError, ValueError):
+            # The client is gone, does not read, or asks a question without end.
             pass
+        finally:
+            self._clients.pop(writer, None)
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
-    def _drop(self, client: _Client) -> None:
-        assert self._selector is not None
-        self._clients.pop(client.connection.fileno(), None)
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(client.connection)
-        client.connection.close()
+
+def _cancel_all() -> None:
+    for task in asyncio.all_tasks():
+        task.cancel()
 
 
 def _answer(line: bytes) -> bytes:

@@ -31,18 +31,21 @@ _MOST_NAMES: Final = 3
 # How far chains of waiting tasks are followed: a circle has no end.
 _DEEPEST: Final = 8
 
-_NOBODY: Final[Mapping[Any, str]] = {}
+# A task with the key of its group, its name, and its age in seconds if that is known.
+_Keyed = tuple[tuple[Any, ...], Task[Any] | asyncio.Task[Any], str, float | None]
+
+# The owners, as far as they are known, of tasks that were started with asyncio's own means.
+_Whose = Mapping[Any, str]
+_NOBODY: Final[_Whose] = {}
 
 
 class Group:
     """Tasks of the same kind that were submitted at the same place and wait at the same place, whatever their names."""
 
-    __slots__ = ("_names", "count", "example", "oldest", "tasks", "whose")
+    __slots__ = ("_names", "count", "example", "oldest", "tasks")
 
-    def __init__(self, example: Task[Any] | asyncio.Task[Any], whose: str | None = None) -> None:
+    def __init__(self, example: Task[Any] | asyncio.Task[Any]) -> None:
         self.example = example
-        # The owner, if it is known, of tasks that were started with asyncio's own means.
-        self.whose = whose
         self.count = 0
         self.oldest: float | None = None
         self.tasks: list[dict[str, Any]] = []
@@ -76,23 +79,32 @@ def look(name: str, life: Life, most: int = MOST_GROUPS) -> dict[str, Any]:
     tasks = life.unfinished()
     ours, others = _asyncio_tasks(life)
     children, strays = _by_parent(ours, others)
-    groups = grouped(tasks)
-    told = groups[:most]
-    stray_groups = _grouped_asyncio(strays, _whose(life))
+    groups = _grouped(_keyed(tasks))
+    whose = _whose(life)
+    stray_groups = _grouped(_keyed_asyncio(strays, whose))
     return {
         "name": shown(name),
         "unfinished": len(tasks),
-        "groups": [_described(group, children) for group in told],
-        "more_groups": len(groups) - len(told),
+        "groups": [_described(group, children) for group in groups[:most]],
+        "more_groups": len(groups[most:]),
         "more_tasks": sum(group.count for group in groups[most:]),
-        "asyncio_tasks": [_described_asyncio(group, children, 0) for group in stray_groups[:most]],
+        "asyncio_tasks": [_described(group, children, whose=whose) for group in stray_groups[:most]],
         "more_asyncio_tasks": sum(group.count for group in stray_groups[most:]),
     }
 
 
-def grouped(tasks: Iterable[Task[Any]]) -> list[Group]:
-    """Group equal tasks. The largest group comes first; of equally large ones, that with the oldest task."""
+def _grouped(keyed: Iterable[_Keyed]) -> list[Group]:
+    """Group tasks of equal keys. The largest group comes first; of equally large ones, that with the oldest task."""
     found: dict[tuple[Any, ...], Group] = {}
+    for key, task, name, age in keyed:
+        group = found.get(key)
+        if group is None:
+            group = found[key] = Group(task)
+        group.add(name, age)
+    return sorted(found.values(), key=lambda group: (-group.count, -(group.oldest or 0)))
+
+
+def _keyed(tasks: Iterable[Task[Any]]) -> Iterator[_Keyed]:
     now = time.monotonic()
     threads = frames_of_threads() if CAN_LOOK_AT_WHAT_RUNS else {}
     for task in tasks:
@@ -103,29 +115,15 @@ def grouped(tasks: Iterable[Task[Any]]) -> list[Group]:
             # A call in a worker thread, a call that is not due, or a coroutine that is not started or takes its first step.
             name = getattr(work, "__qualname__", None)
             place = (type(work), task._is_started(), name, *_stack_of(work, threads))
-        name = task._name or task.get_name()
-        key = task._kind, task._code, task._lasti, place
-        group = found.get(key)
-        if group is None:
-            group = found[key] = Group(task)
         since: float | None = getattr(task, "_since", None)
-        group.add(name, None if since is None else now - since)
-    return _sorted(found.values())
+        key = task._kind, task._code, task._lasti, place
+        yield key, task, task._name or task.get_name(), None if since is None else now - since
 
 
-def _grouped_asyncio(tasks: Iterable[asyncio.Task[Any]], whose: Mapping[Any, str] = _NOBODY) -> list[Group]:
-    found: dict[tuple[Any, ...], Group] = {}
+def _keyed_asyncio(tasks: Iterable[asyncio.Task[Any]], whose: _Whose = _NOBODY) -> Iterator[_Keyed]:
     for task in tasks:
-        key = _place(task.get_coro()) or (_title(task),), whose.get(task)
-        group = found.get(key)
-        if group is None:
-            group = found[key] = Group(task, whose.get(task))
-        group.add(_title(task), None)
-    return _sorted(found.values())
-
-
-def _sorted(groups: Iterable[Group]) -> list[Group]:
-    return sorted(groups, key=lambda group: (-group.count, -(group.oldest or 0)))
+        title = _title(task)
+        yield (_place(task.get_coro()) or (title,), whose.get(task)), task, title, None
 
 
 def _title(task: asyncio.Task[Any]) -> str:
@@ -245,45 +243,30 @@ def _group_parent(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
 # --- for programs -----------------------------------------------------------------------------------------------------
 
 
-def _described(group: Group, children: dict[Any, list[asyncio.Task[Any]]]) -> dict[str, Any]:
-    task: Task[Any] = group.example  # type: ignore[assignment]
-    work = task._work
-    runner = work if isinstance(work, asyncio.Task) else None
+def _described(
+    group: Group, children: dict[Any, list[asyncio.Task[Any]]], depth: int = 0, whose: _Whose = _NOBODY
+) -> dict[str, Any]:
+    task = group.example
+    runner: Any = task
+    if isinstance(task, Task):
+        work = task._work
+        runner = work if isinstance(work, asyncio.Task) else None
+        told = {"kind": task._kind.value, "oldest": group.oldest, "submitted": _site(task._site())}
+        place = task._place()
+    else:
+        told = {"whose": whose.get(task)}
+        place = f"waits at {innermost(task.get_coro())}"
+    started = _grouped(_keyed_asyncio(children.get(runner, ()))) if depth <= _DEEPEST else []
     return {
         "name": group.name,
-        "kind": task._kind.value,
+        **told,
         "count": group.count,
-        "oldest": group.oldest,
-        "submitted": _site(task._site()),
-        "place": task._place(),
-        "chain": _chain(_place(runner.get_coro()) if runner is not None else _stack_of(work)),
+        "place": place,
+        "chain": _chain(_stack_of(work) if runner is None else _place(runner.get_coro())),
         "awaits": _waited_for(runner),
-        "started": _started_by(runner, children, 0),
+        "started": [_described(one, children, depth + 1) for one in started[:MOST_GROUPS]],
         "tasks": group.tasks,
     }
-
-
-def _described_asyncio(group: Group, children: dict[Any, list[asyncio.Task[Any]]], depth: int) -> dict[str, Any]:
-    task: asyncio.Task[Any] = group.example  # type: ignore[assignment]
-    return {
-        "name": group.name,
-        "whose": group.whose,
-        "count": group.count,
-        "place": f"waits at {innermost(task.get_coro())}",
-        "chain": _chain(_place(task.get_coro())),
-        "awaits": _waited_for(task),
-        "started": _started_by(task, children, depth),
-        "tasks": group.tasks,
-    }
-
-
-def _started_by(
-    runner: asyncio.Task[Any] | None, children: dict[Any, list[asyncio.Task[Any]]], depth: int
-) -> list[dict[str, Any]]:
-    if runner is None or depth > _DEEPEST:
-        return []
-    groups = _grouped_asyncio(children.get(runner, ()))
-    return [_described_asyncio(group, children, depth + 1) for group in groups[:MOST_GROUPS]]
 
 
 def _chain(place: tuple[Any, ...]) -> list[dict[str, Any]]:
@@ -319,23 +302,27 @@ def as_lines(looked: dict[str, Any]) -> Iterator[str]:
     """Yield the result of `look` as lines of text."""
     yield f"{looked['name']}: {looked['unfinished']} unfinished"
     for group in looked["groups"]:
-        yield from _group_lines(group)
+        yield from _lines(group, "  ")
     if looked["more_tasks"]:
         yield f"  and {looked['more_tasks']} more, in {looked['more_groups']} groups"
     if looked["asyncio_tasks"]:
         count = sum(group["count"] for group in looked["asyncio_tasks"]) + looked["more_asyncio_tasks"]
         yield f"  besides, started with asyncio's own means: {count}"
         for group in looked["asyncio_tasks"]:
-            yield from _asyncio_lines(group, "    ")
+            yield from _lines(group, "    ")
 
 
-def _group_lines(group: dict[str, Any]) -> Iterator[str]:
+def _lines(group: dict[str, Any], indent: str) -> Iterator[str]:
     many = f"{group['count']}x " if group["count"] > 1 else ""
-    kind = " (daemon)" if group["kind"] == "daemon" else ""
-    age = group["oldest"]
-    since = "" if age is None else f", {'the oldest ' if many else ''}for {age:.1f} s"
-    yield f"  {many}{group['name']}{kind}{since}, submitted at {line_of(group['submitted'])}, {group['place']}"
-    yield from chain_lines(group, "      ")
+    if "kind" in group:
+        kind = " (daemon)" if group["kind"] == "daemon" else ""
+        age = group["oldest"]
+        since = "" if age is None else f", {'the oldest ' if many else ''}for {age:.1f} s"
+        rest = f"{kind}{since}, submitted at {line_of(group['submitted'])}, {group['place']}"
+    else:
+        rest = f", an asyncio task, {group['place']}" + (f" ({group['whose']})" if group["whose"] else "")
+    yield f"{indent}{many}{group['name']}{rest}"
+    yield from chain_lines(group, indent + "    ")
 
 
 def chain_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
@@ -346,14 +333,7 @@ def chain_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
     for name in group["awaits"]:
         yield f"{indent}waits for {name}"
     for child in group["started"]:
-        yield from _asyncio_lines(child, indent)
-
-
-def _asyncio_lines(group: dict[str, Any], indent: str) -> Iterator[str]:
-    many = f"{group['count']}x " if group["count"] > 1 else ""
-    whose = f" ({group['whose']})" if group["whose"] else ""
-    yield f"{indent}{many}{group['name']}, an asyncio task, {group['place']}{whose}"
-    yield from chain_lines(group, indent + "    ")
+        yield from _lines(child, indent)
 
 
 def line_of(site: dict[str, Any]) -> str:

@@ -16,8 +16,9 @@ import asyncio
 import contextlib
 import copy
 import json
+import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
@@ -201,14 +202,56 @@ async def _log_in(app: App) -> None:
     """Connect once, so that a failure raises its reason. The pool would go on trying in vain, and only log the reason."""
     if not isinstance(app.connector, PsycopgConnector):
         return
-    from psycopg import AsyncConnection
+    from psycopg import AsyncConnection, OperationalError
 
     arguments = app.connector._pool_args
     address, options = arguments.get("conninfo", ""), arguments.get("kwargs") or {}
     # Given as functions, they are for the pool to call: no check then.
     if isinstance(address, str) and isinstance(options, dict):
         async with asyncio.timeout(_LOGIN_TIMEOUT):
-            await (await AsyncConnection.connect(address, **options)).close()
+            try:
+                await (await AsyncConnection.connect(address, **options)).close()
+            except OperationalError as error:
+                code = error.sqlstate or await _code_of(error.pgconn)
+                if code.startswith(_FOR_GOOD) if code else _NO_LOGIN.search(str(error)):
+                    raise RefusedError(
+                        f"{error}\nMend the address that its app is made with, or the rights in PostgreSQL."
+                    ) from error
+                raise
+
+
+async def _code_of(failed: Any) -> str | None:
+    """
+    The SQLSTATE with which the server refuses the login *failed*; None if it can't be had.
+
+    The message is in the server's language. libpq keeps the code to itself, but from version 18 on writes it into a trace; so log in
+    once more with one. It is in memory, because it may have the password, and works on Linux only.
+    """
+    from psycopg import pq, waiting
+    from psycopg.conninfo import make_conninfo
+
+    waits: dict[int, waiting.Wait] = {
+        pq.PollingStatus.READING: waiting.Wait.R,
+        pq.PollingStatus.WRITING: waiting.Wait.W,
+    }
+
+    def login(trace: int) -> Generator[tuple[int, waiting.Wait], waiting.Ready | int, None]:
+        options = {option.keyword.decode(): option.val.decode() for option in failed.info if option.val}
+        connection = pq.PGconn.connect_start(make_conninfo(**options).encode())
+        try:
+            connection.trace(trace)
+            while (state := connection.connect_poll()) in waits:
+                yield connection.socket, waits[state]
+            connection.untrace()
+        finally:
+            connection.finish()
+
+    with contextlib.suppress(Exception), open(os.memfd_create("login"), "rb") as trace:
+        await waiting.wait_conn_async(login(trace.fileno()))
+        trace.seek(0)
+        if found := re.search(rb'ErrorResponse\t.* C "(\w{5})"', trace.read()):
+            return found[1].decode()
+    return None
 
 
 # --- what went wrong ----------------------------------------------------------------------------------------------------
@@ -216,7 +259,7 @@ async def _log_in(app: App) -> None:
 # The classes of SQLSTATE with which the same statement will fail again: data, integrity, logins, privileges and names, limits.
 _FOR_GOOD: Final = ("22", "23", "28", "3D", "42", "54")
 
-# When a login fails, PostgreSQL's client gives no SQLSTATE, only the server's message, which is mostly in English.
+# The words of a login that fails again, where there is no SQLSTATE: those of the server, if it speaks English, and those of its client.
 _NO_LOGIN: Final = re.compile(
     r"password authentication failed|no password supplied|(role|database) \".*\" does not exist|no pg_hba\.conf entry|"
     r"not permitted to log in|permission denied for database|certificate|does not support SSL"
@@ -241,13 +284,11 @@ def _is_unreachable(error: BaseException) -> bool:
 def _named(error: Exception, function: Function) -> Exception:
     """Return the error that `Engine.send` is to raise for *error*."""
     cause = _cause(error)
-    if isinstance(error, AlreadyEnqueued):
-        # Not its cause, which is PostgreSQL's error about an index.
+    if isinstance(error, (AlreadyEnqueued, RefusedError)):
+        # Not its cause, which is PostgreSQL's error about an index, or about a login.
         reason = str(error)
     elif cause is None:
         return error
-    elif _NO_LOGIN.search(str(cause)) and not getattr(cause, "sqlstate", None):
-        reason = f"{cause}\nMend the address that its app is made with, or the rights in PostgreSQL."
     elif _is_unreachable(error):
         return ConnectionError(str(error.__cause__ or error))
     else:
