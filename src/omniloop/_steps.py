@@ -28,8 +28,8 @@ from ._life.life import Life
 from ._life.workers import resolve
 from ._report import shown
 from ._runtime import Runtime
-from ._work.leftovers import OF_CALLERS, belongs_to
-from ._work.task import DAEMON, Kind, Task
+from ._work.leftovers import OF_CALLERS
+from ._work.task import DAEMON, Kind, Task, belongs_to
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -75,7 +75,7 @@ class Source:
         self._said: Any = advance
         self._wake: Future[None] | None = None
         self._asked = False
-        self.task: Task[None] = runtime._make_task(drive(self), None, None, frame, name, kind)
+        self.task: Task[None] = Task(runtime, drive(self), None, None, frame, name, kind)
         context = self.task._context
         if kind is DAEMON and context is not None and belongs_to not in context:
             context.run(belongs_to.set, OF_CALLERS)

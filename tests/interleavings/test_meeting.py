@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import inspect
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
 from explorer import Copy, Edit, Loop, in_every_order, spawn
-
-from omniloop._work.task import Kind
 
 TASK = "_work.task"
 
@@ -21,27 +19,20 @@ A_CALLBACK_ADDED_WITHOUT_A_LOOK_UNDER_THE_LOCK = Edit(
 )
 
 
-A_MEETING_THAT_DIFFERS_FROM_LOOK_TO_LOOK = (
-    Edit(
-        TASK,
-        "        if not any(type(item) is _Meeting and item.outcome is not None for item in meeting):",
-        "        if True:",
-    ),
-    Edit(
-        TASK,
-        "return next(item for item in meeting if type(item) is _Meeting and item.outcome is not None)",
-        "return late",
-    ),
+A_MEETING_THAT_DOES_NOT_LOOK_FOR_THE_OUTCOME = Edit(
+    TASK,
+    "        if type(outcome) is tuple and meeting.outcome is None:\n",
+    "        if False:\n",
 )
 TOLD_UNDER_THE_LOCK = (
-    "        with meeting.lock:\n            if meeting.outcome is not None:\n                return False\n"
+    "            if meeting.outcome is not None and meeting.outcome is not outcome:\n                return False\n"
 )
 
 
 class Owner:
     """What a task is told to ask; it allows everything."""
 
-    foreign = False
+    foreign = noted = False
     tally = types.SimpleNamespace(count=lambda *entries: None)
 
     def wait(self, task: Any, wait_here: Callable[[float], bool], timeout: float | None) -> bool:
@@ -53,9 +44,8 @@ class Owner:
 
 def make_task(copy: Copy) -> Any:
     """A task that nothing runs: a thread of the model settles it."""
-    Task = copy.parts[TASK].Task
-    given = {"owner": Owner(), "work": print, "args": (), "name": "explored", "kind": Kind.WORK, "lasti": 0}
-    return Task(*(given.get(name) for name in inspect.signature(Task).parameters))
+    runtime = types.SimpleNamespace(_life=Owner())
+    return copy.parts[TASK].Task(runtime, print, (), None, sys._getframe(), "explored")
 
 
 def settle(copy: Copy, task: Any, value: str) -> bool:
@@ -64,18 +54,12 @@ def settle(copy: Copy, task: Any, value: str) -> bool:
 
 @in_every_order(
     TASK,
-    a_settling_that_looks_who_was_first_before_it_appends=(
-        Edit(
-            TASK,
-            "        self._meeting.append(outcome)\n",
-            "        seen = self._meeting[:1]\n        self._meeting.append(outcome)\n",
-        ),
-        Edit(
-            TASK,
-            "        first = self._meeting[0]\n        if first is not outcome:",
-            "        first = seen[0] if seen else outcome\n        if first is not outcome:",
-        ),
+    a_settling_that_looks_for_no_meeting_afterwards=Edit(
+        TASK,
+        "            # Again, after the outcome is there to be found.\n            meeting = self._meeting\n",
+        "",
     ),
+    a_meeting_that_does_not_look_for_the_outcome=A_MEETING_THAT_DOES_NOT_LOOK_FOR_THE_OUTCOME,
     a_waiter_that_looks_before_it_is_seen=Edit(
         TASK,
         "        meeting.gates.append(gate)\n        if meeting.outcome is None and gate",
@@ -110,8 +94,13 @@ def test_who_waits_gets_the_outcome(copy: Copy) -> None:
     heavy=True,
     a_waiter_that_takes_its_own_meeting_for_the_first=Edit(
         TASK,
-        "            meeting.append(_Meeting())\n        first = meeting[0]",
-        "            meeting.append(_Meeting())\n        first = meeting[-1]",
+        "                meeting = _new_meetings.setdefault(self, _Meeting())\n",
+        "                meeting = _Meeting()\n",
+    ),
+    a_waiter_that_does_not_look_again_for_a_meeting=Edit(
+        TASK,
+        "                if self._meeting is None:\n                    self._meeting = meeting\n",
+        "                self._meeting = meeting\n",
     ),
 )
 def test_all_who_wait_get_the_outcome(copy: Copy) -> None:
@@ -163,11 +152,11 @@ def test_each_callback_is_called_once(copy: Copy) -> None:
 @in_every_order(
     TASK,
     heavy=True,
-    an_outcome_that_a_later_one_replaces=Edit(
-        TASK, TOLD_UNDER_THE_LOCK, TOLD_UNDER_THE_LOCK.replace("meeting.outcome is not None", "False")
-    ),
+    an_outcome_that_a_later_one_replaces=Edit(TASK, TOLD_UNDER_THE_LOCK, ""),
     an_outcome_that_is_settled_without_the_lock=Edit(
-        TASK, TOLD_UNDER_THE_LOCK, TOLD_UNDER_THE_LOCK.replace("with meeting.lock", "if True")
+        TASK,
+        "        with meeting.lock:\n            # A waiter that came",
+        "        if True:\n            # A waiter that came",
     ),
 )
 def test_of_two_outcomes_one_is_the_tasks(copy: Copy) -> None:
@@ -176,11 +165,14 @@ def test_of_two_outcomes_one_is_the_tasks(copy: Copy) -> None:
     called: list[str] = []
 
     def end(value: str) -> None:
+        if value == "given up":
+            # As the end of the life does.
+            task._meet()
         first[value] = settle(copy, task, value)
 
     threads = [
-        spawn(end, "one"),
-        spawn(end, "another"),
+        spawn(end, "done"),
+        spawn(end, "given up"),
         spawn(task.add_done_callback, lambda task: called.append(task.result(0))),
     ]
     for thread in threads:
@@ -188,6 +180,24 @@ def test_of_two_outcomes_one_is_the_tasks(copy: Copy) -> None:
 
     winner = [value for value, was_first in first.items() if was_first]
     assert winner == called == [task.result(0)]
+
+
+@in_every_order(
+    TASK,
+    a_look_that_takes_a_new_meetings_word_for_it=Edit(
+        TASK,
+        "return meeting.outcome if type(work) is not tuple else self._meet().outcome",
+        "return meeting.outcome",
+    ),
+)
+def test_work_that_was_seen_done_stays_done(copy: Copy) -> None:
+    task = make_task(copy)
+    settle(copy, task, "value")
+
+    waiter = spawn(task._meet)
+    assert task.done()
+    waiter.join()
+    assert task.done()
 
 
 @in_every_order(
@@ -217,7 +227,7 @@ def test_who_awaits_it_on_another_loop_gets_the_outcome(copy: Copy) -> None:
 
 @in_every_order(
     TASK,
-    a_meeting_that_differs_from_look_to_look=A_MEETING_THAT_DIFFERS_FROM_LOOK_TO_LOOK,
+    a_meeting_that_does_not_look_for_the_outcome=A_MEETING_THAT_DOES_NOT_LOOK_FOR_THE_OUTCOME,
 )
 def test_concurrent_futures_wait_gets_the_outcome(copy: Copy) -> None:
     task = make_task(copy)
@@ -232,7 +242,7 @@ def test_concurrent_futures_wait_gets_the_outcome(copy: Copy) -> None:
 
 @in_every_order(
     TASK,
-    a_meeting_that_differs_from_look_to_look=A_MEETING_THAT_DIFFERS_FROM_LOOK_TO_LOOK,
+    a_meeting_that_does_not_look_for_the_outcome=A_MEETING_THAT_DOES_NOT_LOOK_FOR_THE_OUTCOME,
 )
 def test_as_completed_gets_the_outcome(copy: Copy) -> None:
     task = make_task(copy)

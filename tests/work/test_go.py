@@ -778,7 +778,7 @@ def test_a_wait_anywhere_in_a_start_is_told_or_done(wait):
 
     outcomes = []
     # The start has hundreds of lines.
-    for point in itertools.count(step=7):
+    for point in itertools.count(step=1 if wait == "shutdown" else 7):
         runtime = Runtime(name="started")
         with CallAt(point, handler) as call_at, contextlib.suppress(ClosedError):
             submitted = runtime.go(where())

@@ -464,8 +464,10 @@ def test_asking_a_finished_handle_again_and_again_makes_it_no_larger(runtime):
     runtime.flush(timeout=5)
 
     concurrent.futures.wait([task], timeout=0)
-    before = len(task._meeting)
+    meeting = task._meet()
+    before = {name: str(getattr(meeting, name)) for name in meeting.__slots__}
     for _ in range(10):
         assert concurrent.futures.wait([task], timeout=0).done == {task}
 
-    assert len(task._meeting) == before
+    assert task._meet() is meeting
+    assert before == {name: str(getattr(meeting, name)) for name in meeting.__slots__}

@@ -17,8 +17,7 @@ from .._limiter import by_result, go_limited, limiter, to_thread_limited
 from .._report import Hook
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.leftovers import copied
-from .._work.task import FAILED, Kind, Task
+from .._work.task import FAILED, Kind, Task, copied
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -151,7 +151,7 @@ class TaskGroup:
         """
         check_function(fn, "call_soon")
         runtime, frame = self._runtime, caller()
-        return self._add(fn, lambda: runtime._submit(runtime._make_task(fn, args, context, frame)))
+        return self._add(fn, lambda: runtime._submit(Task(runtime, fn, args, context, frame)))
 
     def to_thread(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """

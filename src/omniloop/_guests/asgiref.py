@@ -33,13 +33,13 @@ from .._life.workers import Workers
 from .._process import fork
 from .._process.exit import end_orphan
 from .._report import frames_of
+from .._work.task import Task
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from .._life.life import Life
     from .._runtime import Runtime
-    from .._work.task import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -301,7 +301,7 @@ def run(runtime: Runtime, coro: Any, timeout: float | None, frame: FrameType) ->
         life, sync = _serving(runtime), _sync()
         if life is None or sync is None:
             # The core refuses the work and says why; or another thread is in the middle of loading asgiref.
-            return runtime._run_task(runtime._make_task(coro, None, None, frame), timeout)
+            return runtime._run_task(Task(runtime, coro, None, None, frame), timeout)
         if life.loop is not None:
             # asgiref may have been loaded after the loop was made.
             serve(life.loop, life.workers)
@@ -313,7 +313,7 @@ def run(runtime: Runtime, coro: Any, timeout: float | None, frame: FrameType) ->
     except BaseException:
         close_unstarted(coro)
         raise
-    task = runtime._make_task(coro, None, context, frame)
+    task = Task(runtime, coro, None, context, frame)
     # If the `sync_to_async` that called this sync code is cancelled, asgiref cancels and awaits the first task in this list, on the caller's
     # loop; a handle can be awaited on any loop.
     tasks = getattr(sync.SyncToAsync.threadlocal, "task_context", None)

@@ -201,6 +201,9 @@ class Life:
         except (RuntimeError, OSError) as error:
             raise CannotStartError(f"omniloop can't start its thread here: {why_no_thread(error)}") from error
         finally:
+            if self.stage is Stage.CLOSED and self._owner._held_by_fork() is self:
+                # A signal handler that interrupted this start has shut the runtime down.
+                exit.unwatch(self._owner)
             exit.make_up_for_signal()
 
     def _start(self) -> None:
@@ -374,7 +377,7 @@ class Life:
     def cancel(self, task: Task[Any], msg: object) -> bool:
         """Cancel *task*; False if it is too late for that."""
         work = task._work
-        if work is None:
+        if type(work) is tuple:
             # The task ended after the caller had looked.
             return False
         args: tuple[object, ...] = () if msg is None else (msg,)
@@ -468,6 +471,8 @@ class Life:
         """
 
         def fail(task: Task[Any]) -> None:
+            # First, because the thread that does the work may end it at this moment; then the lock of the meeting decides.
+            task._meet()
             if task._fail(make_error()) and told:
                 task._ended()[1].claim()
 
@@ -487,6 +492,7 @@ class Life:
                     continue
                 if self.stage is not Stage.DEAD and task in self._ledger.timers:
                     # A timer that never came due is cancelled without a report.
+                    task._meet()
                     task._end_cancelled(())
                     continue
                 fail(task)

@@ -27,16 +27,15 @@ import gc
 import sys
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
-from contextvars import Context, ContextVar
+from contextvars import Context
 from functools import partial
 from typing import Any, Final
 
-from .._arguments import close_unstarted
 from .._clock import time
 from .._cpython import callbacks_of, gathered, is_chained, members_of, shielded_by, transport_of, waiter_of
 from .._process.threads import is_running_thread
 from .._report import frames_of, shown
-from .task import HANDOVER, WORK, Task
+from .task import HANDOVER, WORK, Task, belongs_to
 
 # How long new tasks are left alone, in seconds.
 _NEW: Final = 0.02
@@ -60,9 +59,6 @@ OF_DAEMONS: Final = Belongings(over=True)
 # tasks that its source leaves are leftovers, because the caller has asked for the iteration.
 OF_CALLERS: Final = Belongings(over=True)
 
-# Set in the context of an owner, and so in all contexts that are copied from it.
-belongs_to: Final[ContextVar[Belongings]] = ContextVar("omniloop_belongs_to")
-
 # The order in which the end waits: for work, then for what daemons have submitted. It does not wait for the rest.
 UNMARKED: Final = 0
 OF_WHAT_ENDED: Final = 1
@@ -80,18 +76,6 @@ def is_clean_up(runner: asyncio.Future[Any]) -> bool:
     """Tell whether a task closes an async generator."""
     # The type of what `aclose()` returns has no public name.
     return isinstance(runner, asyncio.Task) and type(runner.get_coro()).__name__ == "async_generator_athrow"
-
-
-def copied(context: object, work: object) -> Context:
-    """Return a copy of *context*: the caller may be inside it, and a context can't be entered twice. Closes *work* if it refuses."""
-    if not isinstance(context, Context):
-        close_unstarted(work)
-        raise TypeError(f"context={context!r}: give a contextvars.Context, such as copy_context() returns, or None.")
-    copy = context.copy()
-    if (owner := belongs_to.get(None)) is not None:
-        # The owner is the caller's, as its own context says.
-        copy.run(belongs_to.set, owner)
-    return copy
 
 
 def title_of(task: asyncio.Task[Any]) -> str:

@@ -8,24 +8,30 @@ The kinds of work (`Kind`):
     DAEMON    the drain cancels it when the work is done
     KEEPER    keeps something open for all other work, and ends after it
 
-The stages of a handle, and how to tell them apart:
+The state of a handle is one word, `_work`:
 
-    submitted   `_work` is the coroutine or the function, and `_since` is not set
-    begun       the coroutine runs in its first step; or the function runs, and `_since` is its start time
-    running     `_work` is the asyncio task
-    done        the meeting has an outcome; `_work`, `_args` and `_context` are None, so that the handle keeps nothing else alive
+    submitted   the coroutine or the function, and `_since` is not set
+    begun       the same: the coroutine runs in its first step; or the function runs, and `_since` is its start time
+    running     the asyncio task
+    done        the outcome, a tuple; `_args` and `_context` are None, so that the handle keeps nothing else alive
 
 What is guaranteed. A handle that was returned settles exactly once, and every waiter, of whichever kind, learns of it. A failure is either
 claimed by whoever asks for the outcome, or reported.
 
-The meeting is where the outcome and the waiters find each other, mostly without a lock. `_meeting` is a list, and its first item decides:
+The meeting is where the outcome and the waiters find each other, without a lock if nobody waits: a handle has a `_Meeting`, which has a lock
+of its own, only when somebody has asked for one. Everything rests on one order:
 
-    1. If the outcome is appended first, nobody waited, and that is all.
-    2. If a waiter comes first, it appends a `_Meeting`, which has a lock of its own. The outcome is then stored there.
+    settle: write the outcome into `_work`, then look for a meeting: there? store the outcome in it too, and tell its waiters
+    wait:   make the meeting, then look into `_work`: an outcome? store it in the meeting
 
-Appending is atomic, so exactly one item is the first, and most handles never pay for a lock: what the constructor of `Future` makes costs
-some eighty times the empty list (3.12). What was tried: `setdefault` on the instance's dictionary decides as well, but making that
-dictionary costs 270 ns on 3.13, where the list costs 20.
+Both sides write before they look, so whichever comes second sees the other. If the meeting is there first, the outcome is stored in it
+alone, and written into `_work` when the waiters are told. What a meeting says is what counts: so if two threads may settle the same work (it
+ends at the very moment when the end of the life gives it up), one of them asks for the meeting first, and its lock decides.
+
+Waiters that come at once agree on one meeting by `setdefault` on a dictionary that all handles share, and that is empty between two calls.
+What was tried: a list for each handle, whose first item decided, was one more object for the garbage collector to visit (of nine that a
+pending coroutine is made of on 3.14; it took a quarter of the time that many pending ones spent in the collector on 3.11); `setdefault` on
+the instance's dictionary costs 270 ns for making that dictionary (3.13).
 
 Who may touch what. Methods without an underscore are for any thread, unless they say otherwise. Of the others, `_settle`, `_fail`,
 `_end_cancelled` and `_settle_from` are for the thread that handles the work: the loop's thread, the worker that made the call, or the
@@ -43,11 +49,11 @@ import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from threading import Lock
 from traceback import StackSummary
-from types import CodeType, CoroutineType, TracebackType
+from types import CoroutineType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, final
 from weakref import ref
 
@@ -57,6 +63,7 @@ from .._clock import time
 from .._errors import TaskTimeoutError, WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
 from .._hooks import who_runs_here
 from .._locks import Guard
+from .._process import fork
 from .._report import Failure, Site, innermost, shown
 from .failures import Failures, Unclaimed
 from .tally import Entry, Tally
@@ -89,6 +96,24 @@ KEEPER: Final = Kind.KEEPER
 HANDOVER: Final = Kind.HANDOVER
 
 
+# The owner of what is submitted and made in a context, and in all contexts that are copied from it: see `leftovers`.
+belongs_to: Final[ContextVar[Any]] = ContextVar("omniloop_belongs_to")
+
+_same_process: Final = fork.same_process
+
+
+def copied(context: object, coro: object) -> Context:
+    """Return a copy of *context*: the caller may be inside it, and a context can't be entered twice. Closes *coro* if it refuses."""
+    if not isinstance(context, Context):
+        close_unstarted(coro)
+        raise TypeError(f"context={context!r}: give a contextvars.Context, such as copy_context() returns, or None.")
+    copy = context.copy()
+    if (owner := belongs_to.get(None)) is not None:
+        # The owner is the caller's, as its own context says.
+        copy.run(belongs_to.set, owner)
+    return copy
+
+
 class Dropped(str):
     """The reason of a cancellation for lack of room under the bounds: the work then counts as dropped."""
 
@@ -102,9 +127,17 @@ Outcome = tuple[Ending, Any]
 if TYPE_CHECKING:
     from .._hooks import Elsewhere
 
-    class Owner(Protocol):
-        """What a task needs of the runtime that runs it. An interface, so that this module does not depend on runtimes."""
+    class Maker(Protocol):
+        """What the making of a task needs of the runtime. An interface, so that this module does not depend on runtimes."""
 
+        @property
+        def _life(self) -> Owner: ...
+        def _note(self, task: Task[Any], frame: FrameType) -> None: ...
+
+    class Owner(Protocol):
+        """What a task needs of the life that runs it."""
+
+        noted: bool
         failures: Failures
         tally: Tally
 
@@ -140,6 +173,9 @@ class _Meeting:
         self.awaited: list[object] = []
         self.condition: threading.Condition | None = None
 
+
+# The meetings that are being made. By task, which is compared by identity.
+_new_meetings: Final[dict[Task[Any], _Meeting]] = {}
 
 _OUR_CLAIM: Final = "a task is settled by the runtime that runs it"
 
@@ -188,28 +224,30 @@ class Task(concurrent.futures.Future[T]):
 
     def __init__(
         self,
-        owner: Owner,
+        runtime: Maker,
         work: Any,
         args: tuple[Any, ...] | None,
         context: Context | None,
-        name: str | None,
-        kind: Kind,
-        code: CodeType | None,
-        lasti: int,
+        frame: FrameType,
+        name: str | None = None,
+        kind: Kind = WORK,
     ) -> None:
-        self._owner = owner
-        # A coroutine or a function, then the asyncio task that runs it, then None: a finished task that somebody
-        # holds keeps neither the arguments nor the context alive.
+        """Make the handle of *work*, a coroutine or, with *args*, a function, which is submitted by *frame* in a copy of *context*."""
+        if not _same_process[0]:
+            fork.notice_fork()
+        self._owner = life = runtime._life
+        # The state: see the top of the module.
         self._work = work
         # None for a coroutine.
         self._args = args
-        self._context = context
+        self._context: Context | None = copy_context() if context is None else copied(context, work)
         self._name = name
         self._kind = kind
-        self._code = code
-        self._lasti = lasti
-        # Where the outcome and the waiters find each other: see the top of the module.
-        self._meeting: list[Outcome | _Meeting] = []
+        self._code = frame.f_code
+        self._lasti = frame.f_lasti
+        self._meeting: _Meeting | None = None
+        if life.noted:
+            runtime._note(self, frame)
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
@@ -277,7 +315,7 @@ class Task(concurrent.futures.Future[T]):
 
     def get_name(self) -> str:
         """Return the name that was given at submission; if none was, that of the coroutine or function."""
-        # Read in this order, because settling sets the name before it clears the work.
+        # Read in this order, because settling sets the name before it replaces the work.
         work = self._work
         return self._name or _name_of(work)
 
@@ -433,15 +471,23 @@ class Task(concurrent.futures.Future[T]):
 
     def _settle(self, ending: Ending, value: Any) -> bool:
         """Make the outcome known. The first call returns True; later calls change nothing and return False."""
-        outcome: Outcome = (ending, value)
-        self._meeting.append(outcome)
-        first = self._meeting[0]
-        if first is not outcome:
-            if type(first) is not _Meeting or not self._tell(first, outcome):
-                return False
+        if type(self._work) is tuple:
+            return False
         if self._name is None:
             self._name = _name_of(self._work)
-        self._work = self._args = self._context = None
+        outcome: Outcome = (ending, value)
+        meeting = self._meeting
+        if meeting is None:
+            self._work = outcome
+            # Again, after the outcome is there to be found.
+            meeting = self._meeting
+        if meeting is not None:
+            first = self._tell(meeting, outcome)
+            # Not this outcome, if another thread was first.
+            self._work = meeting.outcome
+            if not first:
+                return False
+        self._args = self._context = None
         return True
 
     def _fail(self, error: BaseException) -> bool:
@@ -603,11 +649,12 @@ class Task(concurrent.futures.Future[T]):
         return current is not None and work is not None and (work is current or work is current.get_coro())
 
     def _outcome(self) -> Outcome | None:
+        # Read in this order: an outcome that is found here, before any meeting is there, stays.
+        work = self._work
         meeting = self._meeting
-        if not meeting:
-            return None
-        first = meeting[0]
-        return first.outcome if isinstance(first, _Meeting) else first
+        if meeting is None:
+            return work if type(work) is tuple else None
+        return meeting.outcome if type(work) is not tuple else self._meet().outcome
 
     def _ended(self) -> Outcome:
         outcome = self._outcome()
@@ -615,22 +662,24 @@ class Task(concurrent.futures.Future[T]):
         return outcome
 
     def _meet(self) -> _Meeting:
-        """Return the meeting of this task; if the outcome came first, one that already has it."""
+        """Return the meeting of this task. An outcome that came before it is in it."""
         meeting = self._meeting
-        if not meeting:
-            meeting.append(_Meeting())
-        first = meeting[0]
-        if type(first) is _Meeting:
-            return first
-        # The outcome came before any waiter. `concurrent.futures.wait` reads the condition twice, to acquire and to release it, and
-        # must get the same one: so everybody uses the first meeting in the list that knows the outcome. (One that does not was appended
-        # above, a moment too late, and will never be told.)
-        if not any(type(item) is _Meeting and item.outcome is not None for item in meeting):
-            # Only then: a program that polls its finished handles would add a meeting with each look.
-            late = _Meeting()
-            late.outcome = first
-            meeting.append(late)
-        return next(item for item in meeting if type(item) is _Meeting and item.outcome is not None)
+        if meeting is None:
+            try:
+                meeting = _new_meetings.setdefault(self, _Meeting())
+                # Whoever removes the entry has set the attribute before.
+                if self._meeting is None:
+                    self._meeting = meeting
+                meeting = self._meeting
+            finally:
+                _new_meetings.pop(self, None)
+        # After the meeting is there to be found.
+        outcome = self._work
+        if type(outcome) is tuple and meeting.outcome is None:
+            with meeting.lock:
+                if meeting.outcome is None:
+                    meeting.outcome = outcome
+        return meeting
 
     def _tell(self, meeting: _Meeting, outcome: Outcome) -> bool:
         before = meeting.before
@@ -638,7 +687,8 @@ class Task(concurrent.futures.Future[T]):
             # Called without the meeting's lock, because it takes a lock of its own. If two threads settle at once, both call it.
             self._call_back(before)
         with meeting.lock:
-            if meeting.outcome is not None:
+            # A waiter that came at the same moment may have stored this one.
+            if meeting.outcome is not None and meeting.outcome is not outcome:
                 return False
             meeting.outcome = outcome
             # In one step: a gate that is added later finds the outcome.

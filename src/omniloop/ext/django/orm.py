@@ -26,6 +26,7 @@ from omniloop._caller import caller
 from omniloop._errors import NotAsyncError
 from omniloop._guests.asgiref import SyncThread, bring_along
 from omniloop._shared import shared_runtime
+from omniloop._work.task import Task
 
 
 def go_on_commit(
@@ -89,7 +90,7 @@ class _OnCommit:
             SyncThread.workers()
         runtime = shared_runtime()
         name = self._name or getattr(self._work, "__qualname__", None)
-        task = runtime._make_task(self._run(), None, self._context, sys._getframe(), name)
+        task: Task[None] = Task(runtime, self._run(), None, self._context, sys._getframe(), name)
         # Report the work as submitted where go_on_commit() was called, not where the transaction ended.
         task._code, task._lasti = self._code, self._lasti
         runtime._submit(task)
