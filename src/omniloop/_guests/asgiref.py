@@ -313,7 +313,7 @@ def run(runtime: Runtime, coro: Any, timeout: float | None, frame: FrameType) ->
     except BaseException:
         close_unstarted(coro)
         raise
-    task = Task(runtime, coro, None, context, frame)
+    task: Task[Any] = Task(runtime, coro, None, context, frame)
     # If the `sync_to_async` that called this sync code is cancelled, asgiref cancels and awaits the first task in this list, on the caller's
     # loop; a handle can be awaited on any loop.
     tasks = getattr(sync.SyncToAsync.threadlocal, "task_context", None)
