@@ -17,8 +17,8 @@ from programs import source_of
 SRC = Path(__file__).resolve().parent.parent / "src"
 
 
-# By the last two a program is told what a stop will lose.
-_TOLD_OF = ("OMNILOOP_", "KUBERNETES_SERVICE_HOST", "SYSTEMD_EXEC_PID")
+# By the second and third a program is told what a stop will lose; by the others Python has its tracebacks in colours.
+_TOLD_OF = ("OMNILOOP_", "KUBERNETES_SERVICE_HOST", "SYSTEMD_EXEC_PID", "FORCE_COLOR", "PYTHON_COLORS")
 
 
 # Whether all imports of the children are lazy.

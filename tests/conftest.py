@@ -64,10 +64,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(item.path.parent.name)
-        if sys.implementation.name == "pypy" and (
-            reason := not_on_pypy.SKIPPED.get(f"{item.path.name}::{getattr(item, 'originalname', None)}")
-        ):
-            item.add_marker(pytest.mark.skip(reason=reason))
+        if sys.implementation.name == "pypy":
+            # All of a test's parameters, or one.
+            for name in {item.name, getattr(item, "originalname", item.name)}:
+                if reason := not_on_pypy.SKIPPED.get(f"{item.path.name}::{name}"):
+                    item.add_marker(pytest.mark.skip(reason=reason))
     items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 

@@ -8,6 +8,8 @@ _ANYWHERE = "PyPy: a signal handler may raise between any two steps, and to go t
 _HELD = "PyPy: no count of references tells whether somebody holds what shield has made"
 _STACK = "PyPy: the stack is measured in bytes, and not in frames"
 _NESTED = "PyPy: a signal that comes while a handler is under way is handled after that"
+_TASKS = "PyPy: asyncio's tasks are written in Python, and need their callbacks themselves"
+_GIL = "PyPy: a thread that waits for the GIL wakes up ten thousand times a second"
 _SLOW = "PyPy: what there is of work by the end takes longer than the test has for it"
 
 SKIPPED: dict[str, str] = {
@@ -22,7 +24,9 @@ SKIPPED: dict[str, str] = {
             "test_a_collection_on_the_loops_thread_inside_a_logging_handler_with_a_plain_lock_does_not_hang",
             "test_errors_reported": "test_a_flush_that_is_over_leaves_no_report_to_come "
             "test_a_collection_inside_a_logging_handler_that_holds_a_lock_does_not_deadlock",
-            "test_exit_hooks": "test_the_finaliser_of_a_global_at_the_very_end_is_refused_in_words",
+            "test_exit_hooks": "test_the_finaliser_of_a_global_at_the_very_end_is_refused_in_words "
+            "test_a_logging_handler_that_hangs_does_not_hold_up_the_exit[hang_in_a_full_pipe] "
+            "test_a_logging_handler_that_hangs_does_not_hold_up_the_exit[hang_in_the_lock_of_another_thread]",
             "test_failures": "test_a_failure_that_is_dropped_while_no_loop_runs_is_told_by_the_next_flush "
             "test_one_that_somebody_has_waited_for_in_vain_is_reported_when_the_handle_is_dropped",
             "test_forgotten_failures": "test_a_forgotten_failure_is_reported_without_a_collection "
@@ -53,6 +57,8 @@ SKIPPED: dict[str, str] = {
         },
         _NESTED: {"test_signals": "test_ctrl_c_in_a_drain_on_sigterm_ends_the_waiting"},
         _HELD: {"test_await": "test_giving_up_a_shield_leaves_no_task_behind"},
+        _TASKS: {"test_await": "test_it_can_be_awaited_by_tasks_of_another_make"},
+        _GIL: {"test_idle": "test_a_thread_that_waits_long_wakes_up_once_a_second_at_the_most"},
         _STACK: {"test_go": "test_a_submission_near_the_recursion_limit_does_not_leave_the_runtime_asleep"},
         _SLOW: {
             "test_exit": "test_a_thread_that_submits_without_end_does_not_hold_up_the_exit",

@@ -200,6 +200,9 @@ def is_owned(lock: Any) -> bool:
 
 def incref() -> Callable[[object], object]:
     """Return the function that adds a reference which is never given back; ImportError or OSError if it can't be loaded."""
+    if sys.implementation.name != "cpython":
+        # It is known without an import, which in a child may wait for a thread that only the parent has.
+        raise ImportError("only CPython has it")
     # Only the part of `ctypes` that is needed: it loads in a third of the time.
     from _ctypes import Py_INCREF
 

@@ -135,7 +135,7 @@ def test_a_callback_in_a_foreign_thread_submits_work_and_waits_for_it(by):
             return NOTHING
 
         if by == "ctypes":
-            library, NOTHING, thread = ctypes.CDLL(None), None, ctypes.c_ulong()
+            library, NOTHING, thread = ctypes.CDLL(None), 0, ctypes.c_ulong()
             callback = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(submit)
             library.pthread_create(ctypes.byref(thread), None, callback, None)
             library.pthread_join(thread, None)

@@ -99,9 +99,13 @@ def in_a_finaliser(act):
 
         def __del__(self):
             act()
+            finalised.set()
 
+    finalised = threading.Event()
     Dropped()
     gc.collect()
+    # PyPy may be collecting in another thread already, and come to it a moment later.
+    assert finalised.wait(5)
 
 
 def in_a_logging_handler(act):

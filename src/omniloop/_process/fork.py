@@ -307,7 +307,7 @@ def prepare() -> None:
         try:
             _add_reference = incref()
         except (ImportError, OSError):
-            # Python was built without it, as PyPy is; or no descriptor is left, and the next start tries again.
+            # Not CPython, or built without it; or no descriptor is left, and the next start tries again.
             hold_inherited()
 
 
