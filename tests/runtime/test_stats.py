@@ -105,6 +105,7 @@ def test_a_cancelled_call_that_was_not_due_is_cancelled_and_finished(runtime):
     with pytest.raises(concurrent.futures.CancelledError):
         task.result(timeout=5)
 
+    eventually(lambda: runtime.stats().finished)
     stats = runtime.stats()
     assert (stats.accepted, stats.finished, stats.cancelled, stats.scheduled) == (1, 1, 1, 0)
 

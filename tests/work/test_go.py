@@ -624,6 +624,8 @@ def test_a_submission_near_the_recursion_limit_does_not_leave_the_runtime_asleep
 
 @pytest.mark.promise("Nor does one that raises anywhere in the start of the runtime")
 @pytest.mark.filterwarnings("ignore")
+# Hundreds of starts: 20 s without a GIL on a machine that does nothing else.
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", [RaiseAt, RaiseAfterCall])
 @pytest.mark.parametrize("call", ["go", "to_thread"])
 @pytest.mark.parametrize("submits", [False, True])
