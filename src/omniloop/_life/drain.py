@@ -15,7 +15,7 @@ What a drain waits for, in the order of the code (`_Drain._wait`). Each kind is 
 How a waiting thread and the loop talk. The thread puts a request on the loop (`Asked`) and waits at its gate until the deadline. The gate is
 opened when the request is done, or by the end of the life (`Life.fail_all`). So the tables belong to the loop: it looks and counts in one
 step, and nothing can be submitted or end in between. A callback that blocks the loop may return only after the thread has given up. The
-loop must not begin the request then; the lock `Asked._turn` ensures that.
+loop must not begin the request then: whoever answers it or gives it up takes it out of `Life.asked`, and the loop begins only what is there.
 
 What was tried and does not work.
 - A callback for each piece of work that is waited for: it costs as much as the end of the work.
@@ -38,7 +38,6 @@ from typing import Any, Final, NamedTuple
 from .. import _cpython, _hooks
 from .._clock import acquire, time
 from .._errors import CannotStartError
-from .._locks import Guard
 from .._process import exit
 from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED
 from .life import Life
@@ -102,51 +101,43 @@ class Asked:
         self.value: Any = None
         self._life = life
         self._begin = begin
-        # Held while the request is begun, so that it never begins after `give_up`. A `Guard`, because the loop waits for it: a Ctrl-C in
-        # `give_up` must not leave it taken.
-        self._turn = Guard()
         self._runner: asyncio.Task[Any] | None = None
-        life.asked.add(self)
+        life.asked[self] = True
 
     def __call__(self) -> None:
         """Begin the request, on the loop's thread. Elsewhere do nothing: the loop is gone, and the end of the life answers."""
         life = self._life
-        if life.thread is None or not life.thread.is_current():
-            return
-        with self._turn:
-            if self in life.asked:
-                # A plain asyncio task, whatever task factory the user has set.
-                self._runner = asyncio.Task(self._begin(), loop=life.thread.loop, context=Context())
-                life.ledger.leftovers.helpers.add(self._runner)
-                self._runner.add_done_callback(self._done, context=life.thread.context)
+        if life.thread is not None and life.thread.is_current() and self in life.asked:
+            # A plain asyncio task, whatever task factory the user has set.
+            self._runner = asyncio.Task(self._begin(), loop=life.thread.loop, context=Context())
+            life.ledger.leftovers.helpers.add(self._runner)
+            self._runner.add_done_callback(self._done, context=life.thread.context)
 
     def _done(self, runner: asyncio.Task[Any]) -> None:
         self._life.ledger.leftovers.helpers.discard(runner)
-        if runner.cancelled():
-            self.answer(None)
-            return
-        self.answer(None if runner.exception() is not None else runner.result())
-        # An error here is a bug of this package: let the loop's exception handler report it.
-        runner.result()
+        value = None
+        try:
+            # An error here is a bug of this package: the loop's exception handler reports it.
+            value = None if runner.cancelled() else runner.result()
+        finally:
+            self.answer(value)
 
     def answer(self, value: Any) -> None:
-        """Answer, unless it is answered already. From any thread."""
-        try:
-            # Atomic, so that there is only one answer.
-            self._life.asked.remove(self)
-        except KeyError:
-            return
-        self.value = value
-        self.gate.release()
+        """Answer, unless it is answered already or given up. From any thread."""
+        if self._life.asked.pop(self, False):
+            self.value = value
+            self.gate.release()
 
     def give_up(self) -> None:
-        """Stop waiting. For the thread that asked."""
-        with self._turn:
-            self._life.asked.discard(self)
-        if self._runner is not None and self._life.thread is not None:
+        """Stop waiting, unless it is answered. For the thread that asked."""
+        if self._life.asked.pop(self, False) and self._life.thread is not None:
             with suppress(RuntimeError):
                 # The loop is closed.
-                self._life.thread.post(self._runner.cancel)
+                self._life.thread.post(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._runner is not None:
+            self._runner.cancel()
 
 
 def _wait_on_loop(

@@ -46,7 +46,7 @@ from .._report import Failure, say, shown
 from .._settings import Settings
 from .._work.failures import Failures, Unclaimed
 from .._work.inbox import Inbox
-from .._work.ledger import Later, Ledger, task_in
+from .._work.ledger import Later, Ledger, task_in, waiting_in
 from .._work.leftovers import rank_of
 from .._work.tally import Tally
 from .._work.task import KEEPER, Task
@@ -130,7 +130,7 @@ class Life:
         self._workers: Workers | None = None
         self._watchdog: Watchdog | None = None
         # The requests that other threads wait for; the end of the life answers those that are left.
-        self.asked: set[Any] = set()
+        self.asked: dict[Any, bool] = {}
         # The threads that run the calls of daemons, which nobody joins. The list is non-empty once the log has said that a forked child
         # lacks the thread.
         self.daemon_threads: dict[threading.Thread, list[str]] = {}
@@ -508,9 +508,8 @@ class Life:
     def unfinished(self) -> list[Task[Any]]:
         """Return all accepted work that is not done. A snapshot."""
         started = self._ledger.unfinished() if self._ledger is not None else []
-        waiting = map(task_in, self.inbox.waiting())
         # A task that is done may still be in the table.
-        return [task for task in (*started, *waiting) if task is not None and not task.done()]
+        return [task for task in (*started, *waiting_in(self.inbox)) if not task.done()]
 
     def waited_for(self) -> Iterator[Task[Any]]:
         """Yield the work that the drain has to wait for, started work first. A snapshot."""
@@ -532,8 +531,7 @@ class Life:
 
     def started(self) -> int:
         """Count the work that was ever started or waits to be, without what daemons have submitted."""
-        waiting = map(task_in, self.inbox.waiting())
-        return self.tally.begun() + sum(task is not None and not rank_of(task) for task in waiting)
+        return self.tally.begun() + sum(not rank_of(task) for task in waiting_in(self.inbox))
 
     def stats(self, drain_time: float) -> Stats:
         """Count this life's work, for `stats`. A snapshot."""
@@ -553,7 +551,7 @@ class Life:
                 running, begun = running - 1, begun - 1
             scheduled = len(ledger.timers)
         if not self.inbox.closed:
-            queued = sum(task is not None and task._kind is not KEEPER for task in map(task_in, self.inbox.waiting()))
+            queued = sum(task._kind is not KEEPER for task in waiting_in(self.inbox))
         sums: dict[str, Any] = self.tally.sum_up((begun, failed, cancelled), running, scheduled, waiting, queued)
         lag = self.thread.lag(self.serving) if self.thread is not None and self.stage is not Stage.CLOSED else 0.0
         return Stats(**sums, drain_time=drain_time, loop_lag=lag)
@@ -600,7 +598,11 @@ class Life:
         thread = self.thread
         if not self.inbox.closed and (
             self.inbox
-            or (thread is not None and not self.serving and (thread.is_wanted() or bool(self.ledger.in_threads)))
+            or (
+                thread is not None
+                and not self.serving
+                and (_cpython.is_wanted(thread.loop) or bool(self.ledger.in_threads))
+            )
         ):
             # Work was submitted meanwhile, or the loop serves a socket or a timer.
             with suppress(CannotStartError):

@@ -145,14 +145,12 @@ class LoopThread:
     @property
     def leaving(self) -> bool:
         """Tell whether the thread that has the loop was told to leave it."""
-        run = self._run
-        return run is not None and run.leaving
+        return (run := self._run) is not None and run.leaving
 
     @property
     def runs(self) -> bool:
         """Tell whether the thread has begun to run the loop and was not told to leave it."""
-        run = self._run
-        return run is not None and not run.leaving
+        return (run := self._run) is not None and not run.leaving
 
     @property
     def ident(self) -> int | None:
@@ -160,8 +158,7 @@ class LoopThread:
         run = self._run
         if run is not None:
             return run.ident
-        started = self._started
-        return None if started is None else started.thread.ident
+        return None if (started := self._started) is None else started.thread.ident
 
     @property
     def native_id(self) -> int | None:
@@ -209,8 +206,7 @@ class LoopThread:
 
     def unanswered_for(self) -> float:
         """Seconds since `lag` asked, if the loop has not answered yet; else 0."""
-        asked = self._asked
-        return 0.0 if asked is None else time.monotonic() - asked
+        return 0.0 if (asked := self._asked) is None else time.monotonic() - asked
 
     def _answer(self) -> None:
         asked, self._asked = self._asked, None
@@ -249,42 +245,31 @@ class LoopThread:
 
         Waits *timeout* seconds at most for the callback that runs now. If that takes longer, the loop goes on unheld.
         """
-        gate = threading.Lock()
+        gate, reached = threading.Lock(), threading.Lock()
         gate.acquire()
-        self._gate = gate
-        reached = threading.Lock()
         reached.acquire()
+        self._gate = gate
+        # Acquired by whoever decides: the loop, which is held or leaves; or this thread, which waits no more. Were the loop to leave later,
+        # in the middle of the fork, nobody would join its thread.
+        decided = threading.Lock()
         left = False
-        # Whoever takes it first decides: the loop, which is held or leaves; or this thread, which waits no more. Were the loop to leave
-        # later, in the middle of the fork, nobody would join its thread, and the next start would find the loop taken.
-        turn = [gate]
 
         def hold() -> None:
             nonlocal left
-            if self._gate is not gate:
-                # Too late, the fork is over.
+            if self._gate is not gate or not decided.acquire(False):
+                # Too late: the fork is over, or nobody waits any more.
                 return
-            try:
-                turn.pop()
-            except IndexError:
-                # Too late, nobody waits any more.
-                return
-            if may_leave():
-                left = True
+            left = may_leave()
+            if left:
                 self._leave()
-                reached.release()
-                return
             reached.release()
-            with gate:
-                pass
+            if not left:
+                gate.acquire()
 
         self.post(hold)
-        if not reached.acquire(timeout=timeout):
-            try:
-                turn.pop()
-            except IndexError:
-                # It came at the last moment, and is about to say so.
-                reached.acquire(timeout=timeout)
+        if not reached.acquire(timeout=timeout) and not decided.acquire(False):
+            # It came at the last moment, and is about to say so.
+            reached.acquire(timeout=timeout)
         return left
 
     def resume(self) -> None:
@@ -292,10 +277,6 @@ class LoopThread:
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.release()
-
-    def is_wanted(self) -> bool:
-        """Tell whether the loop has sockets, timers or callbacks to serve; True as well if that can't be seen."""
-        return _cpython.is_wanted(self.loop)
 
     def abandon(self) -> None:
         """In a forked child: if a callback of this loop has forked, run none of the parent's other callbacks here."""

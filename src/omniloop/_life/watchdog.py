@@ -23,7 +23,7 @@ from .. import _cpython
 from .._clock import time
 from .._process.threads import new_thread
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, say, thread_stack
-from .._work.ledger import task_in
+from .._work.ledger import waiting_in
 
 if TYPE_CHECKING:
     from .._settings import Settings
@@ -302,8 +302,8 @@ class Watchdog:
         ledger = self._ledger
         if (pending := ledger.remaining()) >= _CROWD:
             self._told_of_crowd = True
-            tasks = [*ledger.unfinished(), *map(task_in, ledger.inbox.waiting())]
-            sites = Counter((task._code, task._lasti) for task in tasks if task is not None)
+            tasks = [*ledger.unfinished(), *waiting_in(ledger.inbox)]
+            sites = Counter((task._code, task._lasti) for task in tasks)
             most = "".join(
                 f"\n  {number:,} at {Site(*site).short()}" for site, number in sites.most_common(_MOST_SITES)
             )

@@ -76,6 +76,11 @@ def task_in(item: object) -> Task[Any] | None:
     return item if type(item) is Task else None
 
 
+def waiting_in(inbox: Inbox) -> list[Task[Any]]:
+    """Return the tasks that are delivered and not taken, those for later included. A snapshot, from any thread."""
+    return [task for task in map(task_in, inbox.waiting()) if task is not None]
+
+
 class Ledger:
     """
     The work of one loop. Unless a method says otherwise, it is for the loop's thread.
@@ -138,10 +143,7 @@ class Ledger:
 
     def waited_for(self) -> list[Task[Any]]:
         """Return the started, unfinished work that `flush` and the drain wait for. A snapshot, from any thread."""
-        first = self.begun()
-        begun = [first] if first is not None and first._kind is WORK and first not in self.timers else []
-        # No duplicates: work that was in its first step may be in a table by now.
-        return list(dict.fromkeys([*begun, *list(self.running.values()), *list(self.in_threads.values())]))
+        return [task for task in self.unfinished() if task._kind in (WORK, HANDOVER) and task not in self.timers]
 
     def left(self, rank: int) -> list[Any]:
         """Return the asyncio tasks and worker-thread calls that run the started, unfinished work up to *rank*."""
@@ -150,8 +152,7 @@ class Ledger:
 
     def is_done(self, rank: int) -> bool:
         """Tell whether there is no unfinished work up to *rank*, started or not."""
-        waiting = map(task_in, self.inbox.waiting())
-        return not self.left(rank) and not any(task is not None and rank_of(task) <= rank for task in waiting)
+        return not self.left(rank) and not any(rank_of(task) <= rank for task in waiting_in(self.inbox))
 
     def begun(self) -> Task[Any] | None:
         """Return the work that takes its first step, or None. A snapshot, from any thread."""
@@ -181,8 +182,13 @@ class Ledger:
     def unfinished(self) -> list[Task[Any]]:
         """Return all started work that is not done. A snapshot, from any thread."""
         first = self.begun()
-        held = [*list(self.running.values()), *list(self.daemons.values()), *list(self.timers)]
-        held += list(self.in_threads.values())
+        held = [
+            *list(self.running.values()),
+            *list(self.daemons.values()),
+            *list(self.timers),
+            *list(self.in_threads.values()),
+        ]
+        # No duplicates: work that was in its first step may be in a table by now.
         return held if first is None or first._kind is KEEPER else list(dict.fromkeys([first, *held]))
 
     def ending(self) -> list[Task[Any]]:
