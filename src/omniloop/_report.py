@@ -405,7 +405,7 @@ def thread_stack(ident: int | None) -> str:
     if frame is None:
         return ""
     stack = traceback.extract_stack(frame)
-    # uvloop's own frames do not appear: there the last frame of the machinery is the one that calls uvloop.
+    # uvloop's own frames do not appear: there the last frame of the machinery is that of `LoopThread._run`.
     machinery = max((at for at, entry in enumerate(stack) if entry.name in ("run_forever", "_run")), default=-1)
     return "".join(traceback.format_list(stack[machinery + 1 :]))
 

@@ -28,7 +28,7 @@ class Thread(LoopThread):
 
     def start(self, first: Callable[[], object]) -> None:
         """Have the page's loop call *first*."""
-        self._run = run = Run()
+        self._current = run = Run()
         run.thread, run.ident = threading.current_thread(), threading.get_ident()
         self.post(first)
 

@@ -385,7 +385,7 @@ class Life:
             return work.cancel(task, args)
         if self._ledger is None:
             # Accepted in the middle of a fork or of the first start: there is no loop yet.
-            if self._take_back(task):
+            if any(task_in(item) is task and self.inbox.take_back(item) for item in self.inbox.waiting()):
                 task._end_unstarted(*args)
                 return True
             if self._ledger is None:
@@ -405,12 +405,6 @@ class Life:
             return True
         # The life has ended: nothing looks any more, and its end settles the task.
         ledger.cancelled_early.pop(task, None)
-        return False
-
-    def _take_back(self, task: Task[Any]) -> bool:
-        for item in self.inbox.waiting():
-            if task_in(item) is task:
-                return self.inbox.take_back(item)
         return False
 
     def hold_failure(self, unclaimed: Unclaimed, task: Task[Any]) -> None:

@@ -110,7 +110,7 @@ class LoopThread:
         # The run that was started last, and that of the thread which has the loop. They differ during a start, after an interrupted one, and
         # while a callback keeps a thread that is to leave.
         self._started: Run | None = None
-        self._run: Run | None = None
+        self._current: Run | None = None
         # Held by the thread that has the loop, and in the end by the thread that closes it.
         self._running = threading.Lock()
         # Whether the loop should be closed.
@@ -145,17 +145,17 @@ class LoopThread:
     @property
     def leaving(self) -> bool:
         """Tell whether the thread that has the loop was told to leave it."""
-        return (run := self._run) is not None and run.leaving
+        return (run := self._current) is not None and run.leaving
 
     @property
     def runs(self) -> bool:
         """Tell whether the thread has begun to run the loop and was not told to leave it."""
-        return (run := self._run) is not None and not run.leaving
+        return (run := self._current) is not None and not run.leaving
 
     @property
     def ident(self) -> int | None:
         """The ident of the thread, valid from its first line on: a trace function may be called there before any of our code."""
-        run = self._run
+        run = self._current
         if run is not None:
             return run.ident
         return None if (started := self._started) is None else started.thread.ident
@@ -163,7 +163,7 @@ class LoopThread:
     @property
     def native_id(self) -> int | None:
         """The system's id of the thread, if it runs."""
-        run = self._run or self._started
+        run = self._current or self._started
         return None if run is None else run.thread.native_id
 
     def is_current(self) -> bool:
@@ -175,7 +175,7 @@ class LoopThread:
             around.warn_of_threads()
         self.post(first)
         run = Run()
-        run.thread = new_thread(partial(self._main, run, self._run), self.name)
+        run.thread = new_thread(partial(self._main, run, self._current), self.name)
         try:
             self._started = run
             run.thread.start()
@@ -215,19 +215,19 @@ class LoopThread:
 
     def stop(self, timeout: float) -> bool:
         """Leave the loop after its current callbacks and join the thread; False if that took longer than *timeout* seconds."""
-        if self._run or self._started:
+        if self._current or self._started:
             self.post(self._leave)
         return self.join(timeout)
 
     def join(self, timeout: float) -> bool:
         """Join the thread, which was told to leave, and forget it; False if that took longer than *timeout* seconds."""
-        run = self._run or self._started
+        run = self._current or self._started
         if run is not None:
             native_id = run.thread.native_id
             if not join(run.thread, timeout):
                 return False
             wait_until_gone([native_id])
-            self._started = self._run = None
+            self._started = self._current = None
         return True
 
     def close(self) -> None:
@@ -300,22 +300,22 @@ class LoopThread:
             return
         pid = os.getpid()
         run.ident = threading.get_ident()
-        self._run = run
+        self._current = run
         error = None
         try:
-            error = self._serve(run, pid)
+            error = self._run(run, pid)
         finally:
             if os.getpid() != pid:
                 self._on_orphaned()
             if not run.leaving:
-                self._started = self._run = None
+                self._started = self._current = None
                 self._on_death(error)
             self._running.release()
             # After the release: see `close`. The closing thread has given this one up, and the interpreter may be gone in a moment.
             if run.leaving and self._to_close and self._running.acquire(False):
                 self._finish_late()
 
-    def _serve(self, run: Run, pid: int) -> BaseException | None:
+    def _run(self, run: Run, pid: int) -> BaseException | None:
         while not run.leaving and not self.loop.is_closed():
             try:
                 self._run_forever()
@@ -348,8 +348,8 @@ class LoopThread:
         self._stop_loop()
 
     def _leave(self) -> None:
-        assert self._run is not None
-        self._run.leaving = True
+        assert self._current is not None
+        self._current.leaving = True
         self._stop_loop()
 
 
