@@ -4,6 +4,7 @@ import asyncio
 import copy
 import gc
 import logging
+import re
 import sys
 import threading
 import time
@@ -784,3 +785,37 @@ def work(when: "Unknown", count: int = 1, *names: str) -> "Unknown": ...
 
     work(1, 2, "a").accepted.result(timeout=5)
     assert seen == {"count": int, "names": str}
+
+
+@pytest.mark.promise("A long wait for hand-overs at the end is told of without the advice to make them daemons")
+def test_a_long_wait_for_hand_overs_gives_no_advice_that_is_refused():
+    """It said that what never ends is started with `daemon=True`, which `background(broker=…)` refuses."""
+
+    def program():
+        class Tells(logging.StreamHandler):
+            def emit(self, record):
+                super().emit(record)
+                omniloop.call_soon(said.set)
+
+        class Slow(omniloop.Engine):
+            def bind(self, function): ...
+
+            def pack(self, function, call_id, args, kwargs): ...
+
+            async def send(self, function, parcel):
+                await said.wait()
+
+            async def fetch(self, function, call_id, timeout): ...
+
+        @omniloop.background(broker=Slow(), name="mail")
+        async def mail(): ...
+
+        said = asyncio.Event()
+        logging.getLogger("omniloop").addHandler(Tells())
+        mail()
+
+    result = run_child(program, env={"OMNILOOP_EXIT_TIMEOUT": "60"}, remarks=True)
+
+    assert (result.stdout, result.code) == ("", 0)
+    (line,) = result.stderr.splitlines()
+    assert re.fullmatch(r"omniloop: waits for 1 unfinished for [45]\d s more at the most: mail \w+ → Slow\.", line)

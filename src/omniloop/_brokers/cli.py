@@ -105,7 +105,7 @@ def _state(path: str, owner: object) -> str:
     if not liveness.is_owner(owner):
         return "of no process: the next one takes them up"
     try:
-        dead = liveness.dead(path, str(owner))
+        dead = liveness.sign_of_dead(path, str(owner))
     except OSError as error:
         return f"whether their process lives can't be told: {error}"
     if dead is None:

@@ -45,49 +45,84 @@ _FLAGS: Final[int] = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOE
 
 _PRIVATE: Final = 0o600
 
-# The descriptors of this process's locks. A forked child closes them: it must not hold the locks.
-_held: set[int] = set()
+# The signs that this process has locked. A forked child closes them: it must not hold the locks.
+_held: set[Sign] = set()
 
 
 class Sign:
     """
-    A locked file that says: this process is alive.
+    The locked file of a process: of this one, for which it says that it is alive; or of a dead one, to keep other processes from its calls.
 
     Attributes:
         owner: The name of the process, unique everywhere.
     """
 
-    def __init__(self, database: str) -> None:
-        while True:
-            self.owner = uuid.uuid4().hex
-            self._path = sign_of(database, self.owner)
-            self._fd = make_private(self._path, like=database)
-            try:
-                _lock(self._fd)
-                if os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
-                    break
-            except (BlockingIOError, FileNotFoundError):
-                # Another process took the file for a dead one's before it was locked: it has the lock, or has removed the file.
-                pass
-            os.close(self._fd)
-        _held.add(self._fd)
-        # The pid is only for the listing of an outbox, so a full disk is no reason to fail.
-        with suppress(OSError):
-            os.write(self._fd, b"%d\n" % os.getpid())
+    def __init__(self, owner: str, path: str, fd: int | None) -> None:
+        self.owner = owner
+        self._path = path
+        # None if there is no file, or this process does not hold it any more.
+        self._fd = fd
+        if fd is not None:
+            _held.add(self)
 
-    def take_away(self) -> None:
-        """Remove the sign. Does nothing in a forked child, where the sign is the parent's."""
-        if self._fd in _held:
-            _held.discard(self._fd)
-            _remove(self._path, self._fd)
+    def let_go(self) -> int | None:
+        """Return the descriptor, which is the caller's to close."""
+        _held.discard(self)
+        fd, self._fd = self._fd, None
+        return fd
+
+    def remove(self) -> None:
+        """
+        Remove the file. Does nothing in a forked child, where it is the parent's.
+
+        It is removed while it is still locked, so that no process takes it for the sign of one that is starting. Where the system does
+        not remove open files, it is closed first.
+        """
+        if (fd := self.let_go()) is None:
+            return
+        try:
+            os.unlink(self._path)
+        except OSError:
+            os.close(fd)
+            with suppress(OSError):
+                os.unlink(self._path)
+        else:
+            os.close(fd)
+
+    def __enter__(self) -> Sign:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if (fd := self.let_go()) is not None:
+            os.close(fd)
 
 
-def _let_go() -> None:
-    while _held:
-        os.close(_held.pop())
+def _forget() -> None:
+    for sign in list(_held):
+        sign.__exit__()
 
 
-forget_after_fork(_let_go)
+forget_after_fork(_forget)
+
+
+def own_sign(database: str) -> Sign:
+    """Create the sign of this process."""
+    while True:
+        owner = uuid.uuid4().hex
+        path = sign_of(database, owner)
+        fd = make_private(path, like=database)
+        try:
+            _lock(fd)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                break
+        except (BlockingIOError, FileNotFoundError):
+            # Another process took the file for a dead one's before it was locked: it has the lock, or has removed the file.
+            pass
+        os.close(fd)
+    # The pid is only for the listing of an outbox, so a full disk is no reason to fail.
+    with suppress(OSError):
+        os.write(fd, b"%d\n" % os.getpid())
+    return Sign(owner, path, fd)
 
 
 def sign_of(database: str, owner: str) -> str:
@@ -118,51 +153,30 @@ def owners(database: str) -> list[str]:
     return [name for name in names if is_owner(name)]
 
 
-class Dead:
-    """A dead process. While this is open, no other process takes over the calls that it left."""
-
-    def __init__(self, path: str, fd: int | None) -> None:
-        self._path = path
-        self._fd = fd
-
-    def bury(self) -> None:
-        """Remove the sign of the dead process."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            _remove(self._path, fd)
-
-    def __enter__(self) -> Dead:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-
-
-def dead(database: str, owner: str) -> Dead | None:
+def sign_of_dead(database: str, owner: str) -> Sign | None:
     """
-    Return the process *owner* if it is dead; None if it is alive, or another process is taking over its calls.
+    Return the sign of the process *owner* if that is dead; None if it is alive, or another process is taking over its calls.
+
+    While the sign is open, no other process takes over the calls that the dead one left.
 
     Raises:
-        OSError: if that can't be told.
+        OSError: if it can't be told whether the process is dead.
     """
     path = sign_of(database, owner)
     fd = None
     try:
         fd = os.open(path, os.O_RDONLY | _FLAGS)
         _lock(fd)
-    except FileNotFoundError:
-        # A process that ends normally removes its sign and leaves its unfinished calls in the file.
-        return Dead(path, None)
     except OSError as error:
         if fd is not None:
             os.close(fd)
-        if _is_of_a_stranger(database, path):
-            return Dead(path, None)
+        # A process that ends normally removes its sign and leaves its unfinished calls in the file.
+        if isinstance(error, FileNotFoundError) or _is_of_a_stranger(database, path):
+            return Sign(owner, path, None)
         if isinstance(error, BlockingIOError):
             return None
         raise
-    return Dead(path, fd)
+    return Sign(owner, path, fd)
 
 
 def _is_of_a_stranger(database: str, path: str) -> bool:
@@ -195,20 +209,3 @@ def make_private(path: str, like: str | None = None) -> int:
             user = os.stat(like)
             os.fchown(fd, user.st_uid, user.st_gid)
     return fd
-
-
-def _remove(path: str, fd: int) -> None:
-    """
-    Remove the file and close it.
-
-    It is removed while it is still locked, so that no process takes it for the sign of one that is starting. Where the system does
-    not remove open files, it is closed first.
-    """
-    try:
-        os.unlink(path)
-    except OSError:
-        os.close(fd)
-        with suppress(OSError):
-            os.unlink(path)
-    else:
-        os.close(fd)

@@ -125,10 +125,9 @@ class Store:
         self._synchronous = ""
         # True while the writer adds calls. A caller that comes then queues its call, to join the next batch.
         self._syncs = False
-        # The file as it was opened, to notice a replacement; and this process's sign and owner name, both new with each opening.
+        # The file as it was opened, to notice a replacement; and this process's sign, a new one with each opening.
         self._file: os.stat_result | None = None
         self._sign: liveness.Sign | None = None
-        self._owner = ""
         # The writer's queue: statements, and the function to call once they are written. Its lock is taken without `_lock`.
         self._post_box = Guard()
         self._posted = Condition(self._post_box)
@@ -192,6 +191,11 @@ class Store:
             return True
         await self._batches.send(statement)
         return bool(statement.result()) or self._is_gone(row)
+
+    @property
+    def _owner(self) -> str:
+        """The name of this process in the file; empty while it is closed."""
+        return "" if self._sign is None else self._sign.owner
 
     def _is_gone(self, row: Row) -> bool:
         """Whether the call was in a file that is gone, so that there is nothing to change."""
@@ -373,11 +377,11 @@ class Store:
                         break
                     yield left, bad, False
                 if not self._ask("SELECT 1 FROM calls WHERE owner = ? AND aside IS NULL LIMIT 1", owner):
-                    dead.bury()
+                    dead.remove()
 
-    def _dead(self, owner: str) -> liveness.Dead | None:
+    def _dead(self, owner: str) -> liveness.Sign | None:
         try:
-            return liveness.dead(self.path, owner)
+            return liveness.sign_of_dead(self.path, owner)
         except OSError as error:
             if owner not in self._told:
                 self._told.add(owner)
@@ -391,8 +395,8 @@ class Store:
 
     def _others(self) -> list[str]:
         found = {owner for (owner,) in self._ask("SELECT DISTINCT owner FROM calls")}
-        strange = [owner for owner in found if not liveness.is_owner(owner) and owner != ""]
-        if strange:
+        owners = {owner for owner in found if owner == "" or liveness.is_owner(owner)}
+        if owners != found:
             # No process has such a name, so these calls belong to nobody: any process may take them up.
             self._in_transaction(
                 lambda connection: connection.execute(
@@ -400,10 +404,8 @@ class Store:
                     "OR owner GLOB '*[^0-9a-f]*'"
                 )
             )
-        found = {owner for owner in found if owner not in strange} | set(liveness.owners(self.path))
-        if strange:
-            found.add("")
-        return sorted(found - {self._owner})
+            owners.add("")
+        return sorted(owners.union(liveness.owners(self.path)) - {self._owner})
 
     def _take_over(
         self, owner: str, functions: Sequence[str], marks: str, read: Callable[[str, str], Any], last: int
@@ -500,12 +502,11 @@ class Store:
                 raise
             connection.close()
         try:
-            self._sign = liveness.Sign(self.path)
+            self._sign = liveness.own_sign(self.path)
         except BaseException:
             connection.close()
             raise
         self._synchronous = ""
-        self._owner = self._sign.owner
         self._connection = connection
         # Never freed, because a forked child that frees its copy would close the connection.
         keep_for_ever(connection)
@@ -514,9 +515,9 @@ class Store:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-            self._owner = ""
-        if self._sign is not None:
-            self._sign.take_away()
+        sign, self._sign = self._sign, None
+        if sign is not None:
+            sign.remove()
 
     def close(self) -> None:
         """End the writer thread, close the file and remove the sign. The next use opens it again."""

@@ -15,6 +15,7 @@ from weakref import WeakSet
 from .._clock import LOOK_UP, time
 from .._report import say, shown
 from .._work.leftovers import UNMARKED, rank_of, title_of
+from .._work.task import HANDOVER
 
 if TYPE_CHECKING:
     from .._life.life import Life
@@ -117,8 +118,9 @@ class Progress:
         self._erase()
         tasks: list[Any] = list(islice(self._life.waited_for(), _NAMED))
         count, left = self._remaining(left)
-        # The advice is for work of rank UNMARKED: what a daemon has submitted is waited for although it belongs to a daemon.
-        advice = any(rank_of(task) == UNMARKED for task in tasks)
+        # The advice is for work of rank UNMARKED: what a daemon has submitted is waited for although it belongs to a daemon. It is not for
+        # hand-overs, which can't be daemons.
+        advice = any(rank_of(task) == UNMARKED and getattr(task, "_kind", None) is not HANDOVER for task in tasks)
         if not tasks:
             # The work is done; only leftovers are waited for.
             tasks = self._life.left_over()[:_NAMED]

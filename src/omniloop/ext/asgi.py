@@ -173,21 +173,17 @@ async def _off_the_loop(call: Callable[[], None]) -> None:
         await sys.modules["trio"].to_thread.run_sync(call, abandon_on_cancel=True)
         return
     done: Future[None] = Future()
+    # Begun, and so not to be cancelled: the server may cancel its wait.
+    done.set_running_or_notify_cancel()
 
     def make() -> None:
         try:
             call()
         except BaseException as error:
-            _answer(done, partial(done.set_exception, error))
+            done.set_exception(error)
         else:
-            _answer(done, partial(done.set_result, None))
+            done.set_result(None)
 
     # Not in the default executor of the server's loop, whose jobs may wait for the work that is drained here.
     beside(make, "omniloop-lifespan")
     await asyncio.wrap_future(done)
-
-
-def _answer(done: Future[None], answer: Callable[[], None]) -> None:
-    # False if the server has cancelled its wait.
-    if done.set_running_or_notify_cancel():
-        answer()

@@ -185,9 +185,9 @@ class _Jobs:
                 # A batch has one schedule for all its jobs, so a job with its own is written alone.
                 await self._app.configure_task(name, schedule_at=moment).defer_async(**call)
                 return
-            lot = self._lots.get(name)
-            if lot is None:
-                lot = self._lots[name] = Batches(partial(self._write, name), _is_unreachable)
+            lot = self._lots.get(name) or self._lots.setdefault(
+                name, Batches(partial(self._write, name), _is_unreachable)
+            )
             await lot.send(call)
         except Exception as error:
             if type(_cause(error)).__name__ == "PoolTimeout":

@@ -683,9 +683,7 @@ def _register(broker: AsyncBroker, function: Function, labels: dict[str, Any]) -
     async def body(*args: Any, _delivered: Context = _INJECTED, **kwargs: Any) -> Any:
         message = _message_of(_delivered)
         filled = {name: kwargs.pop(name) for name in injected if name in kwargs}
-        received = _received(function, args, kwargs)
-        if filled:
-            received = _all_of(function, received, filled)
+        received = _received(function, args, kwargs, filled)
         labels = _delivered.message.labels
         # Taskiq's retry middlewares and its `requeue` send a failed call as a new message, so add the deliveries before that.
         before = int(labels.get("_retries", 0)) + int(labels.get("X-Taskiq-requeue", 0))
@@ -706,20 +704,13 @@ def _register(broker: AsyncBroker, function: Function, labels: dict[str, Any]) -
     broker.register_task(body, task_name=function.name, **labels)
 
 
-def _all_of(
-    function: Function, received: tuple[tuple[Any, ...], dict[str, Any]], filled: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Add the values that taskiq has filled in, in the function's own order of parameters."""
-    bound = function.signature.bind(*received[0], **received[1])
-    order = signature_of(function.original)
-    whole = BoundArguments(order, OrderedDict({**bound.arguments, **filled}))
-    return whole.args, whole.kwargs
-
-
 def _received(
-    function: Function, args: Iterable[Any], kwargs: Mapping[str, Any]
+    function: Function, args: Iterable[Any], kwargs: Mapping[str, Any], filled: Mapping[str, Any] | None = None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments that the function gets: those from the serialiser, with the annotations applied by taskiq's pydantic."""
+    """
+    Return the arguments that the function gets: those from the serialiser, with the annotations applied by taskiq's pydantic; and what
+    taskiq has *filled* in, in the function's own order of parameters.
+    """
     bound = function.signature.bind(*args, **kwargs)
     for name, value in bound.arguments.items():
         hint = function.hints.get(name)
@@ -732,6 +723,8 @@ def _received(
             bound.arguments[name] = {key: _parsed(hint, item) for key, item in value.items()}
         else:
             bound.arguments[name] = _parsed(hint, value)
+    if filled:
+        bound = BoundArguments(signature_of(function.original), OrderedDict({**bound.arguments, **filled}))
     return bound.args, bound.kwargs
 
 

@@ -111,10 +111,9 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
             return await sync_to_async(self.enqueue, thread_sensitive=True)(task, args, kwargs)
         result = self._new_result(task, args, kwargs)
         context = copy_context()
-        if self._hand_over(result, context):
-            await task_enqueued.asend(type(self), task_result=result)
-        else:
-            await task_enqueued.asend(type(self), task_result=result)
+        handed_over = self._hand_over(result, context)
+        await task_enqueued.asend(type(self), task_result=result)
+        if not handed_over:
             self._start(result, context)
         return result
 
@@ -365,23 +364,12 @@ def _in_thread(fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) 
 
 def _problems(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each error in the options, with a hint what to do."""
-    known = ("broker", "keep_results", "limit", "on_commit", "timeout")
-    for name in options:
-        if name not in known:
-            yield f"there is no option {name!r}.", f"The options are {', '.join(known)}."
-    if not isinstance(on_commit := options.get("on_commit", False), (bool, str)):
-        yield f"on_commit={on_commit!r}.", "Give True, False, or the alias of a database."
-    if (limit := options.get("limit")) is not None and not _is_count(limit, 1):
-        yield f"limit={limit!r}.", "Give a whole number of 1 or more, or None for no limit."
-    if (timeout := options.get("timeout")) is not None and not (
-        isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout > 0
-    ):
-        yield f"timeout={timeout!r}.", "Give seconds, more than 0, or None for no limit."
-    if not _is_count(keep := options.get("keep_results", _KEPT), 0):
-        yield f"keep_results={keep!r}.", "Give a whole number of 0 or more."
-    if (broker := options.get("broker")) is not None:
-        if not (isinstance(broker, (str, Engine)) or callable(broker)):
-            yield f"broker={broker!r}.", "Give an engine, or the dotted path of one or of a function that makes one."
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            yield f"there is no option {name!r}.", f"The options are {', '.join(_OPTIONS)}."
+        elif not _OPTIONS[name][0](value):
+            yield f"{name}={value!r}.", _OPTIONS[name][1]
+    if options.get("broker") is not None:
         for name in ("limit", "timeout"):
             if options.get(name) is not None:
                 yield f"{name} is not for tasks of a broker.", "Its workers decide: set it there."
@@ -389,3 +377,26 @@ def _problems(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_timeout(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0)
+
+
+# What each option may be, and what to give.
+_OPTIONS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "broker": (
+        lambda value: value is None or isinstance(value, (str, Engine)) or callable(value),
+        "Give an engine, or the dotted path of one or of a function that makes one.",
+    ),
+    "keep_results": (lambda value: _is_count(value, 0), "Give a whole number of 0 or more."),
+    "limit": (
+        lambda value: value is None or _is_count(value, 1),
+        "Give a whole number of 1 or more, or None for no limit.",
+    ),
+    "on_commit": (
+        lambda value: isinstance(value, (bool, str)),
+        "Give True, False, or the alias of a database.",
+    ),
+    "timeout": (_is_timeout, "Give seconds, more than 0, or None for no limit."),
+}
