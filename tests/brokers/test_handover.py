@@ -179,6 +179,19 @@ def test_what_the_function_gets_equals_what_was_passed_nan_too(shelf):
     class Plain:
         """No `__eq__`."""
 
+    class Array:
+        """Compares item by item, and so has no single truth value."""
+
+        def __eq__(self, other):
+            return self
+
+        def __bool__(self):
+            raise ValueError("ambiguous")
+
+        __hash__ = None
+
+    with pytest.raises(TypeError, match="would arrive as "):
+        keep(Array())
     keep(float("nan"), [float("nan")], {"a": float("nan")}, Plain(), {1: (2, 3)}).accepted.result(timeout=5)
 
 
@@ -407,6 +420,16 @@ def test_a_broker_that_is_down_costs_the_caller_nothing_and_gets_every_call_when
     down = [record for record in caplog.records if "does not take the call" in record.getMessage()]
     assert len(down) == 1
     assert "no route" in down[0].getMessage()
+
+
+@pytest.mark.parametrize("bound", ["at_once", "waiting"])
+@pytest.mark.parametrize("number", [0, True, 1.5])
+def test_a_bound_that_is_no_number_of_calls_is_refused_by_name(bound, number):
+    @background(broker=Shelf(**{bound: number}))
+    async def work(): ...
+
+    with pytest.raises(ValueError, match=f"{bound}={number}: give a whole number of 1 or more"):
+        work()
 
 
 @pytest.mark.promise("Only so many calls are sent to an engine at once")

@@ -153,6 +153,18 @@ def test_a_record_is_formatted_at_once_and_keeps_nothing_alive(logger, sink, run
     assert all(record.args is None and record.exc_info is None for record in sink.records)
 
 
+def test_a_record_that_can_not_be_formatted_is_told_of_as_logging_does(logger, sink, runtime, capsys):
+    handler = attach(logger, sink, runtime)
+
+    # Not by the logger, which pytest's own handler listens to.
+    handler.handle(logger.makeRecord("name", logging.INFO, __file__, 1, "%d", ("no number",), None))
+    logger.info("the next")
+    handler.flush()
+
+    assert sink.messages == ["the next"]
+    assert "--- Logging error ---" in capsys.readouterr().err
+
+
 @pytest.mark.promise("A sink that logs does not feed itself")
 def test_a_sink_that_logs_does_not_feed_itself(logger, runtime):
     calls = []

@@ -13,7 +13,7 @@ from typing import Any
 
 from .._report import shown
 from . import liveness
-from .store import connect, make_table, transaction, until_free
+from .store import TABLE, connect, transaction, until_free
 
 _ABOUT = """\
 A call waits until the process that has it has done it; those of a process that has ended are taken up by the next one that starts
@@ -42,7 +42,7 @@ def outbox(args: Sequence[str]) -> int:
         os.stat(path)
         connection = connect(path)
         try:
-            until_free(partial(make_table, connection))
+            until_free(partial(connection.execute, TABLE))
             for which, change, done in (
                 (options.requeue, "UPDATE calls SET aside = NULL, owner = ''", "requeued"),
                 (options.drop, "DELETE FROM calls", "dropped"),

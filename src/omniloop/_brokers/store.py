@@ -57,7 +57,7 @@ BATCH: Final = 500
 # The reason of calls that were set aside for want of a function. The first process that has the function takes them up again.
 NOBODY: Final = "no process had the function"
 
-_TABLE: Final = (
+TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS calls (number INTEGER PRIMARY KEY, id TEXT, owner TEXT, function TEXT, parcel TEXT, "
     "attempt INTEGER DEFAULT 0, made REAL, aside TEXT)"
 )
@@ -102,11 +102,9 @@ class _Statement:
         self.error: BaseException | None = None
 
     def result(self) -> int:
-        if self.error is not None:
-            try:
-                raise self.error
-            finally:
-                self.error = None
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
         return self.outcome
 
 
@@ -493,7 +491,7 @@ class Store:
             connection = connect(self.path)
             try:
                 until_free(partial(connection.execute, "PRAGMA journal_mode = WAL"))
-                until_free(partial(make_table, connection))
+                until_free(partial(connection.execute, TABLE))
                 self._file = os.stat(self.path)
                 if os.path.samestat(before, self._file):
                     break
@@ -552,15 +550,6 @@ def connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     connection.text_factory = _text
     return connection
-
-
-def make_table(connection: sqlite3.Connection) -> None:
-    """Create the table, or add the columns that an older one lacks."""
-    connection.execute(_TABLE)
-    has = {name for _, name, *_ in connection.execute("PRAGMA table_info(calls)")}
-    for column in ("made REAL", "aside TEXT"):
-        if column.partition(" ")[0] not in has:
-            connection.execute(f"ALTER TABLE calls ADD COLUMN {column}")
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Connection:
         self.pid = pid
         self._timeout = timeout
         self._socket = _connected(pid, timeout)
-        self._received = b""
+        self._file = self._socket.makefile("rwb")
 
     def ask(self, question: str, **details: object) -> dict[str, Any]:
         """
@@ -44,12 +44,9 @@ class Connection:
             NoAnswerError: of `omniloop._monitor.client`, if the process is gone, does not answer in time, or answers with an error.
         """
         try:
-            self._socket.sendall(json.dumps({"ask": question, **details}).encode() + b"\n")
-            while b"\n" not in self._received:
-                chunk = self._socket.recv(1 << 16)
-                if not chunk:
-                    raise NoAnswerError(f"The process {self.pid} has ended, or has closed the connection.")
-                self._received += chunk
+            self._file.write(json.dumps({"ask": question, **details}).encode() + b"\n")
+            self._file.flush()
+            line = self._file.readline()
         except TimeoutError:
             raise NoAnswerError(
                 f"The process {self.pid} did not answer within {self._timeout:g} s: it is stopped, or something in C holds its "
@@ -57,7 +54,8 @@ class Connection:
             ) from None
         except OSError as error:
             raise NoAnswerError(f"The process {self.pid} is gone: {error}") from None
-        line, _, self._received = self._received.partition(b"\n")
+        if not line.endswith(b"\n"):
+            raise NoAnswerError(f"The process {self.pid} has ended, or has closed the connection.")
         try:
             answer: dict[str, Any] = _printable(dict(json.loads(line)))
         except (ValueError, TypeError, RecursionError) as error:
@@ -67,6 +65,9 @@ class Connection:
         return answer
 
     def close(self) -> None:
+        # Writes nothing: each question was flushed.
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._socket.close()
 
     def __enter__(self) -> Self:
