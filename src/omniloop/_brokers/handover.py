@@ -25,7 +25,7 @@ import types
 import typing
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from types import FrameType
@@ -482,22 +482,23 @@ class _Gate:
         # How often an outage has ended. A failure of a call that was sent before the last end says nothing about now.
         self._ended = 0
 
-    async def send(self, send: Callable[[], Awaitable[None]]) -> BaseException | None:
-        """Wait for a place, and send a call by *send*. Returns its error, or raises it if the engine can't be reached."""
-        async with self._places:
-            while self._down:
-                async with self._trying:
-                    if self._down:
-                        # Random, so that not all processes connect at once to a broker that has just come back.
-                        await asyncio.sleep(self._pause * random.uniform(0.5, 1))
-                        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
-                        return await self._send(send)
-            return await self._send(send)
-
-    async def _send(self, send: Callable[[], Awaitable[None]]) -> BaseException | None:
-        ended, error = self._ended, None
+    async def send(self, engine: Engine, function: Function, parcel: Any) -> BaseException | None:
+        """Wait for a place, and send a call. Returns its error, or raises it if the engine can't be reached."""
+        # Not `async with`, which takes 2 µs more for each call.
+        await self._places.acquire()
+        trying, error = False, None
         try:
-            await send()
+            if self._down:
+                await self._trying.acquire()
+                trying = self._down
+                if trying:
+                    # Random, so that not all processes connect at once to a broker that has just come back.
+                    await asyncio.sleep(self._pause * random.uniform(0.5, 1))
+                    self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+                else:
+                    self._trying.release()
+            ended = self._ended
+            await engine.send(function, parcel)
         except _UNREACHABLE:
             self._down = self._down or ended == self._ended
             raise
@@ -505,6 +506,10 @@ class _Gate:
             if was_cancelled(raised):
                 raise
             error = raised
+        finally:
+            self._places.release()
+            if trying:
+                self._trying.release()
         if self._down:
             self._down = False
             self._ended += 1
@@ -583,7 +588,7 @@ class Way:
         pause, failed = _FIRST_PAUSE, 0
         while True:
             try:
-                error = await gate.send(functools.partial(engine.send, function, parcel))
+                error = await gate.send(engine, function, parcel)
             except _UNREACHABLE as unreachable:
                 # No sleep here: the gate makes the pause.
                 self._tell(function, unreachable, None)
