@@ -8,6 +8,7 @@ _ANYWHERE = "PyPy: a signal handler may raise between any two steps, and to go t
 _HELD = "PyPy: no count of references tells whether somebody holds what shield has made"
 _STACK = "PyPy: the stack is measured in bytes, and not in frames"
 _NESTED = "PyPy: a signal that comes while a handler is under way is handled after that"
+_IMPORTS = "PyPy: a first start imports nothing"
 _TASKS = "PyPy: asyncio's tasks are written in Python, and need their callbacks themselves"
 _GIL = "PyPy: a thread that waits for the GIL wakes up ten thousand times a second"
 _SLOW = "PyPy: what there is of work by the end takes longer than the test has for it"
@@ -30,7 +31,9 @@ SKIPPED: dict[str, str] = {
             "test_failures": "test_a_failure_that_is_dropped_while_no_loop_runs_is_told_by_the_next_flush "
             "test_one_that_somebody_has_waited_for_in_vain_is_reported_when_the_handle_is_dropped",
             "test_forgotten_failures": "test_a_forgotten_failure_is_reported_without_a_collection "
-            "test_the_last_of_a_storm_is_logged_when_its_second_is_over_though_nothing_else_happens",
+            "test_the_last_of_a_storm_is_logged_when_its_second_is_over_though_nothing_else_happens "
+            "test_equal_failures_in_a_storm_are_grouped_in_the_log test_on_error_gets_each_of_a_storm "
+            "test_what_a_storm_at_the_end_keeps_is_logged_before_the_end",
             "test_go": "test_a_finalisers_work_does_not_run_in_the_middle_of_other_work",
             "test_references": "test_a_cancelled_timer_lets_go_of_its_arguments "
             "test_a_finished_handle_keeps_neither_arguments_nor_context_nor_coroutine "
@@ -57,6 +60,10 @@ SKIPPED: dict[str, str] = {
         },
         _NESTED: {"test_signals": "test_ctrl_c_in_a_drain_on_sigterm_ends_the_waiting"},
         _HELD: {"test_await": "test_giving_up_a_shield_leaves_no_task_behind"},
+        _IMPORTS: {
+            "test_exit": "test_what_is_left_to_a_daemon_threads_start_is_not_lost_when_main_ends",
+            "test_fork": "test_a_fork_in_the_first_moments_of_a_start_leaves_the_child_working",
+        },
         _TASKS: {"test_await": "test_it_can_be_awaited_by_tasks_of_another_make"},
         _GIL: {"test_idle": "test_a_thread_that_waits_long_wakes_up_once_a_second_at_the_most"},
         _STACK: {"test_go": "test_a_submission_near_the_recursion_limit_does_not_leave_the_runtime_asleep"},

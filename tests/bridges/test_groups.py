@@ -578,6 +578,26 @@ def test_a_timeout_cancels_an_async_block_too(run):
     assert ended == [True]
 
 
+@pytest.mark.promise("A time that is over while an async block begins ends the block as any other does")
+def test_a_time_that_is_over_while_an_async_block_begins_ends_it(monkeypatch):
+    """The timer and the block's own look both cancelled it: a second cancellation seemed to be from outside, and came out."""
+
+    def call_at(*arguments):
+        timer = call(*arguments)
+        timer.result(timeout=5)
+        return timer
+
+    async def main():
+        async with TaskGroup(timeout=0, runtime=runtime):
+            await forever()
+
+    with Runtime() as runtime:
+        call = runtime._call_at
+        monkeypatch.setattr(runtime, "_call_at", call_at)
+        with pytest.raises(TaskTimeoutError):
+            asyncio.run(main())
+
+
 def test_a_task_that_will_not_end_does_not_hold_up_a_timeout_for_ever():
     release = threading.Event()
 

@@ -418,6 +418,8 @@ def test_the_shared_runtime_may_be_used_while_another_thread_shuts_it_down():
 # --- the closing race -------------------------------------------------------------------------------------------------
 
 
+# 75 runtimes and 45,000 submissions: on PyPy, on a busy machine, more than a minute.
+@pytest.mark.timeout(300)
 @pytest.mark.promise("What races with `shutdown` is delivered or refused, and nothing between")
 @pytest.mark.parametrize("first_use", [False, True])
 def test_what_races_with_shutdown_is_delivered_or_refused_and_nothing_between(first_use):

@@ -176,7 +176,7 @@ def test_a_chain_without_end_ends_with_its_time(chain):
     result = run_child(program)
 
     assert (result.stdout, result.code) == ("end\n", 0)
-    assert re.search("[12] left on the loop when their time was over, and cancelled:", result.stderr)
+    assert re.search(r"[1-9] left on the loop when their time was over, and cancelled:", result.stderr)
     assert result.stderr.count("cancelled:") == 1
     assert "the time for draining was over" not in result.stderr
     assert result.seconds < 5

@@ -188,7 +188,7 @@ def test_a_failure_that_somebody_waits_for_is_not_reported(where, failures):
         while not waited_for:
             await asyncio.sleep(0.001)
             # At a gate, or in a task.
-            waited_for = task._meeting and (task._meeting[0].gates or task._meeting[0].awaited)
+            waited_for = (meeting := task._meeting) and (meeting.gates or meeting.awaited)
         raise LookupError
 
     async def waits(task):

@@ -512,7 +512,8 @@ class _AsyncBlock(_Block):
             resolve(self._end)
 
     def _cancel(self) -> None:
-        if self._runs:
+        # Once: a second cancellation, by a timer that fired while the block began, would seem to be from outside.
+        if self._runs and not self.asked:
             self.asked = True
             self._task.cancel()
 
