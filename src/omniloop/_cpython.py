@@ -9,11 +9,12 @@ asyncio exports for authors of loops, such as `asyncio._get_running_loop`, do no
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from asyncio import futures
 from collections.abc import Callable, MutableSequence
-from types import CodeType, FrameType
+from types import AsyncGeneratorType, CodeType, FrameType
 from typing import Any, Final
 
 # --- asyncio's tasks and futures: nothing public says which task waits for what ---------------------------------------
@@ -26,6 +27,13 @@ def waiter_of(task: Any) -> Any:
 
 # The code in which a task waits for a future that is written in Python, as all are on PyPy. A wait for any other future has no frame.
 AWAITS_FUTURE: Final = getattr(getattr(getattr(futures, "_PyFuture", None), "__await__", None), "__code__", None)
+
+
+def generator_of(awaitable: Any) -> Any:
+    """Return the async generator whose next item *awaitable* is; None if it is something else."""
+    if type(awaitable).__name__ not in ("async_generator_asend", "async_generator_athrow"):
+        return None
+    return next((each for each in gc.get_referents(awaitable) if isinstance(each, AsyncGeneratorType)), None)
 
 
 def gathered(future: Any) -> list[Any]:

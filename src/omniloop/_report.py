@@ -15,7 +15,7 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 from ._clock import time
-from ._cpython import AWAITS_FUTURE, closed_at_exit, has_gil
+from ._cpython import AWAITS_FUTURE, closed_at_exit, generator_of, has_gil
 
 logger = logging.getLogger("omniloop")
 
@@ -339,6 +339,7 @@ def frames_of(coro: Any) -> Iterator[FrameType]:
         if frame is not None and frame.f_code is not AWAITS_FUTURE:
             yield frame
         coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None) or getattr(coro, "ag_await", None)
+        coro = generator_of(coro) or coro
 
 
 def innermost(coro: Any) -> str:

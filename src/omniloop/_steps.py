@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
+from threading import Thread
 from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -310,8 +311,24 @@ class Steps(SyncSteps[T], Generator[T, S, None]):
         return self._step(_thrower(*error))
 
 
+class _Waiter(asyncio.Future[None]):
+    """Shows the end of the runtime, which looks at what tasks wait for, what puts the next item."""
+
+    def __init__(self, items: Items[Any]) -> None:
+        super().__init__()
+        self._items = items
+
+    @property
+    def comes_from(self) -> object:
+        source = self._items.source
+        return source._work if isinstance(source, Task) else source
+
+
 class Items(Generic[T]):
     """A queue: any thread puts items, and one task on an asyncio loop takes them."""
+
+    # The thread or the work that puts items, once that is known.
+    source: Thread | Task[Any] | None = None
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
@@ -331,7 +348,7 @@ class Items(Generic[T]):
 
     async def get(self) -> T:
         while not self._items:
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = _Waiter(self)
             if not self._items:
                 await self._waiter
         self._waiter = None
@@ -403,6 +420,7 @@ class AsyncSteps(AsyncGenerator[T, S]):
         if self._source is None:
             self._source = Source(self._make(), self._runtime, self._frame, self._name, self._items.put)
             del self._frame
+            self._items.source = self._source.task
             self._runtime._put(self._source.task)
         return self._source
 

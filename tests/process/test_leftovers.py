@@ -14,7 +14,7 @@ import pytest
 
 import omniloop
 from children import run_child
-from omniloop import go, run
+from omniloop import aiterate, go, run
 
 UVLOOP = os.environ.get("OMNILOOP_LOOP") == "uvloop"
 
@@ -89,6 +89,78 @@ def test_a_task_of_three_seconds_is_done_and_held():
 
     assert result[:3] == ("alive True\nwoken\n", "", 0)
     assert result.seconds > 3
+
+
+@pytest.mark.promise(
+    "Also one whose items, or whose manager, come from elsewhere: from a generator, a twin, or a thread"
+)
+@pytest.mark.parametrize("source", ["a generator", "a twin's generator", "a twin's manager", "aiterate"])
+def test_a_task_that_waits_for_an_item_from_elsewhere_is_done(source):
+    """After half a second it was given up, and that was said of none but the generator."""
+
+    def program():
+        async def numbers():
+            for number in range(2):
+                await asyncio.sleep(0.8)
+                yield number
+
+        def blocks():
+            for number in range(2):
+                time.sleep(0.8)
+                yield number
+
+        class Manager:
+            async def __aenter__(self):
+                await anext(numbers())
+
+            async def __aexit__(self, *_):
+                await asyncio.sleep(0.8)
+
+        async def child():
+            if source == "a twin's manager":
+                async with omniloop.blocking(Manager)():
+                    pass
+            else:
+                twin = omniloop.blocking(numbers).aio
+                make = {"a generator": numbers, "a twin's generator": twin, "aiterate": lambda: aiterate(blocks())}
+                assert [item async for item in make[source]()] == [0, 1]
+            print("done")
+
+        async def main():
+            asyncio.create_task(child())
+
+        run(main())
+
+    result = run_child(program)
+
+    assert (result.stdout, result.stderr, result.code) == ("done\n", "", 0)
+
+
+@pytest.mark.promise(
+    "A source of `aiterate` that blocks a task which was left is waited for as any, and the task is named"
+)
+def test_a_task_whose_source_blocks_is_named():
+    def program():
+        omniloop.configure(leftover_timeout=1)
+
+        def blocks():
+            threading.Event().wait()
+            yield
+
+        async def child():
+            async for _ in aiterate(blocks()):
+                pass
+
+        async def main():
+            asyncio.create_task(child())
+
+        run(main())
+
+    result = run_child(program, remarks=True)
+
+    assert (result.stdout, result.code) == ("", 0)
+    assert "1 left on the loop when their time was over, and cancelled:" in result.stderr
+    assert "child" in result.stderr
 
 
 @pytest.mark.promise(

@@ -68,6 +68,22 @@ def test_awaits_future():
     assert on_a_loop(work)
 
 
+def test_generator_of():
+    async def generator():
+        await asyncio.sleep(0)
+        yield
+
+    async def work():
+        items = generator()
+        found = []
+        for awaitable in (anext(items), items.asend(None), items.athrow(KeyError), items.aclose(), settled()):
+            found.append(_cpython.generator_of(awaitable) is items)
+            awaitable.close()
+        return found
+
+    assert on_a_loop(work) == [True, True, True, True, False]
+
+
 def test_gathered():
     async def work():
         tasks = [asyncio.ensure_future(settled()) for _ in range(2)]

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
 from functools import partial
-from threading import Lock
+from threading import Lock, current_thread
 from types import FrameType
 from typing import Any, Final, TypeVar, final
 
@@ -172,6 +172,7 @@ class _Fed(Items[Any]):
         self._room.acquire()
 
     def feed(self, source: Iterable[Any]) -> None:
+        self.source = current_thread()
         iterator = iter(source)
         try:
             for item in iterator:

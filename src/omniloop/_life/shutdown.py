@@ -214,6 +214,11 @@ class _End:
 
     async def _finish(self, deadline: float) -> Outcome:
         ledger = self._life.ledger
+        for runner in list(ledger.leftovers.in_vain):
+            if hasattr(_cpython.waiter_of(runner), "comes_from"):
+                # It waits for an item. The source of that is a daemon, and so ends first, and this task with it.
+                _add(self.in_vain, _describe_bare, runner)
+                ledger.leftovers.in_vain.discard(runner)
         ledger.end_turns()
         try:
             outcome = await self._end_stages(_STAGES[1:], deadline)

@@ -287,8 +287,8 @@ def _comes(
         if (due := timers.get(handle)) is not None:
             return due.when() <= until
         return handle._kind is WORK or handle._kind is HANDOVER
-    elif is_chained(future):
-        # Its outcome comes from a worker thread, or from another loop.
+    elif is_chained(future) or is_running_thread(getattr(future, "comes_from", None)):
+        # Its outcome comes from a worker thread, from another loop, or from the thread of an `aiterate`.
         return True
     parts = _waits_for(future)
     return bool(parts) and all(_comes(part, until, work, timers, seen) for part in parts)
@@ -307,6 +307,9 @@ def _waits_for(future: Any) -> list[Any]:
         return [] if waiter is None else [waiter]
     if children := gathered(future):
         return children
+    if asyncio.isfuture(source := getattr(future, "comes_from", None)):
+        # The next item of an iteration comes from the work that runs its source.
+        return [source]
     return [inner for callback in callbacks_of(future) if (inner := shielded_by(callback)) is not None]
 
 
