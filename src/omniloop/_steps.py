@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from threading import Thread
 from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -328,7 +327,7 @@ class Items(Generic[T]):
     """A queue: any thread puts items, and one task on an asyncio loop takes them."""
 
     # The thread or the work that puts items, once that is known.
-    source: Thread | Task[Any] | None = None
+    source: object = None
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
