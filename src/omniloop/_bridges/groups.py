@@ -8,7 +8,7 @@ import enum
 import math
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from contextlib import closing, suppress
 from contextvars import Context
 from functools import partial
 from threading import Lock
@@ -197,34 +197,27 @@ class TaskGroup:
     ) -> bool | None:
         block = self._block
         assert block is not None
-        try:
-            return self._leave_block(block, error)
-        finally:
-            block.stop_timer()
-
-    def _leave_block(self, block: _Block, error: BaseException | None) -> bool:
         patient = error is None or isinstance(error, Exception)
         if isinstance(error, concurrent.futures.CancelledError) and self._stage is not _Stage.OPEN:
             # The block waited for a task that the group has cancelled: not an error of the block's own.
             vars(error)["refused_by"] = self
-        if error is not None:
-            self.cancel()
-        try:
-            over = self._wait(block, block.until if patient else self._soon())
-        except ForkedError:
-            # A forked child: the parent process has entered the block, and its tasks can't be waited for here.
-            if error is None:
+        with closing(block):
+            if error is not None:
+                self.cancel()
+            try:
+                over = self._wait(block, block.until if patient else self._soon())
+            except ForkedError:
+                # A forked child: the parent process has entered the block, and its tasks can't be waited for here.
+                if error is None:
+                    raise
+                return False
+            except BaseException as interruption:
+                # Ctrl-C, or an error from another signal handler. A second one ends the wait below too.
+                self.cancel()
+                if not isinstance(interruption, WouldDeadlockError):
+                    self._wait(block, self._soon())
                 raise
-            return False
-        except WouldDeadlockError:
-            self.cancel()
-            raise
-        except BaseException:
-            # Ctrl-C, or an error from another signal handler. A second one ends the wait below too.
-            self.cancel()
-            self._wait(block, self._soon())
-            raise
-        return self._finish(block, error, over) if patient else False
+            return self._finish(error, over) if patient else False
 
     def _wait(self, block: _Block, until: float | None) -> bool:
         """Block until all tasks are done, and end the group; False if *until*, a time of `time.monotonic`, came first."""
@@ -232,9 +225,9 @@ class TaskGroup:
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            if (task := self._task()) is not None:
+            if tasks := self._tasks():
                 # Any unfinished task serves for the checks of this wait: the gate opens when the last one is done.
-                task._wait_for(partial(block.gate.acquire, True), left)
+                tasks[0]._wait_for(partial(block.gate.acquire, True), left)
             else:
                 # Another thread has a ticket and has not started its task yet.
                 acquire(block.gate, left)
@@ -251,12 +244,10 @@ class TaskGroup:
     ) -> bool | None:
         block = self._block
         assert isinstance(block, _AsyncBlock)
-        try:
-            return await self._leave_async_block(block, error)
-        finally:
-            block.stop_timer()
+        with closing(block):
+            return await self._leave(block, error)
 
-    async def _leave_async_block(self, block: _AsyncBlock, error: BaseException | None) -> bool:
+    async def _leave(self, block: _AsyncBlock, error: BaseException | None) -> bool:
         # As asyncio.TaskGroup does: a cancellation from outside is kept, and the group's own cancellation is taken back.
         block.leave()
         cancelled = None
@@ -283,7 +274,7 @@ class TaskGroup:
                     return False
                 raise cancelled
             block.cancel_again()
-        return self._finish(block, None if isinstance(error, asyncio.CancelledError) else error, over)
+        return self._finish(None if isinstance(error, asyncio.CancelledError) else error, over)
 
     async def _wait_async(self, block: _AsyncBlock, leaves: bool) -> bool:
         """As `_wait`, in async code. A block that *leaves* does not wait for running functions, because nothing can interrupt those."""
@@ -291,15 +282,15 @@ class TaskGroup:
             left = None if block.until is None else block.until - time.monotonic()
             if left is not None and left <= 0:
                 return False
+            tasks = self._tasks()
             if leaves:
-                asked = [task for task in self._tasks() if task._may_be_asked()]
-                if not asked:
+                if not (asked := [task for task in tasks if task._may_be_asked()]):
                     return False
                 await asked[-1].wait(left)
-                continue
-            if (task := self._task()) is not None:
-                task._check_process()
-            await asyncio.wait([block.end()], timeout=left)
+            else:
+                if tasks:
+                    tasks[0]._check_process()
+                await asyncio.wait([block.end()], timeout=left)
         return True
 
     # --- both ---------------------------------------------------------------------------------------------------------
@@ -327,7 +318,7 @@ class TaskGroup:
             task._when_done(partial(self._done, ticket, task))
         except BaseException:
             # Refused, or interrupted by Ctrl-C at any point. The ticket must be given back, or the group would never end.
-            self._leave(ticket)
+            self._give_back(ticket)
             if task is not None:
                 # Nobody gets its handle, and the group does not know it any more: nobody else could end it.
                 task.cancel()
@@ -346,10 +337,11 @@ class TaskGroup:
         return error
 
     def _cancel(self, stage: _Stage) -> None:
+        # Once: a timer that fires at the end of the block comes too late, and a second cancellation would interrupt the clean-up.
         with self._lock:
-            moved = self._move(stage)
-        # Only once, because a second cancellation would interrupt the clean-up.
-        if moved:
+            if first := self._stage is _Stage.OPEN:
+                self._stage = stage
+        if first:
             for task in self._tasks():
                 # In a forked child the tasks are the parent's.
                 with suppress(ForkedError):
@@ -370,9 +362,9 @@ class TaskGroup:
                     self._failed.append(task)
             if not self._supervised:
                 self.cancel()
-        self._leave(ticket)
+        self._give_back(ticket)
 
-    def _leave(self, ticket: object) -> None:
+    def _give_back(self, ticket: object) -> None:
         with self._lock:
             self._unfinished.pop(ticket, None)
             over = not self._unfinished
@@ -400,28 +392,16 @@ class TaskGroup:
         with self._lock:
             return [task for task in self._unfinished.values() if task is not None]
 
-    def _task(self) -> Task[Any] | None:
-        """An unfinished task; None if there is none, or if all of them are still being started."""
-        with self._lock:
-            return next((task for task in self._unfinished.values() if task is not None), None)
-
     def _end(self) -> bool:
         """End the group if all tasks are done, and tell whether they are."""
         with self._lock:
-            over = not self._unfinished
-            if over:
-                self._move(_Stage.ENDED)
-        return over
+            if self._unfinished:
+                return False
+            if self._stage is _Stage.OPEN:
+                self._stage = _Stage.ENDED
+        return True
 
-    def _move(self, to: _Stage) -> bool:
-        """Under the lock: leave the stage in which it takes tasks, which happens once; False if that has happened before."""
-        # So a timer that fires at the end of the block, or after a cancellation, comes too late.
-        first = self._stage is _Stage.OPEN
-        if first:
-            self._stage = to
-        return first
-
-    def _finish(self, block: _Block, error: BaseException | None, over: bool) -> bool:
+    def _finish(self, error: BaseException | None, over: bool) -> bool:
         """Raise the errors of the tasks and of the block; True if there are none, so that *error* is suppressed."""
         # `exception()` claims each error, so that it is not reported as well.
         errors = [failure for task in self._failed if (failure := task.exception()) is not None]
@@ -459,7 +439,7 @@ class _Block:
         self.gate = Lock()
         self.gate.acquire()
 
-    def stop_timer(self) -> None:
+    def close(self) -> None:
         """The block is left, in whichever way: else the timer would hold it, and the group, until it is due."""
         if self.timer is not None:
             # In a forked child: the parent's.
