@@ -18,14 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock, RLock
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Final, Protocol
-
-if TYPE_CHECKING:
-
-    class Thread(Protocol):
-        def join(self, timeout: float | None) -> None: ...
-        def is_alive(self) -> bool: ...
-
+from typing import Final
 
 # How long, in seconds, a wait sleeps at a time.
 LOOK_UP: Final = 1.0
@@ -99,12 +92,3 @@ def holding(lock: Lock | RLock) -> Iterator[None]:
     finally:
         if True in taken:
             lock.release()
-
-
-def join(thread: Thread, timeout: float | None) -> bool:
-    """Join *thread*; False if that took longer than *timeout* seconds. None waits without end."""
-    for seconds in slices(timeout):
-        thread.join(seconds)
-        if not thread.is_alive():
-            return True
-    return False

@@ -78,7 +78,7 @@ class SyncThread(Executor):
     def is_started(cls) -> bool:
         """Tell whether the thread has made any call."""
         pool = cls._by_process.get(os.getpid())
-        return pool is not None and bool(pool.idents())
+        return pool is not None and bool(pool.counts()["workers"])
 
     @classmethod
     def workers(cls) -> Workers:

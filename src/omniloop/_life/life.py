@@ -51,7 +51,7 @@ from .._work.leftovers import rank_of
 from .._work.tally import Tally
 from .._work.task import KEEPER, Task
 from . import waits
-from .thread import LoopThread, Starter, wait_until_gone
+from .thread import LoopThread, Starter
 from .watchdog import Watchdog
 from .workers import ThreadWork, Workers
 
@@ -563,15 +563,11 @@ class Life:
         thread = self.thread
         if thread is None or not self.serving:
             return
-        native_ids = self.workers.idents()
         if thread.hold_or_leave(self._park, _PAUSE_TIMEOUT):
-            if self._watchdog is not None:
-                native_ids.append(self._watchdog.native_id)
             self.stop_watching(_PAUSE_TIMEOUT)
             # If a callback keeps the thread, it leaves after the fork; the next one waits for that.
             thread.join(_PAUSE_TIMEOUT)
             self.workers.park(_PAUSE_TIMEOUT)
-            wait_until_gone(native_ids)
 
     def _park(self) -> bool:
         """On the loop's thread before a fork: park if the loop has nothing to do; False if it has."""

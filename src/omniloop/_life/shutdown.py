@@ -53,7 +53,6 @@ from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of, title
 from .._work.task import Kind, Task
 from .drain import LOOK, Asked, LeftoverTime, clean_ups, drain, ended
 from .life import Life, Stage
-from .thread import LoopThread
 
 # Added to the deadlines: how long to wait for a thread that was told to end.
 _JOIN_TIMEOUT: Final = 0.5
@@ -452,7 +451,14 @@ def _stop_all(life: Life, deadline: float, end: _End, why: str) -> None:
     blocked = None
     if thread is not None:
         life.stop_watching(_JOIN_TIMEOUT)
-        blocked = _stop(thread, life.serving, deadline, end.answered)
+        # If the loop answered, its thread is only late because the machine is busy: wait longer than for one that gave no answer.
+        patience = _JOIN_TIMEOUT + (_PATIENCE if end.answered else 0.0)
+        if life.serving:
+            joined = thread.stop(max(0.0, deadline - time.monotonic()) + patience)
+        else:
+            # It has left for a fork, or is about to.
+            joined = thread.join(patience)
+        blocked = None if joined else thread_stack(thread.ident)
     cut_off = end.lines()
     if thread is not None:
         busy = life.workers.stop(_JOIN_TIMEOUT)
@@ -477,19 +483,6 @@ def _stop_all(life: Life, deadline: float, end: _End, why: str) -> None:
     life.failures.tell_all()
     if thread is not None:
         thread.close()
-
-
-def _stop(thread: LoopThread, serving: bool, deadline: float, answered: bool) -> str | None:
-    """Stop and join the loop's thread. Returns None, or the stack of the callback that blocks it; the thread is left alone then."""
-    # The loop answered, so its thread is only late because the machine is busy: wait longer than for one that gave no answer.
-    patience = _JOIN_TIMEOUT + (_PATIENCE if answered else 0.0)
-    try:
-        # If it does not serve it has left for a fork, or is about to.
-        joined = thread.stop(max(0.0, deadline - time.monotonic()) + patience) if serving else thread.join(patience)
-    except RuntimeError:
-        # Somebody else closed the loop; its thread ends by itself.
-        joined = thread.join(patience)
-    return None if joined else thread_stack(thread.ident)
 
 
 def name_left_behind(life: Life) -> None:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
 from .. import _cpython
-from .._clock import join, time
+from .._clock import time
 from .._errors import OmniloopError
 from .._hooks import surroundings
-from .._process.threads import new_thread
-
-# How long, in seconds, to wait for the system to forget a thread that `join` says has ended: on 3.12.1 `join` returned earlier in 30 of 400
-# forks.
-_GONE_TIMEOUT = 0.1
+from .._process.threads import join, new_thread
 
 # How long, in seconds, a thread that a callback had blocked past the end lets its tasks clean up (a guess: nobody waits for it).
 _LATE_TIMEOUT = 1.0
@@ -216,17 +212,17 @@ class LoopThread:
     def stop(self, timeout: float) -> bool:
         """Leave the loop after its current callbacks and join the thread; False if that took longer than *timeout* seconds."""
         if self._current or self._started:
-            self.post(self._leave)
+            with suppress(RuntimeError):
+                # Somebody else closed the loop; the thread ends by itself.
+                self.post(self._leave)
         return self.join(timeout)
 
     def join(self, timeout: float) -> bool:
         """Join the thread, which was told to leave, and forget it; False if that took longer than *timeout* seconds."""
         run = self._current or self._started
         if run is not None:
-            native_id = run.thread.native_id
             if not join(run.thread, timeout):
                 return False
-            wait_until_gone([native_id])
             self._started = self._current = None
         return True
 
@@ -358,20 +354,6 @@ class _Nothing(deque[Any]):
 
     def popleft(self) -> NoReturn:
         raise IndexError
-
-
-def wait_until_gone(native_ids: Sequence[int | None]) -> None:
-    """
-    Wait, up to `_GONE_TIMEOUT`, until the system has forgotten threads that ended.
-
-    CPython's warning about forking with threads counts the threads that the system lists. Only Linux has such a list.
-    """
-    if sys.platform != "linux":
-        return
-    deadline = time.monotonic() + _GONE_TIMEOUT
-    for native_id in native_ids:
-        while native_id is not None and os.path.exists(f"/proc/self/task/{native_id}") and time.monotonic() < deadline:
-            time.sleep(0.0001)
 
 
 def _handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .. import _cpython
 from .._clock import time
-from .._process.threads import new_thread
+from .._process.threads import join, new_thread
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, say, thread_stack
 from .._work.ledger import waiting_in
 
@@ -173,11 +173,6 @@ class Watchdog:
 
     # --- the watchdog -------------------------------------------------------------------------------------------------
 
-    @property
-    def native_id(self) -> int | None:
-        """The system's id of the thread, if it runs."""
-        return self._thread.native_id if self._thread is not None else None
-
     def busy_for(self) -> float | None:
         """Seconds that the loop has worked without a look at its sockets; None while it sleeps, or if it can't tell. From any thread."""
         since = self._busy_since
@@ -204,7 +199,7 @@ class Watchdog:
         if thread is not None:
             with suppress(RuntimeError):
                 # The thread is just being started, by another thread or by this one: it ends when it looks.
-                thread.join(timeout)
+                join(thread, timeout)
 
     def wake(self) -> None:
         """Have the watchdog look now. Harmless if it is awake."""

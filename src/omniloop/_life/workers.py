@@ -37,10 +37,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .. import _cpython
 from .._arguments import name_of, not_plain
-from .._clock import join, time
+from .._clock import time
 from .._errors import CannotStartError, can_be_thrown
 from .._process.fork import forget_after_fork
-from .._process.threads import new_thread, why_no_thread
+from .._process.threads import join, new_thread, why_no_thread
 from .._work.leftovers import rank_of
 from .._work.task import DAEMON, SUCCEEDED, Task, traceback_without
 from .thread import LoopThread, Starter
@@ -393,10 +393,6 @@ class Workers(ThreadPoolExecutor):
             "waiting_for_the_runtime": len(self._blocked),
             "jobs": self._jobs.qsize(),
         }
-
-    def idents(self) -> list[int | None]:
-        """Return the system's ids of the living workers."""
-        return [thread.native_id for thread in self._all()]
 
     def _all(self) -> list[threading.Thread]:
         return [*list(self._staff), *list(self._kept)]

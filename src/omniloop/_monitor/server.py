@@ -20,10 +20,9 @@ import time
 from typing import Any, Final
 
 from .._errors import CannotStartError
-from .._life.thread import wait_until_gone
 from .._locks import Guard
 from .._process import exit, fork
-from .._process.threads import new_thread
+from .._process.threads import join, new_thread
 from .._report import say
 from . import snapshot, sockets
 
@@ -147,9 +146,7 @@ class Monitor:
             # Closed already, if the thread has failed.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_cancel_all)
-            thread.join(_END_TIMEOUT)
-            # Otherwise a fork warns of a thread that has ended, but that the system still counts.
-            wait_until_gone([thread.native_id])
+            join(thread, _END_TIMEOUT)
 
     # --- forks, and the end -------------------------------------------------------------------------------------------
 

@@ -1,12 +1,19 @@
-"""The threads of this package: how they are made, and why one can't be."""
+"""The threads of this package: how they are made and joined, and why one can't be made."""
 
 from __future__ import annotations
 
 import contextvars
+import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+
+from .._clock import slices, time
+
+# How long, in seconds, to wait for the system to forget a thread that `Thread.join` says has ended: on 3.12.1 that returned earlier in 30 of
+# 400 forks.
+_GONE_TIMEOUT: Final = 0.1
 
 
 def new_thread(target: Callable[[], object], name: str) -> threading.Thread:
@@ -18,6 +25,27 @@ def new_thread(target: Callable[[], object], name: str) -> threading.Thread:
     """
     options: dict[str, Any] = {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
     return threading.Thread(target=target, name=name, daemon=True, **options)
+
+
+def join(thread: threading.Thread, timeout: float | None) -> bool:
+    """
+    Join *thread*; False if that took longer than *timeout* seconds. None waits without end.
+
+    Also waits, up to `_GONE_TIMEOUT`, until the system has forgotten it: CPython's warning about forking with threads counts the threads that
+    the system lists. Only Linux has such a list.
+    """
+    for seconds in slices(timeout):
+        thread.join(seconds)
+        if not thread.is_alive():
+            break
+    else:
+        return False
+    until = time.monotonic() + _GONE_TIMEOUT
+    while (
+        sys.platform == "linux" and os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < until
+    ):
+        time.sleep(0.0001)
+    return True
 
 
 def is_running_thread(thing: object) -> bool:
