@@ -359,14 +359,11 @@ _hooks.waits.take(sys.modules[__name__])
 # --- a wait that could never end --------------------------------------------------------------------------------------
 
 
-def _is_of_asgiref() -> bool:
-    """Tell whether the calling thread has made calls of `sync_to_async`. A long wait of any other thread needs no look."""
-    sync = _sync()
-    return sync is not None and hasattr(sync.SyncToAsync.threadlocal, "main_event_loop")
-
-
 def _why_endless(ident: int | None, task: Task[Any]) -> str | None:
-    work = task._work
+    work, sync = task._work, _sync()
+    if sync is None or not hasattr(sync.SyncToAsync.threadlocal, "main_event_loop"):
+        # This thread has made no call of `sync_to_async`.
+        return None
     if isinstance(work, asyncio.Task) and _waits_for_this_thread(work.get_coro()):
         return (
             "would never end: it waits in sync_to_async() for a call that asgiref makes in this very thread. Wait with run(), which makes "
@@ -375,7 +372,7 @@ def _why_endless(ident: int | None, task: Task[Any]) -> str | None:
     return None
 
 
-waits.look_in_long_waits(_is_of_asgiref, _why_endless)
+waits.look_in_long_waits(_why_endless)
 
 
 def _waits_for_this_thread(coro: Any) -> bool:

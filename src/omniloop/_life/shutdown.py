@@ -361,7 +361,7 @@ class _End:
             if (task := task_in(item)) is not None:
                 self._drop(task)
                 self._asked.add(task)
-                ledger.end_untaken(task)
+                task._end_unstarted(*ledger.cancelled_early.pop(task, ()))
             else:
                 item()
             if not number % _BATCH:

@@ -62,16 +62,16 @@ if TYPE_CHECKING:
         def is_starting(self) -> bool: ...
 
 
-# Takes the ident of the loop's thread and the task; returns why the wait would never end, or None.
+# Takes the ident of the loop's thread and the task; returns why the calling thread's wait for it would never end, or None.
 Why = Callable[["int | None", "Task[Any]"], "str | None"]
 
-# The checks of a long wait, each with a function that says whether it applies to the calling thread.
-_looks: list[tuple[Callable[[], bool], Why]] = []
+# The checks of a long wait.
+_looks: list[Why] = [workers.why_endless]
 
 
-def look_in_long_waits(applies: Callable[[], bool], why_endless: Why) -> None:
-    """Call *why_endless*, with growing pauses, in every long wait of a thread for which *applies* returns True."""
-    _looks.append((applies, why_endless))
+def look_in_long_waits(why_endless: Why) -> None:
+    """Call *why_endless*, with growing pauses, in every long wait."""
+    _looks.append(why_endless)
 
 
 # The ident of each waiting thread, and that of the loop's thread that it waits for.
@@ -194,12 +194,10 @@ def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool]
     if not task._is_started():
         # In case a wake-up was lost after all.
         life.inbox.wake_reader()
-    # Only checks that apply to this thread are repeated.
-    looks = [why for applies, why in _looks if applies()]
     for count, seconds in enumerate(slices(timeout), 1):
         # With growing pauses: after 1, 2, 4, 8 … seconds.
         if count & (count - 1) == 0:
-            for why_endless in looks:
+            for why_endless in _looks:
                 if (why := why_endless(life.ident, task)) is not None:
                     raise WouldDeadlockError(f"{_title(task)} {why}")
         if wait_here(seconds):
@@ -248,15 +246,8 @@ def _leads_to(start: int, end: int) -> bool:
 # In a forked child only the forking thread is left, and it does not wait.
 fork.forget_after_fork(_waits.clear)
 
-look_in_long_waits(workers.is_waiting_worker, workers.why_endless)
-
 
 # --- imports ----------------------------------------------------------------------------------------------------------
-
-
-def _may_meet_an_import() -> bool:
-    """Tell whether this thread holds a module's lock, because it is importing; or whether such a lock may have been lost in a fork."""
-    return fork.is_child() or _imports(sys._getframe())
 
 
 def _needs_an_import(ident: int | None, task: Task[Any]) -> str | None:
@@ -267,6 +258,8 @@ def _needs_an_import(ident: int | None, task: Task[Any]) -> str | None:
     In a forked child CPython does not clear the module locks: one that another thread held at the fork is held forever. This is read off
     the frames, because importlib keeps no public record.
     """
+    if not fork.is_child() and not _imports(sys._getframe()):
+        return None
     threads = frames_of_threads()
     for frame in _frames(None if ident is None else threads.get(ident)):
         if (lock := module_lock(frame)) is not None:
@@ -286,7 +279,7 @@ def _needs_an_import(ident: int | None, task: Task[Any]) -> str | None:
     return None
 
 
-look_in_long_waits(_may_meet_an_import, _needs_an_import)
+look_in_long_waits(_needs_an_import)
 
 
 def _imports(frame: FrameType | None) -> bool:
@@ -305,10 +298,6 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
 _BLOCKS: Final = (Future.result.__code__, Future.exception.__code__)
 
 
-def _runs_a_loop() -> bool:
-    return asyncio._get_running_loop() is not None and CAN_LOOK_AT_WHAT_RUNS
-
-
 def _needs_my_loop(ident: int | None, task: Task[Any]) -> str | None:
     """
     Return the reason if the thread *ident* blocks, without a timeout, on something that it gave to the calling thread's loop by
@@ -317,8 +306,9 @@ def _needs_my_loop(ident: int | None, task: Task[Any]) -> str | None:
     Nothing else runs in the thread *ident* meanwhile, so that no timeout or cancellation can end *task* if it runs on that loop. A
     coroutine that *awaits* something of this thread, and a worker, may still have either; they are not checked.
     """
-    if not isinstance(task._work, asyncio.Task | Coroutine):
-        # The task is done, or runs in a worker, which needs no loop to end.
+    mine = asyncio._get_running_loop()
+    if mine is None or not CAN_LOOK_AT_WHAT_RUNS or not isinstance(task._work, asyncio.Task | Coroutine):
+        # No loop runs here, or the task is done, or runs in a worker, which needs no loop to end.
         return None
     inside = frame_of(ident)
     frame = None if inside is None else inside.f_back
@@ -328,7 +318,7 @@ def _needs_my_loop(ident: int | None, task: Task[Any]) -> str | None:
         return None
     future = frame.f_locals.get("self")
     # `done()` is asked last: while the future is not done, its thread has not left the wait.
-    if not isinstance(future, Future) or not _is_for(asyncio._get_running_loop(), future) or future.done():
+    if not isinstance(future, Future) or not _is_for(mine, future) or future.done():
         return None
     caller = frame.f_back or frame
     return (
@@ -358,7 +348,7 @@ def _closed_over(function: Any, code: CodeType | None) -> dict[str, Any]:
     return {name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)}
 
 
-look_in_long_waits(_runs_a_loop, _needs_my_loop)
+look_in_long_waits(_needs_my_loop)
 
 
 def _title(what: str | Task[Any]) -> str:

@@ -522,11 +522,6 @@ class Workers(ThreadPoolExecutor):
 pools: dict[int, Workers] = {}
 
 
-def is_waiting_worker() -> bool:
-    """Tell whether the calling thread is a worker of any pool."""
-    return threading.get_ident() in pools
-
-
 def why_endless(ident: int | None, task: Task[Any]) -> str | None:
     """
     Return the reason if this worker's wait for *task* can never end, because all workers of its pool wait for work that needs one of them.

@@ -40,7 +40,7 @@ from .inbox import Inbox
 from .leftovers import Leftovers, rank_of
 from .periodic import COARSEST, coarse_resolution, turns_of
 from .tally import Tally
-from .task import DAEMON, HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
+from .task import HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
 
 # How long a batch may keep the loop from its timers and sockets, in seconds. A time and not a number of items, because
 # an eager start runs each coroutine up to its first suspension. A turn of the loop costs 10 to 20 µs, 1 % of it.
@@ -154,14 +154,6 @@ class Ledger:
         """Tell whether there is no unfinished work up to *rank*, started or not."""
         return not self.left(rank) and not any(rank_of(task) <= rank for task in waiting_in(self.inbox))
 
-    def begun(self) -> Task[Any] | None:
-        """Return the work that takes its first step, or None. A snapshot, from any thread."""
-        task = self.beginning
-        if task is not None and task._age() is None:
-            # The start time is set only when somebody looks.
-            task._since = self._now
-        return task
-
     def remaining(self) -> int:
         """Count the work that the drain has to wait for, started or not. A snapshot, from any thread."""
         return len(self.inbox) + (self.beginning is not None) + len(self.running) + len(self.in_threads)
@@ -181,7 +173,10 @@ class Ledger:
 
     def unfinished(self) -> list[Task[Any]]:
         """Return all started work that is not done. A snapshot, from any thread."""
-        first = self.begun()
+        first = self.beginning
+        if first is not None and first._age() is None:
+            # The start time is set only when somebody looks.
+            first._since = self._now
         held = [
             *list(self.running.values()),
             *list(self.daemons.values()),
@@ -190,10 +185,6 @@ class Ledger:
         ]
         # No duplicates: work that was in its first step may be in a table by now.
         return held if first is None or first._kind is KEEPER else list(dict.fromkeys([first, *held]))
-
-    def ending(self) -> list[Task[Any]]:
-        """Return the daemons and keepers that were asked to end. A snapshot, from any thread."""
-        return [task for runner, task in self.runners() if task._kind in (DAEMON, KEEPER) and is_asked(runner)]
 
     def opened(self, runner: asyncio.Future[Any]) -> None:
         """Note that a keeper has opened its resource: it is ended before all keepers that opened theirs earlier."""
@@ -447,10 +438,6 @@ class Ledger:
         task._end_cancelled(self.cancelled_early.pop(task, ()))
         # After that: see `beginning`.
         self.beginning = None
-
-    def end_untaken(self, task: Task[Any]) -> None:
-        """End, as cancelled, work that the end of the life took from the inbox, so that this ledger never will."""
-        task._end_unstarted(*self.cancelled_early.pop(task, ()))
 
     def end_turns(self) -> bool:
         """Let no turn of `every` begin any more. True if one is under way: it is now work to be waited for."""
