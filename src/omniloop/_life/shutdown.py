@@ -453,11 +453,7 @@ def _stop_all(life: Life, deadline: float, end: _End, why: str) -> None:
         life.stop_watching(_JOIN_TIMEOUT)
         # If the loop answered, its thread is only late because the machine is busy: wait longer than for one that gave no answer.
         patience = _JOIN_TIMEOUT + (_PATIENCE if end.answered else 0.0)
-        if life.serving:
-            joined = thread.stop(max(0.0, deadline - time.monotonic()) + patience)
-        else:
-            # It has left for a fork, or is about to.
-            joined = thread.join(patience)
+        joined = thread.stop(max(0.0, deadline - time.monotonic()) + patience)
         blocked = None if joined else thread_stack(thread.ident)
     cut_off = end.lines()
     if thread is not None:

@@ -219,11 +219,12 @@ class LoopThread:
 
     def join(self, timeout: float) -> bool:
         """Join the thread, which was told to leave, and forget it; False if that took longer than *timeout* seconds."""
-        run = self._current or self._started
-        if run is not None:
-            if not join(run.thread, timeout):
+        deadline = time.monotonic() + timeout
+        # The one that was started last may still wait for the other.
+        for run in (self._current, self._started):
+            if run is not None and not join(run.thread, deadline - time.monotonic()):
                 return False
-            self._started = self._current = None
+        self._started = self._current = None
         return True
 
     def close(self) -> None:

@@ -197,9 +197,7 @@ class Watchdog:
         thread, self._thread = self._thread, None
         self.wake()
         if thread is not None:
-            with suppress(RuntimeError):
-                # The thread is just being started, by another thread or by this one: it ends when it looks.
-                join(thread, timeout)
+            join(thread, timeout)
 
     def wake(self) -> None:
         """Have the watchdog look now. Harmless if it is awake."""

@@ -401,13 +401,7 @@ class Workers(ThreadPoolExecutor):
         self._stopping = True
         self._jobs.put(None)
         deadline = time.monotonic() + timeout
-        left = []
-        for thread in self._all():
-            # A thread that another thread is just starting ends when it finds nothing to do.
-            with suppress(RuntimeError):
-                if thread is not threading.current_thread() and not join(thread, deadline - time.monotonic()):
-                    left.append(thread)
-        return left
+        return [thread for thread in self._all() if not join(thread, deadline - time.monotonic())]
 
     # --- threads --------------------------------------------------------------------------------------------------
 

@@ -31,11 +31,15 @@ def join(thread: threading.Thread, timeout: float | None) -> bool:
     """
     Join *thread*; False if that took longer than *timeout* seconds. None waits without end.
 
+    One that is just being started, by another thread or below this call, ends when it looks, and is not waited for; nor is the calling thread.
     Also waits, up to `_GONE_TIMEOUT`, until the system has forgotten it: CPython's warning about forking with threads counts the threads that
     the system lists. Only Linux has such a list.
     """
     for seconds in slices(timeout):
-        thread.join(seconds)
+        try:
+            thread.join(seconds)
+        except RuntimeError:
+            return True
         if not thread.is_alive():
             break
     else:
