@@ -235,6 +235,8 @@ class _End:
     async def _cut(self, deadline: float, leftovers: LeftoverTime) -> Outcome:
         ledger = self._life.ledger
         ledger.leftovers.in_vain.update(ledger.leftovers.young(leftovers.since))
+        # Those under way are work, and named, though the loop learns only now of the end.
+        ledger.end_turns()
         self._end_untaken()
         await self._end_stages(_STAGES, deadline)
         await self._close_generators(deadline)

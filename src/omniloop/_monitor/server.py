@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import functools
 import json
@@ -128,7 +129,8 @@ class Monitor:
     def _resume(self) -> None:
         if self._listener is None or self._thread is not None:
             return
-        loop = asyncio.SelectorEventLoop()
+        # A loop keeps the context that it was made in: here that of the first submitter.
+        loop = contextvars.Context().run(asyncio.SelectorEventLoop)
         # Answers take their time: debug mode would remark about each.
         loop.set_debug(False)
         thread = new_thread(functools.partial(self._serve, loop, self._listener), "omniloop-monitor")
