@@ -72,6 +72,31 @@ def test_a_daemon_whose_own_time_limit_is_just_over_is_cancelled_too(caplog):
     assert caplog.records == []
 
 
+@pytest.mark.promise("So it is however few looks at it a busy machine leaves")
+def test_a_daemon_whose_own_time_limit_is_just_over_is_cancelled_though_there_is_time_for_one_look_only(caplog):
+    """At each of the few looks it was in the middle of its own cancellation, and was dropped without being asked."""
+
+    async def daemon(number):
+        # At any moment half of them are being cancelled, by their own limits.
+        for _ in range(number % 2):
+            await asyncio.sleep(0)
+        started.release()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await asyncio.sleep(60)
+
+    started = threading.Semaphore(0)
+    runtime = Runtime(name="limited", cancel_timeout=0.01)
+    daemons = [runtime.go(daemon(number), daemon=True) for number in range(20)]
+    for _ in daemons:
+        assert started.acquire(timeout=5)
+    runtime.shutdown(20)
+
+    assert all(task.cancelled() for task in daemons)
+    assert caplog.records == []
+
+
 @pytest.mark.promise(
     "A daemon that begins during the end, after the others were cancelled, is cancelled too and can clean up"
 )

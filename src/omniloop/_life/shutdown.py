@@ -66,6 +66,9 @@ _NAMED: Final = 20
 # How many tasks are cancelled, and have their turn, between two beats. Each may take some milliseconds.
 _BATCH: Final = 16
 
+# How many turns of the loop a task has to come out of a time limit of its own that is just over, before it is looked at now and then.
+_TURNS: Final = 10
+
 # How often the stages are repeated although there is no work to wait for: who begins a daemon for each that ends is not followed.
 _MOST_ROUNDS: Final = 10
 
@@ -276,6 +279,11 @@ class _End:
         """Cancel *runners* and wait for them, for a *part* of the time that is *left*; without waiting if none is."""
         life, until = self._life, time.monotonic() + part
         busy = self._ask(runners, patient)
+        for _ in range(_TURNS):
+            # By turns: on a busy machine there may be time for a single look, in the middle of a time limit that is just over.
+            if busy:
+                await asyncio.sleep(0)
+                busy = self._ask(busy, patient)
         while busy and not await ended(life, busy, min(until, time.monotonic() + LOOK)):
             busy = self._ask(busy, patient) if time.monotonic() < until else []
         if left <= 0 or not await ended(life, runners, until):
