@@ -518,10 +518,12 @@ def test_a_plain_function_that_is_a_daemon_runs_in_a_thread_of_its_own():
     # By `shutdown`, and at exit.
     lines = result.stderr.splitlines()
     assert lines[::2] == ["omniloop: 1 left running in daemon threads, which nobody waits for:"] * 2
-    assert [re.sub(r"File .*, line \d+", "File …", line) for line in lines[1::2]] == [
-        "  watch the folder, runs at File …, in watch, in Condition.wait"
+    # In its wait, or on the way there.
+    assert [re.sub(r"File .*, line \d+, in watch.*", "File …", line) for line in lines[1::2]] == [
+        "  watch the folder, runs at File …"
     ] * 2
-    assert result.seconds < 5
+    # `exit_timeout` is 25 s.
+    assert result.seconds < 15
 
 
 def test_a_daemon_call_that_has_ended_or_was_left_in_time_is_named_only_if_it_still_runs():
@@ -533,7 +535,7 @@ def test_a_daemon_call_that_has_ended_or_was_left_in_time_is_named_only_if_it_st
         first.set()
         background(daemon=True, name="ended")(wait)(first).result(5)
         try:
-            background(daemon=True, name="left", timeout=0.01)(wait)(second).result(5)
+            background(daemon=True, name="left", timeout=0.5)(wait)(second).result(5)
         except omniloop.TaskTimeoutError:
             pass
         omniloop.shutdown()
@@ -693,13 +695,15 @@ def test_ctrl_c_while_waiting_leaves_the_work_to_the_drain():
         @background
         async def work():
             os.kill(os.getpid(), signal.SIGINT)
-            await asyncio.sleep(0.05)
+            await told.wait()
             print("done")
 
+        told = asyncio.Event()
         try:
             work().result()
         except KeyboardInterrupt:
             print("interrupted")
+        omniloop.call_soon(told.set)
 
     result = run_child(program)
 

@@ -274,12 +274,28 @@ def test_a_child_refuses_the_parents_queue_and_one_that_was_not_used_is_its_own(
     assert (result.stderr, result.code) == ("", 0)
 
 
+def main_waits():
+    """Whether the main thread waits in the queue's `get`, and no longer for the start of the loop."""
+    frame = sys._current_frames()[threading.main_thread().ident]
+    names = []
+    while frame is not None:
+        names.append((frame.f_globals["__name__"], frame.f_code.co_name))
+        frame = frame.f_back
+    return names[0] == ("threading", "wait") and ("janus", "get") in names
+
+
+async def interrupt_the_wait():
+    while not main_waits():
+        await asyncio.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.promise("Ctrl-C ends a wait, and the queue goes on")
 def test_ctrl_c_ends_a_wait_and_the_queue_goes_on():
     def program():
         q = omniloop.queue()
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
+            omniloop.go(interrupt_the_wait())
             q.sync_q.get()
         except KeyboardInterrupt:
             omniloop.go(q.async_q.put("goes on"))

@@ -609,7 +609,8 @@ announced = omniloop.resource(Announced)
 def test_it_is_closed_at_exit_after_the_work():
     def program():
         async def work(c):
-            await asyncio.sleep(0.1)
+            while not omniloop._process.exit.draining():
+                await asyncio.sleep(0.001)
             print("work", await c.use())
 
         announced.go(work)
@@ -623,7 +624,8 @@ def test_it_is_closed_at_exit_after_the_work():
 def test_work_that_first_needs_it_in_the_drain_has_it():
     def program():
         async def work():
-            await asyncio.sleep(0.1)
+            while not omniloop._process.exit.draining():
+                await asyncio.sleep(0.001)
             print("work", await (await announced).use())
 
         omniloop.go(work())

@@ -240,13 +240,18 @@ def test_all_work_in_a_forked_child():
 def test_ctrl_c_in_the_block_drains_the_runtime_and_goes_on():
     def program():
         async def work():
-            asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
+            while not in_the_block:
+                await asyncio.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
             await asyncio.sleep(0.1)
             print("done")
+
+        in_the_block = []
 
         try:
             with Runtime() as runtime:
                 runtime.go(work())
+                in_the_block.append(True)
                 threading.Event().wait(5)
         except KeyboardInterrupt:
             print("interrupted")
