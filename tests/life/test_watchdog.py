@@ -154,23 +154,19 @@ def test_short_callbacks_are_not_told_of(told):
 @pytest.mark.promise("An idle runtime wakes no thread")
 @pytest.mark.skipif(sys.platform != "linux", reason="counts context switches in /proc")
 def test_the_watchdog_and_the_loop_do_not_wake_up_while_idle():
-    """Where nothing happens, neither thread is switched to: looked at over half a second, after the last look is over."""
+    """Where nothing happens, neither thread is switched to: looked at over half a second, ten times the watchdog's period, some times."""
     with Runtime(name="idle", slow_callback=0.05) as runtime:
         runtime.run(noop())
         ids = [thread.native_id for thread in threading.enumerate() if thread.name.startswith("idle")]
         assert len(ids) == 3
-        until = time.monotonic() + 5
-        before = switches(ids)
-        while (now := settle(ids)) != before and time.monotonic() < until:
-            before = now
+        counts = []
+        # On a busy machine the last look comes late. Who polls is switched to each time.
+        while 0 not in counts and len(counts) < 20:
+            before = switches(ids)
+            threading.Event().wait(0.5)
+            counts.append(switches(ids) - before)
 
-        assert settle(ids, seconds=0.5) == now
-
-
-def settle(ids, seconds=0.15):
-    """The count after a while in which this thread does nothing: three times the watchdog's period."""
-    threading.Event().wait(seconds)
-    return switches(ids)
+        assert min(counts) == 0
 
 
 def switches(ids):

@@ -460,10 +460,15 @@ def test_a_monitor_that_nobody_asks_wakes_no_thread(env):
             status = Path(f"/proc/self/task/{number}/status").read_text()
             return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
 
-        time.sleep(0.3)
-        before = switches()
-        time.sleep(1)
-        print(switches() - before)
+        # Some times, because on a busy machine it comes to its rest late. Were it to poll, it would be woken each time.
+        fewest = 9
+        for _ in range(8):
+            before = switches()
+            time.sleep(1)
+            fewest = min(fewest, switches() - before)
+            if not fewest:
+                break
+        print(fewest)
 
     result = run_child(program, env=env)
 

@@ -112,7 +112,7 @@ def pid_in(path):
 
 
 def is_gone(number):
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while time.monotonic() < until:
         try:
             os.kill(number, 0)
@@ -464,6 +464,10 @@ def test_the_module_function_uses_the_shared_runtime():
 # --- whole programs ---------------------------------------------------------------------------------------------------
 
 
+# Seconds. What a process is not waited for takes 60, and a busy machine takes some to start a few interpreters.
+IN_TIME = 25
+
+
 def slow(number, seconds=0.3):
     time.sleep(seconds)
     print("worked", number, flush=True)
@@ -535,10 +539,10 @@ def test_a_process_may_use_processes_of_its_own(tmp_path):
             return number * 2
 
         def outer(number):
-            return to_process(inner, number).result(timeout=8) + 1
+            return to_process(inner, number).result(timeout=30) + 1
 
         if __name__ == "__main__":
-            print(to_process(outer, 5).result(timeout=8))
+            print(to_process(outer, 5).result(timeout=30))
 
     result, _ = run_script(
         tmp_path,
@@ -566,7 +570,7 @@ def test_work_given_to_a_process_in_the_last_line_is_killed_at_the_deadline_too(
 
     assert (result.stdout, result.returncode) == ("", 0)
     assert "sleep" in result.stderr
-    assert seconds < 8
+    assert seconds < IN_TIME
 
 
 @pytest.mark.promise("When the time for draining is over, the work is named and its process killed")
@@ -583,8 +587,8 @@ def test_at_the_deadline_the_work_is_named_and_its_process_killed(tmp_path):
     )
 
     assert result.returncode == 0
-    assert seconds < 8
-    assert "1 unfinished when the time for draining was over, and cancelled:\n  slow, for 0." in result.stderr
+    assert seconds < IN_TIME
+    assert "1 unfinished when the time for draining was over, and cancelled:\n  slow, for " in result.stderr
     # Not "worked"; and the same process, which was idle.
     assert is_gone(int(result.stdout))
 
@@ -612,7 +616,7 @@ def test_ctrl_c_cancels_what_is_waited_for_and_its_process_ends(tmp_path):
     )
 
     assert (result.stdout, result.stderr, result.returncode) == ("interrupted\n", "", 0)
-    assert seconds < 6
+    assert seconds < IN_TIME
 
 
 @pytest.mark.promise("A forked child starts processes of its own")
@@ -700,7 +704,7 @@ def test_a_function_that_is_not_importable_there_is_told_so(tmp_path):
                 pass
 
             try:
-                to_process(hidden).result(timeout=5)
+                to_process(hidden).result(timeout=30)
             except omniloop.NotPicklableError as error:
                 print(error)
 
@@ -771,7 +775,7 @@ def test_the_processes_end_when_their_parent_is_killed_though_a_fork_of_it_lives
             parent = os.getpid()
             if os.fork() == 0:
                 os.kill(parent, signal.SIGKILL)
-                until = time.monotonic() + 7
+                until = time.monotonic() + 30
                 while time.monotonic() < until:
                     try:
                         with open(f"/proc/{number}/stat") as file:
@@ -784,7 +788,7 @@ def test_the_processes_end_when_their_parent_is_killed_though_a_fork_of_it_lives
                     print("still there", flush=True)
                 print("over", flush=True)
                 os._exit(0)
-            time.sleep(30)
+            time.sleep(60)
 
     result, _ = run_script(
         tmp_path,
@@ -808,11 +812,11 @@ def test_no_descriptors_left_for_a_process_is_an_error_that_says_so_and_the_next
             tasks = [to_process(pow, 2, number) for number in range(5)]
             for task in tasks:
                 try:
-                    task.result(timeout=5)
+                    task.result(timeout=30)
                 except omniloop.CannotStartError as error:
                     print(error, flush=True)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            print(to_process(pow, 2, 5).result(timeout=5))
+            print(to_process(pow, 2, 5).result(timeout=30))
 
     result, _ = run_script(
         tmp_path,
