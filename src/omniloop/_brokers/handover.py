@@ -536,7 +536,7 @@ class Way:
         self._gate: _Gate | None = None
         # When each trouble was last logged. The key is the name of a function and the class of an error, or None for an engine that
         # can't be reached.
-        self._said: dict[tuple[str, type] | None, float] = {}
+        self._said: dict[object, float] = {}
         self._down = False
 
     def enter(self, name: str, call_id: str, runtime: Runtime) -> None:
@@ -613,11 +613,17 @@ class Way:
         if refusal is not None:
             raise refusal
 
-    def _tell(self, function: Function, error: BaseException, trouble: tuple[str, type] | None) -> None:
+    def is_news(self, trouble: object) -> bool:
+        """Whether *trouble* is to be logged: not within a minute of the last time."""
         now = time.monotonic()
         if now - self._said.get(trouble, -_SAY_AGAIN) < _SAY_AGAIN:
-            return
+            return False
         self._said[trouble] = now
+        return True
+
+    def _tell(self, function: Function, error: BaseException, trouble: tuple[str, type] | None) -> None:
+        if not self.is_news(trouble):
+            return
         self._down = self._down or trouble is None
         say(
             "%s does not take the call of %s; %d are on their way, and are tried again. %s: %s",

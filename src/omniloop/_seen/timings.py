@@ -22,23 +22,29 @@ OTHER: Final = "(other)"
 Listener = Callable[[str, float | None, float], object]
 
 
-class _Series:
-    """The histograms of one name, as they grow."""
+class _Growing:
+    """A histogram, as it grows."""
 
-    __slots__ = ("finish", "finish_sum", "start", "start_sum")
+    __slots__ = ("counts", "sum")
 
     def __init__(self) -> None:
-        self.start = [0] * (len(BOUNDS) + 1)
-        self.start_sum = 0.0
-        self.finish = [0] * (len(BOUNDS) + 1)
-        self.finish_sum = 0.0
+        self.counts = [0] * (len(BOUNDS) + 1)
+        self.sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+    def read(self) -> Histogram:
+        return Histogram(tuple(self.counts), self.sum)
 
 
 class Timings:
     """The histograms of one runtime in this process. From any thread."""
 
     def __init__(self, listeners: list[Listener]) -> None:
-        self._by_name: dict[str, _Series] = {}
+        # Until the start, and until the end.
+        self._by_name: dict[str, tuple[_Growing, _Growing]] = {}
         self._listeners = listeners
         # Re-entrant, because a signal handler may submit work that is done at once.
         self._lock = Guard()
@@ -57,24 +63,15 @@ class Timings:
         with self._lock:
             if name not in self._by_name and len(self._by_name) >= _MOST_NAMES:
                 name = OTHER
-            series = self._by_name.get(name)
-            if series is None:
-                series = self._by_name[name] = _Series()
+            start, finish = self._by_name.get(name) or self._by_name.setdefault(name, (_Growing(), _Growing()))
             to_start = None if began is None else max(0.0, began - submitted)
             if to_start is not None:
-                series.start[bisect_left(BOUNDS, to_start)] += 1
-                series.start_sum += to_start
-            series.finish[bisect_left(BOUNDS, now - submitted)] += 1
-            series.finish_sum += now - submitted
+                start.add(to_start)
+            finish.add(now - submitted)
         for listener in self._listeners:
             listener(name, to_start, now - submitted)
 
     def read(self) -> dict[str, Timing]:
         """Return the measurements so far."""
         with self._lock:
-            return {
-                name: Timing(
-                    Histogram(tuple(series.start), series.start_sum), Histogram(tuple(series.finish), series.finish_sum)
-                )
-                for name, series in self._by_name.items()
-            }
+            return {name: Timing(start.read(), finish.read()) for name, (start, finish) in self._by_name.items()}

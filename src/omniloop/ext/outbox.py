@@ -19,6 +19,7 @@ import contextlib
 import contextvars
 import copy
 import json
+import math
 import os
 import random
 import sqlite3
@@ -221,8 +222,14 @@ class Outbox(Engine):
             try:
                 return await write()
             except (sqlite3.Error, OSError) as error:
-                if pause == _FIRST_PAUSE:
-                    self._office().trouble(what, row.id, error)
+                if pause == _FIRST_PAUSE and self._way().is_news(what):
+                    say(
+                        "%s: the call %s is over, and can't be %s: %s. That alone is tried again; it does not run again in this process.",
+                        self.label,
+                        row.id,
+                        what,
+                        error,
+                    )
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(_LONGEST_PAUSE, pause * 2)
 
@@ -283,30 +290,16 @@ class _Office:
         self._open = resource(partial(_kept, self.store))
         # Separate from the store's lock, which is held while the disk is busy.
         self._lock = Guard()
-        self._looks = False
-        self._last_look = -_LOOK
+        # The time of the next look; infinite while one is running.
+        self._next_look = -math.inf
         self._graced = False
-        self._said: dict[str, float] = {}
-
-    def trouble(self, what: str, call_id: str, error: Exception) -> None:
-        """Log that a write failed: once a minute for each kind of write."""
-        now = time.monotonic()
-        if now - self._said.get(what, -60) >= 60:
-            self._said[what] = now
-            say(
-                "%s: the call %s is over, and can't be %s: %s. That alone is tried again; it does not run again in this process.",
-                self._outbox.label,
-                call_id,
-                what,
-                error,
-            )
 
     def look(self, *, now: bool = False) -> None:
         """Start a look for calls of dead processes, unless one is running or, without *now*, has just ended."""
         with self._lock:
-            if self._looks or (not now and time.monotonic() - self._last_look < _LOOK):
+            if self._next_look == math.inf or (not now and time.monotonic() < self._next_look):
                 return
-            self._looks = True
+            self._next_look = math.inf
         # Not a daemon, so that even a program that ends at once finishes its look.
         self._go(self._look_once(), "take up what is left in")
 
@@ -327,8 +320,7 @@ class _Office:
                         break
         finally:
             with self._lock:
-                self._looks = False
-                self._last_look = time.monotonic()
+                self._next_look = time.monotonic() + _LOOK
         if living:
             # Living processes have calls: look again later, because those processes may die.
             self._go(self._watch(), "watch the others of", daemon=True)
