@@ -23,6 +23,12 @@ A call that has begun may have done its work."""
 
 _LISTED = 100
 
+# What can be done with calls that are set aside: what it does, the statement, and what was done.
+_CHANGES = {
+    "requeue": ("let the next process run them", "UPDATE calls SET aside = NULL, owner = ''", "requeued"),
+    "drop": ("delete them for good", "DELETE FROM calls", "dropped"),
+}
+
 
 def outbox(args: Sequence[str]) -> int:
     """``outbox FILE [--requeue WHICH …] [--drop WHICH …]``; the exit code is 1 if the file can't be used, or WHICH does not exist."""
@@ -30,11 +36,9 @@ def outbox(args: Sequence[str]) -> int:
         prog="python -m omniloop outbox", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file")
-    help_ = "calls that are set aside, by their number or id, or `all`"
-    parser.add_argument(
-        "--requeue", nargs="+", metavar="WHICH", default=[], help=f"let the next process run them: {help_}"
-    )
-    parser.add_argument("--drop", nargs="+", metavar="WHICH", default=[], help=f"delete them for good: {help_}")
+    for name, (does, _, _) in _CHANGES.items():
+        help_ = f"{does}: calls that are set aside, by their number or id, or `all`"
+        parser.add_argument(f"--{name}", nargs="+", metavar="WHICH", default=[], help=help_)
     options = parser.parse_args(args)
     path = os.path.abspath(options.file)
     try:
@@ -43,11 +47,8 @@ def outbox(args: Sequence[str]) -> int:
         connection = connect(path)
         try:
             until_free(partial(connection.execute, TABLE))
-            for which, change, done in (
-                (options.requeue, "UPDATE calls SET aside = NULL, owner = ''", "requeued"),
-                (options.drop, "DELETE FROM calls", "dropped"),
-            ):
-                if which:
+            for name, (_, change, done) in _CHANGES.items():
+                if which := getattr(options, name):
                     print(f"{until_free(partial(_change, connection, which, change))} calls {done}")
             if not options.requeue and not options.drop:
                 _print(path, connection)

@@ -494,16 +494,12 @@ class Store:
                 until_free(partial(connection.execute, TABLE))
                 self._file = os.stat(self.path)
                 if os.path.samestat(before, self._file):
+                    self._sign = liveness.own_sign(self.path)
                     break
             except BaseException:
                 connection.close()
                 raise
             connection.close()
-        try:
-            self._sign = liveness.own_sign(self.path)
-        except BaseException:
-            connection.close()
-            raise
         self._synchronous = ""
         self._connection = connection
         # Never freed, because a forked child that frees its copy would close the connection.
