@@ -106,6 +106,8 @@ if TYPE_CHECKING:
 
 G = TypeVar("G")
 
+_MODULES: Final = sys.modules.keys()
+
 
 class Hook(Generic[G]):
     """
@@ -115,39 +117,31 @@ class Hook(Generic[G]):
     condition holds. A program that does not use the library pays only a look into `sys.modules`.
     """
 
-    __slots__ = ("_also", "_module", "guest", "libraries")
+    __slots__ = ("_also", "_libraries", "_module", "guest")
 
     def __init__(self) -> None:
         # To be read where nothing may be imported; elsewhere the hook is called.
         self.guest: G | None = None
         self._module = ""
         # Empty once the guest is imported.
-        self.libraries: tuple[str, ...] = ()
+        self._libraries: tuple[str, ...] = ()
         self._also: Callable[[], bool] | None = None
 
     def offer(self, module: str, *libraries: str, also: Callable[[], bool] | None = None) -> None:
         """Have *module* imported once one of *libraries* is loaded, or *also* returns True; it then takes the hook."""
-        self._module, self.libraries, self._also = module, libraries, also
+        self._module, self._libraries, self._also = module, libraries, also
 
     def take(self, guest: Any) -> None:
         """Make *guest* the one that is asked from now on."""
         self.guest = guest
 
     def __call__(self) -> G | None:
-        for library in self.libraries:
-            if library in sys.modules:
-                self._let_in()
-                break
-        else:
-            if self._also is not None and self._also():
-                self._let_in()
+        if self._libraries and (not _MODULES.isdisjoint(self._libraries) or (self._also is not None and self._also())):
+            # At the end of the interpreter imports fail; then the library is of no use either.
+            with suppress(ImportError, KeyError):
+                import_module(self._module)
+                self._libraries = ()
         return self.guest
-
-    def _let_in(self) -> None:
-        # At the end of the interpreter imports fail; then the library is of no use either.
-        with suppress(ImportError, KeyError):
-            import_module(self._module)
-            self.libraries, self._also = (), None
 
 
 waits: Final[Hook[Waits]] = Hook()
@@ -161,12 +155,7 @@ LOOPS: Final[dict[str, str]] = {}
 
 def who_runs_here() -> Elsewhere | None:
     """Return the guest whose library runs the calling async code; None if asyncio does."""
-    # Each `await` of a handle comes here; repeating the look of `Hook` in place saves a call.
-    for library in elsewhere.libraries:
-        if library in sys.modules:
-            elsewhere()
-            break
-    guest = elsewhere.guest
+    guest = elsewhere()
     return guest if guest is not None and guest.runs_here() else None
 
 

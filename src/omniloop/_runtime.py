@@ -780,14 +780,18 @@ class Runtime:
         self, task: Task[T], timeout: float | None, wait_here: Callable[[float], bool] | None = None
     ) -> Task[T]:
         wait_here = wait_here or task._wait_here
+        # A host's thread is asked again, because it runs the loop while it waits.
+        wait = waits.wait if _hooks.host.guest is not None else waits.wait_unasked
+        life: Any = task._owner
         try:
             # Inside the `try`, because Ctrl-C may come when the loop has the task already. Without bounds: a caller that waits can't
             # pile up work.
             self._put(task)
-            done = task._outcome() is not None or task._wait_for(wait_here, timeout)
+            life = task._owner
+            done = task._outcome() is not None or wait(life, task, wait_here, timeout)
             if not done:
                 task.cancel()
-                done = task._wait_for(wait_here, self._settings.cancel_timeout) and not task.cancelled()
+                done = wait(life, task, wait_here, self._settings.cancel_timeout) and not task.cancelled()
         except WouldDeadlockError:
             task.cancel()
             raise
@@ -795,8 +799,8 @@ class Runtime:
             # Ctrl-C, or an error from another signal handler. A second one ends this wait too. A child that was forked in the middle of
             # the wait comes here by its sys.exit(): there the work is the parent's.
             fork.notice_fork()
-            if not task._owner.foreign and task.cancel():
-                task._wait_for(wait_here, self._settings.cancel_timeout)
+            if not life.foreign and task.cancel():
+                wait(life, task, wait_here, self._settings.cancel_timeout)
             raise
         if not done:
             end = (
@@ -830,9 +834,11 @@ class Runtime:
                 if life.inbox.put(item):
                     return task
             except BaseException:
-                # Interrupted, or no thread can be started. The task was not accepted, unless the loop has taken it already.
+                # Interrupted, or no thread can be started. Nobody gets the handle, so nothing is left behind, even if the loop has taken it.
                 if life.inbox.take_back(item):
                     task._refuse()
+                else:
+                    task.cancel()
                 raise
             if not self._renew(life):
                 task._refuse()

@@ -19,6 +19,7 @@ The records of 4 are a dictionary with one entry a thread, which only that threa
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -74,6 +75,9 @@ def look_in_long_waits(why_endless: Why) -> None:
     _looks.append(why_endless)
 
 
+# After how many seconds a wait makes sure that the loop's thread was woken.
+_SOON: Final = 0.01
+
 # The ident of each waiting thread, and that of the loop's thread that it waits for.
 _waits: dict[int, int] = {}
 
@@ -128,6 +132,11 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
         task._when_done(lambda: None if done.done() else done.set_result(None))
         host.wait(done, timeout)
         return wait_here(0)
+    return wait_unasked(life, task, wait_here, timeout)
+
+
+def wait_unasked(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
+    """As `wait`, for a thread that was asked by `check_may_wait` before it submitted the work."""
     if (ident := life.ident) is None:
         life.inbox.wake_reader()
         ident = life.ident
@@ -138,11 +147,17 @@ def wait(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], time
             pool.begin_wait(task)
         if not _begin(me, ident):
             raise WouldDeadlockError(f"{_title(task)} would never end: the thread that runs it waits for this one.")
-        if timeout is None or timeout > LOOK_UP:
-            return wait_here(LOOK_UP) or _wait_long(
-                life, task, wait_here, None if timeout is None else timeout - LOOK_UP
-            )
-        return wait_here(timeout)
+        seconds = math.inf if timeout is None else max(timeout, 0.0)
+        if wait_here(min(seconds, _SOON)):
+            return True
+        if seconds <= _SOON:
+            return False
+        if not task._is_started():
+            # In case the wake-up is still to come, from a frame of this thread that a signal handler or a finaliser has interrupted.
+            life.inbox.wake_reader()
+        return wait_here(min(seconds - _SOON, LOOK_UP)) or (
+            seconds > LOOK_UP and _wait_long(life, task, wait_here, seconds - LOOK_UP)
+        )
     finally:
         _waits.pop(me, None)
         if pool is not None:
@@ -190,10 +205,7 @@ def giving_place(what: str | None = None) -> Iterator[None]:
         pool.end_wait()
 
 
-def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float | None) -> bool:
-    if not task._is_started():
-        # In case a wake-up was lost after all.
-        life.inbox.wake_reader()
+def _wait_long(life: Waited, task: Task[Any], wait_here: Callable[[float], bool], timeout: float) -> bool:
     for count, seconds in enumerate(slices(timeout), 1):
         # With growing pauses: after 1, 2, 4, 8 … seconds.
         if count & (count - 1) == 0:

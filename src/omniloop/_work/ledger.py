@@ -16,7 +16,7 @@ remove an entry. Other threads look at copies, which may be out of date by then.
 
 How work begins. From 3.12 on the constructor of the asyncio task runs the coroutine up to its first suspension: a coroutine that never
 suspends costs no turn of the loop. Up to 3.11, and with a task factory of the user's, first steps come in the next turn of the loop
-(`first_steps`). A batch ends after 2 ms, so that the loop's timers and sockets do not wait longer; the rest follows in the next turn.
+(`batch_size`). A batch ends after 2 ms, so that the loop's timers and sockets do not wait longer; the rest follows in the next turn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .._arguments import as_coroutine, close_unstarted, not_plain
 from .._clock import time
 from .._report import shown
 from .failures import LATE_FINALISERS, Failures
-from .first_steps import FirstSteps
+from .batch_size import BatchSize
 from .inbox import Inbox
 from .leftovers import Leftovers, rank_of
 from .periodic import COARSEST, coarse_resolution, turns_of
@@ -130,7 +130,7 @@ class Ledger:
         # When the current batch ends, and whether the next batch is scheduled for the loop's next turn.
         self._until = 0.0
         self._next_is_due = False
-        self._first_steps = FirstSteps(loop, context, _BATCH)
+        self._batch_size = BatchSize(loop, context, _BATCH)
         # Whether coroutines start eagerly; read wherever work begins.
         self._eager = False
         # One bound method for all tasks: one for each would be one more object for the garbage collector to visit.
@@ -231,7 +231,6 @@ class Ledger:
         begin = self._begin
         if not self._eager:
             begin = self._begin_in_turn
-            self._first_steps.begin()
         ticks = time.perf_counter
         self._until = ticks() + _BATCH
         heeds_marks = self.heeds_marks
@@ -241,7 +240,8 @@ class Ledger:
                     item = take()
                 except IndexError:
                     if inbox.rest():
-                        self._first_steps.end()
+                        if self._batch_size.waiting:
+                            self._batch_size.end()
                         break
                     continue
                 if type(item) is not Task:
@@ -271,7 +271,7 @@ class Ledger:
             self.failures.tell_unheld()
 
     def _next_batch_soon(self) -> None:
-        self._first_steps.end()
+        self._batch_size.end()
         self._next_is_due = True
         self.loop.call_soon(self._next_batch, context=self._context)
 
@@ -367,7 +367,7 @@ class Ledger:
     def _begin_in_turn(self, or_async: bool) -> None:
         """Begin a coroutine, whose first step comes in the loop's next turn. A function waits for first steps submitted before it."""
         task: Any = self.beginning
-        if task._args is not None and self._first_steps.waiting and task not in self.cancelled_early:
+        if task._args is not None and self._batch_size.waiting and task not in self.cancelled_early:
             turn: asyncio.Future[Any] = self.loop.create_future()
             self.running[turn] = task
             self.beginning = None
@@ -379,7 +379,7 @@ class Ledger:
             self._begin(or_async)
             if not steps:
                 return
-        if self._first_steps.add():
+        if self._batch_size.add():
             self._until = 0.0
 
     def _begin_now(self, turn: asyncio.Future[Any]) -> None:
