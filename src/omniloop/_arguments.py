@@ -154,10 +154,11 @@ def checked_name(name: object, work: object) -> str:
     raise TypeError(f"name={name!r}: give a string, or None for the name of the coroutine.")
 
 
-def close_unstarted(work: object) -> None:
-    """Close a coroutine that is refused, so that no "never awaited" warning follows. A running one is left to whoever runs it."""
-    if isinstance(work, CoroutineType) and not work.cr_running and not work.cr_suspended:
-        work.close()
+def close_unstarted(*coros: object) -> None:
+    """Close coroutines that are refused, so that no "never awaited" warning follows. A running one is left to whoever runs it."""
+    for coro in coros:
+        if isinstance(coro, CoroutineType) and not coro.cr_running and not coro.cr_suspended:
+            coro.close()
 
 
 async def _await(work: Awaitable[T]) -> T:
@@ -186,8 +187,7 @@ def one_argument(fn: F) -> F:
 
 def misplaced_arguments(call: str, work: object, misplaced: tuple[object, ...]) -> TypeError:
     """Return the error for arguments after the one that *call* takes. Closes those that are coroutines."""
-    for each in (work, *misplaced):
-        close_unstarted(each)
+    close_unstarted(work, *misplaced)
     first = misplaced[0]
     if inspect.isroutine(work):
         given = ", ".join(repr(each) for each in misplaced)

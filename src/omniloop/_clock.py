@@ -13,6 +13,7 @@ too, and threads outside the test would wait forever.
 from __future__ import annotations
 
 import math
+import os
 import time as _time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,6 +46,12 @@ class _Time:
 
 # Imported instead of the module: ``from .._clock import time``.
 time: Final = _Time()
+
+
+# Called by a thread that has just handed work to the loop's thread and is about to wait for it. If both are on one core, the kernel lets the
+# loop's thread run now, and short work is done before the wait: that saves the wait, and a switch between the threads. A round trip then
+# takes three quarters of the time (3.13, 3.14), or two thirds (3.11). On another core it costs 0.3 µs.
+give_way: Final[Callable[[], object]] = getattr(os, "sched_yield", lambda: _time.sleep(0))
 
 
 def slices(timeout: float | None) -> Iterator[float]:

@@ -69,18 +69,15 @@ def go_limited(
     """As `Runtime.go`, with a limit. The *options* are those of `Runtime._go`."""
     if limiter is None:
         return runtime._go_within(timeout, coro, frame, name, **options)
-    inner, limited = as_coroutine(coro, runtime._life.loop), None
+    limited = None
     try:
-        limited = limiter.run(inner)
-        task = runtime._go_within(timeout, limited, frame, name or name_of(inner), **options)
+        coro = as_coroutine(coro, runtime._life.loop)
+        limited = limiter.run(coro)
+        return runtime._go_within(timeout, limited, frame, name or name_of(coro), inner=coro, **options)
     except BaseException:
         # Refused, or interrupted by Ctrl-C at any point.
-        close_unstarted(limited)
-        close_unstarted(inner)
+        close_unstarted(limited, coro)
         raise
-    # For a task that was cancelled or dropped before its turn: its coroutine never started.
-    task._when_done(partial(close_unstarted, inner))
-    return task
 
 
 def to_thread_limited(

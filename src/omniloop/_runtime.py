@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError
 from contextvars import Context
 from functools import partial
@@ -41,7 +41,7 @@ from ._arguments import (
     one_argument,
 )
 from ._caller import caller
-from ._clock import take, time
+from ._clock import give_way, take, time
 from ._errors import (
     AlreadyRunningError,
     CannotStartError,
@@ -712,25 +712,35 @@ class Runtime:
         frame: FrameType,
         name: str | None = None,
         *,
+        inner: Coroutine[Any, Any, Any] | None = None,
         from_start: bool = False,
         **options: Any,
     ) -> Task[T]:
-        """Call `_go` with its *options*; the work is cancelled *timeout* seconds from now, or from its start. None means no limit."""
-        if timeout is None:
+        """
+        Call `_go` with its *options*; the work is cancelled *timeout* seconds from now, or from its start. None means no limit.
+
+        If *coro* never starts, *inner*, which it would have awaited, is closed too.
+        """
+        if timeout is None and inner is None:
             return self._go(coro, frame, name, **options)
-        inner: Any = coro
+        task = outer = None
         try:
             check_timeout(timeout)
-            until = None if from_start else time.monotonic() + timeout
-            inner = as_coroutine(coro, self._life.loop)
-            title = name if name is not None else name_of(inner)
-            task = self._go(within(inner, str(title), timeout, until), frame, title, **options)
+            outer = coro = as_coroutine(coro, self._life.loop)
+            if timeout is not None:
+                until = None if from_start else time.monotonic() + timeout
+                name = name if name is not None else name_of(coro)
+                outer = within(coro, str(name), timeout, until)
+            task = self._go(outer, frame, name, **options)
+            # For work that is cancelled or dropped before its turn.
+            task._when_done(partial(close_unstarted, coro, inner))
+            return task
         except BaseException:
-            close_unstarted(inner)
+            if task is not None:
+                # Interrupted (Ctrl-C): nobody gets the handle.
+                task.cancel()
+            close_unstarted(outer, coro, inner)
             raise
-        # For work that is cancelled or dropped before its turn.
-        task._when_done(partial(close_unstarted, inner))
-        return task
 
     def _call_at(
         self, when: float, fn: Callable[..., Any], args: tuple[Any, ...], context: Context | None, frame: FrameType
@@ -788,6 +798,7 @@ class Runtime:
             # pile up work.
             self._put(task)
             life = task._owner
+            give_way()
             done = task._outcome() is not None or wait(life, task, wait_here, timeout)
             if not done:
                 task.cancel()
@@ -853,6 +864,7 @@ class Runtime:
             if not life.inbox.closed and life.workers.make(task, work):
                 return task
             if not self._renew(life):
+                task._refuse()
                 raise self._closed_error()
             task._owner = self._life
             # A new ticket, because the other life has taken the first one.
@@ -880,11 +892,13 @@ class Runtime:
             # once.
             task._before_done(partial(admission.leave, task))
             put(task)
+            admission.delivered(task)
+            return task
         except BaseException:
             admission.leave(task)
+            # If the loop has it already, an interruption (Ctrl-C) came in between.
+            task.cancel()
             raise
-        admission.delivered(task)
-        return task
 
     def _now(self) -> float:
         return self._clock()

@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 import weakref
+from functools import partial
 
 import pytest
 
@@ -806,12 +807,24 @@ def test_ctrl_c_at_any_line_of_a_submission_leaves_no_block_waiting_for_ever():
 
 
 @pytest.mark.promise("Ctrl-C at any line of a group's submission lets no task out of the group")
-def test_ctrl_c_at_any_line_of_a_submission_lets_no_task_out_of_the_group(runtime):
-    def attempt(interrupted):
+@pytest.mark.parametrize(
+    ("submit", "options"),
+    [
+        (TaskGroup.go, {}),
+        (TaskGroup.go, {"limit": 1}),
+        (partial(TaskGroup.go, timeout=60), {}),
+        (partial(TaskGroup.go, daemon=True), {}),
+    ],
+    ids=["go", "with a limit", "with a timeout", "a daemon"],
+)
+def test_ctrl_c_at_any_line_of_a_submission_lets_no_task_out_of_the_group(runtime, submit, options):
+    """Where the loop had the task already, and nobody got its handle, it went on."""
+
+    def attempt(interrupted, submit, options):
         coro = forever()
-        with contextlib.suppress(KeyboardInterrupt), TaskGroup(runtime=runtime) as group:
+        with contextlib.suppress(KeyboardInterrupt), TaskGroup(runtime=runtime, **options) as group:
             with interrupted():
-                group.go(coro)
+                submit(group, coro)
             group.cancel()
         # Cancelled by then, by the submission or the block: ended in a turn or two of the loop.
         tasks = runtime.tasks()
@@ -821,8 +834,9 @@ def test_ctrl_c_at_any_line_of_a_submission_lets_no_task_out_of_the_group(runtim
         assert not left
         coro.close()
 
-    # The group's own lines alone, where it may have the task already.
-    assert interrupted_at_each_line(attempt, "_bridges/groups.py") > 8
+    # The group's lines, where it may have the task already; and those of the submission below it.
+    files = "_bridges/groups.py", "omniloop/_limiter.py", "omniloop/_runtime.py", "_work/inbox.py"
+    assert interrupted_at_each_line(partial(attempt, submit=submit, options=options), *files) > 20
 
 
 def test_at_exit_the_drain_finishes_a_group_that_another_thread_waits_for():

@@ -346,6 +346,25 @@ def test_a_loop_factory_that_makes_no_loop_is_refused():
     runtime.shutdown()
 
 
+class LoopWithoutFactories(asyncio.SelectorEventLoop):
+    def get_task_factory(self):
+        raise NotImplementedError("no factories")
+
+
+def test_a_loop_factory_whose_loop_tells_no_task_factory_is_refused_at_the_start():
+    """Each batch of work asks for it: the first submission waited for ever."""
+    runtime = Runtime(name="unable", loop_factory=LoopWithoutFactories)
+    coro = work()
+
+    refused(
+        lambda: runtime.go(coro),
+        r"loop_factory returned <.*LoopWithoutFactories.*, which can't be used: its get_task_factory\(\) raises NotImplementedError",
+        OmniloopError,
+    )
+    assert coro.cr_frame is None
+    runtime.shutdown()
+
+
 # --- all at once ------------------------------------------------------------------------------------------------------
 
 

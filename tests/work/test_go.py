@@ -768,6 +768,25 @@ def test_a_signal_handler_that_submits_anywhere_in_a_start_leaves_the_start_to_t
     assert point > 20
 
 
+def test_a_wait_that_has_interrupted_a_submission_makes_sure_of_its_wake_up(runtime, monkeypatch):
+    """In a signal handler or a finaliser: it took a second where the frame below had the wake-up still to make."""
+    # For this wait a second is never over.
+    monkeypatch.setattr("omniloop._life.waits.LOOK_UP", 60)
+    runtime.run(where())
+    for point in itertools.count():
+        got = []
+        while runtime._life.inbox.is_due():
+            # Until the loop rests, no submission has to wake it.
+            time.sleep(0)
+        with CallAt(point, lambda: got.append(runtime.run(where(), timeout=20))) as call_at:
+            runtime.go(where())
+        assert len(got) == call_at.raised
+        if not call_at.raised:
+            break
+
+    assert point > 10
+
+
 @pytest.mark.parametrize("wait", ["run", "flush", "shutdown"])
 def test_a_wait_anywhere_in_a_start_is_told_or_done(wait):
     """In a signal handler, a finaliser or a hook: it waited for ever for a thread that only the frame below could have started."""

@@ -260,6 +260,13 @@ class Life:
                     close_unstarted(made)
                     raise OmniloopError(f"loop_factory returned {made!r}, which is not an asyncio event loop.")
                 loop = made
+                try:
+                    # Asked for in each batch of work, where an error would be nobody's.
+                    made.get_task_factory()
+                except Exception as error:
+                    raise OmniloopError(
+                        f"loop_factory returned {made!r}, which can't be used: its get_task_factory() raises {error!r}."
+                    ) from error
                 self._set_up_signals()
                 thread = LoopThread(loop, self.name, self._escaped, self._die, exit.end_orphan)
             else:

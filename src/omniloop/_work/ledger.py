@@ -34,8 +34,8 @@ from .. import _cpython, _hooks
 from .._arguments import as_coroutine, close_unstarted, not_plain
 from .._clock import time
 from .._report import shown
-from .failures import LATE_FINALISERS, Failures
 from .batch_size import BatchSize
+from .failures import LATE_FINALISERS, Failures
 from .inbox import Inbox
 from .leftovers import Leftovers, rank_of
 from .periodic import COARSEST, coarse_resolution, turns_of

@@ -59,7 +59,7 @@ from weakref import ref
 
 from .. import _cpython
 from .._arguments import check_timeout, close_unstarted
-from .._clock import time
+from .._clock import give_way, time
 from .._errors import TaskTimeoutError, WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
 from .._hooks import who_runs_here
 from .._locks import Guard
@@ -741,6 +741,9 @@ class Task(concurrent.futures.Future[T]):
 
     def _wait_until_done(self, timeout: float | None) -> bool:
         """Block until the work has ended, whichever way; False if *timeout* passed first. Claims no failure."""
+        if self._outcome() is not None:
+            return True
+        give_way()
         return self._outcome() is not None or self._owner.wait(self, self._wait_here, timeout)
 
     def _wait_for(self, wait_here: Callable[[float], bool], timeout: float | None) -> bool:
