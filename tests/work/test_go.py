@@ -545,7 +545,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_a_submissio
         assert reached.wait(timeout=5), f"asleep after an interruption at line {point}"
         assert len(runs) <= before + 1
 
-    assert point > (3 if ON_UVLOOP else 5)
+    assert point > 2
 
 
 @pytest.mark.promise("What a signal handler submitted before it raised is started")
