@@ -214,7 +214,7 @@ class Workers(ThreadPoolExecutor):
                 in_threads.pop(call, None)
                 # If the closing thread has the ticket, it fails the task, which counts as accepted; otherwise the next life gets the task.
                 return not call.claim()
-            if self.thread.ident is None:
+            if not self.thread.runs:
                 # After a fork while idle. When main has ended, 3.12 starts no thread, and the drain needs the loop's.
                 inbox.wake_reader()
             self.put(partial(call.make, [task]))
