@@ -165,6 +165,19 @@ def _same(item: Any) -> Any:
     return item
 
 
+def next_in(items: SimpleQueue[T], task: Task[Any], timeout: float | None) -> list[T]:
+    """Wait for the next item of a queue; nothing if *timeout* passed. The checks are those of a wait for *task*."""
+    found: list[T] = []
+
+    def wait_here(seconds: float) -> bool:
+        with suppress(Empty):
+            found.append(items.get(timeout=seconds))
+        return bool(found)
+
+    task._wait_for(wait_here, timeout)
+    return found
+
+
 # --- the consumers ----------------------------------------------------------------------------------------------------
 
 
@@ -271,18 +284,11 @@ class SyncSteps(Generic[T]):
 
     def _take(self) -> Any:
         """Wait for the next item. Called inside `_ending`."""
-        items: list[Any] = []
-
-        def wait_here(seconds: float) -> bool:
-            with suppress(Empty):
-                items.append(self._items.get(timeout=seconds))
-            return bool(items)
-
         if not self._items.empty():
             return self._items.get()
-        if not self._source.task._wait_for(wait_here, self._timeout):
+        if not (found := next_in(self._items, self._source.task, self._timeout)):
             raise self._source.too_late(self._timeout)
-        return items.pop()
+        return found.pop()
 
 
 class Steps(SyncSteps[T], Generator[T, S, None]):

@@ -31,6 +31,7 @@ from omniloop import (
     ClosedError,
     ForkedError,
     NotAsyncError,
+    OmniloopError,
     Runtime,
     TaskTimeoutError,
     WouldDeadlockError,
@@ -1612,3 +1613,20 @@ def test_a_class_and_its_twin_are_no_leak():
     del Short, twin
 
     assert settled(lambda: gc.collect() is None or [ref() for ref in gone] == [None, None])
+
+
+def test_leaving_a_twin_that_was_never_entered_is_a_clear_error():
+    """In async code that was a StopIteration in a coroutine."""
+
+    class AsyncManager:
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *error):
+            pass
+
+    twin = blocking(AsyncManager)()
+    with pytest.raises(OmniloopError, match="was never entered"):
+        twin.__exit__(None, None, None)
+    with twin, pytest.raises(OmniloopError, match="was never entered"):
+        asyncio.run(twin.__aexit__(None, None, None))

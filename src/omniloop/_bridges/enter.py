@@ -153,8 +153,11 @@ class _Cover:
             pass
         return {}
 
-    def end(self) -> None:
-        """Set and reset the variables from leaving. Called where the block has been left."""
+    def end(self, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Set and reset the variables from leaving. Called where the block has been left, with what was raised there."""
+        if error is not None:
+            # Drops the frames that the error went through on the loop.
+            error.__traceback__ = tb
         if self._inside is None:
             return
         self._inside = None
@@ -202,10 +205,7 @@ class Entered(AbstractContextManager[T, bool]):
             if error is None or not self._steps._source.task.cancelled():
                 raise
         finally:
-            self._cover.end()
-            if error is not None:
-                # Drops the frames that the error went through on the loop.
-                error.__traceback__ = tb
+            self._cover.end(error, tb)
             del error, tb
         return self._cover.suppressed
 
@@ -234,9 +234,7 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
         except StopAsyncIteration:
             pass
         finally:
-            self._cover.end()
-            if error is not None:
-                error.__traceback__ = tb
+            self._cover.end(error, tb)
             del error, tb
         return self._cover.suppressed
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sized
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any, Literal, TypeVar, overload
 
@@ -18,6 +18,7 @@ from .._errors import ForkedError, WouldDeadlockError
 from .._limiter import by_result, limiter
 from .._runtime import Runtime
 from .._shared import chosen
+from .._steps import next_in
 from .._work.task import Task
 
 A = TypeVar("A")
@@ -194,15 +195,7 @@ def _take(pending: dict[Task[Any], None], done: SimpleQueue[Task[Any]] | None, r
     if done is None:
         task._wait_until_done(None)
     else:
-        found: list[Task[Any]] = []
-
-        def wait_here(seconds: float) -> bool:
-            with suppress(Empty):
-                found.append(done.get(timeout=seconds))
-            return bool(found)
-
-        task._wait_for(wait_here, None)
-        task = found.pop()
+        task = next_in(done, task, None).pop()
     del pending[task]
     value, error = task._take(CancelledError)
     try:

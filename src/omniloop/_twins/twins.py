@@ -902,15 +902,9 @@ class Twin(metaclass=TwinType):
         if way_out is not None:
             call = _dunder(self, way_out.__aexit__, "with")
             return bool(call._call((kind, error, tb), {}, caller()))
-        me = threading.get_ident()
-        entered = state.entered
-        # The last one that this thread has entered. A thread that has entered none leaves the last one of another thread.
-        mine = [entry for entry in entered if entry[0] == me] or entered
-        if not mine:
-            raise OmniloopError(f"This {type(self).__name__} was never entered. Use it in a `with` statement.")
-        entered.remove(mine[-1])
+        entered = self._omniloop_entered(threading.get_ident())
         with _trimming:
-            return bool(mine[-1][1].__exit__(kind, error, tb))
+            return bool(entered.__exit__(kind, error, tb))
 
     async def _omniloop_aenter(self) -> Any:
         state = self._omniloop
@@ -922,9 +916,16 @@ class Twin(metaclass=TwinType):
         return self if value is original else _out(value, state.face._omniloop_options, self)
 
     async def _omniloop_aexit(self, kind: Any, error: BaseException | None, tb: TracebackType | None) -> bool:
-        entered: Any = next(entry for entry in reversed(self._omniloop.entered) if entry[0] is None)
-        self._omniloop.entered.remove(entered)
-        return bool(await entered[1].__aexit__(kind, error, tb))
+        return bool(await self._omniloop_entered(None).__aexit__(kind, error, tb))
+
+    def _omniloop_entered(self, by: int | None) -> Any:
+        """Take the last manager that the thread *by* has entered (None for async code); if there is none, the last of another thread."""
+        entered = self._omniloop.entered
+        mine = [it for it in entered if it[0] == by] or [it for it in entered if None not in (it[0], by)]
+        if not mine:
+            raise OmniloopError(f"This {type(self).__name__} was never entered. Use it in a `with` statement.")
+        entered.remove(mine[-1])
+        return mine[-1][1]
 
     # --- `for` for `async for` ----------------------------------------------------------------------------------------
 
