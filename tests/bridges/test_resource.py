@@ -95,13 +95,20 @@ def test_a_factory_that_fails_fails_all_who_wait_and_the_next_use_tries_again(ru
 
     async def factory():
         attempts.append(1)
-        await asyncio.sleep(0.01)
+        await all_wait.wait()
         if len(attempts) == 1:
             raise ConnectionError("refused")
         return Client()
 
+    async def turns():
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    all_wait = asyncio.Event()
     client = resource(factory, runtime=runtime)
     tasks = [client.go(lambda c: c.get("/")) for _ in range(3)]
+    runtime.run(turns())
+    runtime.call_soon(all_wait.set)
 
     assert [str(task.exception(timeout=5)) for task in tasks] == ["refused"] * 3
     assert client.run(lambda c: c.get("/"))[1] == "/"

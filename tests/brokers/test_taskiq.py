@@ -124,7 +124,7 @@ def in_memory_at_exit():
     "Without a broker, calls run in this process, and are done before it ends", section="Beyond the process"
 )
 def test_what_runs_in_memory_is_done_before_the_program_ends():
-    result = run_child(in_memory_at_exit, timeout=9)
+    result = run_child(in_memory_at_exit)
 
     assert (result.stdout, result.stderr, result.code) == ("all\n", "", 0)
 
@@ -166,7 +166,7 @@ def plain_at_exit():
 
 
 def test_plain_functions_in_memory_are_done_before_the_program_ends():
-    result = run_child(plain_at_exit, timeout=20)
+    result = run_child(plain_at_exit)
 
     assert (result.stdout, result.stderr, result.code) == ("all\n", "", 0)
 

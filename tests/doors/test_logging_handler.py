@@ -430,7 +430,8 @@ def test_a_sink_that_hangs_costs_the_deadline_and_its_records_are_counted():
 
     assert (result.stdout, result.code) == ("1\n", 0)
     assert "log delivery" in result.stderr
-    assert result.seconds < 5
+    # `exit_timeout` is 25 s.
+    assert result.seconds < 15
 
 
 @pytest.mark.promise("A forked child delivers its own records and none of its parent's")
@@ -467,9 +468,11 @@ def test_a_sink_that_is_away_does_not_hold_up_the_exit():
 
     lines = result.stderr.splitlines()
     assert (result.stdout, result.code) == ("", 0)
-    assert 1 <= len(lines) <= 4, result.stderr
+    # One a second at most, and one at the end.
+    assert 1 <= len(lines) <= 3 + result.seconds, result.stderr
     assert lines[-1].endswith("log records were dropped, 2,000 so far.")
-    assert result.seconds < 6
+    # `exit_timeout` is 25 s.
+    assert result.seconds < 15
 
 
 def test_what_is_dropped_is_counted_from_several_threads_and_in_the_middle_of_a_count(monkeypatch):

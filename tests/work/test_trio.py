@@ -180,7 +180,8 @@ def test_a_time_limit_around_a_function_that_runs_is_kept(runtime, backend):
     task = runtime.to_thread(lambda: (started.set(), may_end.wait(timeout=10)))
     assert started.wait(timeout=5)
     try:
-        assert anyio.run(main, backend=backend) < 0.1
+        # A collection may come; to spin until the function ends takes all of its ten seconds.
+        assert anyio.run(main, backend=backend) < 1
     finally:
         may_end.set()
 
