@@ -44,7 +44,8 @@ def test_what_is_skipped_on_pypy_is_there():
         name
         for name in not_on_pypy.SKIPPED
         if not any(
-            f"def {name.partition('::')[2]}(" in path.read_text(encoding="utf-8")
+            # Without the parameters, where only some of them are skipped.
+            f"def {name.partition('::')[2].partition('[')[0]}(" in path.read_text(encoding="utf-8")
             for path in ROOT.glob(f"tests/*/{name.partition('::')[0]}")
         )
     ]

@@ -188,7 +188,7 @@ def test_a_failure_that_somebody_waits_for_is_not_reported(where, failures):
         while not waited_for:
             await asyncio.sleep(0.001)
             # At a gate, or in a task.
-            waited_for = (meeting := task._meeting) and (meeting.gates or meeting.awaited)
+            waited_for = task and (meeting := task._meeting) and (meeting.gates or meeting.awaited)
         raise LookupError
 
     async def waits(task):
@@ -204,6 +204,7 @@ def test_a_failure_that_somebody_waits_for_is_not_reported(where, failures):
 
     for _ in range(5):
         runtime = Runtime(name="asked", on_error=failures.append)
+        task = None
         task = runtime.go(fails())
         if where == "a thread":
             shutting_down = threading.Thread(target=runtime.shutdown)
