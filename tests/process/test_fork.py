@@ -26,6 +26,7 @@ except ImportError:
 import omniloop
 from children import LAZY, run_child
 from omniloop import go, run
+from omniloop._life import life
 from omniloop._process import exit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
@@ -932,6 +933,61 @@ def test_a_loop_that_a_fork_has_given_up_waiting_for_goes_on():
     result = run_child(hooks_are_registered_before_ours, start, program, flags=QUIET)
 
     assert result.stdout.splitlines() == ["goes on True", "child 42", "parent 42"]
+    assert (result.stderr, result.code) == ("", 0)
+
+
+@pytest.mark.promise("A fork on the loop's thread and one in another thread do not wait for each other")
+@pytest.mark.parametrize("first", ["the loop's", "the other"])
+def test_a_fork_in_a_callback_and_one_in_another_thread_do_not_wait_for_each_other(first):
+    """
+    The thread waited for the callback, and the callback for a lock that the thread held: a second each time, as when a uvloop starts a
+    process while another thread forks.
+    """
+
+    def program():
+        # So that none goes on because it has waited long enough.
+        life._PAUSE_TIMEOUT = 60
+        forking, begun, blocking = threading.Event(), threading.Event(), threading.Event()
+        main = threading.get_ident()
+        # Before a fork this comes before ours.
+        os.register_at_fork(before=lambda: threading.get_ident() == main and forking.set())
+
+        def main_waits():
+            frame = sys._current_frames()[main]
+            while frame is not None and frame.f_code.co_name != "hold_or_leave":
+                frame = frame.f_back
+            return frame is not None
+
+        def main_has_passed():
+            # It is in `os.fork` itself, where it waits for locks of the standard library, or further.
+            return forking.is_set() and sys._current_frames()[main].f_code.co_name in ("fork", "wait")
+
+        def hook(when):
+            # Before a fork this comes after ours.
+            if when == "before" and threading.get_ident() != main:
+                begun.set()
+                until = time.monotonic() + 20
+                while not main_has_passed() and time.monotonic() < until:
+                    time.sleep(0.001)
+                say("the other goes on", main_has_passed())
+
+        def forks():
+            blocking.set()
+            while first == "the other" and not main_waits():
+                time.sleep(0.001)
+            wait(fork(lambda: say("child", run(answer()))))
+
+        omniloop.configure(slow_callback=None)
+        task = omniloop.call_soon(forks)
+        hooks.append(hook)
+        (begun if first == "the loop's" else blocking).wait()
+        wait(fork(lambda: say("child", run(answer()))))
+        task.result(timeout=20)
+        print("parent", run(answer(), timeout=20))
+
+    result = run_child(hooks_are_registered_before_ours, start, program, flags=QUIET)
+
+    assert sorted(result.stdout.splitlines()) == ["child 42", "child 42", "parent 42", "the other goes on True"]
     assert (result.stderr, result.code) == ("", 0)
 
 

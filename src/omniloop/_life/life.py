@@ -565,6 +565,11 @@ class Life:
         self.wait_for_start()
         return self.thread is not None and not self.thread.is_current()
 
+    def forks_itself(self) -> None:
+        """On the thread that begins a fork: if it is this life's own, let forks in other threads wait for its callback no more."""
+        if self.thread is not None and self.thread.is_current():
+            self.thread.let_forks_go_on()
+
     def hold_still(self) -> None:
         """Before a fork: end the threads if nothing is pending; otherwise hold the loop between two callbacks."""
         thread = self.thread

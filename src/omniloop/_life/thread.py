@@ -16,6 +16,7 @@ from .. import _cpython
 from .._clock import time
 from .._errors import OmniloopError
 from .._hooks import surroundings
+from .._process import fork
 from .._process.threads import join, new_thread
 
 # How long, in seconds, a thread that a callback had blocked past the end lets its tasks clean up (a guess: nobody waits for it).
@@ -112,6 +113,8 @@ class LoopThread:
         # Whether the loop should be closed.
         self._to_close = False
         self._gate: threading.Lock | None = None
+        # Of the last fork that waited for a callback: who decides, and what it waits for.
+        self._awaited: tuple[threading.Lock, threading.Lock] | None = None
         # When the loop was asked how late it is, None once it has answered; and its last answer.
         self._asked: float | None = None
         self._lag = 0.0
@@ -240,15 +243,16 @@ class LoopThread:
         """
         Hold the loop between two callbacks until `resume`; or, if *may_leave* allows it there, end the thread and return True.
 
-        Waits *timeout* seconds at most for the callback that runs now. If that takes longer, the loop goes on unheld.
+        Waits *timeout* seconds at most for the callback that runs now. If that takes longer, or forks itself, the loop goes on unheld.
         """
         gate, reached = threading.Lock(), threading.Lock()
         gate.acquire()
         reached.acquire()
         self._gate = gate
-        # Acquired by whoever decides: the loop, which is held or leaves; or this thread, which waits no more. Were the loop to leave later,
-        # in the middle of the fork, nobody would join its thread.
+        # Acquired by whoever decides: the loop, which is held or leaves; or a thread that forks, which waits no more. Were the loop to leave
+        # later, in the middle of the fork, nobody would join its thread.
         decided = threading.Lock()
+        self._awaited = decided, reached
         left = False
 
         def hold() -> None:
@@ -264,10 +268,20 @@ class LoopThread:
                 gate.acquire()
 
         self.post(hold)
+        if fork.forks(self.ident):
+            # Since before it could see `_awaited`.
+            self.let_forks_go_on()
         if not reached.acquire(timeout=timeout) and not decided.acquire(False):
             # It came at the last moment, and is about to say so.
             reached.acquire(timeout=timeout)
         return left
+
+    def let_forks_go_on(self) -> None:
+        """The callback that runs now forks: let a fork in another thread wait for it no more, because this one may have to wait for that."""
+        if self._awaited is not None:
+            decided, reached = self._awaited
+            if decided.acquire(False):
+                reached.release()
 
     def resume(self) -> None:
         """Let a held loop go on."""

@@ -110,7 +110,7 @@ def check_may_wait(
         raise WouldDeadlockError(
             f"{_title(what)} would block the one thread that there is, which does the work. {host.INSTEAD}"
         )
-    if fork.is_forking() and fork.this_thread_forks():
+    if fork.is_forking() and fork.forks(threading.get_ident()):
         raise WouldDeadlockError(
             f"{_title(what)} would wait for the loop, which holds still until this thread has forked."
         )

@@ -9,6 +9,7 @@ Which thread may do what. The hooks run in the thread that forks, with the hooks
 number of threads may fork at once, and one thread may be in several forks (a hook or a signal handler may fork): `_forking` is the one
 record of them all. Recording a fork and holding a loop is one step, removing the record and letting the loop go is another (`_counting`).
 In between, a second thread could hold a loop that is just let go, and one of the two would be forgotten.
+A loop whose callback forks is not waited for by a fork in another thread: the callback may need `_counting`, or a loop held by the other.
 
 What a hook must not do. The child has one thread. A lock that another thread held is locked forever, including the lock of a module that
 was being imported, and the process may be at its limit of descriptors. So a hook does not import, open, or wait for anything that another
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     class Held(Protocol):
         """A thing that holds still for a fork: a life."""
 
+        def forks_itself(self) -> None: ...
         def has_other_thread(self) -> bool: ...
         def hold_still(self) -> None: ...
         def go_on(self) -> None: ...
@@ -166,9 +168,9 @@ def is_forking() -> bool:
     return bool(_forking)
 
 
-def this_thread_forks() -> bool:
-    """Tell whether the calling thread is between the hooks of a fork."""
-    return threading.get_ident() in _forking
+def forks(ident: int | None) -> bool:
+    """Tell whether the thread *ident* is between the hooks of a fork."""
+    return ident in _forking
 
 
 def notice_fork() -> None:
@@ -190,6 +192,8 @@ def _before() -> None:
     _forking.setdefault(threading.get_ident(), []).append((held, others))
     _each(
         [
+            # First: what follows waits for `_counting`, which a fork in another thread holds while it waits for this callback.
+            *(runtime._held_by_fork().forks_itself for runtime in list(watched)),
             *(partial(_hold, runtime, held) for runtime in list(watched)),
             *(partial(_hold_other, other, others) for other in list(_others)),
         ]
@@ -275,6 +279,10 @@ def _each(steps: Iterable[Callable[[], None]]) -> None:
 
 
 if hasattr(os, "register_at_fork"):
+    with suppress(RuntimeError):
+        # Its hook takes a lock before a fork, which a callback that forks would wait for while our hook waits for that callback: so ours is
+        # to come first, which is registered later. RuntimeError: see `_life.workers`.
+        import concurrent.futures.thread  # noqa: F401
     os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_hook_in_child)
 
 
