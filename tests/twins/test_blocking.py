@@ -1634,3 +1634,31 @@ def test_leaving_a_twin_that_was_never_entered_is_a_clear_error():
         twin.__exit__(None, None, None)
     with twin, pytest.raises(OmniloopError, match="was never entered"):
         asyncio.run(twin.__aexit__(None, None, None))
+
+
+@pytest.mark.promise(
+    "What follows the attributes of a class, as IPython's `%autoreload` does, comes to an end in a twin"
+)
+def test_no_class_is_found_again_behind_its_own_attributes():
+    """A twin was an attribute of itself: a module with one in it, changed under `%autoreload 2`, hung the next cell."""
+
+    class Session:
+        async def get(self) -> bytes: ...
+
+    class Client:
+        session: Session
+
+        async def connect(self) -> Session: ...
+
+    class Derived(blocking(Client)): ...
+
+    def follow(cls: type, above: tuple[type, ...] = ()) -> None:
+        assert cls not in above
+        for name in vars(cls):
+            value = getattr(cls, name)
+            if isinstance(value, type):
+                follow(value, (*above, cls))
+
+    Derived().connect()
+    follow(blocking(Client))
+    follow(Derived)

@@ -662,8 +662,6 @@ class TwinType(type):
 
     _omniloop_original: type
     _omniloop_options: Options
-    # The twin class itself, also for a user's class that is derived from it.
-    _omniloop_face: TwinType
     # Names that a derived class must not override.
     _omniloop_members: set[str]
     # Renamed members: the twin's name by the original's.
@@ -715,6 +713,12 @@ class TwinType(type):
             and type(subclass) is TwinType
             and issubclass(face, cls._omniloop_original)
         )
+
+    @property
+    def _omniloop_face(cls) -> TwinType:
+        """The twin class itself, also for a user's class that is derived from it."""
+        # Looked for, because a class whose attribute it is itself has IPython's autoreload recurse for ever.
+        return next(base for base in cls.__mro__ if "_omniloop_original" in vars(base))  # type: ignore[return-value]
 
     def __repr__(cls) -> str:
         return super().__repr__() if cls is Twin else f"<blocking class {cls.__module__}.{cls.__qualname__}>"
@@ -1161,9 +1165,7 @@ def _make_class(original: type, options: Options) -> TwinType:
                 members |= {shown} - _LOOKS
     members.update(_add_special(original, namespace, options))
     bases = tuple(twin for base in original.__bases__ if (twin := _exactly(base, options)))
-    made_class = TwinType(original.__name__, bases or (Twin,), namespace)
-    made_class._omniloop_face = made_class
-    return made_class
+    return TwinType(original.__name__, bases or (Twin,), namespace)
 
 
 # Descriptors that bind as methods do, though some of them are not callable themselves.
