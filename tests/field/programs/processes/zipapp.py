@@ -25,7 +25,7 @@ async def late():
     await asyncio.sleep(0.3)
     print("late", "zip" if ".pyz/" in omniloop.__file__ else "folder", flush=True)
 def main():
-    print(omniloop.run(double(21)), omniloop.to_thread(pow, 2, 10).result(timeout=60), flush=True)
+    print(omniloop.run(double(21)), omniloop.to_process(pow, 2, 10).result(timeout=60), flush=True)
     omniloop.go(late())
 """,
     encoding="utf-8",
