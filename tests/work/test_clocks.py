@@ -17,7 +17,7 @@ from omniloop.testing import Clock
 WEEK = 7 * 86400.0
 
 
-@pytest.mark.promise("Over a week `every` takes each turn, at its time and once")
+@pytest.mark.promise("Over a week `every` takes each turn, at its time and once", section="Periodic")
 @pytest.mark.parametrize("interval", [60.7, 3600, 86400 / 7])
 def test_each_turn_of_a_week_is_taken_at_its_time(interval):
     clock = Clock()
