@@ -87,8 +87,8 @@ while len(at) < seen + 5:
 beat.cancel()
 assert missed.result(timeout=20) - began >= 0.5
 slept = max(later - before for before, later in zip(at, at[1:]))
-turns = [int(when / INTERVAL) for when in at]
-print("slept", slept >= 2, "each once", len(turns) == len(set(turns)))
+# All of those that were missed, made up for, would be forty more.
+print("slept", slept >= 2, "left out", len(at) <= (at[-1] - slept) / INTERVAL + 3)
 """
     child = subprocess.Popen(
         [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -104,4 +104,4 @@ print("slept", slept >= 2, "each once", len(turns) == len(set(turns)))
     finally:
         child.kill()
 
-    assert (stdout, stderr, child.returncode) == ("slept True each once True\n", "", 0)
+    assert (stdout, stderr, child.returncode) == ("slept True left out True\n", "", 0)
