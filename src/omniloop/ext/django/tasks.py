@@ -394,9 +394,6 @@ _OPTIONS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
         lambda value: value is None or _is_count(value, 1),
         "Give a whole number of 1 or more, or None for no limit.",
     ),
-    "on_commit": (
-        lambda value: isinstance(value, (bool, str)),
-        "Give True, False, or the alias of a database.",
-    ),
+    "on_commit": (lambda value: isinstance(value, (bool, str)), "Give True, False, or the alias of a database."),
     "timeout": (_is_timeout, "Give seconds, more than 0, or None for no limit."),
 }
