@@ -124,7 +124,8 @@ class ProcessPool:
                 f"executor={executor!r}: give a concurrent.futures.Executor, or None for processes of the pool's own."
             )
         self._elsewhere = executor
-        self._size = max_workers or _cpus()
+        cpus: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
+        self._size = max_workers or cpus() or 1
         self._runtime = chosen(runtime)
         # Used on the loop's thread only.
         self._staff: _Staff | None = None
@@ -168,18 +169,15 @@ class ProcessPool:
         call = _Call(payload, name)
         # Only the call keeps the payload, and it drops it once sent.
         del payload
-        reply = await self._current_staff().make(call)
-        if len(reply) > _LARGE:
-            return await asyncio.to_thread(_unpack, reply, name)
-        return _unpack(reply, name)
-
-    def _current_staff(self) -> _Staff:
-        """Return the processes of the runtime's current life; those of the parent process, or from before a shutdown, are left alone."""
+        # The processes of the current life: those of the parent process, or from before a shutdown, are left alone.
         life, staff = self._runtime._current(), self._staff
         if staff is None or staff.life is not life or not staff.size:
             staff = self._staff = _Staff(life, self._size)
             self._runtime._go(staff.keep(), sys._getframe(), "processes", contextvars.Context(), KEEPER)
-        return staff
+        reply = await staff.make(call)
+        if len(reply) > _LARGE:
+            return await asyncio.to_thread(_unpack, reply, name)
+        return _unpack(reply, name)
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------
@@ -639,11 +637,6 @@ def _pack_error(error: BaseException) -> bytes:
     except Exception as reason:
         why = f"The function raised {type(error).__qualname__}: {error}, which itself can't be sent between processes ({reason})."
         return pickle.dumps((None, NotPicklableError(why), text))
-
-
-def _cpus() -> int:
-    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
-    return count() or 1
 
 
 # Making it starts nothing.

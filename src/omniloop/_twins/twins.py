@@ -91,13 +91,12 @@ fork.forget_after_fork(_forget_lock)
 
 def known(original: type, options: Options) -> TwinType | None:
     """Find the twin of *original* that `blocking` made with these options, or else the first that it made for the same runtime."""
-    found: TwinType | None = None
-    for twin in _twins_of(original):
-        if twin._omniloop_asked_for and twin._omniloop_options.runtime is options.runtime:
-            if twin._omniloop_options == options:
-                return twin
-            found = found or twin
-    return found
+    asked_for = [
+        twin
+        for twin in _twins_of(original)
+        if twin._omniloop_asked_for and twin._omniloop_options.runtime is options.runtime
+    ]
+    return next((twin for twin in asked_for if twin._omniloop_options == options), asked_for[0] if asked_for else None)
 
 
 def _twins_of(original: type) -> list[TwinType]:
@@ -224,8 +223,8 @@ async def _there(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     kind = type(result)
     if kind in _AS_IS or not hasattr(kind, "__await__"):
         return await result if inspect.isawaitable(result) else result
-    if _has_live_twin(result):
-        # For example, a method that returns its own object for chaining.
+    if any((id(result), id(face)) in _live for face in _twins_of(kind)):
+        # It has a twin already: a method that returns its own object for chaining, for example.
         return result
     if hasattr(kind, "__aenter__"):
         # Allows both `await session.get(…)` and `async with session.get(…)`. In all known libraries (aiohttp, aiosqlite, asyncpg,
@@ -257,10 +256,6 @@ async def _stepwise(generator: Generator[Any, Any, Any]) -> AsyncGenerator[Any, 
                 raise
             except BaseException as error:
                 take, value = generator.throw, error
-
-
-def _has_live_twin(original: Any) -> bool:
-    return any((id(original), id(face)) in _live for face in _twins_of(type(original)))
 
 
 # --- a call that waits ------------------------------------------------------------------------------------------------
@@ -1114,21 +1109,16 @@ def make_class(original: type, options: Options, *, asked_for: bool = False) -> 
         # Outside the lock, because this may run a user's metaclass and descriptors.
         made = _make_class(original, options)
         with _lock:
-            made = _exactly(original, options) or _noted(original, made)
+            if (first := _exactly(original, options)) is None:
+                if not (twins := _twins_of(original)):
+                    try:
+                        type.__setattr__(original, _TWINS, twins)
+                    except (TypeError, AttributeError):
+                        _of_fixed[original] = twins
+                twins.append(made)
+            else:
+                made = first
     made._omniloop_asked_for |= asked_for
-    return made
-
-
-def _noted(original: type, made: TwinType) -> TwinType:
-    """Add *made* to the twins of *original*. The caller holds the lock."""
-    twins = original.__dict__.get(_TWINS)
-    if twins is None:
-        twins = []
-        try:
-            type.__setattr__(original, _TWINS, twins)
-        except (TypeError, AttributeError):
-            twins = _of_fixed.setdefault(original, twins)
-    twins.append(made)
     return made
 
 
