@@ -11,7 +11,8 @@ import omniloop
 pytest_plugins = ["pytester"]
 
 # A pytest with its plugins takes a second to start, and several where the machine is busy.
-pytestmark = pytest.mark.timeout(30)
+# Longer than the time of the pytest within: a limit that comes while its report is made ends the whole session.
+pytestmark = pytest.mark.timeout(120)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +37,7 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path_f
         pytester.makeini(f"[pytest]\nfilterwarnings = error\nomniloop_timeout = 0.3\n{ini}")
         pytester.makepyfile(source)
         by_name = ("-p", "omniloop") if alone else ()
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *by_name, *args, timeout=50)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *by_name, *args, timeout=60)
 
     return run
 
