@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from explorer import Copy, Edit, Loop, in_every_order, spawn, unexplored
 
 LIFE = "_life.life"
 THREAD = "_life.thread"
+DRAIN = "_life.drain"
 WORKERS = "_life.workers"
 LEDGER = "_work.ledger"
 GROUPS = "_bridges.groups"
@@ -147,6 +149,25 @@ def test_a_loop_whose_thread_comes_back_late_is_closed_by_one_of_the_two(copy: C
         thread.join()
 
     assert len(closed) == 1
+
+
+@in_every_order(
+    DRAIN,
+    an_answer_that_looks_and_then_takes=Edit(
+        DRAIN,
+        "        if self._life.asked.pop(self, False):\n            self.value",
+        "        if self in self._life.asked:\n            self._life.asked.pop(self, False)\n            self.value",
+    ),
+)
+def test_a_request_to_the_loop_has_one_answer(copy: Copy) -> None:
+    asked = copy.parts[DRAIN].Asked(types.SimpleNamespace(asked={}, thread=None), asyncio.sleep)
+
+    # The loop, and the end of the life.
+    threads = [spawn(asked.answer, "the loop's"), spawn(asked.answer, "the end's"), spawn(asked.give_up)]
+    for thread in threads:
+        thread.join()
+
+    assert asked.gate.acquire(False) == (asked.value is not None)
 
 
 @in_every_order(
