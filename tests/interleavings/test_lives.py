@@ -144,7 +144,7 @@ def test_a_loop_whose_thread_comes_back_late_is_closed_by_one_of_the_two(copy: C
             closed.append("by who ended it")
 
     late = Late(Lying(), "late", print, print, print)
-    threads = [spawn(late._main, late.run, None), spawn(late.close)]
+    threads = [spawn(late._main, late.run, None, print), spawn(late.close)]
     for thread in threads:
         thread.join()
 

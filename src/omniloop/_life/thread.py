@@ -174,7 +174,7 @@ class LoopThread:
             around.warn_of_threads()
         self.post(first)
         run = Run()
-        run.thread = new_thread(partial(self._main, run, self._current), self.name)
+        run.thread = new_thread(partial(self._main, run, self._current, first), self.name)
         try:
             self._started = run
             run.thread.start()
@@ -302,10 +302,13 @@ class LoopThread:
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
-    def _main(self, run: Run, former: Run | None) -> None:
+    def _main(self, run: Run, former: Run | None, first: Callable[[], object]) -> None:
         if former is not None and former.leaving:
-            # It has not left yet: a callback keeps it, which came after the word to leave.
+            # It has not left yet: a callback keeps it, which came after the word to leave. It may take *first* with it, undone.
             join(former.thread, None)
+            with suppress(RuntimeError):
+                # Somebody else closed the loop.
+                self.post(first)
         if not self._running.acquire(False):
             # The thread of an interrupted start came first, or the loop is closed.
             return
