@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import sys
 from contextlib import suppress
@@ -115,22 +116,31 @@ _ELSEWHERE = {
 }
 
 
+# The threads that load what is put off. Each late name that this gets asks for it again.
+_loading: set[int] = set()
+
+
 def _load_lazy_imports() -> None:
     """
     Perform the imports that the package's modules have put off, where all imports are lazy (`-X lazy_imports=all`, from 3.15 on).
 
     A first use of a name in a fork hook, at the end of the interpreter or in a signal handler comes too late for an import.
     """
-    if getattr(sys, "get_lazy_imports", lambda: "normal")() != "all":
+    me = _thread.get_ident()
+    if getattr(sys, "get_lazy_imports", lambda: "normal")() != "all" or me in _loading:
         return
     done: set[str] = set()
-    # The modules that this loads have put off imports of their own.
-    while names := {name for name in list(sys.modules) if name.partition(".")[0] == __name__} - done:
-        for module in [sys.modules[name] for name in names]:
-            for name in list(vars(module)):
-                # Getting the attribute imports it; reading it from the dictionary does not.
-                getattr(module, name)
-        done |= names
+    _loading.add(me)
+    try:
+        # The modules that this loads have put off imports of their own.
+        while names := {name for name in list(sys.modules) if name.partition(".")[0] == __name__} - done:
+            for module in [sys.modules[name] for name in names]:
+                for name in list(vars(module)):
+                    # Getting the attribute imports it; reading it from the dictionary does not.
+                    getattr(module, name)
+            done |= names
+    finally:
+        _loading.discard(me)
 
 
 def __getattr__(name: str) -> object:

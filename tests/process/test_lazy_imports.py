@@ -101,6 +101,25 @@ def test_nothing_of_the_package_is_left_to_be_imported_later():
     assert result == ("0 []\n", "", 0, result.seconds)
 
 
+@pytest.mark.promise("A module that imports a late name of the package lazily can be loaded before that name")
+def test_a_module_that_imports_late_names_lazily_can_be_loaded_first(tmp_path):
+    """Getting the first late name got all that is put off; so did each of those: one was asked for while it was resolved, an ImportCycleError."""
+    (tmp_path / "omniloop_guest.py").write_text("from omniloop import Queue, TaskGroup\n")
+    program = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        import omniloop, omniloop_guest
+        omniloop_guest.__name__
+        # As one of the package's own, in omniloop.ext.
+        sys.modules["omniloop.guest"] = omniloop_guest
+        print(omniloop.resource.__name__, omniloop_guest.TaskGroup.__name__)
+    """
+
+    result = run_child(program, flags=ALL)
+
+    assert result == ("resource TaskGroup\n", "", 0, result.seconds)
+
+
 DEADLOCK = """
     import omniloop
 
