@@ -9,6 +9,7 @@ import concurrent.futures
 import io
 import re
 import threading
+import time
 
 import pytest
 
@@ -135,11 +136,13 @@ def test_asking_to_cancel_in_the_first_step_is_heard_at_the_first_await(held, ru
         task.result(timeout=5)
 
 
-def test_a_coroutine_that_cancels_itself_in_its_first_step_is_cancelled_at_its_first_await(runtime):
-
+@pytest.mark.parametrize("seconds", [0, 0.05])
+def test_a_coroutine_that_cancels_itself_in_its_first_step_is_cancelled_at_its_first_await(runtime, seconds):
+    """After a step that was longer than a batch the cancellation came a turn later, and the work had ended by then."""
     handles = []
 
     async def work():
+        time.sleep(seconds)
         assert handles[0].cancel()
         await asyncio.sleep(0)
         return "went on"

@@ -400,10 +400,13 @@ class Life:
                 return False
         ledger = self._ledger
         if self.thread is not None and self.thread.is_current():
-            # Not during the task's first step: its asyncio task is known only after that.
             if isinstance(task._work, asyncio.Future):
                 ledger.cancel(task, msg)
                 return True
+            # In the task's own first step its asyncio task is only known to asyncio. By the inbox it would come a turn too late, where a batch ends.
+            current = asyncio.current_task() if ledger.beginning is task else None
+            if current is not None and current.get_coro() is task._work:
+                return current.cancel(msg)
         if not task._is_started():
             # If the loop has not reached it yet, it never starts.
             ledger.cancelled_early[task] = args
