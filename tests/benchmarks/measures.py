@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from floors import BARE, PPE, RCTS, SET
+from floors import BARE, PPE, RCTS, SET, TASK
 
 import omniloop
 from peers import Peer, peers
@@ -33,6 +33,8 @@ clock = time.perf_counter
 OURS = "omniloop"
 # Large enough for the turns of the loop to count, small enough for many rounds.
 MANY = 20_000
+# Enough for full collections meanwhile.
+PENDING = 20_000
 # What a caller submits in one go. Less than the interpreter's switch interval, so that the cost is the caller's own.
 BURST = 1_000
 
@@ -98,6 +100,10 @@ def everything(make_loop: Callable[[], asyncio.AbstractEventLoop], quick: bool) 
         *(
             Measure(f"shutdown {what} 100,000 {kind}", "µs", _ending(make_loop, kind), rounds=0.2)
             for what, kind in (("cancels", "sleepers"), ("cancels", "daemons"), ("drops", "unstarted"))
+        ),
+        *(
+            Measure(f"{what} pending", "µs", _pending(loop, what), rounds=0.3, cores="anywhere")
+            for what in ("begin", "collect")
         ),
         Measure("memory per pending task", "bytes", _memory(), rounds=0.2),
         Measure("await from another loop, two cores", "µs", _from_another_loop(make_loop, loop), rounds=2),
@@ -450,6 +456,44 @@ def child(source: str, *args: str) -> float:
     command = [sys.executable, "-c", source, *args]
     done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=120)
     return float(done.stdout)
+
+
+async def _pend(start: Callable[[Any], Any], what: str) -> list[float]:
+    """With the garbage collector on: the cost of beginning a task that then waits, or of a full collection for each that waits."""
+    gate = asyncio.Event()
+    waiting = 0
+
+    async def wait_for_gate() -> None:
+        nonlocal waiting
+        waiting += 1
+        await gate.wait()
+
+    gc.collect()
+    # Else what the other measures have left is looked at too.
+    gc.freeze()
+    ticks = [time.thread_time()]
+    tasks = [start(wait_for_gate()) for _ in range(PENDING)]
+    while waiting < PENDING:
+        await asyncio.sleep(0)
+    ticks.append(time.thread_time())
+    gc.collect()
+    ticks.append(time.thread_time())
+    gc.unfreeze()
+    gc.disable()
+    gate.set()
+    for task in tasks:
+        await task
+    gc.enable()
+    began, collected = ((after - before) / PENDING for before, after in zip(ticks, ticks[1:], strict=False))
+    return [began if what == "begin" else collected]
+
+
+def _pending(loop: asyncio.AbstractEventLoop, what: str) -> dict[str, Sample]:
+    # Each on a loop of its own: ours holds what `create_task` makes on it.
+    return {
+        OURS: lambda: omniloop.run(_pend(omniloop.go, what)),
+        TASK: lambda: asyncio.run_coroutine_threadsafe(_pend(asyncio.create_task, what), loop).result(),
+    }
 
 
 def _memory() -> dict[str, Sample]:
