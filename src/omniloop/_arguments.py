@@ -23,57 +23,57 @@ NOT_EVEN_ASYNC: Final = CO_ASYNC_GENERATOR
 NOT_PLAIN: Final = CO_ASYNC_GENERATOR | CO_COROUTINE
 
 
-def as_coroutine(work: object, loop: asyncio.AbstractEventLoop | None, call: str = "go") -> Coroutine[Any, Any, Any]:
-    """Return *work*, or a coroutine that awaits it; NotAsyncError if it can't be awaited on *loop*. *call* is what the user called."""
-    if isinstance(work, CoroutineType):
-        if work.cr_running or work.cr_suspended:
+def as_coroutine(coro: object, loop: asyncio.AbstractEventLoop | None, call: str = "go") -> Coroutine[Any, Any, Any]:
+    """Return *coro*, or a coroutine that awaits it; NotAsyncError if it can't be awaited on *loop*. *call* is what the user called."""
+    if isinstance(coro, CoroutineType):
+        if coro.cr_running or coro.cr_suspended:
             # Not closed: it belongs to whoever runs it.
             raise NotAsyncError(
-                f"{work!r} already runs. A coroutine can be started once; make a new one by calling its function again."
+                f"{coro!r} already runs. A coroutine can be started once; make a new one by calling its function again."
             )
-        return work
-    if inspect.iscoroutinefunction(work):
-        name = _name(work)
-        raise NotAsyncError(f"{work!r} is a coroutine function. Call it: {call}({name}(…)).")
-    if inspect.isasyncgen(work):
+        return coro
+    if inspect.iscoroutinefunction(coro):
+        name = _name(coro)
+        raise NotAsyncError(f"{coro!r} is a coroutine function. Call it: {call}({name}(…)).")
+    if inspect.isasyncgen(coro):
         raise NotAsyncError(
-            f"{work!r} is an async generator. Use iterate() to consume it, or go() on a coroutine that does."
+            f"{coro!r} is an async generator. Use iterate() to consume it, or go() on a coroutine that does."
         )
-    if inspect.isasyncgenfunction(work):
+    if inspect.isasyncgenfunction(coro):
         raise NotAsyncError(
-            f"{work!r} is an async generator function. Call it and pass the result to iterate(): iterate({_name(work)}(…))."
+            f"{coro!r} is an async generator function. Call it and pass the result to iterate(): iterate({_name(coro)}(…))."
         )
-    if asyncio.isfuture(work):
-        if work.get_loop() is not loop:
-            if type(work).__name__ == "_GatheringFuture":
+    if asyncio.isfuture(coro):
+        if coro.get_loop() is not loop:
+            if type(coro).__name__ == "_GatheringFuture":
                 raise NotAsyncError(
-                    f"{work!r} belongs to the event loop that gather() was called on, and can be awaited only there. Start each "
+                    f"{coro!r} belongs to the event loop that gather() was called on, and can be awaited only there. Start each "
                     "with go() and ask the tasks for their results, or use TaskGroup or map(); or call gather() in a coroutine."
                 )
             raise NotAsyncError(
-                f"{work!r} belongs to another event loop, and can be awaited only there. Pass the coroutine itself, before it is made a task."
+                f"{coro!r} belongs to another event loop, and can be awaited only there. Pass the coroutine itself, before it is made a task."
             )
-        return _await(work)
-    if isinstance(work, Awaitable):
-        return _await(work)
-    if inspect.isawaitable(work):
-        return _await(work)
-    if isinstance(work, concurrent.futures.Future):
+        return _await(coro)
+    if isinstance(coro, Awaitable):
+        return _await(coro)
+    if inspect.isawaitable(coro):
+        return _await(coro)
+    if isinstance(coro, concurrent.futures.Future):
         raise NotAsyncError(
-            f"{work!r} is a concurrent.futures.Future, which can't be awaited. It already runs: call its result()."
+            f"{coro!r} is a concurrent.futures.Future, which can't be awaited. It already runs: call its result()."
         )
-    if callable(work):
-        name = _name(work)
-        if getattr(work, "_is_background", False):
+    if callable(coro):
+        name = _name(coro)
+        if getattr(coro, "_is_background", False):
             raise NotAsyncError(f"{name} is a @background function, which starts by itself. Call it: {name}(…).")
         raise NotAsyncError(
-            f"{work!r} is a plain function. Use call_soon({name}, …) to run it on the loop, or to_thread({name}, …) if it blocks."
+            f"{coro!r} is a plain function. Use call_soon({name}, …) to run it on the loop, or to_thread({name}, …) if it blocks."
         )
-    if work is None:
+    if coro is None:
         raise NotAsyncError(
             f"None can't be awaited. Pass a coroutine: {call}(fetch(url)). A plain function was called, perhaps, and has run already."
         )
-    raise NotAsyncError(f"{work!r} can't be awaited. Pass a coroutine: {call}(fetch(url)).")
+    raise NotAsyncError(f"{coro!r} can't be awaited. Pass a coroutine: {call}(fetch(url)).")
 
 
 _ENDLESS: Final = (math.inf, -math.inf)
@@ -146,11 +146,11 @@ def carried(before: Context, after: Context) -> dict[ContextVar[Any], Any]:
     }
 
 
-def checked_name(name: object, work: object) -> str:
-    """Return *name*; if it is not a string, close *work* and raise TypeError."""
+def checked_name(name: object, coro: object) -> str:
+    """Return *name*; if it is not a string, close *coro* and raise TypeError."""
     if isinstance(name, str):
         return name
-    close_unstarted(work)
+    close_unstarted(coro)
     raise TypeError(f"name={name!r}: give a string, or None for the name of the coroutine.")
 
 
@@ -161,8 +161,8 @@ def close_unstarted(*coros: object) -> None:
             coro.close()
 
 
-async def _await(work: Awaitable[T]) -> T:
-    return await work
+async def _await(coro: Awaitable[T]) -> T:
+    return await coro
 
 
 def _name(work: object) -> str:
@@ -185,17 +185,17 @@ def one_argument(fn: F) -> F:
     return fn
 
 
-def misplaced_arguments(call: str, work: object, misplaced: tuple[object, ...]) -> TypeError:
+def misplaced_arguments(call: str, coro: object, misplaced: tuple[object, ...]) -> TypeError:
     """Return the error for arguments after the one that *call* takes. Closes those that are coroutines."""
-    close_unstarted(work, *misplaced)
+    close_unstarted(coro, *misplaced)
     first = misplaced[0]
-    if inspect.isroutine(work):
+    if inspect.isroutine(coro):
         given = ", ".join(repr(each) for each in misplaced)
-        way = f"Call it: {call}({_name(work)}({given}))."
-        if not is_async(work) and not getattr(work, "_is_background", False):
-            way = f"Use call_soon({_name(work)}, {given}), or to_thread() if it blocks."
+        way = f"Call it: {call}({_name(coro)}({given}))."
+        if not is_async(coro) and not getattr(coro, "_is_background", False):
+            way = f"Use call_soon({_name(coro)}, {given}), or to_thread() if it blocks."
         return TypeError(
-            f"{call}() takes a coroutine, and was given the function {_name(work)} with its arguments. {way}"
+            f"{call}() takes a coroutine, and was given the function {_name(coro)} with its arguments. {way}"
         )
     if inspect.isawaitable(first):
         return TypeError(
@@ -204,7 +204,7 @@ def misplaced_arguments(call: str, work: object, misplaced: tuple[object, ...]) 
         )
     option = "name" if isinstance(first, str) else "timeout"
     return TypeError(
-        f"{call}() takes one coroutine, and was given {first!r} too. Name what it is: {call}({_name(work)}(…), {option}={first!r})."
+        f"{call}() takes one coroutine, and was given {first!r} too. Name what it is: {call}({_name(coro)}(…), {option}={first!r})."
     )
 
 
