@@ -25,13 +25,12 @@ def value():
     return SyncClient().value()
 """
 Path("mine.py").write_text(SOURCE.format("first"), encoding="utf-8")
-sys.path.insert(0, os.getcwd())
 shell = pexpect.spawn(
     sys.executable,
     ["-m", "IPython", "--simple-prompt", "--no-banner", "--colors=NoColor"],
     encoding="utf-8",
     timeout=60,
-    env={**os.environ, "IPYTHONDIR": os.getcwd(), "PYTHONPATH": os.getcwd(), "TERM": "dumb"},
+    env={**os.environ, "IPYTHONDIR": os.getcwd(), "TERM": "dumb"},
 )
 number = 0
 
@@ -45,7 +44,10 @@ def cell(source, expected):
         shell.expect_exact(expected)
 
 
-cell("import asyncio, omniloop, mine; print('im' + 'ported')", "imported")
+cell(
+    f"import sys; sys.path.insert(0, {os.getcwd()!r}); import asyncio, omniloop, mine; print('im' + 'ported')",
+    "imported",
+)
 cell("print('got', omniloop.run(asyncio.sleep(0.01, 4)) * 2)", "got 8")
 cell("print('got', await omniloop.go(asyncio.sleep(0.01, 5)) * 2)", "got 10")
 cell("print('wai' + 'ts'); omniloop.run(asyncio.sleep(3600))", "waits")

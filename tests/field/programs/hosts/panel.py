@@ -7,6 +7,7 @@ A Panel app served on a free port, asked over HTTP: `run` in its plain builder, 
 """
 
 import asyncio
+import threading
 import urllib.request
 
 import panel as pn
@@ -15,7 +16,7 @@ import omniloop
 from ending import right
 from local_servers import free_port, wait_for
 
-built, awaited = [], []
+built, awaited, done = [], [], threading.Semaphore(0)
 
 
 async def double(number):
@@ -25,6 +26,7 @@ async def double(number):
 
 async def clicked():
     awaited.append(await omniloop.go(double(4)))
+    done.release()
 
 
 def app():
@@ -40,6 +42,8 @@ for _ in range(5):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
         assert answer.status == 200
 assert built == [42] * 5, built
+for _ in range(5):
+    assert done.acquire(timeout=30)
 server.stop()
 server.join(30)
 assert awaited == [8] * 5, awaited

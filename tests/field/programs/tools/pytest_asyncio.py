@@ -60,6 +60,9 @@ async def test_awaits_on_each_backend():
 )
 
 
+AUTO = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"]
+
+
 def pytest(*arguments):
     return subprocess.run(
         [
@@ -71,8 +74,6 @@ def pytest(*arguments):
             "no:cacheprovider",
             "-W",
             "error",
-            "-o",
-            "asyncio_default_fixture_loop_scope=function",
             *arguments,
         ],
         capture_output=True,
@@ -81,9 +82,9 @@ def pytest(*arguments):
     )
 
 
-ran = pytest("-o", "asyncio_mode=auto", "test_asyncio.py")
+ran = pytest(*AUTO, "test_asyncio.py")
 assert ran.returncode == 0 and "22 passed" in ran.stdout, ran
-ran = pytest("-o", "asyncio_mode=auto", "-n", "2", "test_asyncio.py")
+ran = pytest(*AUTO, "-n", "2", "test_asyncio.py")
 assert ran.returncode == 0 and "22 passed" in ran.stdout, ran
 ran = pytest("-p", "no:asyncio", "test_anyio.py")
 assert ran.returncode == 0 and "2 passed" in ran.stdout, ran
