@@ -248,6 +248,7 @@ def _described(
 ) -> dict[str, Any]:
     task = group.example
     runner: Any = task
+    work: Any = None
     if isinstance(task, Task):
         work = task._work
         runner = work if isinstance(work, asyncio.Task) else None
