@@ -793,10 +793,12 @@ class Runtime:
         # A host's thread is asked again, because it runs the loop while it waits.
         wait = waits.wait if _hooks.host.guest is not None else waits.wait_unasked
         life: Any = task._owner
+        delivered = False
         try:
             # Inside the `try`, because Ctrl-C may come when the loop has the task already. Without bounds: a caller that waits can't
             # pile up work.
             self._put(task)
+            delivered = True
             life = task._owner
             give_way()
             done = task._outcome() is not None or wait(life, task, wait_here, timeout)
@@ -810,7 +812,8 @@ class Runtime:
             # Ctrl-C, or an error from another signal handler. A second one ends this wait too. A child that was forked in the middle of
             # the wait comes here by its sys.exit(): there the work is the parent's.
             fork.notice_fork()
-            if not life.foreign and task.cancel():
+            # Once only: where the submission was interrupted it has cancelled the task, which may be cleaning up.
+            if not life.foreign and (task.cancel() if delivered else not task.done()):
                 wait(life, task, wait_here, self._settings.cancel_timeout)
             raise
         if not done:

@@ -27,7 +27,8 @@ from asgiref.sync import AsyncToSync, ThreadSensitiveContext, sync_to_async
 
 @pytest.fixture
 def runtime():
-    with Runtime(name="waited for") as runtime:
+    # A clean-up has more than the two seconds that a busy machine may take for it.
+    with Runtime(name="waited for", cancel_timeout=20) as runtime:
         # The first use makes the loop, and goes another way.
         runtime.run(asyncio.sleep(0))
         runtime.run(asyncio.sleep(0))
