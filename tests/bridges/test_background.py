@@ -694,13 +694,17 @@ def test_ctrl_c_while_waiting_leaves_the_work_to_the_drain():
     def program():
         @background
         async def work():
+            # Not while it is submitted: Ctrl-C there leaves no work behind.
+            await submitted.wait()
             os.kill(os.getpid(), signal.SIGINT)
             await told.wait()
             print("done")
 
-        told = asyncio.Event()
+        submitted, told = asyncio.Event(), asyncio.Event()
+        task = work()
         try:
-            work().result()
+            omniloop.call_soon(submitted.set)
+            task.result()
         except KeyboardInterrupt:
             print("interrupted")
         omniloop.call_soon(told.set)
