@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from ._arguments import as_coroutine, close_unstarted, name_of
+from ._arguments import name_of
 from ._errors import CannotStartError, NotAsyncError, can_be_thrown
 from ._process.threads import new_thread, why_no_thread
 from ._report import shown
@@ -67,17 +67,8 @@ def go_limited(
     **options: Any,
 ) -> Task[T]:
     """As `Runtime.go`, with a limit. The *options* are those of `Runtime._go`."""
-    if limiter is None:
-        return runtime._go_within(timeout, coro, frame, name, **options)
-    limited = None
-    try:
-        coro = as_coroutine(coro, runtime._life.loop)
-        limited = limiter.run(coro)
-        return runtime._go_within(timeout, limited, frame, name or name_of(coro), inner=coro, **options)
-    except BaseException:
-        # Refused, or interrupted by Ctrl-C at any point.
-        close_unstarted(limited, coro)
-        raise
+    limit = None if limiter is None else limiter.run
+    return runtime._go_within(timeout, coro, frame, name, limit=limit, **options)
 
 
 def to_thread_limited(

@@ -695,6 +695,11 @@ class Runtime:
         kind: Kind = WORK,
         when_full: WhenFull | Literal["accept"] | None = None,
     ) -> Task[T]:
+        return self._submit(self._make(coro, frame, name, context, kind), when_full)
+
+    def _make(
+        self, coro: Awaitable[T], frame: FrameType, name: str | None, context: Context | None = None, kind: Kind = WORK
+    ) -> Task[T]:
         if type(coro) is not CoroutineType or coro.cr_suspended or coro.cr_running:
             coro = as_coroutine(coro, self._life.loop)
         if name is not None:
@@ -703,7 +708,7 @@ class Runtime:
         if kind is DAEMON:
             # All that it submits and makes belongs to a daemon: its context says so. (A task that is not done has a context.)
             task._context.run(belongs_to.set, OF_DAEMONS)  # type: ignore[union-attr]
-        return self._submit(task, when_full)
+        return task
 
     def _go_within(
         self,
@@ -712,34 +717,37 @@ class Runtime:
         frame: FrameType,
         name: str | None = None,
         *,
-        inner: Coroutine[Any, Any, Any] | None = None,
+        limit: Callable[[Coroutine[Any, Any, T]], Coroutine[Any, Any, T]] | None = None,
         from_start: bool = False,
+        when_full: WhenFull | Literal["accept"] | None = None,
         **options: Any,
     ) -> Task[T]:
         """
-        Call `_go` with its *options*; the work is cancelled *timeout* seconds from now, or from its start. None means no limit.
+        As `_go`; the work is cancelled *timeout* seconds from now, or from its start. None means no limit.
 
-        If *coro* never starts, *inner*, which it would have awaited, is closed too.
+        *limit* makes of *coro* the coroutine that waits for its turn.
         """
-        if timeout is None and inner is None:
-            return self._go(coro, frame, name, **options)
-        task = outer = None
+        if timeout is None and limit is None:
+            return self._go(coro, frame, name, when_full=when_full, **options)
+        task = inner = limited = outer = None
         try:
             check_timeout(timeout)
-            outer = coro = as_coroutine(coro, self._life.loop)
+            inner = limited = outer = as_coroutine(coro, self._life.loop)
+            name = name if name is not None else name_of(inner)
+            if limit is not None:
+                limited = outer = limit(inner)
             if timeout is not None:
-                until = None if from_start else time.monotonic() + timeout
-                name = name if name is not None else name_of(coro)
-                outer = within(coro, str(name), timeout, until)
-            task = self._go(outer, frame, name, **options)
-            # For work that is cancelled or dropped before its turn.
-            task._when_done(partial(close_unstarted, coro, inner))
-            return task
+                outer = within(limited, str(name), timeout, None if from_start else time.monotonic() + timeout)
+            made = self._make(outer, frame, name, **options)
+            # For work that is refused, or cancelled or dropped before its turn.
+            made._when_done(partial(close_unstarted, limited, inner))
+            task = made
+            return self._submit(task, when_full)
         except BaseException:
-            if task is not None:
-                # Interrupted (Ctrl-C): nobody gets the handle.
-                task.cancel()
-            close_unstarted(outer, coro, inner)
+            closing = partial(close_unstarted, outer, limited, inner, coro)
+            # Interrupted (Ctrl-C) while it was delivered: the loop may be starting it, so it is closed on the loop's thread.
+            if task is None or task.done() or not self._life.inbox.put(closing):
+                closing()
             raise
 
     def _call_at(
@@ -793,12 +801,10 @@ class Runtime:
         # A host's thread is asked again, because it runs the loop while it waits.
         wait = waits.wait if _hooks.host.guest is not None else waits.wait_unasked
         life: Any = task._owner
-        delivered = False
         try:
             # Inside the `try`, because Ctrl-C may come when the loop has the task already. Without bounds: a caller that waits can't
             # pile up work.
             self._put(task)
-            delivered = True
             life = task._owner
             give_way()
             done = task._outcome() is not None or wait(life, task, wait_here, timeout)
@@ -812,8 +818,7 @@ class Runtime:
             # Ctrl-C, or an error from another signal handler. A second one ends this wait too. A child that was forked in the middle of
             # the wait comes here by its sys.exit(): there the work is the parent's.
             fork.notice_fork()
-            # Once only: where the submission was interrupted it has cancelled the task, which may be cleaning up.
-            if not life.foreign and (task.cancel() if delivered else not task.done()):
+            if not life.foreign and task._give_up():
                 wait(life, task, wait_here, self._settings.cancel_timeout)
             raise
         if not done:
@@ -852,7 +857,7 @@ class Runtime:
                 if life.inbox.take_back(item):
                     task._refuse()
                 else:
-                    task.cancel()
+                    task._give_up()
                 raise
             if not self._renew(life):
                 task._refuse()
@@ -900,7 +905,7 @@ class Runtime:
         except BaseException:
             admission.leave(task)
             # If the loop has it already, an interruption (Ctrl-C) came in between.
-            task.cancel()
+            task._give_up()
             raise
 
     def _now(self) -> float:

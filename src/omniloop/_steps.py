@@ -74,7 +74,6 @@ class Source:
         self._wanted = ahead
         self._said: Any = advance
         self._wake: Future[None] | None = None
-        self._asked = False
         self.task: Task[None] = Task(runtime, drive(self), None, None, frame, name, kind)
         context = self.task._context
         if kind is DAEMON and context is not None and belongs_to not in context:
@@ -112,10 +111,7 @@ class Source:
 
     def end(self) -> bool:
         """Ask it to end; False if it has ended."""
-        # Once: a second time would interrupt the clean-up.
-        if not self._asked and self.task.cancel():
-            self._asked = True
-        return not self.task.done()
+        return self.task._give_up()
 
     def too_late(self, timeout: float | None) -> TaskTimeoutError:
         name = shown(self.task.get_name())
@@ -278,7 +274,7 @@ class SyncSteps(Generic[T]):
             if not self._ended:
                 self._ended = True
                 with suppress(ForkedError, WouldDeadlockError):
-                    if self._source.task.cancel():
+                    if self._source.task._give_up():
                         self._source.task._wait_until_done(self._runtime._settings.cancel_timeout)
             raise
 

@@ -206,6 +206,7 @@ class Task(concurrent.futures.Future[T]):
         "_args",
         "_code",
         "_context",
+        "_given_up",
         "_kind",
         "_lasti",
         "_meeting",
@@ -218,9 +219,10 @@ class Task(concurrent.futures.Future[T]):
 
     _work: Any
 
-    # Set only where needed: when the work started, and the whole stack of its submission in debug mode.
+    # Set only where needed: when the work started, the whole stack of its submission in debug mode, and that `_give_up` was called.
     _since: float
     _stack: StackSummary
+    _given_up: bool
 
     def __init__(
         self,
@@ -361,6 +363,17 @@ class Task(concurrent.futures.Future[T]):
             return False
         self._owner.check_process()
         return self._may_be_asked() and self._owner.cancel(self, msg)
+
+    def _give_up(self) -> bool:
+        """
+        Cancel the work, because its submission or the wait for it was interrupted. False if there is no end to wait for.
+
+        Once only, whoever was interrupted: a second request would interrupt the clean-up.
+        """
+        if hasattr(self, "_given_up"):
+            return not self.done()
+        self._given_up = True
+        return self.cancel()
 
     # --- awaiting -------------------------------------------------------------------------------------------------
 
