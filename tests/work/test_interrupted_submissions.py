@@ -63,7 +63,9 @@ def end(work, runtime):
     runtime.flush(5)
 
 
-@pytest.mark.promise("Work whose submission Ctrl-C interrupts is asked to end once: its clean-up is left alone", section="Submitting")
+@pytest.mark.promise(
+    "Work whose submission Ctrl-C interrupts is asked to end once: its clean-up is left alone", section="Submitting"
+)
 @pytest.mark.parametrize(
     "submit",
     [
@@ -85,11 +87,15 @@ def test_work_whose_submission_ctrl_c_interrupts_is_asked_to_end_once(work, subm
     assert work.requests == 0
 
 
-@pytest.mark.promise("What an interrupted submission leaves is closed where it would start: never while the loop starts it")
+@pytest.mark.promise(
+    "What an interrupted submission leaves is closed where it would start: never while the loop starts it"
+)
 @pytest.mark.parametrize("options", [{}, {"limit": 1}], ids=["a timeout", "a timeout and a limit"])
 def test_what_an_interrupted_submission_leaves_is_closed_on_the_loops_thread(work, options, monkeypatch, runtime):
     closed, close = [], _runtime.close_unstarted
-    monkeypatch.setattr(_runtime, "close_unstarted", lambda *coros: (closed.append(threading.get_ident()), close(*coros)))
+    monkeypatch.setattr(
+        _runtime, "close_unstarted", lambda *coros: (closed.append(threading.get_ident()), close(*coros))
+    )
 
     with pytest.raises(KeyboardInterrupt):
         omniloop.background(runtime=runtime, timeout=60, **options)(work.run)()
