@@ -7,6 +7,7 @@ The hooks by which guests extend the core. A guest is a module that knows anothe
 thread that waits |
 | `elsewhere` | where a handle is awaited; in SIGTERM's handler | `Elsewhere`: async code that asyncio does not run |
 | `surroundings` | in the start of a runtime | `Surroundings`: the environment of the process |
+| `polls` | in the start of a runtime, and in a forked child | `Polls`: a loop that does not poll in Python |
 | `host` | in the start of a runtime, and before a wait | `Host`: an existing loop, where no thread can be started |
 | `LOOPS` | where `OMNILOOP_LOOP` is read | the guest whose `factory()` returns a loop factory, or raises `SettingError` |
 | `on_use` | `dump`, `timings`, a long drain, `monitor` | a module that lies above the core, loaded on its first use |
@@ -73,6 +74,12 @@ if TYPE_CHECKING:
 
         def tell_what_a_stop_loses(self, name: str, handler: object, sigterm: str | None) -> None:
             """Log, once a process, what a SIGTERM that meets *handler* will lose, if anything, and which setting prevents it."""
+
+    class Polls(Protocol):
+        """A guest that knows loops which poll in their own code, where asyncio's queue can't be emptied."""
+
+        def stop_polling(self, loop: asyncio.AbstractEventLoop) -> None:
+            """In a forked child: keep *loop*, which takes one more turn before it leaves, from taking the wake-ups of its parent."""
 
     class Host(Protocol):
         """A guest whose loop serves where no thread can be started: it runs in the one thread, and is never replaced or closed."""
@@ -147,6 +154,7 @@ class Hook(Generic[G]):
 waits: Final[Hook[Waits]] = Hook()
 elsewhere: Final[Hook[Elsewhere]] = Hook()
 surroundings: Final[Hook[Surroundings]] = Hook()
+polls: Final[Hook[Polls]] = Hook()
 host: Final[Hook[Host]] = Hook()
 
 # The module of the guest, by the name of the loop.

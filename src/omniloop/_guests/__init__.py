@@ -34,6 +34,7 @@ _hooks.surroundings.offer(
     "uvicorn",
     also=_is_told_by_system,
 )
+_hooks.polls.offer(f"{__name__}.uvloop", "uvloop.loop")
 if sys.platform == "emscripten":
     _hooks.host.offer(f"{__name__}.pyodide", "pyodide.webloop")
 _hooks.LOOPS["uvloop"] = f"{__name__}.uvloop"

@@ -1,11 +1,16 @@
-"""Makes uvloop's loop, which the environment selects by its name."""
+"""Makes uvloop's loop, which the environment selects by its name, and keeps a forked child's copy from the parent's wake-ups."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import select
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 
+from .. import _hooks
 from .._errors import SettingError, how_to_install
 
 
@@ -21,3 +26,14 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     import uvloop
 
     return uvloop.new_event_loop()
+
+
+def stop_polling(loop: asyncio.AbstractEventLoop) -> None:
+    """As `_hooks.Polls` says: replace the descriptor by which *loop* polls, which the child shares with its parent, by an empty one."""
+    descriptor = getattr(loop, "_get_backend_id", None)
+    if descriptor is not None and hasattr(select, "epoll"):
+        with suppress(OSError), select.epoll() as nothing:
+            os.dup2(nothing.fileno(), descriptor(), inheritable=False)
+
+
+_hooks.polls.take(sys.modules[__name__])

@@ -267,6 +267,8 @@ class Life:
                     raise OmniloopError(
                         f"loop_factory returned {made!r}, which can't be used: its get_task_factory() raises {error!r}."
                     ) from error
+                # Now, because after a fork nothing may be imported.
+                _hooks.polls()
                 self._set_up_signals()
                 thread = LoopThread(loop, self.name, self._escaped, self._die, exit.end_orphan)
             else:

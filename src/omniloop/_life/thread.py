@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-import select
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 from .. import _cpython
 from .._clock import time
 from .._errors import OmniloopError
-from .._hooks import surroundings
+from .._hooks import polls, surroundings
 from .._process import fork
 from .._process.threads import join, new_thread
 
@@ -297,11 +296,8 @@ class LoopThread:
         ready = _cpython.ready(self.loop)
         if ready is not None:
             _cpython.set_ready(self.loop, _Nothing(ready))
-        elif (descriptor := getattr(self.loop, "_get_backend_id", None)) is not None and hasattr(select, "epoll"):
-            # A loop in C takes one more turn before it leaves. By the descriptors that it shares with the parent's it would take the
-            # wake-ups of that, which then waits for ever. So here it polls nothing.
-            with suppress(OSError), select.epoll() as nothing:
-                os.dup2(nothing.fileno(), descriptor(), inheritable=False)
+        elif polls.guest is not None:
+            polls.guest.stop_polling(self.loop)
         # After an asyncio.run() in the child, which has replaced the thread's loop, 3.14 complains of a task that ends.
         self.loop.set_exception_handler(lambda _, __: None)
         self._leave()
