@@ -3,10 +3,8 @@
 # From the ground up. A module imports from lower floors; and from its own, as long as nothing there leads back to it.
 FLOORS = {
     "words": {
-        "_clock",
-        "_caller",
+        "_threads",
         "_cpython",
-        "_locks",
         "_hooks",
         "_errors",
         "_settings",

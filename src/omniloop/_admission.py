@@ -8,13 +8,12 @@ from functools import partial
 from threading import Lock
 from typing import Any, Final
 
-from ._clock import time
 from ._errors import FullError, WouldDeadlockError
 from ._life.life import Life
-from ._locks import Guard
 from ._process import signals
 from ._report import Failure, Site, shown
 from ._settings import WhenFull
+from ._threads import Guard, time
 from ._work.task import Dropped, Task
 
 # Seconds between two reports of dropped tasks.

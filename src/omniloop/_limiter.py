@@ -20,9 +20,9 @@ from weakref import WeakKeyDictionary
 
 from ._arguments import name_of
 from ._errors import CannotStartError, NotAsyncError, can_be_thrown
-from ._process.threads import new_thread, why_no_thread
 from ._report import shown
 from ._runtime import Runtime
+from ._threads import new_thread, why_no_thread
 from ._work.task import Kind, Task
 
 T = TypeVar("T")

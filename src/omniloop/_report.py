@@ -14,8 +14,8 @@ from itertools import islice
 from types import CodeType, FrameType
 from typing import Any, Final
 
-from ._clock import time
 from ._cpython import AWAITS_FUTURE, closed_at_exit, generator_of, has_gil
+from ._threads import time
 
 logger = logging.getLogger("omniloop")
 
@@ -39,6 +39,19 @@ def shown(name: str, most: int = _LONGEST_NAME) -> str:
 def shown_lines(text: str) -> str:
     """Return *text*, which may be a traceback, with each line escaped as by `shown`, but not shortened."""
     return "\n".join(shown(line, sys.maxsize) for line in text.split("\n"))
+
+
+def caller(depth: int = 1) -> FrameType:
+    """
+    Return the frame that called the asking function; if no Python code called it, that function's own frame.
+
+    A greenlet, a bare thread or a C library may call any public function.
+    """
+    try:
+        return sys._getframe(depth + 1)
+    except ValueError:
+        # No frame below: this is the first function of a greenlet, or of a thread started by `_thread`.
+        return sys._getframe(1)
 
 
 class Site:

@@ -40,8 +40,6 @@ from ._arguments import (
     name_of,
     one_argument,
 )
-from ._caller import caller
-from ._clock import give_way, take, time
 from ._errors import (
     AlreadyRunningError,
     CannotStartError,
@@ -55,9 +53,9 @@ from ._life import drain, shutdown, waits
 from ._life.life import Life, Stage
 from ._life.workers import ThreadWork
 from ._process import exit, fork, signals
-from ._process.threads import why_no_thread
-from ._report import Site, shown
+from ._report import Site, caller, shown
 from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
+from ._threads import give_way, take, time, why_no_thread
 from ._work.deadline import within
 from ._work.failures import Failures
 from ._work.ledger import Later

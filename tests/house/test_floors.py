@@ -16,7 +16,7 @@ NAMES = list(FLOORS)
 
 # Which module may do what; a test of its own for each.
 HOMES = {
-    "threads": ({"_thread.start_new_thread", "threading.Thread", "threading.Timer"}, {"_process.threads", "_process.fork"}),
+    "threads": ({"_thread.start_new_thread", "threading.Thread", "threading.Timer"}, {"_threads", "_process.fork"}),
     "exit and fork hooks": (
         {"atexit.register", "os.register_at_fork", "threading._register_atexit", "call_early_at_exit", "signal.signal", "weakref.finalize"},
         {"_cpython", "_process.exit", "_process.fork", "_process.signals"},

@@ -217,7 +217,7 @@ def package(*edits: Edit) -> Iterator[Copy]:
         with _controlled():
             omniloop = importlib.import_module("omniloop")
             # Bound to the real ones, as nothing that a test does is to move the clock of others.
-            clock = importlib.import_module("omniloop._clock").time
+            clock = importlib.import_module("omniloop._threads").time
             clock.monotonic, clock.sleep = time.monotonic, time.sleep
             parts = {name.removeprefix("omniloop."): sys.modules[name] for name in _load_all()}
             if finder.edits:

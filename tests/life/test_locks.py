@@ -1,4 +1,4 @@
-"""`omniloop._locks`: whatever interrupts a caller's thread, and wherever, no lock stays taken."""
+"""`omniloop._threads`: whatever interrupts a caller's thread, and wherever, no lock stays taken."""
 
 import signal
 
@@ -17,8 +17,7 @@ def interrupted_locks():
     import signal
     from threading import RLock
 
-    from omniloop._clock import holding
-    from omniloop._locks import Guard
+    from omniloop._threads import Guard, holding
 
     class Interrupted(BaseException): ...
 
@@ -46,7 +45,7 @@ def test_an_interruption_finds_the_lock_free_or_in_the_block():
 
 
 def test_a_guard_is_a_re_entrant_lock():
-    from omniloop._locks import Guard
+    from omniloop._threads import Guard
 
     lock = Guard()
     with lock:
@@ -162,7 +161,7 @@ def interrupted_shutdowns():
 
     def trace(frame, event, arg):
         # Where the function that has acquired the lock returns to the one that is to note it.
-        if not frame.f_code.co_filename.endswith("_clock.py"):
+        if not frame.f_code.co_filename.endswith("_threads.py"):
             return None
         if event == "return":
             left[0] -= 1

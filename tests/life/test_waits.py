@@ -188,12 +188,12 @@ def test_where_time_is_frozen_when_omniloop_is_imported_its_clock_goes_on():
 
 def look_up_more_often():
     """Not once a second: a test waits until a wait is past its first look."""
-    from omniloop import _clock
+    from omniloop import _threads
     from omniloop._bridges import queue
     from omniloop._life import waits
     from omniloop._seen import progress
 
-    for module in (_clock, queue, progress, waits):
+    for module in (_threads, queue, progress, waits):
         module.LOOK_UP = 0.05
 
 

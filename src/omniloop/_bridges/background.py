@@ -11,10 +11,9 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from .._arguments import check_timeout, is_async, name_of
 from .._brokers.handover import Engine, Sent, checked_function, checked_options, handed_over
-from .._caller import caller
 from .._errors import NotAsyncError
 from .._limiter import by_result, go_limited, limiter, to_thread_limited
-from .._report import Hook
+from .._report import Hook, caller
 from .._runtime import Runtime
 from .._shared import chosen
 from .._work.task import FAILED, Kind, Task, copied

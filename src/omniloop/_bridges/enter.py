@@ -15,8 +15,8 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar, final
 
 from .._arguments import carried
-from .._caller import caller
 from .._errors import NotAsyncError, OmniloopError
+from .._report import caller
 from .._runtime import Runtime
 from .._shared import chosen
 from .._steps import END, AsyncSteps, Drive, Source, SyncSteps

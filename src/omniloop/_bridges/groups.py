@@ -16,15 +16,13 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Never, ParamSpec, Self, TypeVar, TypeVarTuple, final
 
 from .._arguments import check_function, check_timeout, close_unstarted, misplaced_arguments, name_of, one_argument
-from .._caller import caller
-from .._clock import acquire, let_through, time
 from .._errors import ClosedError, ForkedError, TaskTimeoutError, WouldDeadlockError
 from .._life.workers import resolve
 from .._limiter import go_limited, limiter, to_thread_limited
-from .._locks import Guard
-from .._report import shown
+from .._report import caller, shown
 from .._runtime import Runtime
 from .._shared import chosen
+from .._threads import Guard, acquire, let_through, time
 from .._work.task import FAILED, Kind, Task
 
 T = TypeVar("T")

@@ -11,15 +11,14 @@ from types import FrameType
 from typing import Any, Final, TypeVar, final
 
 from .._arguments import close_unstarted
-from .._caller import caller
-from .._clock import acquire, let_through
 from .._errors import NotAsyncError
 from .._hooks import who_runs_here
 from .._limiter import in_own_thread
-from .._report import say, shown
+from .._report import caller, say, shown
 from .._runtime import Runtime
 from .._shared import chosen
 from .._steps import END, Items, SyncSteps, iterating
+from .._threads import acquire, let_through
 from .._work.task import DAEMON
 
 T = TypeVar("T")

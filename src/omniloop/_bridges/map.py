@@ -12,13 +12,13 @@ from types import FrameType
 from typing import Any, Literal, TypeVar, overload
 
 from .._arguments import check_function, check_timeout, close_unstarted, is_async, name_of
-from .._caller import caller
-from .._clock import time
 from .._errors import ForkedError, WouldDeadlockError
 from .._limiter import by_result, limiter
+from .._report import caller
 from .._runtime import Runtime
 from .._shared import chosen
 from .._steps import next_in
+from .._threads import time
 from .._work.task import Task
 
 A = TypeVar("A")

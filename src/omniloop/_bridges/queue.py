@@ -13,13 +13,13 @@ from typing import Any, Literal, TypeVar
 
 import janus
 
-from .._caller import caller
-from .._clock import slices
 from .._errors import ForkedError, WrongLoopError
 from .._life import waits
 from .._life.life import Life
+from .._report import caller
 from .._runtime import Runtime
 from .._shared import chosen
+from .._threads import slices
 from .._work.task import KEEPER, Task
 
 T = TypeVar("T")

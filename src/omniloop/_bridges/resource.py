@@ -13,11 +13,11 @@ from types import FrameType, TracebackType
 from typing import Any, Generic, Self, TypeVar, final, overload
 
 from .._arguments import check_timeout, close_unstarted
-from .._caller import caller
 from .._errors import CannotStartError, ClosedError, NotAsyncError, WaitTimeoutError, WouldDeadlockError, WrongLoopError
 from .._hooks import who_runs_here
 from .._life.life import Life
 from .._process.fork import same_process
+from .._report import caller
 from .._runtime import Runtime
 from .._shared import chosen
 from .._work.task import KEEPER, Kind, Task

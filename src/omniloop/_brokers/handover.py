@@ -32,12 +32,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, final
 
 from .._arguments import check_timeout
-from .._caller import caller
-from .._clock import time
 from .._errors import FullError, NotAsyncError, RefusedError, WaitTimeoutError
-from .._locks import Guard
-from .._report import say
+from .._report import caller, say
 from .._runtime import Runtime
+from .._threads import Guard, time
 from .._work.task import CANCELLED, DAEMON, FAILED, HANDOVER, SUCCEEDED, Task
 
 if TYPE_CHECKING:

@@ -34,12 +34,10 @@ from functools import partial
 from threading import Condition, Lock
 from typing import Any, Final, TypeVar
 
-from .._clock import take
 from .._cpython import is_owned
-from .._locks import Guard
 from .._process.fork import hold_at_fork, keep_for_ever
-from .._process.threads import new_thread
 from .._report import say, shown
+from .._threads import Guard, new_thread, take
 from . import liveness
 from .batches import Batches
 

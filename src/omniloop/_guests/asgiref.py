@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeGuard, TypeVar
 
 from .. import _hooks
 from .._arguments import close_unstarted
-from .._clock import time
 from .._cpython import threads_of
 from .._life import waits
 from .._life.workers import Workers
 from .._process import fork
 from .._process.exit import end_orphan
 from .._report import frames_of
+from .._threads import time
 from .._work.task import Task
 
 if TYPE_CHECKING:

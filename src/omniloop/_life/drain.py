@@ -36,9 +36,9 @@ from threading import Lock
 from typing import Any, Final, NamedTuple
 
 from .. import _cpython, _hooks
-from .._clock import acquire, time
 from .._errors import CannotStartError
 from .._process import exit
+from .._threads import acquire, time
 from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED
 from .life import Life
 from .workers import ThreadWork, resolve

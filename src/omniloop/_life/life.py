@@ -41,9 +41,9 @@ from .. import _cpython, _hooks
 from .._arguments import close_unstarted
 from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError, OmniloopError
 from .._process import exit, fork, signals
-from .._process.threads import why_no_thread
 from .._report import Failure, say, shown
 from .._settings import Settings
+from .._threads import why_no_thread
 from .._work.failures import Failures, Unclaimed
 from .._work.inbox import Inbox
 from .._work.ledger import Later, Ledger, task_in, waiting_in

@@ -44,10 +44,10 @@ from typing import Any, Final, NamedTuple
 
 from .. import _cpython
 from .._arguments import close_unstarted
-from .._clock import acquire, holding, time
 from .._errors import CannotStartError, ClosedError
 from .._process import exit
 from .._report import frames_of, hurried, innermost, say, shown, thread_place, thread_stack
+from .._threads import acquire, holding, time
 from .._work.ledger import is_asked, task_in
 from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of, title_of
 from .._work.task import Kind, Task

@@ -13,11 +13,10 @@ from functools import partial
 from typing import Any, NoReturn
 
 from .. import _cpython
-from .._clock import time
 from .._errors import OmniloopError
 from .._hooks import polls, surroundings
 from .._process import fork
-from .._process.threads import join, new_thread
+from .._threads import join, new_thread, time
 
 # How long, in seconds, a thread that a callback had blocked past the end lets its tasks clean up (a guess: nobody waits for it).
 _LATE_TIMEOUT = 1.0

@@ -11,7 +11,7 @@ checks, in this order:
 4. A circle of threads that wait for each other's loops never ends. Each thread records what it waits for *before* it looks, so that if two
    close a circle at once, at least one of them sees it.
 5. A wait longer than a second looks whether the loop waits for an import that this thread is in the middle of, or for the event loop that
-   this thread runs itself. Like every wait it wakes once a second (see `_clock`).
+   this thread runs itself. Like every wait it wakes once a second (see `_threads`).
 
 The records of 4 are a dictionary with one entry a thread, which only that thread writes; so there is no lock.
 """
@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .. import _hooks
 from .._arguments import check_timeout
-from .._clock import LOOK_UP, slices
 from .._cpython import (
     BEGINS_THREADSAFE,
     CHECKS_CANCEL,
@@ -43,6 +42,7 @@ from .._cpython import (
 from .._errors import WouldDeadlockError
 from .._process import fork
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, frames_of_threads, shown
+from .._threads import LOOK_UP, slices
 from . import workers
 
 if TYPE_CHECKING:

@@ -20,9 +20,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .. import _cpython
-from .._clock import time
-from .._process.threads import join, new_thread
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, say, thread_stack
+from .._threads import join, new_thread, time
 from .._work.ledger import waiting_in
 
 if TYPE_CHECKING:

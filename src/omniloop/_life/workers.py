@@ -37,10 +37,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .. import _cpython
 from .._arguments import name_of, not_plain
-from .._clock import time
 from .._errors import CannotStartError, can_be_thrown
 from .._process.fork import forget_after_fork
-from .._process.threads import join, new_thread, why_no_thread
+from .._threads import join, new_thread, time, why_no_thread
 from .._work.leftovers import rank_of
 from .._work.task import DAEMON, SUCCEEDED, Task, traceback_without
 from .thread import LoopThread, Starter

@@ -21,10 +21,9 @@ import time
 from typing import Any, Final
 
 from .._errors import CannotStartError
-from .._locks import Guard
 from .._process import exit, fork
-from .._process.threads import join, new_thread
 from .._report import say
+from .._threads import Guard, join, new_thread
 from . import snapshot, sockets
 
 # Bytes of one question. The longest one of our own commands has 60.

@@ -37,11 +37,10 @@ from functools import partial
 from types import CodeType
 from typing import TYPE_CHECKING, Final
 
-from .._clock import take, time
 from .._cpython import call_early_at_exit, joins_threads
 from .._report import frame_of, hurried, leave_out_hung, say
+from .._threads import new_thread, take, time
 from .fork import forget_after_fork, hold_inherited, is_multiprocessing_child, notice_fork, watched
-from .threads import new_thread
 
 if TYPE_CHECKING:
     from .fork import Watched

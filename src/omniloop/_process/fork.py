@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakSet
 
 from .._cpython import incref
-from .._locks import Guard
 from .._report import can_read_frames
+from .._threads import Guard
 
 if TYPE_CHECKING:
 

@@ -38,11 +38,11 @@ from typing import Any, Final, ParamSpec, TypeVar, final
 
 from .. import _cpython
 from .._arguments import check_function, name_of
-from .._caller import caller
 from .._errors import CannotStartError, NotPicklableError, ProcessDiedError, can_be_thrown
 from .._life.life import Life
 from .._life.workers import resolve
 from .._process import exit, fork, signals
+from .._report import caller
 from .._runtime import Runtime
 from .._shared import chosen
 from .._work.task import KEEPER, Task

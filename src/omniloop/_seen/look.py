@@ -14,9 +14,9 @@ from types import CoroutineType, FrameType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import _cpython
-from .._clock import time
 from .._life.workers import ThreadWork
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frames_of_threads, innermost, shown
+from .._threads import time
 from .._work.task import Task
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TextIO
 from weakref import WeakSet
 
-from .._clock import LOOK_UP, time
 from .._report import say, shown
+from .._threads import LOOK_UP, time
 from .._work.leftovers import UNMARKED, rank_of, title_of
 from .._work.task import HANDOVER
 

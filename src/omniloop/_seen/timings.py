@@ -7,9 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from .._clock import time
-from .._locks import Guard
 from .._stats import BOUNDS, Histogram, Timing
+from .._threads import Guard, time
 
 if TYPE_CHECKING:
     from .._work.task import Task

@@ -31,13 +31,13 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from .._arguments import close_unstarted
 from .._bridges.enter import AsyncEntered, Entered
-from .._caller import caller
 from .._errors import ClosedError, ForkedError, OmniloopError, TaskTimeoutError, WouldDeadlockError
 from .._life.life import Life, Stage
-from .._locks import Guard
 from .._process import fork
+from .._report import caller
 from .._runtime import Runtime
 from .._steps import AsyncSteps, Steps, iterating, trimmed
+from .._threads import Guard
 from .._work.deadline import within
 from .._work.task import Kind
 from . import faces

@@ -6,7 +6,7 @@ import asyncio
 from contextvars import Context
 from typing import Final
 
-from .._clock import time
+from .._threads import time
 
 # The size of the first batch, and the largest size: a turn of the loop costs as much as four first steps.
 _FIRST: Final = 16

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from .._clock import time
 from .._errors import TaskTimeoutError
 from .._report import shown
+from .._threads import time
 
 T = TypeVar("T")
 

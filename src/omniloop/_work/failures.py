@@ -30,10 +30,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from .._clock import time
 from .._process.exit import draining, tell_at_exit
 from .._process.fork import forget_after_fork
 from .._report import STORM, Failure, Storms, report
+from .._threads import time
 
 if TYPE_CHECKING:
     from .._report import Hook

@@ -32,8 +32,8 @@ from typing import Any, Final
 
 from .. import _cpython, _hooks
 from .._arguments import as_coroutine, close_unstarted, not_plain
-from .._clock import time
 from .._report import shown
+from .._threads import time
 from .batch_size import BatchSize
 from .failures import LATE_FINALISERS, Failures
 from .inbox import Inbox

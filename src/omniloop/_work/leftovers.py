@@ -31,10 +31,9 @@ from contextvars import Context
 from functools import partial
 from typing import Any, Final
 
-from .._clock import time
 from .._cpython import callbacks_of, gathered, is_chained, members_of, shielded_by, transport_of, waiter_of
-from .._process.threads import is_running_thread
 from .._report import frames_of, shown
+from .._threads import is_running_thread, time
 from .task import HANDOVER, WORK, Task, belongs_to
 
 # How long new tasks are left alone, in seconds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
-from .._locks import Guard
+from .._threads import Guard
 
 Entry = Literal["aside", "failed", "cancelled", "dropped", "handed_over", "refused", "marked"]
 

@@ -59,12 +59,11 @@ from weakref import ref
 
 from .. import _cpython
 from .._arguments import check_timeout, close_unstarted
-from .._clock import give_way, time
 from .._errors import TaskTimeoutError, WaitTimeoutError, WouldDeadlockError, WrongLoopError, can_be_thrown
 from .._hooks import who_runs_here
-from .._locks import Guard
 from .._process import fork
 from .._report import Failure, Site, innermost, shown
+from .._threads import Guard, give_way, time
 from .failures import Failures, Unclaimed
 from .tally import Entry, Tally
 

@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Any, Final
 
 from omniloop._arguments import close_unstarted
-from omniloop._clock import time
 from omniloop._errors import NotAsyncError
 from omniloop._hooks import who_runs_here
 from omniloop._process.exit import beside, wait_in_the_middle
 from omniloop._process.fork import forget_after_fork
 from omniloop._shared import shared_runtime
+from omniloop._threads import time
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -16,9 +16,9 @@ from threading import Lock
 from typing import Final
 
 from omniloop import OmniloopError, Runtime, Task
-from omniloop._clock import time
 from omniloop._process import exit
 from omniloop._shared import chosen
+from omniloop._threads import time
 
 Sink = Callable[[list[logging.LogRecord]], Awaitable[object]]
 

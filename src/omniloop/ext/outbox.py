@@ -33,9 +33,9 @@ from omniloop._bridges.resource import resource
 from omniloop._brokers.handover import Delivery, Engine, Function, Sent, resume, was_cancelled
 from omniloop._brokers.store import Row, Store
 from omniloop._errors import NoResultError, RefusedError
-from omniloop._locks import Guard
 from omniloop._report import say
 from omniloop._shared import go, shared_runtime, to_thread
+from omniloop._threads import Guard
 
 # Seconds between two checks for processes that have died.
 _LOOK: Final = 0.5

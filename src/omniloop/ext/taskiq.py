@@ -40,10 +40,10 @@ from omniloop._bridges.resource import resource
 from omniloop._brokers.batches import Batches
 from omniloop._brokers.handover import Delivery, Engine, Function, Way, signature_of, was_cancelled
 from omniloop._brokers.workshop import Workshop
-from omniloop._clock import time
 from omniloop._errors import NoResultError, RefusedError, WaitTimeoutError
 from omniloop._report import say
 from omniloop._shared import go
+from omniloop._threads import time
 from omniloop.ext import needs
 
 with needs("taskiq"):

@@ -22,9 +22,9 @@ from django.db import close_old_connections, transaction
 
 from omniloop._arguments import as_coroutine, close_unstarted
 from omniloop._brokers.handover import Sent
-from omniloop._caller import caller
 from omniloop._errors import NotAsyncError
 from omniloop._guests.asgiref import SyncThread, bring_along
+from omniloop._report import caller
 from omniloop._shared import shared_runtime
 from omniloop._work.task import Task
 
