@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import traceback
@@ -56,11 +57,9 @@ from ._process import exit, fork, signals
 from ._report import Site, caller, shown
 from ._settings import MOST_SECONDS, SHAPES_THE_THREAD, Settings, WhenFull, changed, from_environment
 from ._threads import give_way, take, time, why_no_thread
-from ._work.deadline import within
 from ._work.failures import Failures
 from ._work.ledger import Later
 from ._work.leftovers import OF_DAEMONS
-from ._work.periodic import Turns
 from ._work.tally import Tally
 from ._work.task import DAEMON, KEEPER, WORK, Kind, Task, belongs_to
 
@@ -402,6 +401,9 @@ class Runtime:
         title = name or f"every {interval:g} s: {name_of(fn)}"
         site = Site(frame.f_code, frame.f_lasti)
         late = _seconds("jitter", jitter)
+        # Loaded on use, as most programs have none.
+        from ._work.periodic import Turns
+
         turns = Turns(interval, fn, late, immediately, daemon, title, site, self._failures.tell_soon)
         return self._go(turns.run(), frame, title, context, DAEMON, "accept")
 
@@ -1046,3 +1048,38 @@ def _stack(frame: FrameType) -> traceback.StackSummary:
     stack = traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
     stack.reverse()
     return stack
+
+
+async def within(coro: Coroutine[Any, Any, T], name: str, timeout: float, until: float | None) -> T:
+    """Await *coro* until *until*, by `time.monotonic()`, or for *timeout* seconds if that is None. If it is too late, *coro* never starts."""
+    left = timeout if until is None else until - time.monotonic()
+    if left <= 0:
+        coro.close()
+        raise _of_handle(f"{shown(name)} was not started within {timeout:g} s of its submission, and never will be.")
+    cut_off = None
+    try:
+        try:
+            async with asyncio.timeout(left):
+                try:
+                    return await coro
+                except asyncio.CancelledError as error:
+                    cut_off = error
+                    raise
+        except TimeoutError as error:
+            # A TimeoutError that the work itself raised, even while it was being cancelled, has another cause.
+            if cut_off is None or error.__cause__ is not cut_off:
+                raise
+        # Raised outside the handler. Inside, asyncio's error would be the context of this one and keep its `Timeout` alive, which
+        # refers to the task: a cycle.
+        since = "its start" if until is None else "its submission"
+        # The cause shows where the work was when the time was over.
+        raise _of_handle(f"{shown(name)} was not done {timeout:g} s after {since}, and was cancelled.") from cut_off
+    finally:
+        # The traceback of the cause refers to this frame: another cycle.
+        del cut_off
+
+
+def _of_handle(words: str) -> TaskTimeoutError:
+    error = TaskTimeoutError(words)
+    error.of_handle = True
+    return error

@@ -35,10 +35,9 @@ from .._errors import ClosedError, ForkedError, OmniloopError, TaskTimeoutError,
 from .._life.life import Life, Stage
 from .._process import fork
 from .._report import caller
-from .._runtime import Runtime
+from .._runtime import Runtime, within
 from .._steps import AsyncSteps, Steps, iterating, trimmed
 from .._threads import Guard
-from .._work.deadline import within
 from .._work.task import Kind
 from . import faces
 

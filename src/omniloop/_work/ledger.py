@@ -16,7 +16,7 @@ remove an entry. Other threads look at copies, which may be out of date by then.
 
 How work begins. From 3.12 on the constructor of the asyncio task runs the coroutine up to its first suspension: a coroutine that never
 suspends costs no turn of the loop. Up to 3.11, and with a task factory of the user's, first steps come in the next turn of the loop
-(`batch_size`). A batch ends after 2 ms, so that the loop's timers and sockets do not wait longer; the rest follows in the next turn.
+(`BatchSize`). A batch ends after 2 ms, so that the loop's timers and sockets do not wait longer; the rest follows in the next turn.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ from contextlib import suppress
 from contextvars import Context
 from types import CoroutineType
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from .. import _cpython, _hooks
 from .._arguments import as_coroutine, close_unstarted, not_plain
 from .._report import shown
-from .._threads import time
-from .batch_size import BatchSize
+from .._threads import COARSEST, coarse_resolution, time
 from .failures import LATE_FINALISERS, Failures
 from .inbox import Inbox
 from .leftovers import Leftovers, rank_of
-from .periodic import COARSEST, coarse_resolution, turns_of
 from .tally import Tally
 from .task import HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
 
@@ -46,9 +45,17 @@ from .task import HANDOVER, KEEPER, SUCCEEDED, WORK, Task, traceback_without
 # an eager start runs each coroutine up to its first suspension. A turn of the loop costs 10 to 20 µs, 1 % of it.
 _BATCH: Final = 0.002
 
+# The size of the first batch, and the largest size: a turn of the loop costs as much as four first steps.
+_FIRST: Final = 16
+_MOST: Final = 64
+
 # Looked up once: 60 ns of the 1,100 that starting and settling a no-op takes on 3.13.
 _AsyncTask: Final = asyncio.Task
 _EAGER: Final = sys.version_info >= (3, 12)
+
+
+# The `Turns` of each call of `every`, by the asyncio task that takes them.
+turns_of: Final[WeakKeyDictionary[asyncio.Future[None], Any]] = WeakKeyDictionary()
 
 
 class Later:
@@ -79,6 +86,53 @@ def task_in(item: object) -> Task[Any] | None:
 def waiting_in(inbox: Inbox) -> list[Task[Any]]:
     """Return the tasks that are delivered and not taken, those for later included. A snapshot, from any thread."""
     return [task for task in map(task_in, inbox.waiting()) if task is not None]
+
+
+class BatchSize:
+    """
+    How many coroutines are started in a batch, where first steps come in the loop's next turn. For the loop's thread.
+
+    Counts those that wait for their first step, and sets the next batch's size by the time that these steps took. Elsewhere starting *is*
+    the first step, and a look at the time is enough to end a batch.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        self._loop = loop
+        self._context = context
+        self._size = _FIRST
+        # How many wait for their first step, and how many of them are of this batch.
+        self.waiting = 0
+        self._count = 0
+        # The CPU time of the loop's thread when the second step of the batch began.
+        self._since: float | None = None
+
+    def add(self) -> bool:
+        """Count one more coroutine that waits. True if the batch is to end with it."""
+        self.waiting += 1
+        self._count += 1
+        if self._count == 2:
+            # Not for the first: a single step needs no measuring.
+            self._loop.call_soon(self._note_start, context=self._context)
+        return self._count >= self._size
+
+    def end(self) -> None:
+        """End the batch."""
+        count, self._count = self._count, 0
+        if count:
+            self._loop.call_soon(self._taken, count, context=self._context)
+
+    def _note_start(self) -> None:
+        # The CPU time of this thread alone: the steps are not to blame for other threads or a busy machine.
+        self._since = time.thread_time()
+
+    def _taken(self, count: int) -> None:
+        """Note that all coroutines of a batch have taken their first step."""
+        self.waiting -= count
+        since, self._since = self._since, None
+        if since is not None:
+            took = max(time.thread_time() - since, 1e-9)
+            if took > _BATCH or count >= self._size:
+                self._size = max(2, min(2 * count, int(count * _BATCH / took), _MOST))
 
 
 class Ledger:
@@ -130,7 +184,7 @@ class Ledger:
         # When the current batch ends, and whether the next batch is scheduled for the loop's next turn.
         self._until = 0.0
         self._next_is_due = False
-        self._batch_size = BatchSize(loop, context, _BATCH)
+        self._batch_size = BatchSize(loop, context)
         # Whether coroutines start eagerly; read wherever work begins.
         self._eager = False
         # One bound method for all tasks: one for each would be one more object for the garbage collector to visit.
@@ -443,7 +497,7 @@ class Ledger:
         """Let no turn of `every` begin any more. True if one is under way: it is now work to be waited for."""
         under_way = False
         for runner, task in list(self.daemons.items()):
-            turns = turns_of(runner)
+            turns = turns_of.get(runner)
             if turns is not None and not turns.daemon and turns.begin_no_more():
                 self.running[runner] = self.daemons.pop(runner)
                 task._kind = WORK

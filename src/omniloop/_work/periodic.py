@@ -5,28 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import random
 from collections.abc import Callable
-from typing import Final
-from weakref import WeakKeyDictionary
 
-from .. import _cpython
 from .._report import Failure, Site, shown
-
-# A clock with a resolution above the first, in seconds, is coarse; no clock's is as large as the second. (15.6 ms with Python 3.11 and
-# 3.12 on Windows.)
-_COARSE: Final = 0.001
-COARSEST: Final = 0.02
-
-
-def coarse_resolution(loop: asyncio.AbstractEventLoop) -> float:
-    """
-    Return the resolution of the loop's clock, in seconds, if the clock is coarse; else 0.
-
-    asyncio takes a timer for due that is less than the resolution away. A call that is early by less waits again, for the rest and the
-    resolution: after the rest alone, the timer would be taken for due at once.
-    """
-    resolution = _cpython.clock_resolution(loop)
-    return resolution if resolution > _COARSE else 0.0
+from .._threads import COARSEST, coarse_resolution
+from .ledger import turns_of
 
 
 class Turns:
@@ -57,12 +41,9 @@ class Turns:
 
     async def run(self) -> None:
         """Call the function, and await what it returns, every *interval* seconds by the loop's clock, until cancelled or stopped."""
-        # Imported here, because it would be a tenth of the cost of importing the package.
-        import random
-
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        _of[task] = self
+        turns_of[task] = self
         resolution = coarse_resolution(loop)
         start = loop.time()
         turn = self._first
@@ -102,12 +83,3 @@ class Turns:
         """Begin no other turn; True if one is under way."""
         self._over = True
         return self._under_way
-
-
-# The turns, by the asyncio task that takes them.
-_of: Final[WeakKeyDictionary[asyncio.Future[None], Turns]] = WeakKeyDictionary()
-
-
-def turns_of(runner: asyncio.Future[None]) -> Turns | None:
-    """Return the turns that *runner* takes; None if it is another kind of task."""
-    return _of.get(runner)
