@@ -8,7 +8,6 @@ asyncio exports for authors of loops, such as `asyncio._get_running_loop`, do no
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import sys
 import threading
@@ -93,14 +92,20 @@ def shield_of(callback: Any) -> Any:
     return _closed_over(callback, "shield.<locals>._inner_done_callback").get("outer")
 
 
-def shielded_by(callback: Any) -> Any:
-    """Return the shielded future, if *callback* is the one that `asyncio.shield` adds to the future that it returns; else None."""
-    return _closed_over(callback, "shield.<locals>._outer_done_callback").get("inner")
+def ended_by(callback: Any) -> Any:
+    """
+    Return the future whose outcome the one that has *callback* will get, if *callback* is that of `asyncio.shield`, or of two futures of
+    different kinds or loops that are chained; else None.
+    """
+    return _closed_over(callback, "shield.<locals>._outer_done_callback").get("inner") or _closed_over(
+        callback, "_chain_future.<locals>._call_check_cancel"
+    ).get("source")
 
 
-def is_chained(future: Any) -> bool:
-    """Tell whether another future, of a worker thread or of another loop, will end *future*."""
-    return any(getattr(callback, "__qualname__", "").startswith("_chain_future.") for callback in callbacks_of(future))
+def begun_by(handle: Any) -> Any:
+    """Return the future of `asyncio.run_coroutine_threadsafe` whose coroutine a handle in the queue of due callbacks will start; else None."""
+    callback = getattr(handle, "_callback", None)
+    return _closed_over(callback, "run_coroutine_threadsafe.<locals>.callback").get("future")
 
 
 def _closed_over(function: Any, qualname: str) -> dict[str, Any]:
@@ -109,17 +114,6 @@ def _closed_over(function: Any, qualname: str) -> dict[str, Any]:
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     return {name: cell.cell_contents for name, cell in cells}
 
-
-def inner_code(function: Any, name: str) -> CodeType | None:
-    """Return the code of the function *name* that is defined inside *function*; None if this Python has another."""
-    consts = () if function is None else function.__code__.co_consts
-    return next((code for code in consts if getattr(code, "co_name", None) == name), None)
-
-
-# The callback that `asyncio.run_coroutine_threadsafe` puts into the loop, and the one by which its future passes a cancellation to the
-# loop's.
-BEGINS_THREADSAFE: Final = inner_code(asyncio.run_coroutine_threadsafe, "callback")
-CHECKS_CANCEL: Final = inner_code(getattr(futures, "_chain_future", None), "_call_check_cancel")
 
 # --- asyncio's loops --------------------------------------------------------------------------------------------------
 
@@ -132,11 +126,6 @@ def ready(loop: Any) -> Any:
 def set_ready(loop: Any, queue: Any) -> None:
     """Replace the queue of due callbacks."""
     loop._ready = queue
-
-
-def callback_of(handle: Any) -> Any:
-    """Return the function that a handle in the queue of due callbacks calls."""
-    return getattr(handle, "_callback", None)
 
 
 def selector_of(loop: Any) -> Any:

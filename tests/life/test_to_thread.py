@@ -473,11 +473,17 @@ def test_what_the_loop_asks_is_served_while_all_workers_wait_for_it():
 
 
 @pytest.mark.promise("Workers that wait for each other in a circle are told so within a second or two")
-@pytest.mark.parametrize("how", ["handles", "the loop's executor", "gathered"])
+@pytest.mark.parametrize("how", ["handles", "the loop's executor", "gathered", "in a group"])
 def test_workers_that_all_wait_for_what_stands_behind_them_are_told(how):
     async def asks(depth):
         if how == "gathered":
             await asyncio.gather(asyncio.to_thread(nest, depth), asyncio.sleep(0))
+        elif how == "in a group":
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(asyncio.to_thread(nest, depth))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
         else:
             await asyncio.to_thread(nest, depth)
 

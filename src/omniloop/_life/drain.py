@@ -39,7 +39,7 @@ from .. import _cpython, _hooks
 from .._errors import CannotStartError
 from .._process import exit
 from .._threads import acquire, time
-from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED
+from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, comes
 from .life import Life
 from .workers import ThreadWork, resolve
 
@@ -294,9 +294,7 @@ class _Drain:
         if not young or left <= 0:
             return False
         until = ledger.loop.time() + left
-        known = next(
-            (task for task in young if ledger.leftovers.comes(task, until, ledger.running, ledger.timers)), None
-        )
+        known = next((task for task in young if comes(task, until, ledger.running, ledger.timers)), None)
         if known is not None:
             self._still, pause = 0.0, min(left, _STILL)
         else:

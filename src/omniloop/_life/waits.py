@@ -25,20 +25,12 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from types import CodeType, FrameType, FunctionType
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .. import _hooks
 from .._arguments import check_timeout
-from .._cpython import (
-    BEGINS_THREADSAFE,
-    CHECKS_CANCEL,
-    callback_of,
-    done_callbacks_of,
-    is_of_importlib,
-    module_lock,
-    ready,
-)
+from .._cpython import begun_by, done_callbacks_of, ended_by, is_of_importlib, module_lock, ready
 from .._errors import WouldDeadlockError
 from .._process import fork
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, frames_of_threads, shown
@@ -341,23 +333,15 @@ def _needs_my_loop(ident: int | None, task: Task[Any]) -> str | None:
 
 def _is_for(loop: object, future: Future[Any]) -> bool:
     """Tell whether *future* comes from `run_coroutine_threadsafe` and only *loop* can end it."""
-    callbacks = done_callbacks_of(future)
-    if any(_closed_over(callback, CHECKS_CANCEL).get("source_loop") is loop for callback in callbacks):
+    sources = map(ended_by, done_callbacks_of(future))
+    if any(asyncio.isfuture(source) and source.get_loop() is loop for source in sources):
         return True
     try:
         # The due callbacks, where asyncio's own loops show them. On another loop a call that has not begun can't be seen.
-        due = list(ready(loop) or ())
+        return any(begun_by(handle) is future for handle in list(ready(loop) or ()))
     except RuntimeError:
         # "deque mutated during iteration", on a build without a GIL.
         return False
-    return any(_closed_over(callback_of(handle), BEGINS_THREADSAFE).get("future") is future for handle in due)
-
-
-def _closed_over(function: Any, code: CodeType | None) -> dict[str, Any]:
-    """The variables that *function* has closed over, by name, if its code is *code*; else nothing."""
-    if code is None or not isinstance(function, FunctionType) or function.__code__ is not code:
-        return {}
-    return {name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)}
 
 
 look_in_long_waits(_needs_my_loop)

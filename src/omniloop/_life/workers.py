@@ -40,8 +40,8 @@ from .._arguments import name_of, not_plain
 from .._errors import CannotStartError, can_be_thrown
 from .._process.fork import forget_after_fork
 from .._threads import join, new_thread, time, why_no_thread
-from .._work.leftovers import rank_of
-from .._work.task import DAEMON, SUCCEEDED, Task, traceback_without
+from .._work.leftovers import chain_of, rank_of
+from .._work.task import SUCCEEDED, Task, traceback_without
 from .thread import LoopThread, Starter
 
 if TYPE_CHECKING:
@@ -177,8 +177,6 @@ class Workers(ThreadPoolExecutor):
         # The loop's calls, the oldest first; and the one worker kept for them while all others are busy.
         self._asked: deque[Job] = deque()
         self._kept: set[threading.Thread] = set()
-        # The loop's calls that are not done, including those that a worker is making.
-        self._unanswered: set[Future[Any]] = set()
         # The workers that wait for a runtime, by ident, each with the task that it waits for, or None if that is unknown.
         self._blocked: dict[int, Task[Any] | None] = {}
         self._count = 0
@@ -244,8 +242,8 @@ class Workers(ThreadPoolExecutor):
                 if os.getpid() == pid:
                     future.set_result(result)
 
-        self._unanswered.add(future)
-        future.add_done_callback(self._unanswered.discard)
+        # For `_may_end`.
+        future.pool = self  # type: ignore[attr-defined]
         self._asked.append(job)
         try:
             self.put(self._take_asked)
@@ -317,50 +315,8 @@ class Workers(ThreadPoolExecutor):
 
     def _may_end(self, waited_for: Task[Any]) -> bool:
         """Tell whether anything could still end *waited_for*, given that this pool's queue stands still."""
-        standing = self._futures_of_asked()
-        seen: set[int] = set()
-        found: list[Any] = [waited_for]
-        while found:
-            it = found.pop()
-            if id(it) in seen:
-                continue
-            seen.add(id(it))
-            if isinstance(it, Task):
-                work = it._work
-                if isinstance(work, asyncio.Task):
-                    found.append(work)
-                elif not isinstance(work, ThreadWork) or it._kind is DAEMON or work.pool is not self:
-                    # The task is done, not started, on the loop, or in a thread of its own. Otherwise it is in this queue, or in a worker
-                    # that waits for something else and is checked itself.
-                    return True
-                continue
-            future = _cpython.waiter_of(it)
-            if future is None:
-                # The task runs, or is about to.
-                return True
-            if id(future) in standing:
-                continue
-            next_ones = (
-                [future]
-                if isinstance(future, asyncio.Task)
-                # The future of a `gather`, or of the bridge to a runtime's task.
-                else _cpython.gathered(future) or [getattr(future, "_task", None)]
-            )
-            known = [each for each in next_ones if isinstance(each, (asyncio.Task, Task))]
-            if len(known) < len(next_ones):
-                return True
-            found += [each for each in known if not each.done()]
-        return False
-
-    def _futures_of_asked(self) -> set[int]:
-        """Return the ids of the asyncio futures of the loop's calls: `asyncio.wrap_future` has linked each to the pool's future."""
-        found: set[int] = set()
-        for future in list(self._unanswered):
-            for callback in _cpython.done_callbacks_of(future):
-                for cell in getattr(callback, "__closure__", None) or ():
-                    if isinstance(cell.cell_contents, asyncio.Future):
-                        found.add(id(cell.cell_contents))
-        return found
+        # What is in this queue stands too, or in a worker that waits for something else and is checked itself.
+        return any(not parts and getattr(end, "pool", None) is not self for end, parts in chain_of([waited_for]))
 
     # --- ending ---------------------------------------------------------------------------------------------------
 

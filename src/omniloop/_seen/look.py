@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from types import CoroutineType, FrameType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +17,7 @@ from .. import _cpython
 from .._life.workers import ThreadWork
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frames_of_threads, innermost, shown
 from .._threads import time
+from .._work.leftovers import awaited
 from .._work.task import Task
 
 if TYPE_CHECKING:
@@ -170,17 +171,14 @@ def _stack_of(work: Any, threads: Mapping[int, FrameType] | None = None) -> tupl
     return ()
 
 
-def _awaited(runner: asyncio.Future[Any]) -> Sequence[Any]:
-    """Return the tasks, asyncio's or omniloop's, that a task waits for at the moment."""
-    future = _cpython.waiter_of(runner)
-    if future is None or type(future) is asyncio.Future:
-        # A plain future; most are of sockets and timers.
-        return ()
-    if isinstance(future, asyncio.Task):
-        return [future]
-    # Either `gather`, or the bridge to a task of a runtime.
-    together = _cpython.gathered(future) or [getattr(future, "_task", None)]
-    return [task for task in together if isinstance(task, (asyncio.Task, Task))]
+def _awaited(thing: Any) -> Iterator[Any]:
+    """Yield the tasks, asyncio's or omniloop's, that a task waits for at the moment, through futures of any kind."""
+    # Most wait for a plain future, of a socket or a timer.
+    for part in () if type(_cpython.waiter_of(thing)) is asyncio.Future else awaited(thing):
+        if isinstance(part, (asyncio.Task, Task)):
+            yield part
+        else:
+            yield from _awaited(part)
 
 
 def _asyncio_tasks(life: Life) -> tuple[list[asyncio.Task[Any]], set[asyncio.Task[Any]]]:
@@ -279,12 +277,12 @@ def _waited_for(runner: asyncio.Task[Any] | None) -> list[str]:
     found: list[str] = []
     seen = {id(runner)}
     while runner is not None and len(found) < _DEEPEST:
-        awaited = _awaited(runner)
-        if not awaited or id(awaited[0]) in seen:
+        tasks = list(_awaited(runner))
+        if not tasks or id(tasks[0]) in seen:
             break
-        first = awaited[0]
+        first = tasks[0]
         seen.add(id(first))
-        more = f" and {len(awaited) - 1} more" if len(awaited) > 1 else ""
+        more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
         found.append(shown(first.get_name() if isinstance(first, Task) else _title(first)) + more)
         runner = first if isinstance(first, asyncio.Task) else None
         if isinstance(first, Task) and isinstance(first._work, asyncio.Task):

@@ -25,13 +25,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any, Final
 
-from .._cpython import callbacks_of, gathered, is_chained, members_of, shielded_by, transport_of, waiter_of
+from .._cpython import callbacks_of, ended_by, gathered, members_of, transport_of, waiter_of
 from .._report import frames_of, shown
 from .._threads import is_running_thread, time
 from .task import HANDOVER, WORK, Task, belongs_to
@@ -235,103 +235,103 @@ class Leftovers:
     def give_up_but(self, tasks: Iterable[asyncio.Future[Any]], work: Iterable[Any], in_vain: bool) -> None:
         """Give up those of *tasks* that *work* does not wait for. The end waits for *work* in any case."""
         if tasks := list(tasks):
-            awaited = _awaited_by(work)
-            self.give_up([task for task in tasks if id(task) not in awaited], in_vain)
-
-    def comes(
-        self,
-        task: asyncio.Future[Any],
-        until: float,
-        work: Container[Any],
-        timers: Mapping[Task[Any], asyncio.TimerHandle],
-    ) -> bool:
-        """
-        Tell whether what *task* waits for is known to come by *until*, by the loop's clock.
-
-        *work* is waited for in any case; *timers* are the calls that are not due.
-        """
-        return _comes(task, until, work, timers, set())
+            known = {id(each) for each, _ in chain_of(work)}
+            self.give_up([task for task in tasks if id(task) not in known], in_vain)
 
 
-# --- what a task waits for --------------------------------------------------------------------------------------------
+# --- who waits for what -----------------------------------------------------------------------------------------------
 
 _OF_CHILD_PROCESSES: Final = {"SubprocessStreamProtocol", "ReadSubprocessPipeProto", "WriteSubprocessPipeProto"}
 
 
-def _comes(
-    future: Any, until: float, work: Container[Any], timers: Mapping[Task[Any], asyncio.TimerHandle], seen: set[int]
+def awaited(thing: Any) -> list[Any]:
+    """
+    Return what a handle, a task or a future waits for: handles, tasks and futures; timers; and what brings an outcome from outside the loop,
+    such as a thread, a call in a worker thread, or the stream of a child process.
+
+    Empty if nothing of that is to be seen, and for a task that runs or is about to. From any thread.
+    """
+    if isinstance(thing, Task):
+        return [thing._work]
+    if isinstance(thing, asyncio.Task):
+        waiter = waiter_of(thing)
+        if waiter is None:
+            return []
+        return [waiter] if isinstance(waiter, asyncio.Task) else _seen_in(thing) or [waiter]
+    handle, source = getattr(thing, "_task", None), getattr(thing, "comes_from", None)
+    if isinstance(handle, Task):
+        # The bridge to a task of a runtime.
+        return [handle]
+    if asyncio.isfuture(source) or is_running_thread(source):
+        # The next item of an iteration.
+        return [source]
+    parts = gathered(thing) or map(ended_by, callbacks_of(thing))
+    return [part for part in parts if part is not None and not part.done()]
+
+
+def _seen_in(task: asyncio.Task[Any]) -> list[Any]:
+    """Return what a task's frames say that it waits for."""
+    frame: Any = None
+    for frame in frames_of(task.get_coro()):
+        if _is_of_child_process(frame):
+            return [frame, waiter_of(task)]
+    found = {} if frame is None else frame.f_locals
+    if threads := [each for each in found.values() if is_running_thread(each)]:
+        # A library's own, to which the task has handed work.
+        return [*threads, waiter_of(task)]
+    # The timers of `asyncio.sleep` and `asyncio.wait`; the futures of `wait`, or the members of a task group.
+    parts = [found[name] for name in ("h", "timeout_handle") if hasattr(found.get(name), "when")]
+    for others in (found.get("fs"), members_of(found.get("self"))):
+        # A copy, because this may be another thread.
+        if isinstance(others, (set, list)) and all(map(asyncio.isfuture, others := list(others))):
+            parts += [future for future in others if not future.done()]
+    return parts
+
+
+def chain_of(things: Iterable[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield *things* and all that they wait for, directly or not, each once, and with what that waits for itself."""
+    # With the things, so that no other gets the same id meanwhile.
+    seen: dict[int, Any] = {}
+    left = list(things)
+    while left:
+        thing = left.pop()
+        if id(thing) not in seen:
+            seen[id(thing)] = thing
+            parts = awaited(thing)
+            yield thing, parts
+            left += parts
+
+
+def comes(
+    thing: Any,
+    until: float,
+    work: Container[Any],
+    timers: Mapping[Task[Any], asyncio.TimerHandle],
+    seen: set[int] | None = None,
 ) -> bool:
-    """Tell whether *future* is known to be done by *until*."""
-    if future.done() or future in work:
+    """
+    Tell whether *thing* is known to be done by *until*, by the loop's clock.
+
+    *work* is waited for in any case; *timers* are the calls that are not due.
+    """
+    if isinstance(thing, Task):
+        due = timers.get(thing)
+        return thing.done() or (thing._kind in (WORK, HANDOVER) if due is None else due.when() <= until)
+    if thing.done() or thing in work:
         return True
-    if id(future) in seen:
+    seen = set() if seen is None else seen
+    if id(thing) in seen:
         # A circle of tasks that wait for each other.
         return False
-    seen.add(id(future))
-    if isinstance(future, asyncio.Task):
-        waiter = waiter_of(future)
-        if waiter is None:
-            # The task is about to run.
-            return True
-        frame, is_of_child_process = _innermost_frame(future)
-        if is_of_child_process:
-            return True
-        if frame is not None and frame.f_code is asyncio.sleep.__code__:
-            timer = frame.f_locals.get("h")
-            return timer is not None and timer.when() <= until
-        if frame is not None and any(map(is_running_thread, frame.f_locals.values())):
-            # A library's own thread, to which the task has handed work that it waits for.
-            return True
-    elif isinstance(handle := getattr(future, "_task", None), Task):
-        if (due := timers.get(handle)) is not None:
-            return due.when() <= until
-        return handle._kind is WORK or handle._kind is HANDOVER
-    elif is_chained(future) or is_running_thread(getattr(future, "comes_from", None)):
-        # Its outcome comes from a worker thread, from another loop, or from the thread of an `aiterate`.
+    seen.add(id(thing))
+    if not (parts := awaited(thing)):
+        # A task that is about to run; or a future that nobody is known to resolve.
+        return isinstance(thing, asyncio.Task)
+    inside = [part for part in parts if asyncio.isfuture(part) or isinstance(part, Task)]
+    outside = [part for part in parts if part not in inside]
+    if any(part.when() <= until if hasattr(part, "when") else True for part in outside):
         return True
-    parts = _waits_for(future)
-    return bool(parts) and all(_comes(part, until, work, timers, seen) for part in parts)
-
-
-def _waits_for(future: Any) -> list[Any]:
-    """Return the futures that a future or a task waits for."""
-    if isinstance(future, asyncio.Task):
-        frame, _ = _innermost_frame(future)
-        found = {} if frame is None else frame.f_locals
-        # The futures of `asyncio.wait`, or the members of a task group.
-        others = found.get("fs") or members_of(found.get("self"))
-        if isinstance(others, (set, list)) and others and all(map(asyncio.isfuture, others)):
-            return list(others)
-        waiter = waiter_of(future)
-        return [] if waiter is None else [waiter]
-    if children := gathered(future):
-        return children
-    if asyncio.isfuture(source := getattr(future, "comes_from", None)):
-        # The next item of an iteration comes from the work that runs its source.
-        return [source]
-    return [inner for callback in callbacks_of(future) if (inner := shielded_by(callback)) is not None]
-
-
-def _awaited_by(work: Iterable[Any]) -> set[int]:
-    """Return the identities of all futures that *work* waits for, directly or not, itself included."""
-    seen: set[int] = set()
-    left = [runner for runner in work if asyncio.isfuture(runner)]
-    while left:
-        future = left.pop()
-        if id(future) not in seen and not future.done():
-            seen.add(id(future))
-            left += _waits_for(future)
-    return seen
-
-
-def _innermost_frame(task: asyncio.Task[Any]) -> tuple[Any, bool]:
-    """Return the innermost frame in which a task waits, and whether one of its frames waits for a child process."""
-    coro: Any = task.get_coro()
-    frame: Any = None
-    for frame in frames_of(coro):
-        if _is_of_child_process(frame):
-            return frame, True
-    return frame, False
+    return bool(inside) and all(comes(part, until, work, timers, seen) for part in inside)
 
 
 def _is_of_child_process(frame: Any) -> bool:
