@@ -194,13 +194,16 @@ def test_a_call_in_a_thread_is_made_or_cancelled(copy: Copy) -> None:
 
 @in_every_order(
     WORKERS,
-    a_worker_that_looks_before_it_is_out=Edit(
-        WORKERS,
-        "        self._staff.discard(me)\n        if len(self._staff) - len(self._blocked) >= self._size:\n            return True\n",
-        "        if len(self._staff) - len(self._blocked) > self._size:\n            self._staff.discard(me)\n            return True\n",
+    workers_that_look_at_once_and_then_leave=(
+        Edit(WORKERS, "        with self._leaving:\n", "        if True:\n"),
+        Edit(
+            WORKERS,
+            "            self._staff.discard(me)\n            if len(self._staff) >= self._places():\n                return True\n",
+            "            if len(self._staff) > self._places():\n                self._staff.discard(me)\n                return True\n",
+        ),
     ),
 )
-def test_of_surplus_workers_that_leave_at_once_enough_stay(copy: Copy) -> None:
+def test_of_workers_that_begin_at_once_as_many_stay_as_have_a_place(copy: Copy) -> None:
     pool = copy.parts[WORKERS].Workers(1, "explored", print)
 
     def is_idle() -> None:
@@ -211,15 +214,15 @@ def test_of_surplus_workers_that_leave_at_once_enough_stay(copy: Copy) -> None:
     for thread in threads:
         thread.join()
 
-    assert pool._staff
+    assert len(pool._staff) == 1
 
 
 @in_every_order(
     WORKERS,
     a_worker_that_leaves_after_its_look=Edit(
         WORKERS,
-        "        self._staff.discard(me)\n        if len(self._staff) - len(self._blocked) >= self._size:\n            return True\n",
-        "        if len(self._staff) - len(self._blocked) > self._size:\n            self._staff.discard(me)\n            return True\n",
+        "            self._staff.discard(me)\n            if len(self._staff) >= self._places():\n                return True\n",
+        "            if len(self._staff) > self._places():\n                self._staff.discard(me)\n                return True\n",
     ),
 )
 def test_when_one_worker_leaves_and_the_other_begins_to_wait_another_is_there(copy: Copy) -> None:

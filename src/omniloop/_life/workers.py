@@ -11,9 +11,9 @@ further worker, which does nothing else and ends when nothing is asked. A wait i
 nothing that they wait for could ever end: see `why_endless`.
 
 Which thread may do what. Any thread may put a job, and never waits for a lock. The number of idle workers is the length of a deque, in
-which each idle worker has an entry of its own. One thread at a time starts workers (`thread.Starter`); others leave a wish in `_wanted`,
-which the starting thread finds when it looks again. The loop's calls are in `_asked`, and each has a job in the queue that takes the oldest
-of them; that job or the worker kept for them takes it, whichever comes first.
+which each idle worker has an entry of its own. Any thread may start a worker. If several do so at once, there may be one too many: a worker
+makes no call before it has seen that it has a place. The loop's calls are in `_asked`, and each has a job in the queue that takes the oldest
+of them; that job or the further worker takes it, whichever comes first.
 
 What was tried. The threads of `ThreadPoolExecutor` itself: they are joined, and its queue is shut, before the first `atexit` handler runs,
 so that a drain in which any task looks up a host name failed. A pool without replacements: four of six look-ups timed out. Replacements
@@ -30,6 +30,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from queue import Empty, SimpleQueue
 from threading import Lock
 from types import CoroutineType
@@ -42,7 +43,7 @@ from .._process.fork import forget_after_fork
 from .._threads import join, new_thread, time, why_no_thread
 from .._work.leftovers import chain_of, rank_of
 from .._work.task import SUCCEEDED, Task, traceback_without
-from .thread import LoopThread, Starter
+from .thread import LoopThread
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -171,15 +172,13 @@ class Workers(ThreadPoolExecutor):
         # An entry for each idle worker, which adds and removes it itself, so that submitting takes no lock.
         self._idle: deque[None] = deque()
         self._staff: set[threading.Thread] = set()
-        # An entry for each job that found no idle worker.
-        self._wanted: deque[None] = deque()
-        self._starter = Starter()
-        # The loop's calls, the oldest first; and the one worker kept for them while all others are busy.
+        self._numbers = count(1)
+        # Held by a worker that looks whether it is one too many.
+        self._leaving = Lock()
+        # The loop's calls, the oldest first.
         self._asked: deque[Job] = deque()
-        self._kept: set[threading.Thread] = set()
         # The workers that wait for a runtime, by ident, each with the task that it waits for, or None if that is unknown.
         self._blocked: dict[int, Task[Any] | None] = {}
-        self._count = 0
         self.closed = False
         # While workers are told to end, the length of the queue does not say how many are needed.
         self._stopping = False
@@ -272,7 +271,7 @@ class Workers(ThreadPoolExecutor):
     def start_one(self) -> None:
         """Start the first worker. It serves at the interpreter's end too, when 3.12 starts no more threads."""
         if not self._staff:
-            self._start(self._serve, self._staff)
+            self._grow()
 
     # --- waiting workers ------------------------------------------------------------------------------------------
 
@@ -287,11 +286,6 @@ class Workers(ThreadPoolExecutor):
         Returns False if jobs are queued, no worker is left for them, and no thread can be started.
         """
         self._blocked[threading.get_ident()] = task
-        me = threading.current_thread()
-        if me in self._kept and self._has_room():
-            # Count it among the ordinary waiting workers, so that another may be kept for the loop.
-            self._staff.add(me)
-            self._kept.discard(me)
         try:
             if len(self._staff) <= len(self._blocked) or not self._jobs.empty():
                 self._grow()
@@ -306,12 +300,12 @@ class Workers(ThreadPoolExecutor):
 
     def _stands(self) -> bool:
         """Tell whether jobs are queued, all workers wait, and no further worker can be started."""
-        if self._jobs.empty() or len(self._blocked) < len(self._all()):
+        if self._jobs.empty() or len(self._blocked) < len(self._staff):
             return False
         # In case an earlier start failed only for the moment.
         with suppress(RuntimeError):
             self._grow()
-        return len(self._blocked) >= len(self._all())
+        return len(self._blocked) >= len(self._staff)
 
     def _may_end(self, waited_for: Task[Any]) -> bool:
         """Tell whether anything could still end *waited_for*, given that this pool's queue stands still."""
@@ -342,93 +336,56 @@ class Workers(ThreadPoolExecutor):
     def counts(self) -> dict[str, int]:
         """Return the numbers of workers: present, allowed, idle, waiting for the runtime; and of queued jobs. A snapshot."""
         return {
-            "workers": len(self._all()),
+            "workers": len(self._staff),
             "most": self._size,
             "idle": len(self._idle),
             "waiting_for_the_runtime": len(self._blocked),
             "jobs": self._jobs.qsize(),
         }
 
-    def _all(self) -> list[threading.Thread]:
-        return [*list(self._staff), *list(self._kept)]
-
     def _end_threads(self, timeout: float) -> list[threading.Thread]:
         self._stopping = True
         self._jobs.put(None)
         deadline = time.monotonic() + timeout
-        return [thread for thread in self._all() if not join(thread, deadline - time.monotonic())]
+        return [thread for thread in list(self._staff) if not join(thread, deadline - time.monotonic())]
 
     # --- threads --------------------------------------------------------------------------------------------------
 
     def _grow(self) -> None:
-        """Start a worker, if there is room."""
-        self._wanted.append(None)
-        while self._wanted and self._starter.start(self._start_wanted):
-            pass
-
-    def _start_wanted(self) -> None:
+        """Start a worker, if there is room. If other threads do so at once, a worker that is one too many ends."""
+        places = self._places()
+        # One more while the loop asks for something.
+        if len(self._staff) >= places + bool(self._asked and self._most_waiting is not None):
+            return
+        thread = new_thread(self._serve, f"{self._name}-worker-{next(self._numbers)}")
         try:
-            self._wanted.pop()
-            if self._has_room():
-                self._start(self._serve, self._staff)
-            elif self._asked and not self._kept and self._most_waiting is not None:
-                self._start(self._serve_asked, self._kept)
-        except IndexError:
-            # Another start has taken the wish.
-            pass
-        except RuntimeError:
+            self._staff.add(thread)
+            thread.start()
+        except BaseException as error:
+            if thread.ident is None:
+                self._staff.discard(thread)
             # "can't start new thread", at the interpreter's end. If a worker is free it will get to the job.
-            if len(self._staff) <= len(self._blocked):
+            if not isinstance(error, RuntimeError) or len(self._staff) <= len(self._blocked):
                 raise
 
-    def _has_room(self) -> bool:
+    def _places(self) -> int:
+        """Return how many workers may make calls, or wait."""
         blocked = len(self._blocked)
-        return len(self._staff) < self._size + (
-            blocked if self._most_waiting is None else min(blocked, self._most_waiting)
-        )
+        return self._size + (blocked if self._most_waiting is None else min(blocked, self._most_waiting))
 
     def _leaves(self) -> bool:
-        """Tell whether the calling worker is one too many and ends: the place of one that waited was taken meanwhile."""
-        if len(self._staff) - len(self._blocked) <= self._size:
-            return False
-        # First out, and then the look: whoever comes second of two that leave at once sees the other. So does whoever comes second of this
-        # one and of a worker that begins to wait, which looks whether another is left.
+        """Tell whether the calling worker is one too many and ends: the place of one that waited was taken meanwhile, or two began at once."""
         me = threading.current_thread()
-        self._staff.discard(me)
-        if len(self._staff) - len(self._blocked) >= self._size:
-            return True
-        self._staff.add(me)
-        return False
-
-    def _start(self, serve: Callable[[], None], among: set[threading.Thread]) -> None:
-        self._count += 1
-        thread = new_thread(serve, f"{self._name}-worker-{self._count}")
-        try:
-            among.add(thread)
-            thread.start()
-        except BaseException:
-            if thread.ident is None:
-                among.discard(thread)
-            raise
-
-    def _serve_asked(self) -> None:
-        """Make the loop's calls, and nothing else, until none is left."""
-        me, pid = threading.current_thread(), os.getpid()
-        pools[threading.get_ident()] = self
-        try:
-            # A wait may have turned this worker into an ordinary one.
-            while me in self._kept and self._asked:
-                self._take_asked()
-                if os.getpid() != pid:
-                    self._on_orphaned()
-        finally:
-            del pools[threading.get_ident()]
+        with self._leaving:
+            if len(self._staff) <= self._places():
+                return False
+            # First out, and then the look: whoever comes second of this one and of a worker that begins to wait, which looks whether
+            # another is left, sees the other.
             self._staff.discard(me)
-            self._kept.discard(me)
-            # A call that was asked just before this relied on this worker.
-            if self._asked and not self._stopping:
-                with suppress(RuntimeError):
-                    self._grow()
+            if len(self._staff) >= self._places():
+                return True
+            self._staff.add(me)
+            return False
 
     def _serve(self) -> None:
         jobs = self._jobs
@@ -436,19 +393,27 @@ class Workers(ThreadPoolExecutor):
         # Again, in case the start was interrupted.
         self._staff.add(threading.current_thread())
         pools[threading.get_ident()] = self
+        has_place = False
         try:
             while True:
-                try:
-                    job = jobs.get_nowait()
-                except Empty:
-                    if self._stopping or self._leaves():
-                        return
-                    self._idle.append(None)
-                    job = jobs.get()
-                    self._idle.pop()
-                    if not self._stopping and jobs.qsize() > len(self._idle):
-                        # A thread that put a job just before this relied on this worker being idle.
-                        self._grow()
+                if not has_place and self._asked and len(self._staff) > self._places():
+                    # Without a place of its own it makes only the loop's calls.
+                    job: Job | None = self._take_asked
+                elif not has_place and self._leaves():
+                    return
+                else:
+                    has_place = True
+                    try:
+                        job = jobs.get_nowait()
+                    except Empty:
+                        if self._stopping or self._leaves():
+                            return
+                        self._idle.append(None)
+                        job = jobs.get()
+                        self._idle.pop()
+                        if not self._stopping and jobs.qsize() > len(self._idle):
+                            # A thread that put a job just before this relied on this worker being idle.
+                            self._grow()
                 if job is None:
                     # Passed on to the next worker: after an interrupted start their number is not known.
                     jobs.put(None)
@@ -465,6 +430,10 @@ class Workers(ThreadPoolExecutor):
         finally:
             del pools[threading.get_ident()]
             self._staff.discard(threading.current_thread())
+            # What the loop asked for just before this relied on this worker.
+            if self._asked and not self._stopping:
+                with suppress(RuntimeError):
+                    self._grow()
 
 
 # The pool of each worker, by the thread's ident. For the whole process, because a worker of one runtime may wait for another.
