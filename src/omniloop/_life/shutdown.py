@@ -38,7 +38,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -49,7 +49,7 @@ from .._process import exit
 from .._report import frames_of, hurried, innermost, say, shown, thread_place, thread_stack
 from .._threads import acquire, holding, time
 from .._work.ledger import is_asked, task_in
-from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of, title_of
+from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, Belongings, rank_of, title_of
 from .._work.task import Kind, Task
 from .drain import LOOK, Asked, LeftoverTime, clean_ups, drain, ended
 from .life import Life, Stage
@@ -160,6 +160,8 @@ class _End:
         self._asked: set[Any] = set()
         # What did not end in its stage. It is waited for only after all other stages.
         self._slow: set[Any] = set()
+        # The belongings of resources that were closed, which end next.
+        self._closed: list[Belongings] = []
 
     def finish(self, deadline: float) -> Outcome:
         """End daemons, resources and all other tasks, and refuse work from then on. Work itself is not cancelled."""
@@ -260,11 +262,11 @@ class _End:
                     # Work that was accepted after the drain must be done and not cancelled. The remaining tasks may belong to it.
                     return Outcome.WORK_LEFT
                 ledger.cancel_timers()
-                found = [[each for each in group if each not in self._slow] for group in stage.find(self)]
-                if not (groups := [group for group in found if group]):
+                groups = ([each for each in group if each not in self._slow] for group in stage.find(self))
+                if (found := next(filter(None, groups), None)) is None:
                     break
                 left = deadline - time.monotonic()
-                await self._end_group(groups[0], left, left / (len(groups) + 1), patient)
+                await self._end_group(found, left, left / (stage.count(self) + 1), patient)
                 if stage.once:
                     break
         if time.monotonic() >= deadline:
@@ -391,16 +393,25 @@ class _End:
             self.rank = OF_WHAT_ENDED
             self._life.ledger.leftovers.orphan_others()
         self._hush(True)
+        belongings = self._life.ledger.leftovers.belongings
+        self._closed = [owner for keeper, owner in belongings.items() if keeper.done() or keeper in self._asked]
 
-    def _resources(self) -> list[Iterable[Any]]:
-        """Return each resource, the youngest first; before them, what is left of those that were closed earlier."""
-        ledger = self._life.ledger
-        found: list[Iterable[Any]] = []
-        for keeper, owner in ledger.leftovers.belongings.items():
-            if (keeper.done() or keeper in self._asked) and owner.tasks:
-                owner.over = True
-                found.append(owner.tasks)
-        return found + [[keeper] for keeper in reversed(ledger.keepers)]
+    def _resources(self) -> Iterator[Iterable[Any]]:
+        """
+        Yield what is left of each resource that was closed, then each other resource, the youngest first.
+
+        Goes on behind a group only where nothing of it is to be ended, so that the end of one resource does not look at all others.
+        """
+        ledger, closed = self._life.ledger, self._closed
+        while closed:
+            closed[-1].over = True
+            yield closed[-1].tasks
+            closed.pop()
+        for keeper in reversed(ledger.keepers):
+            if (owner := ledger.leftovers.belongings.get(keeper)) is not None:
+                closed.append(owner)
+            yield [keeper]
+            closed.clear()
 
     def _rest(self) -> list[Iterable[Any]]:
         """Return all other tasks, and the work submitted by tasks whose time is over."""
@@ -424,8 +435,10 @@ class _End:
 class _Stage(NamedTuple):
     """Things that end together. `before` is called once; `find` returns groups to end one after the other, from what there is now."""
 
-    find: Callable[[_End], list[Iterable[Any]]]
+    find: Callable[[_End], Iterable[Iterable[Any]]]
     before: Callable[[_End], None] = lambda _: None
+    # How many groups there are, which share the time.
+    count: Callable[[_End], int] = lambda _: 1
     # Whether it is not looked for more: each that ends may begin another.
     once: bool = False
 
@@ -435,7 +448,7 @@ _WORK: Final = _Stage(_End._work, once=True)
 _STAGES: Final = (
     _WORK,
     _Stage(_End._daemons, once=True),
-    _Stage(_End._resources, before=_End._no_more_daemons),
+    _Stage(_End._resources, before=_End._no_more_daemons, count=lambda end: max(1, len(end._life.ledger.keepers))),
     _Stage(_End._rest),
 )
 

@@ -39,6 +39,9 @@ from .task import HANDOVER, WORK, Task, belongs_to
 # How long new tasks are left alone, in seconds.
 _NEW: Final = 0.02
 
+# How many resources there may be at least before closed ones are looked for.
+_FEW: Final = 16
+
 
 class Belongings:
     """The owner of tasks: a daemon, a resource, or what the end no longer waits for."""
@@ -98,6 +101,8 @@ class Leftovers:
         self.time_over = False
         # The belongings of resources, by the task that keeps the resource open.
         self.belongings: dict[asyncio.Future[Any], Belongings] = {}
+        # How many there may be before those of closed resources are removed.
+        self._full = _FEW
         # The runtime's own tasks, which wait for the others.
         self.helpers: set[asyncio.Future[Any]] = set()
         # True while resources are closed: errors of the tasks here are not reported then.
@@ -181,9 +186,10 @@ class Leftovers:
 
     def keep(self, keeper: asyncio.Future[Any]) -> None:
         """Make *keeper*, which keeps a resource open, the owner of all that is made in the current context from now on."""
-        for former, owner in list(self.belongings.items()):
-            if former.done() and not owner.tasks:
-                del self.belongings[former]
+        if len(self.belongings) >= self._full:
+            # Not each time: to open many would take quadratic time.
+            self.belongings = {it: owner for it, owner in self.belongings.items() if owner.tasks or not it.done()}
+            self._full = max(_FEW, 2 * len(self.belongings))
         owner = self.belongings[keeper] = Belongings()
         belongs_to.set(owner)
 
