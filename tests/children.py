@@ -21,10 +21,6 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 _TOLD_OF = ("OMNILOOP_", "KUBERNETES_SERVICE_HOST", "SYSTEMD_EXEC_PID", "FORCE_COLOR", "PYTHON_COLORS")
 
 
-# Whether all imports of the children are lazy.
-LAZY = "OMNILOOP_LAZY_CHILDREN" in os.environ
-
-
 class Result(NamedTuple):
     """What came out of a child: its streams, its exit code (negative: the signal it died of), and how long it took."""
 
@@ -39,7 +35,7 @@ def child_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_TOLD_OF)}
     if "OMNILOOP_LOOP" in os.environ:
         inherited["OMNILOOP_LOOP"] = os.environ["OMNILOOP_LOOP"]
-    if LAZY:
+    if "OMNILOOP_LAZY_CHILDREN" in os.environ:
         inherited["PYTHON_LAZY_IMPORTS"] = "all"
     path = [str(SRC), os.environ.get("PYTHONPATH", "")]
     inherited["PYTHONPATH"] = os.pathsep.join(filter(None, path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import importlib
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ._errors import (
@@ -79,9 +78,11 @@ if TYPE_CHECKING:
     from ._twins.blocking import Blocking as Blocking
     from ._twins.blocking import blocking as blocking
 
-with suppress(ImportError):
-    # The core may be installed without the guests.
+try:
     from . import _guests as _guests
+except ImportError:
+    # The core may be installed without the guests.
+    pass
 
 # Names that are expensive to import, by module: loaded when the name is first used.
 _LAZY = {
@@ -133,7 +134,7 @@ def _load_lazy_imports() -> None:
     _loading.add(me)
     try:
         # The modules that this loads have put off imports of their own.
-        while names := {name for name in list(sys.modules) if name.partition(".")[0] == __name__} - done:
+        while names := {name for name in list(sys.modules) if f"{name}.".startswith(f"{__name__}.")} - done:
             for module in [sys.modules[name] for name in names]:
                 for name in list(vars(module)):
                     # Getting the attribute imports it; reading it from the dictionary does not.

@@ -15,7 +15,7 @@ from contextvars import copy_context
 import pytest
 
 import omniloop
-from children import LAZY, run_child
+from children import run_child
 from omniloop import Runtime, TaskTimeoutError
 from omniloop._life import waits
 
@@ -318,7 +318,6 @@ def test_a_cancelled_call_cancels_the_run_in_it_on_the_same_loop(runtime):
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("value", [False, True], ids=["nothing in its context", "a value in its context"])
 @pytest.mark.parametrize("how", ["exits", "returns", "works"])
-@pytest.mark.skipif(LAZY, reason="asgiref is loaded only in the work, after `run()` has looked for it")
 def test_a_child_that_is_forked_in_such_a_call_ends_as_it_wants(how, value):
     """It waited for ever: for the parent's loop, which was to hear of its SystemExit."""
 
@@ -344,6 +343,8 @@ def test_a_child_that_is_forked_in_such_a_call_ends_as_it_wants(how, value):
                 sys.exit(omniloop.run(answer()))
             return 0
 
+        # Imported before, also where imports are lazy: loaded only in the work, asgiref makes the call in a thread of its own.
+        sync_to_async.__name__
         language = Local()
         if value:
             language.code = "de"

@@ -21,7 +21,7 @@ except ImportError:
     resource = None
 
 import omniloop
-from children import LAZY, run_child
+from children import run_child
 from omniloop import CannotStartError, Runtime, WouldDeadlockError
 from omniloop._life.workers import Workers
 
@@ -325,7 +325,8 @@ def test_no_worker_to_be_had_is_an_error_that_says_so_and_the_next_use_works():
 
 
 def without_descriptors():
-    # An import finds nothing where no file can be opened.
+    # An import finds nothing where no file can be opened. This one is done here, also where imports are lazy.
+    omniloop.run
     if importlib.util.find_spec("uvloop"):
         importlib.import_module("uvloop")
         importlib.import_module("omniloop._guests.uvloop")
@@ -350,7 +351,6 @@ def without_descriptors():
 @pytest.mark.promise(
     "With no descriptors left at the first use it is a `CannotStartError`, and the next use works once there is room"
 )
-@pytest.mark.skipif(LAZY, reason="without descriptors nothing can be imported either")
 def test_no_descriptors_at_the_first_use_is_an_error_that_says_so_and_the_next_use_works(loop):
     """It was a bare OSError, with asyncio's complaint of its half-made loop; uvloop aborted the process."""
     if loop == "uvloop":

@@ -166,6 +166,8 @@ def test_run_in_what_looks_on(how):
             if next(calls) < 300:
                 ask()
 
+        # A hook that runs within the import of omniloop, where imports are lazy, has no name of it.
+        omniloop.run
         calls = itertools.count()
         if how == "audit":
             sys.addaudithook(lambda *_: looks())

@@ -15,7 +15,7 @@ import weakref
 import pytest
 
 import omniloop
-from children import LAZY, child_environment, run_child
+from children import child_environment, run_child
 from programs import source_of
 
 
@@ -38,12 +38,13 @@ told = []
 
 
 @pytest.mark.promise("What an exit handler submits is done, or refused in words, wherever the handler was registered")
-@pytest.mark.skipif(LAZY, reason="what is imported lazily is imported by the exit hook, and refused")
 def test_what_an_exit_handler_submits_is_done_or_refused_wherever_it_was_registered():
     def before_the_import():
         atexit.register(lambda: told[0]("registered before the import"))
 
     def program():
+        # Imported here, also where imports are lazy.
+        omniloop.go
         told.append(tell)
         atexit.register(tell, "registered before the start")
         omniloop.run(asyncio.sleep(0))
@@ -62,9 +63,10 @@ def test_what_an_exit_handler_submits_is_done_or_refused_wherever_it_was_registe
 @pytest.mark.promise(
     "A runtime that is first used in an exit handler works, or refuses where Python starts no thread any more"
 )
-@pytest.mark.skipif(LAZY, reason="what is imported lazily is imported by the exit hook, and refused")
 def test_a_runtime_that_is_first_used_in_an_exit_handler_works_or_refuses():
     def program():
+        # Imported here, also where imports are lazy.
+        omniloop.go
         atexit.register(tell, "first use")
 
     result = run_child(program)

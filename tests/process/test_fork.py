@@ -24,7 +24,7 @@ except ImportError:
     resource = None
 
 import omniloop
-from children import LAZY, run_child
+from children import run_child
 from omniloop import go, run
 from omniloop._life import life
 from omniloop._process import exit
@@ -34,6 +34,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks h
 # Where a test forks with work pending, CPython is right to warn: threads are there.
 # And in development mode, of what the test programs themselves leave open.
 QUIET = ["-W", "ignore::DeprecationWarning", "-W", "ignore::ResourceWarning"]
+
+from_3_15 = pytest.mark.skipif(sys.version_info < (3, 15), reason="imports can be lazy from 3.15 on")
 
 
 def fork(child):
@@ -587,6 +589,8 @@ def test_a_fork_while_eight_threads_submit_loses_nothing_and_leaves_every_child_
                     counts[number] += 20
                 time.sleep(0.0005)
 
+        # Where imports are lazy, the threads would import it, and a child wait for an import that the fork has interrupted.
+        go.__name__
         threads = [threading.Thread(target=submits, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()
@@ -899,9 +903,10 @@ hooks = []
 
 
 def hooks_are_registered_before_ours():
-    # Registers a hook of its own, which has to run first.
-    import threading  # noqa: F401
+    # Registers a hook of its own, which has to run first. Imported here, also where imports are lazy.
+    import threading
 
+    threading.Thread
     os.register_at_fork(
         before=lambda: [hook("before") for hook in hooks],
         after_in_child=lambda: [hook("in the child") for hook in hooks],
@@ -946,11 +951,12 @@ def test_a_loop_that_a_fork_has_given_up_waiting_for_goes_on():
 
 
 @pytest.mark.promise("A fork on the loop's thread and one in another thread do not wait for each other")
+@pytest.mark.parametrize("imports", ["normal", pytest.param("all", marks=from_3_15)])
 @pytest.mark.parametrize("first", ["the loop's", "the other"])
-def test_a_fork_in_a_callback_and_one_in_another_thread_do_not_wait_for_each_other(first):
+def test_a_fork_in_a_callback_and_one_in_another_thread_do_not_wait_for_each_other(first, imports):
     """
     The thread waited for the callback, and the callback for a lock that the thread held: a second each time, as when a uvloop starts a
-    process while another thread forks.
+    process while another thread forks. Where imports are lazy, for the lock of a hook of the standard library that came before ours.
     """
 
     def program():
@@ -996,7 +1002,8 @@ def test_a_fork_in_a_callback_and_one_in_another_thread_do_not_wait_for_each_oth
         task.result(timeout=20)
         print("parent", run(answer(), timeout=20))
 
-    result = run_child(hooks_are_registered_before_ours, start, program, flags=QUIET)
+    flags = [*QUIET, "-X", f"lazy_imports={imports}"]
+    result = run_child(hooks_are_registered_before_ours, start, program, flags=flags)
 
     assert sorted(result.stdout.splitlines()) == ["child 42", "child 42", "parent 42", "the other goes on True"]
     assert (result.stderr, result.code) == ("", 0)
@@ -1113,15 +1120,15 @@ def test_an_import_between_the_hooks_of_a_fork_leaves_parent_and_child_working()
     """The parent's hook looked for what the other one had noted, and printed a KeyError."""
 
     def program():
-        # What registers hooks of its own is loaded before.
-        import asyncio
-        import concurrent.futures.thread  # noqa: F401
-        import logging  # noqa: F401
-        import os
+        # What registers hooks of its own is loaded before. In a function, where no import is lazy.
+        def load_others():
+            import asyncio  # noqa: F401
+            import concurrent.futures.thread  # noqa: F401
 
         def load():
             import omniloop  # noqa: F401
 
+        load_others()
         os.register_at_fork(before=load)
         pid = os.fork()
 
@@ -1400,7 +1407,6 @@ def test_threads_that_notice_a_fork_in_c_at_once_agree_on_the_life_that_begins()
     assert (result.stdout.splitlines(), result.stderr, result.code) == (["child True"], "", 0)
 
 
-@pytest.mark.skipif(LAZY, reason="the hook of `threading` itself comes after the other library's")
 def test_what_the_fork_hook_of_another_library_submits_in_the_child_is_run_there():
     """A hook that was registered before the package's own runs first, and begins the life that the child goes on with."""
 

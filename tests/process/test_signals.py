@@ -498,7 +498,10 @@ def test_a_drain_on_sigterm_waits_for_nothing_that_what_it_interrupted_holds(int
         if interrupted == "an import":
             builtins.terminate = lambda: (go(work()), terminate_and_see_it())
             sys.path.insert(0, path)
-            import slow_to_import  # noqa: F401
+            import slow_to_import
+
+            # Where imports are lazy, it is imported here.
+            slow_to_import.__name__
         elif interrupted == "a log record":
             logging.getLogger().addHandler(Handler())
             go(work())

@@ -65,6 +65,8 @@ def lines(result):
 @in_both_ways
 def test_both_are_drained_at_exit(how, folder):
     def program():
+        # Not the other one, where the import is lazy.
+        omniloop.run
         other = another(how, folder)
 
         async def on_both():
@@ -183,3 +185,26 @@ def test_a_reload_and_a_second_import_of_the_package_give_the_same_runtime(how):
 
     assert lines(result) == ["after is done", "before is done"]
     assert (result.stderr, result.code) == ("", 0)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="imports can be lazy from 3.15 on")
+@in_both_ways
+def test_nothing_of_the_other_is_left_to_be_imported_later(how, folder):
+    """Of a vendored copy all was: it looked for its modules by the first part of its name."""
+
+    def program():
+        other = another(how, folder)
+        other.run, other.TaskGroup
+        print(
+            *(
+                f"{module}.{name}"
+                for module in list(sys.modules)
+                if module.startswith(other.__name__)
+                for name, value in list(vars(sys.modules[module]).items())
+                if type(value).__name__ == "lazy_import"
+            )
+        )
+
+    result = run_child(program, flags=["-X", "lazy_imports=all"])
+
+    assert result == ("\n", "", 0, result.seconds)

@@ -15,7 +15,7 @@ import time
 import pytest
 
 import omniloop
-from children import LAZY, run_child
+from children import run_child
 from omniloop import ClosedError, Runtime, call_soon, flush, go
 
 # Fewer of its calls can be seen, and so interrupted, than of asyncio's own loop.
@@ -166,7 +166,6 @@ def test_the_very_first_submission_may_come_from_anywhere(place):
         assert taken.pop().result(timeout=5)
 
 
-@pytest.mark.skipif(LAZY, reason="what is imported lazily is imported by the exit hook, and refused")
 def test_an_atexit_handler_may_submit_whenever_it_was_registered():
     def program():
         async def work(what):
@@ -179,6 +178,8 @@ def test_an_atexit_handler_may_submit_whenever_it_was_registered():
         atexit.register(late, "before the import:")  # Runs after omniloop's own handler.
         from omniloop import go
 
+        # Imported here, also where imports are lazy.
+        go.__name__
         atexit.register(late, "after the import:")
         # 3.12.1 starts no thread any more at exit.
         go(work("in the main part:")).result()

@@ -279,10 +279,12 @@ def _each(steps: Iterable[Callable[[], None]]) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    with suppress(RuntimeError):
-        # Its hook takes a lock before a fork, which a callback that forks would wait for while our hook waits for that callback: so ours is
-        # to come first, which is registered later. RuntimeError: see `_life.workers`.
+    # Its hook takes a lock before a fork, which a callback that forks would wait for while our hook waits for that callback: so ours is
+    # to come first, which is registered later. In a `try`, where no import is lazy. RuntimeError: see `_life.workers`.
+    try:
         import concurrent.futures.thread  # noqa: F401
+    except RuntimeError:
+        pass
     os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_hook_in_child)
 
 
