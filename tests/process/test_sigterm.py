@@ -76,11 +76,19 @@ def test_under_trio_in_the_main_thread_sigterm_drains_while_that_goes_on():
     def program():
         import trio
 
+        gone_on = threading.Event()
+
+        async def work():
+            # It needs the loop of the main thread.
+            await asyncio.to_thread(gone_on.wait)
+            await quick()
+
         async def main():
-            go(quick())
+            go(work())
             terminate()
             await trio.sleep(0.01)
             print("trio goes on", flush=True)
+            gone_on.set()
             await trio.sleep(60)
 
         configure(sigterm="drain")
