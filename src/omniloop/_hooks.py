@@ -10,7 +10,7 @@ thread that waits |
 | `polls` | in the start of a runtime, and in a forked child | `Polls`: a loop that does not poll in Python |
 | `host` | in the start of a runtime, and before a wait | `Host`: an existing loop, where no thread can be started |
 | `LOOPS` | where `OMNILOOP_LOOP` is read | the guest whose `factory()` returns a loop factory, or raises `SettingError` |
-| `on_use` | `dump`, `timings`, a long drain, `monitor` | a module that lies above the core, loaded on its first use |
+| `on_use` | `dump`, `timings`, `slow_callback`, a long drain, `monitor` | a module that lies above the core, loaded on its first use |
 
 The other hooks are functions of the modules that they belong to: `fork.forget_after_fork`, `hold_at_fork` and `keep_for_ever`;
 `exit.watch`, `tell_at_exit` and `end_orphan`; `waits.look_in_long_waits`.
@@ -99,6 +99,29 @@ if TYPE_CHECKING:
 
         def wait(self, done: asyncio.Future[None], timeout: float | None) -> None:
             """Block until *done* is done, or for *timeout* seconds; the loop goes on meanwhile."""
+
+    class Watchdog(Protocol):
+        """Watches, from a thread of its own, whether a callback blocks the loop; made when `slow_callback` or `monitor` is set."""
+
+        # Whether it sleeps until `wake` is called; and whether it sees by itself when the loop works.
+        asleep: bool
+        attached: bool
+
+        def watch(self) -> None:
+            """Start the thread, or look at the settings again. RuntimeError if no thread can be started."""
+
+        def wake(self) -> None:
+            """Look now. From any thread, and harmless at any time."""
+
+        def goes_on(self) -> None:
+            """Note, on the loop's thread, that a long turn makes progress."""
+
+        def busy_for(self) -> float | None:
+            """Return for how many seconds the loop has worked without a look at its sockets; None if that is not known."""
+            ...
+
+        def stop(self, timeout: float) -> None:
+            """End the thread, and wait *timeout* seconds for that."""
 
     class Timings(Protocol):
         """Measures how long work takes, by name; loaded when `timings` is switched on."""

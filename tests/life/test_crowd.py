@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from omniloop import Runtime
-from omniloop._life import watchdog
+from omniloop._seen import watchdog
 
 # What is shown does not depend on how many they are, and a hundred thousand take a busy machine a minute.
 CROWD = 10_000

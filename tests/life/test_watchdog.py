@@ -14,7 +14,7 @@ import pytest
 
 from children import run_child
 from omniloop import CannotStartError, Runtime, configure, go
-from omniloop._life.watchdog import Usage, usage_of
+from omniloop._seen.watchdog import Usage, usage_of
 
 
 class Told(logging.Handler):

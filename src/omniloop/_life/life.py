@@ -52,7 +52,6 @@ from .._work.tally import Tally
 from .._work.task import KEEPER, Task
 from . import waits
 from .thread import LoopThread, Starter
-from .watchdog import Watchdog
 from .workers import ThreadWork, Workers
 
 if TYPE_CHECKING:
@@ -128,7 +127,9 @@ class Life:
         self.tally = owner._tally
         self._ledger: Ledger | None = None
         self._workers: Workers | None = None
-        self._watchdog: Watchdog | None = None
+        self._watchdog: _hooks.Watchdog | None = None
+        # Whether a guest's loop serves, in the only thread: then there are no workers, and nobody watches.
+        self._hosted = False
         # The requests that other threads wait for; the end of the life answers those that are left.
         self.asked: dict[Any, bool] = {}
         # The threads that run the calls of daemons, which nobody joins. The list is non-empty once the log has said that a forked child
@@ -217,7 +218,7 @@ class Life:
             return
         thread, pool = self.thread, self._workers
         assert thread is not None and pool is not None
-        if self._watchdog is not None:
+        if not self._hosted:
             pool.start_one()
         self.watch()
         if self._owner._settings_of_process().monitor:
@@ -244,7 +245,6 @@ class Life:
 
     def _make(self) -> None:
         settings = self._owner._settings
-        # A host has its own loop and the only thread, so there are no watchdog and no workers then.
         host = _hooks.host() if settings.loop_factory is None else None
         pool = Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
         loop = None
@@ -287,8 +287,9 @@ class Life:
                 # Our own executor, because the default one refuses work before the first atexit handler runs: a drain in which a task looks
                 # up a host name would fail.
                 pool.serve(thread.loop)
-                self._watchdog = Watchdog(thread, self._ledger, lambda: self._owner._settings)
-                self._watchdog.attach(thread.loop)
+                # Now, because after a fork nothing may be imported.
+                self._load_watchdog(thread)
+            self._hosted = host is not None
             self._workers = pool
             self.debug = self.debug or thread.loop.get_debug()
             self.thread = thread
@@ -345,8 +346,19 @@ class Life:
     def watch(self) -> None:
         """Watch the loop if `slow_callback` is set, and note submissions if `timings` is. Called again when the settings change."""
         self.noted = self.debug or self._owner._settings.timings
-        if self._watchdog is not None and not self.inbox.closed:
-            self._watchdog.watch()
+        if self.thread is not None and not self._hosted and not self.inbox.closed:
+            self._load_watchdog(self.thread)
+            if self._watchdog is not None:
+                self._watchdog.watch()
+
+    def _load_watchdog(self, thread: LoopThread) -> None:
+        wanted = self._owner._settings.slow_callback is not None or self._owner._settings_of_process().monitor
+        if wanted and self._watchdog is None:
+            # The core may be installed without it.
+            with suppress(ImportError):
+                self._watchdog = _hooks.on_use("_seen.watchdog").Watchdog(
+                    thread, self.ledger, lambda: self._owner._settings
+                )
 
     def batch_began(self) -> float:
         """When the loop began its current or latest batch of work, by `time.monotonic()`; 0 before the first."""

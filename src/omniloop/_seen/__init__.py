@@ -1,4 +1,4 @@
-"""What people and programs are shown of the work: the dump, the progress line and the timings, each loaded on its first use."""
+"""What people and programs are shown of the work: the dump, the progress line, the timings and the watchdog, each loaded on its first use."""
 
 from typing import TYPE_CHECKING
 
@@ -7,3 +7,4 @@ if TYPE_CHECKING:
     from . import look as look
     from . import progress as progress
     from . import timings as timings
+    from . import watchdog as watchdog

@@ -7,7 +7,6 @@ looks twice, in the same turn of the loop, at how much of the machine the thread
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import sys
@@ -25,9 +24,9 @@ from .._threads import join, new_thread, time
 from .._work.ledger import waiting_in
 
 if TYPE_CHECKING:
+    from .._life.thread import LoopThread
     from .._settings import Settings
     from .._work.ledger import Ledger
-    from .thread import LoopThread
 
 # The part of *slow* between the two looks, at least; a report may come later by as much. On a starved machine a thread has a core for 10 ms
 # now and then: with a window of a tenth, a callback was blamed that just had its turn.
@@ -130,10 +129,14 @@ class Watchdog:
         self._gate = Lock()
         # The watchdog's own thread while it should watch, else None.
         self._thread: threading.Thread | None = None
+        if thread.runs:
+            thread.post(self._attach)
+        else:
+            self._attach()
 
-    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have *loop* tell when it works. A loop that can't (uvloop) is asked by the watchdog, but only while work is pending."""
-        selector = _cpython.selector_of(loop)
+    def _attach(self) -> None:
+        """Have the loop tell when it works. A loop that can't (uvloop) is asked by the watchdog, but only while work is pending."""
+        selector = _cpython.selector_of(self._loop_thread.loop)
         if selector is None:
             return
         # On the instance, because there is no public place between two callbacks. Costs 0.2 µs a turn of the loop;
@@ -279,9 +282,14 @@ class Watchdog:
         if ledger.daemons or ledger.inbox.is_due() or ledger.remaining():
             with suppress(RuntimeError):
                 # The loop is closed, and would never answer.
-                self._loop_thread.post(self.idle)
+                self._loop_thread.post(self._answer)
                 return True
         return False
+
+    def _answer(self) -> None:
+        # By now it may tell when it sleeps.
+        if not self.attached:
+            self.idle()
 
     def _is_crowding(self) -> bool:
         """
