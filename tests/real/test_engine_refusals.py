@@ -275,7 +275,7 @@ def test_a_file_that_changes_its_engine_is_told(nats, tmp_path):
     function = queue.function
 
     async def send(parcel):
-        name, (bound, _) = next(iter(queue.jobs._brokers._functions.items()))
+        bound, *_ = next(iter(queue.jobs._functions.values()))
         await queue.jobs.send(bound, parcel)
 
     function()

@@ -169,7 +169,7 @@ def _decorate(options: _Options, fn: Any) -> Any:
     if options.broker is not None:
         checked_function(fn)
         here = _decorate(options._replace(broker=None), fn)
-        return _finish(fn, handed_over(options.broker, fn, options.name, options.runtime, here))
+        return _finish(fn, handed_over(options.broker, fn, options.name, here))
     if options.timeout is not None and not options.daemon and not is_async(fn):
         raise ValueError(
             f"timeout={options.timeout!r}: {fn!r} is a plain function, and nothing can interrupt its thread. Give daemon=True as well: "

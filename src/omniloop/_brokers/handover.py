@@ -25,7 +25,7 @@ import types
 import typing
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from types import FrameType
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, fina
 from .._arguments import check_timeout
 from .._errors import FullError, NotAsyncError, RefusedError, WaitTimeoutError
 from .._report import caller, say
-from .._runtime import Runtime
+from .._shared import shared_runtime
 from .._threads import Guard, time
 from .._work.task import CANCELLED, DAEMON, FAILED, HANDOVER, SUCCEEDED, Task
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 # Seconds between two tries: the first pause and the longest one. The longest decides how soon a broker that is back is noticed.
 _FIRST_PAUSE: Final = 0.1
@@ -151,7 +152,14 @@ class Function:
     @functools.cached_property
     def hints(self) -> dict[str, Any]:
         """The annotations, resolved on first use. Annotations that can't be resolved are left out."""
-        return hints_of(self.original)
+        original = inspect.unwrap(self.original)
+        hints: dict[str, Any] = {}
+        for name, annotation in _annotations(original).items():
+            # Each by itself, because one may name something that is imported for type checkers only.
+            with suppress(Exception):
+                one = types.SimpleNamespace(__annotations__={name: annotation})
+                hints |= typing.get_type_hints(one, getattr(original, "__globals__", {}), include_extras=True)
+        return hints
 
     @property
     def findable(self) -> bool:
@@ -194,15 +202,15 @@ class Function:
     def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return dict(self.signature.bind(*args, **kwargs).arguments)
 
-    def _as_json(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, nan: bool) -> str:
-        """The arguments as a JSON list, `[args, kwargs]`. Raises TypeError if JSON can't carry them."""
+    def _as_json(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, nan: bool) -> tuple[str, list[Any]]:
+        """The arguments as a JSON list, `[args, kwargs]`, and what JSON makes of it. Raises TypeError if JSON can't carry them."""
         try:
             text = json.dumps([args, kwargs], allow_nan=nan)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self.name}(): {error}. Pass what JSON knows, such as an id.") from None
-        received_args, received_kwargs = json.loads(text)
-        self.check(args, kwargs, tuple(received_args), received_kwargs, "Pass something that JSON knows.")
-        return text
+        call: list[Any] = json.loads(text)
+        self.check(args, kwargs, tuple(call[0]), call[1], "Pass something that JSON knows.")
+        return text, call
 
     def _places(self) -> set[object]:
         """
@@ -350,7 +358,7 @@ class Engine(ABC):
         """What becomes of calls that were not handed over before the process ended, for its log. Empty by default: they are lost."""
         return ""
 
-    async def _arrived(self, parcel: Any, refusal: RefusedError | None) -> None:  # noqa: B027 - most have nothing left to do
+    async def _arrived(self, parcel: Any, refusal: BaseException | None) -> None:  # noqa: B027 - most have nothing left to do
         """Finish a call that the engine has taken or refused. `Sent.accepted` waits for this; the call's place is free by then."""
 
     def _take_back(self, parcel: Any) -> None:  # noqa: B027 - and nothing to forget
@@ -401,16 +409,13 @@ class Sent(Generic[T]):
         'told ada'
     """
 
-    __slots__ = ("_engine", "_function", "_runtime", "accepted", "id")
+    __slots__ = ("_engine", "_function", "accepted", "id")
 
-    def __init__(
-        self, engine: Engine, function: Function, call_id: str, accepted: Task[None], runtime: Runtime
-    ) -> None:
+    def __init__(self, engine: Engine, function: Function, call_id: str, accepted: Task[None]) -> None:
         self.id = call_id
         self.accepted = accepted
         self._engine = engine
         self._function = function
-        self._runtime = runtime
 
     def result(self, timeout: float | None = None) -> T:
         """
@@ -430,29 +435,27 @@ class Sent(Generic[T]):
             CancelledError: of `concurrent.futures`, if the end of the process ended the hand-over.
         """
         check_timeout(timeout)
-        self._runtime._current().check_may_wait("result() of a call that was handed over", "await it")
-        return self._runtime._run(self._value(timeout), None, caller())
+        shared_runtime()._current().check_may_wait("result() of a call that was handed over", "await it")
+        return shared_runtime()._run(self._value(timeout), None, caller())
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait for the value in async code, on any event loop. Cancelling the waiter only ends the waiting."""
-        return self._runtime._go(
-            self._value(None), caller(), f"value of {self!r}", kind=DAEMON, when_full="accept"
-        ).__await__()
+        name = f"value of {self!r}"
+        return shared_runtime()._go(self._value(None), caller(), name, kind=DAEMON, when_full="accept").__await__()
 
     async def _value(self, timeout: float | None) -> T:
         deadline = None if timeout is None else time.monotonic() + timeout
+        limit = asyncio.timeout(None if self.accepted.done() else timeout)
         try:
-            async with asyncio.timeout(None if self.accepted.done() else timeout):
+            async with limit:
                 await self._engine._until_known(self)
-        except TimeoutError:
-            pass
-        else:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                value: T = await self._engine.fetch(self._function, self.id, left)
-                return value
-            except WaitTimeoutError:
-                pass
+            value: T = await self._engine.fetch(self._function, self.id, left)
+            return value
+        except TimeoutError as error:
+            # Any other is the function's own.
+            if not limit.expired() and not isinstance(error, WaitTimeoutError):
+                raise
         raise WaitTimeoutError(f"{self!r} had no result after {timeout} s. It goes its way: ask again.")
 
     def __repr__(self) -> str:
@@ -462,61 +465,13 @@ class Sent(Generic[T]):
         return f"<Sent {self._function.name} {self.id}, {state}>"
 
 
-class _Gate:
-    """
-    Admits the calls of a `Way`, on one loop: up to `at_once` while the engine can be reached, one at a time while it can't.
-
-    For that loop's thread. Semaphore and lock are fair, and a call that has failed queues up anew, so a call that itself breaks the
-    connection is not the one that tries twice in a row.
-    """
-
-    def __init__(self, at_once: int) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._places = asyncio.Semaphore(at_once)
-        # True while the engine can't be reached. Then only the call that holds the lock is sent.
-        self._down = False
-        self._trying = asyncio.Lock()
-        self._pause = _FIRST_PAUSE
-        # How often an outage has ended. A failure of a call that was sent before the last end says nothing about now.
-        self._ended = 0
-
-    async def send(self, engine: Engine, function: Function, parcel: Any) -> BaseException | None:
-        """Wait for a place, and send a call. Returns its error, or raises it if the engine can't be reached."""
-        # Not `async with`, which takes 2 µs more for each call.
-        await self._places.acquire()
-        trying, error, ended = False, None, self._ended
-        try:
-            if self._down:
-                await self._trying.acquire()
-                trying = self._down
-                if trying:
-                    # Random, so that not all processes connect at once to a broker that has just come back.
-                    await asyncio.sleep(self._pause * random.uniform(0.5, 1))
-                    self._pause = min(_LONGEST_PAUSE, self._pause * 2)
-                else:
-                    self._trying.release()
-            ended = self._ended
-            await engine.send(function, parcel)
-        except _UNREACHABLE:
-            self._down = self._down or ended == self._ended
-            raise
-        except (Exception, asyncio.CancelledError) as raised:
-            if was_cancelled(raised):
-                raise
-            error = raised
-        finally:
-            self._places.release()
-            if trying:
-                self._trying.release()
-        if self._down:
-            self._down = False
-            self._ended += 1
-            self._pause = _FIRST_PAUSE
-        return error
-
-
 class Way:
-    """Brings the calls of this process to one engine: limits how many are sent at once and how many wait, and retries."""
+    """
+    Brings the calls of this process to one engine: limits how many wait and how many are sent at once, and retries.
+
+    Up to `at_once` are sent while the engine can be reached, one at a time while it can't. Semaphore and lock are fair, and a call that
+    has failed queues up anew, so a call that itself breaks the connection is not the one that tries twice in a row.
+    """
 
     def __init__(self, engine: Engine) -> None:
         for name in ("at_once", "waiting"):
@@ -530,34 +485,36 @@ class Way:
         # or a second time.
         self._open: set[str] = set()
         self._lost: list[str] = []
-        # Used on the loop's thread only. After a shutdown there is another loop, and no call is on its way.
-        self._gate: _Gate | None = None
         # When each trouble was last logged. The key is the name of a function and the class of an error, or None for an engine that
         # can't be reached.
         self._said: dict[object, float] = {}
-        self._down = False
+        # Whether an outage was logged, whose end is to be logged too.
+        self._told = False
+        # The rest is used on the loop's thread only. After a shutdown there is another loop, and no call is on its way.
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def enter(self, name: str, call_id: str, runtime: Runtime) -> None:
+    def enter(self, name: str, call_id: str) -> None:
         """Take a place for a call. Raises FullError if there is none."""
+        tally = shared_runtime()._tally
         with self._lock:
             if len(self._open) < self._engine.waiting:
                 self._open.add(call_id)
-                runtime._tally.handing_over.add(call_id)
+                tally.handing_over.add(call_id)
                 return
-        runtime._tally.count("refused")
+        tally.count("refused")
         raise FullError(
             f"{name}: {self._engine.waiting} calls are on their way to {self._engine.label} already, and it does not take them as fast as they "
             "come. Nothing was handed over: make the call again later, or raise the engine's `waiting`."
         )
 
-    def leave(self, call_id: str, runtime: Runtime, lost: str | None = None) -> None:
+    def leave(self, call_id: str, lost: str | None = None) -> None:
         """
         Give the call's place back, if it has one. *lost* names a call that was not handed over.
 
         The last call to leave logs all names of lost calls.
         """
         with self._lock:
-            runtime._tally.handing_over.discard(call_id)
+            shared_runtime()._tally.handing_over.discard(call_id)
             if call_id not in self._open:
                 return
             self._open.remove(call_id)
@@ -566,13 +523,8 @@ class Way:
             if self._open or not self._lost:
                 return
             names, self._lost = self._lost, []
-        say(
-            "%s: the process ended before these %d calls were handed over%s: %s",
-            self._engine.label,
-            len(names),
-            self._engine.kept,
-            ", ".join(names),
-        )
+        message = "%s: the process ended before these %d calls were handed over%s: %s"
+        say(message, self._engine.label, len(names), self._engine.kept, ", ".join(names))
 
     def has_room(self, number: int) -> bool:
         """Whether fewer than *number* calls are on their way, and there is a place for one more."""
@@ -580,36 +532,65 @@ class Way:
 
     async def hand_over(self, engine: Engine, function: Function, parcel: Any) -> None:
         """Retry until the engine has the call. Raises RefusedError if the engine will never take it."""
-        gate = self._gate
-        if gate is None or gate.loop is not asyncio.get_running_loop():
-            gate = self._gate = _Gate(self._engine.at_once)
-        pause, failed = _FIRST_PAUSE, 0
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._places, self._trying = asyncio.Semaphore(self._engine.at_once), asyncio.Lock()
+            # True while the engine can't be reached. Then only the call that holds the lock is sent.
+            self._down = False
+            # Of the outage that is, or the next; a failure of a call that was sent before the last one's end says nothing about now.
+            self._outage = pauses()
+        waits, failed = pauses(), 0
         while True:
+            # Not `async with`, which takes 2 µs more for each call.
+            await self._places.acquire()
             try:
-                error = await gate.send(engine, function, parcel)
-            except _UNREACHABLE as unreachable:
-                # No sleep here: the gate makes the pause.
-                self._tell(function, unreachable, None)
-                continue
-            if self._down:
-                self._down = False
-                say("%s takes calls again.", self._engine.label)
+                error = await self._send(engine, function, parcel)
+            finally:
+                self._places.release()
             if error is None or isinstance(error, RefusedError):
-                refusal = error
                 break
-            self._tell(function, error, (function.name, type(error)))
-            failed += isinstance(error, _OF_THE_CALL)
-            if failed == _TRIES:
-                refusal = RefusedError(
-                    f"{self._engine.label} does not take the call of {function.name}, in {_TRIES} tries. {type(error).__name__}: {error}"
-                )
-                refusal.__cause__ = error
-                break
-            await asyncio.sleep(pause * random.uniform(0.5, 1))
-            pause = min(_LONGEST_PAUSE, pause * 2)
-        await engine._arrived(parcel, refusal)
-        if refusal is not None:
-            raise refusal
+            unreachable = isinstance(error, _UNREACHABLE)
+            self._tell(function, error, None if unreachable else (function.name, type(error)))
+            # While the engine can't be reached, `_send` makes the pauses.
+            if not unreachable:
+                failed += isinstance(error, _OF_THE_CALL)
+                if failed == _TRIES:
+                    words = f"{type(error).__name__}: {error}"
+                    refusal = f"{engine.label} does not take the call of {function.name}, in {_TRIES} tries. {words}"
+                    error = caused(RefusedError(refusal), error)
+                    break
+                await asyncio.sleep(next(waits))
+        await engine._arrived(parcel, error)
+        if error is not None:
+            raise error
+
+    async def _send(self, engine: Engine, function: Function, parcel: Any) -> BaseException | None:
+        """Send a call, in its turn while the engine can't be reached. Returns its error."""
+        if self._down:
+            async with self._trying:
+                if self._down:
+                    await asyncio.sleep(next(self._outage))
+                    return await self._try(engine, function, parcel)
+        return await self._try(engine, function, parcel)
+
+    async def _try(self, engine: Engine, function: Function, parcel: Any) -> BaseException | None:
+        outage, error = self._outage, None
+        try:
+            await engine.send(function, parcel)
+        except (Exception, asyncio.CancelledError) as raised:
+            if was_cancelled(raised):
+                raise
+            if isinstance(raised, _UNREACHABLE):
+                self._down = self._down or outage is self._outage
+                return raised
+            error = raised
+        if self._down:
+            self._down, self._outage = False, pauses()
+        if self._told:
+            self._told = False
+            say("%s takes calls again.", engine.label)
+        return error
 
     def is_news(self, trouble: object) -> bool:
         """Whether *trouble* is to be logged: not within a minute of the last time."""
@@ -620,17 +601,24 @@ class Way:
         return True
 
     def _tell(self, function: Function, error: BaseException, trouble: tuple[str, type] | None) -> None:
-        if not self.is_news(trouble):
-            return
-        self._down = self._down or trouble is None
-        say(
-            "%s does not take the call of %s; %d are on their way, and are tried again. %s: %s",
-            self._engine.label,
-            function.name,
-            len(self._open),
-            type(error.__cause__ or error).__name__,
-            error.__cause__ or error,
-        )
+        if self.is_news(trouble):
+            self._told = self._told or trouble is None
+            label, count, error = self._engine.label, len(self._open), error.__cause__ or error
+            message = "%s does not take the call of %s; %d are on their way, and are tried again. %s: %s"
+            say(message, label, function.name, count, type(error).__name__, error)
+
+
+def pauses(first: float = _FIRST_PAUSE, longest: float = _LONGEST_PAUSE) -> Iterator[float]:
+    """Seconds between tries: longer each time, and random, so that not all processes come at once to a server that has just come back."""
+    while True:
+        yield first * random.uniform(0.5, 1)
+        first = min(longest, first * 2)
+
+
+def caused(error: E, cause: BaseException | None) -> E:
+    """Return *error* with its cause."""
+    error.__cause__ = cause
+    return error
 
 
 def was_cancelled(error: BaseException) -> bool:
@@ -640,7 +628,7 @@ def was_cancelled(error: BaseException) -> bool:
 
 
 def handed_over(
-    engine: Engine, fn: Callable[..., Any], name: str | None, runtime: Runtime, here: Callable[..., Task[Any]]
+    engine: Engine, fn: Callable[..., Any], name: str | None, here: Callable[..., Task[Any]]
 ) -> Callable[..., Sent[Any]]:
     """Make the function that `background(broker=…)` returns. *here* runs the original in this process."""
     if not isinstance(engine, Engine):
@@ -651,69 +639,54 @@ def handed_over(
     engine.bind(function)
 
     def start(*args: Any, **kwargs: Any) -> Sent[Any]:
-        return _start(engine, function, runtime, args, kwargs, caller())
+        frame = caller()
+        try:
+            function.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            # Raised here, in the caller, instead of in the worker.
+            raise TypeError(f"{function.name}(): {error}") from None
+        return _start(engine, function, frame, uuid.uuid4().hex, call=(args, kwargs))
 
     return start
+
+
+def resume(engine: Engine, function: Function, call_id: str, parcel: Any) -> None:
+    """Hand over a call that another process has packed. Raises FullError if there is no room."""
+    _start(engine, function, caller(), call_id, parcel)
 
 
 def _start(
     engine: Engine,
     function: Function,
-    runtime: Runtime,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
     frame: FrameType,
+    call_id: str,
+    parcel: Any = None,
+    call: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
 ) -> Sent[Any]:
-    try:
-        function.signature.bind(*args, **kwargs)
-    except TypeError as error:
-        # Raised here, in the caller, instead of in the worker.
-        raise TypeError(f"{function.name}(): {error}") from None
-    call_id = uuid.uuid4().hex
-    way = engine._way()
-    parcel = None
-    try:
-        way.enter(function.name, call_id, runtime)
-        parcel = engine.pack(function, call_id, _settled(args), _settled(kwargs))
-        return _set_out(engine, function, runtime, call_id, parcel, frame)
-    except BaseException:
-        way.leave(call_id, runtime)
-        if parcel is not None:
-            engine._take_back(parcel)
-        raise
-
-
-def resume(engine: Engine, function: Function, runtime: Runtime, call_id: str, parcel: Any) -> Sent[Any]:
-    """Hand over a call that another process has packed. Raises FullError if there is no room."""
-    engine._way().enter(function.name, call_id, runtime)
-    return _set_out(engine, function, runtime, call_id, parcel, caller())
-
-
-def _set_out(
-    engine: Engine, function: Function, runtime: Runtime, call_id: str, parcel: Any, frame: FrameType
-) -> Sent[Any]:
-    way = engine._way()
+    """Hand over a *parcel*, or a *call*, its arguments, that is to be packed."""
+    way, runtime, packed = engine._way(), shared_runtime(), None
 
     def done() -> None:
         ending, _ = accepted._ended()
         if ending is SUCCEEDED:
             runtime._tally.count("handed_over")
-        way.leave(call_id, runtime, f"{function.name} {call_id}" if ending is CANCELLED else None)
+        way.leave(call_id, f"{function.name} {call_id}" if ending is CANCELLED else None)
 
     try:
+        way.enter(function.name, call_id)
+        if call is not None:
+            parcel = packed = engine.pack(function, call_id, *map(_settled, call))
         # The name tells function, id and engine, because the log at exit shows it for a call that is lost.
-        accepted: Task[None] = runtime._go(
-            way.hand_over(engine, function, parcel),
-            frame,
-            f"{function.name} {call_id} → {engine.label}",
-            kind=HANDOVER,
-            when_full="accept",
-        )
+        name = f"{function.name} {call_id} → {engine.label}"
+        work = way.hand_over(engine, function, parcel)
+        accepted: Task[None] = runtime._go(work, frame, name, kind=HANDOVER, when_full="accept")
         accepted._when_done(done)
+        return Sent(engine, function, call_id, accepted)
     except BaseException:
-        way.leave(call_id, runtime)
+        way.leave(call_id)
+        if packed is not None:
+            engine._take_back(packed)
         raise
-    return Sent(engine, function, call_id, accepted, runtime)
 
 
 def checked_options(**options: object) -> None:
@@ -745,18 +718,6 @@ else:
     _annotations = inspect.get_annotations
 
 
-def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of *fn*. Each is resolved by itself, because one may name something that is imported for type checkers only."""
-    original = inspect.unwrap(fn)
-    names = getattr(original, "__globals__", {})
-    hints: dict[str, Any] = {}
-    for name, annotation in _annotations(original).items():
-        with suppress(Exception):
-            one = types.SimpleNamespace(__annotations__={name: annotation})
-            hints.update(typing.get_type_hints(one, names, include_extras=True))
-    return hints
-
-
 # --- what is carried ----------------------------------------------------------------------------------------------------
 
 
@@ -782,17 +743,16 @@ def _same(sent: Any, received: Any) -> bool:
         return True
     if isinstance(sent, float) and sent != sent:
         return isinstance(received, float) and received != received
-    if type(sent) is list or type(sent) is tuple:
+    kind = type(sent)
+    if kind in (list, tuple, dict):
         # Item by item: a list with a nan may not equal its copy.
-        return type(received) is type(sent) and len(sent) == len(received) and all(map(_same, sent, received))
-    if type(sent) is dict:
-        return (
-            type(received) is dict
-            and sent.keys() == received.keys()
-            and all(_same(value, received[key]) for key, value in sent.items())
-        )
-    if type(sent).__eq__ is object.__eq__:  # type: ignore[comparison-overlap]
-        return type(received) is type(sent)
+        if type(received) is not kind or len(sent) != len(received):
+            return False
+        if kind is dict:
+            return all(key in received and _same(value, received[key]) for key, value in sent.items())
+        return all(map(_same, sent, received))
+    if kind.__eq__ is object.__eq__:  # type: ignore[comparison-overlap]
+        return type(received) is kind
     try:
         return bool(sent == received)
     except Exception:

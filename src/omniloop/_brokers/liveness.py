@@ -65,12 +65,6 @@ class Sign:
         if fd is not None:
             _held.add(self)
 
-    def let_go(self) -> int | None:
-        """Return the descriptor, which is the caller's to close."""
-        _held.discard(self)
-        fd, self._fd = self._fd, None
-        return fd
-
     def remove(self) -> None:
         """
         Remove the file. Does nothing in a forked child, where it is the parent's.
@@ -78,22 +72,23 @@ class Sign:
         It is removed while it is still locked, so that no process takes it for the sign of one that is starting. Where the system does
         not remove open files, it is closed first.
         """
-        if (fd := self.let_go()) is None:
-            return
-        try:
-            os.unlink(self._path)
-        except OSError:
-            os.close(fd)
-            with suppress(OSError):
+        if self._fd is not None:
+            try:
                 os.unlink(self._path)
-        else:
-            os.close(fd)
+            except OSError:
+                self.__exit__()
+                with suppress(OSError):
+                    os.unlink(self._path)
+            self.__exit__()
 
     def __enter__(self) -> Sign:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if (fd := self.let_go()) is not None:
+        """Close the file, and so release the lock."""
+        _held.discard(self)
+        fd, self._fd = self._fd, None
+        if fd is not None:
             os.close(fd)
 
 

@@ -29,7 +29,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Condition, Lock
 from typing import Any, Final, TypeVar
@@ -119,11 +119,10 @@ class Store:
         self._lock = Guard()
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
-        # True while the writer adds calls. A caller that comes then queues its call, to join the next batch.
-        self._syncs = False
-        # The file as it was opened, to notice a replacement; and this process's sign, a new one with each opening.
+        # The file as it was opened, to notice a replacement; and this process's sign, a new one with each opening, and its name.
         self._file: os.stat_result | None = None
         self._sign: liveness.Sign | None = None
+        self._owner = ""
         # The writer's queue: statements, and the function to call once they are written. Its lock is taken without `_lock`.
         self._post_box = Guard()
         self._posted = Condition(self._post_box)
@@ -149,7 +148,7 @@ class Store:
         owner = self._owner
         statement = _Statement(_ADD, call_id, owner, function, text, time.time())
         try:
-            if self._queue or self._syncs or not self._write_alone(statement):
+            if self._queue or not self._write_alone(statement):
                 self._post_and_wait(statement)
             return Row(statement.result(), call_id, owner, 0, call)
         except (sqlite3.Error, OSError):
@@ -166,35 +165,28 @@ class Store:
 
     async def begin(self, row: Row) -> bool:
         """Count one more run of the call, in the file. False if the call is not ours any more, and must not run."""
-        if not await self._soon(row, _Statement(_BEGIN, row.attempt + 1, *row.key)):
-            return False
-        row.attempt += 1
-        return True
+        ours = await self._soon(row, _BEGIN, row.attempt + 1)
+        row.attempt += ours
+        return ours
 
-    async def cross_out(self, row: Row) -> None:
-        """Delete a call that is done. Need not be on disk at once: at worst the call runs again."""
-        await self._soon(row, _Statement(_CROSS_OUT, *row.key))
+    async def finish(self, row: Row, aside: str | None) -> None:
+        """
+        Delete a call that is done; or set it aside, and why: from now on every process leaves it alone.
 
-    async def set_aside(self, row: Row, why: str) -> None:
-        """Set a call aside: from now on every process leaves it alone."""
-        await self._soon(row, _Statement(_SET_ASIDE, why, *row.key))
+        Need not be on disk at once: at worst the call runs again.
+        """
+        await (self._soon(row, _CROSS_OUT) if aside is None else self._soon(row, _SET_ASIDE, aside))
 
     # --- writing ----------------------------------------------------------------------------------------------------------
 
-    async def _soon(self, row: Row, statement: _Statement) -> bool:
+    async def _soon(self, row: Row, sql: str, *parameters: object) -> bool:
         """Write a statement, in a batch with others of this iteration of the loop. False if the call is not ours any more."""
-        if self._is_gone(row):
-            return True
-        await self._batches.send(statement)
-        return bool(statement.result()) or self._is_gone(row)
-
-    @property
-    def _owner(self) -> str:
-        """The name of this process in the file; empty while it is closed."""
-        return "" if self._sign is None else self._sign.owner
-
-    def _is_gone(self, row: Row) -> bool:
-        """Whether the call was in a file that is gone, so that there is nothing to change."""
+        if row.key[2] == self._owner:
+            statement = _Statement(sql, *parameters, *row.key)
+            await self._batches.send(statement)
+            if statement.result():
+                return True
+        # In a file that is gone there is nothing to change.
         return row.key[2] != self._owner
 
     async def _post_from_loop(self, statements: Sequence[_Statement]) -> None:
@@ -268,10 +260,7 @@ class Store:
     def _write_queue(self) -> None:
         with self._post_box:
             queue, self._queue = self._queue, []
-        together = [statement for statements, _ in queue for statement in statements]
-        self._syncs = any(statement.sql is _ADD for statement in together)
-        self._write(together)
-        self._syncs = False
+        self._write([statement for statements, _ in queue for statement in statements])
         for _, tell in queue:
             tell()
 
@@ -284,11 +273,11 @@ class Store:
                 statement.outcome = cursor.lastrowid or 0 if statement.sql is _ADD else cursor.rowcount
                 statement.error = None
 
-        durable = any(statement.sql is _ADD for statement in statements)
+        added = [statement.parameters[0] for statement in statements if statement.sql is _ADD]
         try:
-            self._in_transaction(work, durable, single=len(statements) == 1, patience=patience)
-            if durable:
-                self._check_file([statement.parameters[0] for statement in statements if statement.sql is _ADD])
+            self._do(work, durable=bool(added), single=len(statements) == 1, patience=patience)
+            if added:
+                self._check_file(added)
         except BaseException as error:
             if len(statements) > 1 and not _is_busy(error) and not isinstance(error, ReplacedError):
                 for statement in statements:
@@ -297,32 +286,32 @@ class Store:
             for statement in statements:
                 statement.error = error
 
-    def _in_transaction(
+    def _do(
         self,
         work: Callable[[sqlite3.Connection], T],
-        durable: bool = False,
         *,
+        durable: bool = False,
         single: bool = False,
         patience: float = _BUSY,
     ) -> T:
         """Do *work* in one transaction; a *single* statement needs no BEGIN. Waits up to *patience* seconds for other processes."""
+        mode = "FULL" if durable else "NORMAL"
 
         def step() -> T:
             with self._lock:
                 connection = self._opened()
-                self._be_synchronous(durable)
+                if mode != self._synchronous:
+                    # If the statement is interrupted, the next call executes it again.
+                    self._synchronous = ""
+                    connection.execute(f"PRAGMA synchronous = {mode}")
+                    self._synchronous = mode
                 with nullcontext() if single else transaction(connection):
                     return work(connection)
 
         return until_free(step, patience)
 
-    def _be_synchronous(self, durable: bool) -> None:
-        mode = "FULL" if durable else "NORMAL"
-        if mode != self._synchronous:
-            # If the statement is interrupted, the next call executes it again.
-            self._synchronous = ""
-            self._opened().execute(f"PRAGMA synchronous = {mode}")
-            self._synchronous = mode
+    def _ask(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return self._do(lambda connection: connection.execute(sql, parameters).fetchall(), single=True)
 
     def _check_file(self, added: Sequence[object]) -> None:
         """Raise ReplacedError unless the file is still at its path: otherwise no process would find what was committed."""
@@ -354,67 +343,43 @@ class Store:
         process has calls for *functions*. *read* makes a call of a function's name and a text, or raises ValueError with the reason
         why it can't be read.
         """
-        self._opened()
-        marks = ", ".join("?" * len(functions))
-        has_any = (
-            f"SELECT 1 FROM calls WHERE owner = ? AND function IN ({marks}) AND (aside IS NULL OR aside = ?) LIMIT 1"
-        )
-        for owner in self._others():
-            dead = self._dead(owner)
-            if dead is None:
-                if self._ask(has_any, owner, *functions, NOBODY):
-                    yield [], [], True
-                continue
-            with dead:
-                last = -1 << 62
-                while True:
-                    left, bad, last = self._take_over(owner, functions, marks, read, last)
-                    if not left and not bad:
-                        break
-                    yield left, bad, False
+        whose = f"FROM calls WHERE owner = ? AND function IN ({_marks(functions)}) AND (aside IS NULL OR aside = ?)"
+        some = f"SELECT rowid, id, function, parcel, attempt {whose} ORDER BY rowid LIMIT {BATCH}"
+        with closing(self._others()) as others:
+            for owner, dead in others:
+                if dead is None:
+                    if self._ask(f"SELECT 1 {whose} LIMIT 1", owner, *functions, NOBODY):
+                        yield [], [], True
+                    continue
+                while rows := self._ask(some, owner, *functions, NOBODY):
+                    yield *self._take_over(rows, read), False
                 if not self._ask("SELECT 1 FROM calls WHERE owner = ? AND aside IS NULL LIMIT 1", owner):
                     dead.remove()
 
-    def _dead(self, owner: str) -> liveness.Sign | None:
-        try:
-            return liveness.sign_of_dead(self.path, owner)
-        except OSError as error:
-            if owner not in self._told:
-                self._told.add(owner)
-                say(
-                    "%s: whether a process lives that may have calls here can't be told, so its calls are left alone; all others go on. %s",
-                    self.path,
-                    error,
-                    level=40,
-                )
-            return None
-
-    def _others(self) -> list[str]:
+    def _others(self) -> Generator[tuple[str, liveness.Sign | None], None, None]:
+        """Yield each other process that may have calls, with its sign if it is dead, which is held until the next one."""
         found = {owner for (owner,) in self._ask("SELECT DISTINCT owner FROM calls")}
         owners = {owner for owner in found if owner == "" or liveness.is_owner(owner)}
         if owners != found:
             # No process has such a name, so these calls belong to nobody: any process may take them up.
-            self._in_transaction(
-                lambda connection: connection.execute(
-                    "UPDATE calls SET owner = '' WHERE owner IS NULL OR typeof(owner) != 'text' OR length(owner) != 32 "
-                    "OR owner GLOB '*[^0-9a-f]*'"
-                )
-            )
+            nobodys = "owner IS NULL OR typeof(owner) != 'text' OR length(owner) != 32 OR owner GLOB '*[^0-9a-f]*'"
+            self._do(lambda connection: connection.execute(f"UPDATE calls SET owner = '' WHERE {nobodys}"))
             owners.add("")
-        return sorted(owners.union(liveness.owners(self.path)) - {self._owner})
+        for owner in sorted(owners.union(liveness.owners(self.path)) - {self._owner}):
+            dead = None
+            try:
+                dead = liveness.sign_of_dead(self.path, owner)
+            except OSError as error:
+                if owner not in self._told:
+                    self._told.add(owner)
+                    message = "%s: whether a process lives that may have calls here can't be told, so its calls are left alone; all others go on. %s"
+                    say(message, self.path, error, level=40)
+            with dead or nullcontext():
+                yield owner, dead
 
     def _take_over(
-        self, owner: str, functions: Sequence[str], marks: str, read: Callable[[str, str], Any], last: int
-    ) -> tuple[list[tuple[str, Row]], list[str], int]:
-        mine = self._owner
-        rows = self._ask(
-            f"SELECT rowid, id, function, parcel, attempt FROM calls WHERE rowid > ? AND owner = ? AND function IN ({marks}) "
-            f"AND (aside IS NULL OR aside = ?) ORDER BY rowid LIMIT {BATCH}",
-            last,
-            owner,
-            *functions,
-            NOBODY,
-        )
+        self, rows: Sequence[tuple[Any, ...]], read: Callable[[str, str], Any]
+    ) -> tuple[list[tuple[str, Row]], list[str]]:
         left: list[tuple[str, Row]] = []
         bad: list[str] = []
         changes: list[tuple[str, str | None, int]] = []
@@ -426,50 +391,35 @@ class Store:
                     raise ValueError("its arguments are no text in UTF-8")  # noqa: TRY004 - what is wrong is the row
                 if not isinstance(attempt, int) or attempt < 0:
                     raise ValueError("its attempt is no number")
-                left.append((function, Row(number, call_id, mine, attempt, read(function, parcel))))
-                changes.append((mine, None, number))
+                left.append((function, Row(number, call_id, self._owner, attempt, read(function, parcel))))
+                changes.append((self._owner, None, number))
             except ValueError as error:
                 bad.append(f"{function} #{number} ({error})")
                 changes.append(("", str(error), number))
+        change = "UPDATE calls SET owner = ?, aside = ? WHERE rowid = ?"
+        self._do(lambda connection: connection.executemany(change, changes))
+        return left, bad
 
-        def work(connection: sqlite3.Connection) -> None:
-            connection.executemany("UPDATE calls SET owner = ?, aside = ? WHERE rowid = ?", changes)
-
-        if changes:
-            self._in_transaction(work)
-        return left, bad, rows[-1][0] if rows else last
-
-    def set_strangers_aside(self, functions: Sequence[str], *, unless_others_live: bool) -> list[str]:
+    def set_strangers_aside(self, functions: Sequence[str], unless_others_live: bool) -> list[str]:
         """Set aside the calls that dead processes left for functions not in *functions*. Returns how many, for each function."""
-        self._opened()
-        marks = ", ".join("?" * len(functions))
         ended = []
-        for owner in self._others():
-            dead = self._dead(owner)
+        for owner, dead in self._others():
             if dead is not None:
-                with dead:
-                    ended.append(owner)
+                ended.append(owner)
             elif unless_others_live:
                 return []
-        whose = f"aside IS NULL AND owner IN ({', '.join('?' * len(ended))}) AND ifnull(function NOT IN ({marks}), 1)"
+        whose = f"aside IS NULL AND owner IN ({_marks(ended)}) AND ifnull(function NOT IN ({_marks(functions)}), 1)"
+        count = f"SELECT function, count(*) FROM calls WHERE {whose} GROUP BY function"
+        change, names = f"UPDATE calls SET aside = ? WHERE {whose}", (*ended, *functions)
 
-        def work(connection: sqlite3.Connection) -> list[str]:
-            found = connection.execute(
-                f"SELECT function, count(*) FROM calls WHERE {whose} GROUP BY function", (*ended, *functions)
-            ).fetchall()
-            connection.execute(f"UPDATE calls SET aside = ? WHERE {whose}", (NOBODY, *ended, *functions))
-            return [f"{count} of {function if function is None else shown(str(function))}" for function, count in found]
+        def work(connection: sqlite3.Connection) -> list[tuple[Any, int]]:
+            found = connection.execute(count, names).fetchall()
+            connection.execute(change, (NOBODY, *names))
+            return found
 
-        if not self._ask(f"SELECT 1 FROM calls WHERE {whose} LIMIT 1", *ended, *functions):
-            return []
-        return self._in_transaction(work)
-
-    def _ask(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        def step() -> list[tuple[Any, ...]]:
-            with self._lock:
-                return self._opened().execute(sql, parameters).fetchall()
-
-        return until_free(step)
+        # Asked first: usually there is none, and nothing to wait for.
+        found = self._ask(count, *names) and self._do(work)
+        return [f"{count} of {function if function is None else shown(str(function))}" for function, count in found]
 
     # --- the file ---------------------------------------------------------------------------------------------------------
 
@@ -493,6 +443,7 @@ class Store:
                 self._file = os.stat(self.path)
                 if os.path.samestat(before, self._file):
                     self._sign = liveness.own_sign(self.path)
+                    self._owner = self._sign.owner
                     break
             except BaseException:
                 connection.close()
@@ -507,7 +458,7 @@ class Store:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        sign, self._sign = self._sign, None
+        sign, self._sign, self._owner = self._sign, None, ""
         if sign is not None:
             sign.remove()
 
@@ -537,6 +488,10 @@ class Store:
     def go_on(self) -> None:
         """After the fork, in the parent."""
         self._lock.release()
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def connect(path: str) -> sqlite3.Connection:

@@ -21,20 +21,17 @@ import copy
 import json
 import math
 import os
-import random
 import sqlite3
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from functools import partial
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from omniloop._bridges.resource import resource
-from omniloop._brokers.handover import Delivery, Engine, Function, Sent, resume, was_cancelled
+from omniloop._brokers.handover import Delivery, Engine, Function, Sent, pauses, resume, was_cancelled
 from omniloop._brokers.store import Row, Store
-from omniloop._errors import NoResultError, RefusedError
+from omniloop._errors import NoResultError
 from omniloop._report import say
-from omniloop._shared import go, shared_runtime, to_thread
+from omniloop._shared import call_later, go, to_thread
 from omniloop._threads import Guard
 
 # Seconds between two checks for processes that have died.
@@ -100,9 +97,8 @@ class Outbox(Engine):
         self.waiting = waiting
         self._functions: dict[str, Function] = {}
         self._offices: dict[int, _Office] = {}
-        # Used on the loop's thread only: the outcomes of calls that ran here, and the futures of those that wait for one.
-        self._outcomes: OrderedDict[str, tuple[bool, Any]] = OrderedDict()
-        self._asked: dict[str, asyncio.Future[None]] = {}
+        # Used on the loop's thread only: what came of calls that ran here, or is waited for: the value, or the error.
+        self._outcomes: dict[str, asyncio.Future[Any]] = {}
 
     @property
     def label(self) -> str:
@@ -129,7 +125,7 @@ class Outbox(Engine):
             raise ValueError(f"{function.original!r}: the next process could not find it. Give it a name=.")
         self._functions[function.name] = function
         if os.path.exists(self.path):
-            self._office().look(now=True)
+            self._office().look(True)
 
     def pack(self, function: Function, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """
@@ -144,16 +140,15 @@ class Outbox(Engine):
             parcel = self.engine.pack(function, call_id, args, kwargs)
             text = json.dumps(parcel)
         else:
-            text = function._as_json(args, kwargs, nan=True)
-            parcel = json.loads(text)
+            text, parcel = function._as_json(args, kwargs, nan=True)
         office = self._office()
         row = office.store.add(call_id, function.name, text, parcel)
         try:
             office.look()
+            return row
         except BaseException:
             office.store.take_back(row)
             raise
-        return row
 
     async def send(self, function: Function, parcel: Any) -> None:
         """Send the call to the engine, or run it here."""
@@ -163,29 +158,31 @@ class Outbox(Engine):
             await self._run(function, parcel)
         elif not parcel.taken_back:
             # Happens only if somebody removed this process's sign: another process took it for dead, and took over its calls.
-            say(
-                "%s: the call %s is not this process's any more, and does not run here.",
-                self.label,
-                parcel.id,
-                level=40,
-            )
+            message = "%s: the call %s is not this process's any more, and does not run here."
+            say(message, self.label, parcel.id, level=40)
 
     async def _run(self, function: Function, row: Row) -> None:
         args, kwargs = row.call
+        value, failed = None, None
         try:
-            outcome = True, await function.run(Delivery(row.id, row.attempt), tuple(args), kwargs)
+            value = await function.run(Delivery(row.id, row.attempt), tuple(args), kwargs)
         except BaseException as error:
             if was_cancelled(error):
                 # The process ends; the call stays in the file.
                 raise
             # The function itself failed, so the call is over and is not retried.
             say("%s %s failed", function.name, row.id, level=40, error=error)
-            outcome = False, _without_frames(error)
-        self._outcomes[row.id] = outcome
-        if len(self._outcomes) > _OUTCOMES:
-            self._outcomes.popitem(last=False)
-        if (asked := self._asked.pop(row.id, None)) is not None and not asked.done():
-            asked.set_result(None)
+            failed = _without_frames(error)
+        if not (outcome := self._outcome(row.id)).done():
+            outcome.set_result((value, failed))
+
+    def _outcome(self, call_id: str) -> asyncio.Future[Any]:
+        outcome = self._outcomes.get(call_id)
+        if outcome is None:
+            outcome = self._outcomes[call_id] = asyncio.get_running_loop().create_future()
+            if len(self._outcomes) > _OUTCOMES:
+                del self._outcomes[next(iter(self._outcomes))]
+        return outcome
 
     async def fetch(self, function: Function, call_id: str, timeout: float | None) -> Any:
         """
@@ -196,42 +193,32 @@ class Outbox(Engine):
         """
         if self.engine is not None:
             return await self.engine.fetch(function, call_id, timeout)
-        if call_id not in self._outcomes:
+        outcome = self._outcomes.get(call_id)
+        if outcome is None or not outcome.done():
             raise NoResultError(
                 f"What came of {function.name} {call_id} is not kept: it did not run in this process, or long ago."
             )
-        fine, value = self._outcomes[call_id]
-        if fine:
-            return value
-        # A copy, because raising an error adds the frames of this caller to it.
-        raise _without_frames(value)
+        value, failed = outcome.result()
+        if failed is not None:
+            # A copy, because raising an error adds the frames of this caller to it.
+            raise _without_frames(failed)
+        return value
 
-    async def _arrived(self, parcel: Any, refusal: RefusedError | None) -> None:
+    async def _arrived(self, parcel: Any, refusal: BaseException | None) -> None:
         """Delete the call from the file, or set it aside if it was refused. Retries without limit."""
-        row: Row = parcel
-        store = self._office().store
-        if refusal is None:
-            await self._insist(row, partial(store.cross_out, row), "crossed out")
-        else:
-            await self._insist(row, partial(store.set_aside, row, str(refusal)), "set aside")
-            self._tell_set_aside([f"{row.id} ({refusal})"])
-
-    async def _insist(self, row: Row, write: Callable[[], Awaitable[None]], what: str) -> None:
-        pause = _FIRST_PAUSE
+        what, why = ("crossed out", None) if refusal is None else ("set aside", str(refusal))
+        waits = pauses(_FIRST_PAUSE)
         while True:
             try:
-                return await write()
+                await self._office().store.finish(parcel, why)
+                break
             except (sqlite3.Error, OSError) as error:
-                if pause == _FIRST_PAUSE and self._way().is_news(what):
-                    say(
-                        "%s: the call %s is over, and can't be %s: %s. That alone is tried again; it does not run again in this process.",
-                        self.label,
-                        row.id,
-                        what,
-                        error,
-                    )
-            await asyncio.sleep(pause * random.uniform(0.5, 1))
-            pause = min(_LONGEST_PAUSE, pause * 2)
+                if self._way().is_news(what):
+                    message = "%s: the call %s is over, and can't be %s: %s. That alone is tried again; it does not run again in this process."
+                    say(message, self.label, parcel.id, what, error)
+            await asyncio.sleep(next(waits))
+        if why is not None:
+            self._tell_set_aside([f"{parcel.id} ({why})"])
 
     def _take_back(self, parcel: Any) -> None:
         self._office().store.take_back(parcel)
@@ -239,12 +226,11 @@ class Outbox(Engine):
     async def _until_known(self, sent: Sent[Any]) -> None:
         if self.engine is not None or sent.accepted.done():
             await super()._until_known(sent)
-        elif sent.id not in self._outcomes:
-            asked = self._asked.setdefault(sent.id, asyncio.get_running_loop().create_future())
-            accepted = asyncio.ensure_future(super()._until_known(sent))
+        elif not (outcome := self._outcome(sent.id)).done():
+            accepted: asyncio.Future[Any] = asyncio.ensure_future(super()._until_known(sent))
             try:
-                await asyncio.wait([asked, accepted], return_when=asyncio.FIRST_COMPLETED)
-                if not asked.done():
+                await asyncio.wait([outcome, accepted], return_when=asyncio.FIRST_COMPLETED)
+                if not outcome.done():
                     # The call was refused, or the process ends: raise that.
                     await accepted
             finally:
@@ -252,14 +238,9 @@ class Outbox(Engine):
 
     def _tell_set_aside(self, names: list[str]) -> None:
         if names:
-            say(
-                "%s: set aside, and run nowhere: %s%s. `python -m omniloop outbox %s` lists them, and requeues or drops them.",
-                self.label,
-                ", ".join(names[:_NAMED]),
-                ", …" if len(names) > _NAMED else "",
-                self.path,
-                level=40,
-            )
+            some = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+            message = "%s: set aside, and run nowhere: %s. `python -m omniloop outbox %s` lists them, and requeues or drops them."
+            say(message, self.label, some, self.path, level=40)
 
     def _read(self, name: str, text: str) -> Any:
         """Return the call that *text* holds. Raises ValueError if it holds none that *name* accepts."""
@@ -287,14 +268,14 @@ class _Office:
         self._outbox = outbox
         self.store = Store(outbox.path)
         # A resource, so that the store is closed after all work each time the runtime shuts down.
-        self._open = resource(partial(_kept, self.store))
+        self._open = resource(lambda: self.store, lambda store: to_thread(store.close))
         # Separate from the store's lock, which is held while the disk is busy.
         self._lock = Guard()
         # The time of the next look; infinite while one is running.
         self._next_look = -math.inf
         self._graced = False
 
-    def look(self, *, now: bool = False) -> None:
+    def look(self, now: bool = False) -> None:
         """Start a look for calls of dead processes, unless one is running or, without *now*, has just ended."""
         with self._lock:
             if self._next_look == math.inf or (not now and time.monotonic() < self._next_look):
@@ -315,7 +296,7 @@ class _Office:
                 functions = len(self._outbox._functions)
                 living = await self._take_up()
                 with self._lock:
-                    # If a function was defined meanwhile, look again for its calls; if others live, `_watch` does.
+                    # If a function was defined meanwhile, look again for its calls; if others live, that is done anyway.
                     if living or functions == len(self._outbox._functions):
                         break
         finally:
@@ -323,19 +304,14 @@ class _Office:
                 self._next_look = time.monotonic() + _LOOK
         if living:
             # Living processes have calls: look again later, because those processes may die.
-            self._go(self._watch(), "watch the others of", daemon=True)
+            call_later(_LOOK, self.look, True, context=contextvars.Context())
         if not self._graced:
             self._graced = True
             self._go(self._wait_for_functions(), "wait for the functions of", daemon=True)
 
-    async def _watch(self) -> None:
-        await asyncio.sleep(_LOOK)
-        self.look(now=True)
-
     async def _take_up(self) -> bool:
         """Hand over the calls of dead processes. Returns whether a living process has calls for our functions."""
-        outbox = self._outbox
-        runtime, way = shared_runtime(), outbox._way()
+        outbox, way = self._outbox, self._outbox._way()
         living, count = False, 0
         batches = self.store.take_up(list(outbox._functions), outbox._read)
         try:
@@ -347,7 +323,7 @@ class _Office:
                     # Leaves the rest of the places to new calls.
                     while not way.has_room(_LEFT_AT_ONCE):
                         await asyncio.sleep(0.01)
-                    resume(outbox, outbox._functions[function], runtime, row.id, row)
+                    resume(outbox, outbox._functions[function], row.id, row)
                     count += 1
                     if not count % 50:
                         # Let other tasks of the loop run.
@@ -366,42 +342,25 @@ class _Office:
             ends = False
         finally:
             self._graced = False
-            strangers = await to_thread(
-                self.store.set_strangers_aside, list(self._outbox._functions), unless_others_live=ends
-            )
+            strangers = await to_thread(self.store.set_strangers_aside, list(self._outbox._functions), ends)
             self._outbox._tell_set_aside([f"{name}, which no process had" for name in strangers])
 
 
-@contextlib.asynccontextmanager
-async def _kept(store: Store) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        await to_thread(store.close)
-
-
-def _without_frames(error: BaseException) -> BaseException:
+def _without_frames(error: BaseException, copies: dict[int, BaseException] | None = None) -> BaseException:
     """Copy *error* and its causes without tracebacks, whose frames would keep all local variables of the call alive."""
-    copies: dict[int, BaseException] = {}
-
-    def copied(error: BaseException | None) -> BaseException | None:
-        if error is None:
-            return None
-        other = copies.get(id(error))
-        if other is None:
+    copies = {} if copies is None else copies
+    if (other := copies.get(id(error))) is None:
+        other = error
+        # A class that can't be copied: keep the original, without its traceback.
+        with contextlib.suppress(Exception):
             if isinstance(error, BaseExceptionGroup):
-                other = error.derive([inner for inner in map(copied, error.exceptions) if inner is not None])
+                other = error.derive([_without_frames(inner, copies) for inner in error.exceptions])
             else:
-                other = error
-                # A class that can't be copied: keep the original, without its traceback.
-                with contextlib.suppress(Exception):
-                    other = copy.copy(error)
-            copies[id(error)] = other
-            other.__cause__, other.__context__ = copied(error.__cause__), copied(error.__context__)
-            other.__suppress_context__ = error.__suppress_context__
-            other.__traceback__ = None
-        return other
-
-    without = copied(error)
-    assert without is not None
-    return without
+                other = copy.copy(error)
+        copies[id(error)] = other
+        cause, context = error.__cause__, error.__context__
+        other.__cause__ = cause and _without_frames(cause, copies)
+        other.__context__ = context and _without_frames(context, copies)
+        other.__suppress_context__ = error.__suppress_context__
+        other.__traceback__ = None
+    return other

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Generator
 from datetime import datetime
-from functools import partial
 from typing import Any, Final
 
 from omniloop._bridges.resource import resource
 from omniloop._brokers.batches import Batches
-from omniloop._brokers.handover import Delivery, Engine, Function, Way, due
+from omniloop._brokers.handover import Delivery, Engine, Function, due
 from omniloop._brokers.workshop import Workshop
 from omniloop._errors import NoResultError, RefusedError
 from omniloop._report import say
@@ -38,11 +35,12 @@ with needs("procrastinate"):
 # Seconds to wait for a connection.
 _LOGIN_TIMEOUT: Final = 10.0
 
-# The task that retries the jobs of killed workers.
-_RETRY_STALLED = "omniloop:retry_stalled"
+# The task that retries the jobs of killed workers, and its queue.
+_RETRY_STALLED: Final = "omniloop:retry_stalled"
+_STALLED: Final = "omniloop_stalled"
 
 
-class Procrastinate(Engine):
+class Procrastinate(Workshop[App]):
     """
     Procrastinate as the engine of `background(broker=…)`.
 
@@ -72,14 +70,11 @@ class Procrastinate(Engine):
     ) -> None:
         if isinstance(stalled_after, bool) or not isinstance(stalled_after, (int, float)) or not stalled_after >= 2:
             raise ValueError(f"stalled_after={stalled_after!r}: give seconds as a number of 2 or more.")
-        self.at_once = at_once
-        self.waiting = waiting
-        # `with_options` makes shallow copies: they share everything but the options.
-        self._ways: dict[int, Way] = {}
-        self._options: dict[str, Any] = {}
+        super().__init__(make or _djangos, "the app", at_once, waiting)
+        self._stalled_after = stalled_after
         self._django = make is None
-        self._apps = _Apps(make or _djangos, stalled_after, self._django)
-        self._sending = resource(contextlib.asynccontextmanager(self._apps.opened))
+        # The app that jobs are written with, and for each task the jobs that are being written.
+        self._sending = resource(contextlib.asynccontextmanager(self._opened))
 
     def with_options(self, **options: Any) -> Procrastinate:
         """
@@ -87,19 +82,12 @@ class Procrastinate(Engine):
 
         As ``@background(broker=jobs.with_options(retry=5, queue="mail"))``.
         """
-        other = copy.copy(self)
-        other._options = {**self._options, **options}
-        return other
+        return self._with(options)
 
     @property
     def app(self) -> App:
         """The app that a worker runs: ``procrastinate --app=app.jobs.app worker``, or with Django ``manage.py procrastinate worker``."""
-        return self._apps.listening
-
-    @property
-    def label(self) -> str:
-        """The name of the engine."""
-        return "Procrastinate"
+        return self._listening()
 
     def bind(self, function: Function) -> None:
         """
@@ -109,7 +97,7 @@ class Procrastinate(Engine):
             ValueError: if a worker could not find the function by its name, or the name is taken.
         """
         function._check_findable()
-        self._apps.bind(function, self._options)
+        super().bind(function)
         if self._django:
             # Made now, because Procrastinate's worker for Django lists the tasks when it starts.
             _ = self.app
@@ -121,10 +109,10 @@ class Procrastinate(Engine):
         Raises:
             TypeError: if an argument can't be carried as JSON.
         """
-        text = function._as_json(args, kwargs, nan=False)
+        text, (received_args, received_kwargs) = function._as_json(args, kwargs, nan=False)
         if "\\u0000" in text:
             raise TypeError(f"{function.name}(): PostgreSQL's JSON has no character 0. Pass the text without it.")
-        call = {"call_id": call_id, **dict(zip(("args", "kwargs"), json.loads(text), strict=True))}
+        call = {"call_id": call_id, "args": received_args, "kwargs": received_kwargs}
         if self._django and asyncio._get_running_loop() is None:
             self.app.configure_task(function.name, schedule_at=due.get()).defer(**call)
             return None
@@ -150,13 +138,20 @@ class Procrastinate(Engine):
             raise function._not_of(self, parcel) from None
         try:
             if self._django:
-                from .django import database
-
-                async with database():
+                async with self._database():
                     await self.app.configure_task(name, schedule_at=moment).defer_async(**call)
-            else:
-                jobs = await self._sending
-                await jobs.send(name, call, moment)
+                return
+            app, lots = await self._sending
+            try:
+                if moment is not None:
+                    # A batch has one schedule for all its jobs, so a job with its own is written alone.
+                    await app.configure_task(name, schedule_at=moment).defer_async(**call)
+                else:
+                    await (lots.get(name) or lots.setdefault(name, _lot(app, name))).send(call)
+            except Exception as error:
+                if type(_cause(error)).__name__ == "PoolTimeout":
+                    await _log_in(app)
+                raise
         except Exception as error:
             raise _named(error, function) from error
 
@@ -171,31 +166,64 @@ class Procrastinate(Engine):
             "Procrastinate keeps no results: have the function write into the database what it has to say; or wait for `accepted` only."
         )
 
+    # --- the apps -----------------------------------------------------------------------------------------------------
 
-class _Jobs:
-    """An open app, and for each task the jobs that are being written to the database."""
+    async def _opened(self) -> AsyncIterator[tuple[App, dict[str, Batches[dict[str, Any]]]]]:
+        app = self._fresh()
+        await _log_in(app)
+        async with app.open_async():
+            yield app, {}
 
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._lots: dict[str, Batches[dict[str, Any]]] = {}
+    def _database(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """With Django, what closes the connections that its ORM opens."""
+        if not self._django:
+            return contextlib.nullcontext()
+        from .django import database
 
-    async def send(self, name: str, call: dict[str, Any], moment: Any) -> None:
+        return database()
+
+    def _body(self, function: Function) -> Callable[..., Any]:
+        async def body(context: JobContext, call_id: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+            async with self._database():
+                return await function.run(Delivery(call_id, context.job.attempts + 1), tuple(args), kwargs)
+
+        return body
+
+    def _register(self, made: App, name: str, body: Callable[..., Any], options: dict[str, Any]) -> None:
         try:
-            if moment is not None:
-                # A batch has one schedule for all its jobs, so a job with its own is written alone.
-                await self._app.configure_task(name, schedule_at=moment).defer_async(**call)
-                return
-            lot = self._lots.get(name) or self._lots.setdefault(
-                name, Batches(partial(self._write, name), _is_unreachable)
-            )
-            await lot.send(call)
-        except Exception as error:
-            if type(_cause(error)).__name__ == "PoolTimeout":
-                await _log_in(self._app)
-            raise
+            made.task(name=name, pass_context=True, **options)(body)
+        except TaskAlreadyRegistered:
+            # The function was defined again, by a reload.
+            made.tasks[name].func = body
 
-    async def _write(self, name: str, calls: list[dict[str, Any]]) -> None:
-        await self._app.configure_task(name).batch_defer_async(*calls)
+    def _prepare(self, made: App) -> None:
+        """Register the task with which a worker retries the jobs of dead workers."""
+        seconds = self._stalled_after
+
+        async def retry_stalled(context: JobContext, timestamp: int) -> None:
+            manager = context.app.job_manager
+            for job in await manager.get_stalled_jobs(seconds_since_heartbeat=seconds):
+                say("Procrastinate: the worker of job %s (%s) is gone; it runs again.", job.id, job.task_name)
+                await manager.retry_job(job)
+            # The finished jobs of this task itself.
+            await manager.delete_old_jobs(nb_hours=1, queue=_STALLED)
+
+        # Another engine may have registered the task with the same app.
+        with contextlib.suppress(TaskAlreadyRegistered):
+            options: Any = {"name": _RETRY_STALLED, "queueing_lock": _RETRY_STALLED, "queue": _STALLED}
+            task = made.task(pass_context=True, **options)(retry_stalled)
+            # The sixth field of the cron line is for seconds.
+            made.periodic(cron=f"* * * * * */{max(1, min(30, int(seconds / 2)))}")(task)
+
+
+def _djangos() -> App:
+    from procrastinate.contrib.django import app
+
+    return app
+
+
+def _lot(app: App, name: str) -> Batches[dict[str, Any]]:
+    return Batches(lambda calls: app.configure_task(name).batch_defer_async(*calls), _is_unreachable)
 
 
 async def _log_in(app: App) -> None:
@@ -213,11 +241,10 @@ async def _log_in(app: App) -> None:
                 await (await AsyncConnection.connect(address, **options)).close()
             except OperationalError as error:
                 code = error.sqlstate or await _code_of(error.pgconn)
-                if code.startswith(_FOR_GOOD) if code else _NO_LOGIN.search(str(error)):
-                    raise RefusedError(
-                        f"{error}\nMend the address that its app is made with, or the rights in PostgreSQL."
-                    ) from error
-                raise
+                if not (code.startswith(_FOR_GOOD) if code else _NO_LOGIN.search(str(error))):
+                    raise
+                advice = "Mend the address that its app is made with, or the rights in PostgreSQL."
+                raise RefusedError(f"{error}\n{advice}") from error
 
 
 async def _code_of(failed: Any) -> str | None:
@@ -227,17 +254,15 @@ async def _code_of(failed: Any) -> str | None:
     The message is in the server's language. libpq keeps the code to itself, but from version 18 on writes it into a trace; so log in
     once more with one. It is in memory, because it may have the password, and works on Linux only.
     """
-    from psycopg import pq, waiting
     from psycopg.conninfo import make_conninfo
+    from psycopg.pq import PGconn, PollingStatus
+    from psycopg.waiting import Ready, Wait, wait_conn_async
 
-    waits: dict[int, waiting.Wait] = {
-        pq.PollingStatus.READING: waiting.Wait.R,
-        pq.PollingStatus.WRITING: waiting.Wait.W,
-    }
+    waits: dict[int, Wait] = {PollingStatus.READING: Wait.R, PollingStatus.WRITING: Wait.W}
 
-    def login(trace: int) -> Generator[tuple[int, waiting.Wait], waiting.Ready | int, None]:
+    def login(trace: int) -> Generator[tuple[int, Wait], Ready | int, None]:
         options = {option.keyword.decode(): option.val.decode() for option in failed.info if option.val}
-        connection = pq.PGconn.connect_start(make_conninfo(**options).encode())
+        connection = PGconn.connect_start(make_conninfo(**options).encode())
         try:
             connection.trace(trace)
             while (state := connection.connect_poll()) in waits:
@@ -247,7 +272,7 @@ async def _code_of(failed: Any) -> str | None:
             connection.finish()
 
     with contextlib.suppress(Exception), open(os.memfd_create("login"), "rb") as trace:
-        await waiting.wait_conn_async(login(trace.fileno()))
+        await wait_conn_async(login(trace.fileno()))
         trace.seek(0)
         if found := re.search(rb'ErrorResponse\t.* C "(\w{5})"', trace.read()):
             return found[1].decode()
@@ -283,73 +308,12 @@ def _is_unreachable(error: BaseException) -> bool:
 
 def _named(error: Exception, function: Function) -> Exception:
     """Return the error that `Engine.send` is to raise for *error*."""
-    cause = _cause(error)
+    reason = error.__cause__ or error
     if isinstance(error, (AlreadyEnqueued, RefusedError)):
         # Not its cause, which is PostgreSQL's error about an index, or about a login.
-        reason = str(error)
-    elif cause is None:
+        reason = error
+    elif _cause(error) is None:
         return error
     elif _is_unreachable(error):
-        return ConnectionError(str(error.__cause__ or error))
-    else:
-        reason = str(error.__cause__ or error)
+        return ConnectionError(str(reason))
     return RefusedError(f"Procrastinate refuses the call of {function.name}: {reason}")
-
-
-# --- the apps -----------------------------------------------------------------------------------------------------------
-
-
-def _djangos() -> App:
-    from procrastinate.contrib.django import app
-
-    return app
-
-
-class _Apps(Workshop[App]):
-    def __init__(self, make: Callable[[], App], stalled_after: float, django: bool) -> None:
-        super().__init__(make, "the app")
-        self._stalled_after = stalled_after
-        self._django = django
-
-    async def opened(self) -> AsyncIterator[_Jobs]:
-        app = self.make()
-        await _log_in(app)
-        async with app.open_async():
-            yield _Jobs(app)
-
-    def register(self, made: App, function: Function, options: dict[str, Any]) -> None:
-        async def body(context: JobContext, call_id: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-            delivery = Delivery(call_id, context.job.attempts + 1)
-            if not self._django:
-                return await function.run(delivery, tuple(args), kwargs)
-            from .django import database
-
-            # Closes the connections that the function opens by Django's ORM.
-            async with database():
-                return await function.run(delivery, tuple(args), kwargs)
-
-        try:
-            made.task(name=function.name, pass_context=True, **options)(body)
-        except TaskAlreadyRegistered:
-            # The function was defined again, by a reload.
-            made.tasks[function.name].func = body
-
-    def prepare(self, made: App) -> None:
-        """Register the task with which a worker retries the jobs of dead workers."""
-        seconds = self._stalled_after
-
-        async def retry_stalled(context: JobContext, timestamp: int) -> None:
-            manager = context.app.job_manager
-            for job in await manager.get_stalled_jobs(seconds_since_heartbeat=seconds):
-                say("Procrastinate: the worker of job %s (%s) is gone; it runs again.", job.id, job.task_name)
-                await manager.retry_job(job)
-            # The finished jobs of this task itself.
-            await manager.delete_old_jobs(nb_hours=1, queue="omniloop_stalled")
-
-        # Another engine may have registered the task with the same app.
-        with contextlib.suppress(TaskAlreadyRegistered):
-            task = made.task(
-                name=_RETRY_STALLED, pass_context=True, queue="omniloop_stalled", queueing_lock=_RETRY_STALLED
-            )(retry_stalled)
-            # The sixth field of the cron line is for seconds.
-            made.periodic(cron=f"* * * * * */{max(1, min(30, int(seconds / 2)))}")(task)

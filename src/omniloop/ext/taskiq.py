@@ -19,26 +19,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import inspect
+import itertools
 import math
 import os
 import re
 import ssl
-import typing
+import traceback
 import warnings
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import copy_context
 from functools import partial
-from inspect import BoundArguments, Parameter, Signature
-from types import TracebackType
+from inspect import BoundArguments, Parameter
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from omniloop._bridges.resource import resource
 from omniloop._brokers.batches import Batches
-from omniloop._brokers.handover import Delivery, Engine, Function, Way, signature_of, was_cancelled
+from omniloop._brokers.handover import Delivery, Engine, Function, caused, pauses, signature_of, was_cancelled
 from omniloop._brokers.workshop import Workshop
 from omniloop._errors import NoResultError, RefusedError, WaitTimeoutError
 from omniloop._report import say
@@ -47,15 +45,7 @@ from omniloop._threads import time
 from omniloop.ext import needs
 
 with needs("taskiq"):
-    from taskiq import (
-        AsyncBroker,
-        AsyncTaskiqTask,
-        BrokerMessage,
-        Context,
-        InMemoryBroker,
-        TaskiqDepends,
-        TaskiqMiddleware,
-    )
+    from taskiq import AsyncBroker, AsyncTaskiqTask, BrokerMessage, Context, InMemoryBroker, TaskiqDepends
     from taskiq.compat import parse_obj_as
     from taskiq.exceptions import ResultGetError, ResultIsReadyError, SendTaskError
     from taskiq.result_backends.dummy import DummyResultBackend
@@ -102,7 +92,7 @@ _LOSSY: Final = {
 }
 
 
-class Taskiq(Engine):
+class Taskiq(Workshop[AsyncBroker]):
     """
     Any broker of taskiq as the engine of `background(broker=…)`.
 
@@ -125,15 +115,11 @@ class Taskiq(Engine):
         waiting: int = Engine.waiting,
         lossy: bool = False,
     ) -> None:
-        self.at_once = at_once
-        self.waiting = waiting
-        # `with_labels` makes shallow copies: they share everything but the labels.
-        self._ways: dict[int, Way] = {}
-        self._labels: dict[str, Any] = {}
+        super().__init__(make or _in_memory, "the broker: Taskiq(lambda: AioPikaBroker(url))", at_once, waiting)
         self._is_local = make is None
-        self._brokers = _Brokers(make or _in_memory, lossy)
+        self._lossy = lossy
         # One for each process: opened on first use, closed after all work.
-        self._line = resource(contextlib.asynccontextmanager(self._brokers.line))
+        self._line = resource(lambda: _Line(self._to_send_on), _Line.close)
 
     def with_labels(self, **labels: Any) -> Taskiq:
         """
@@ -141,14 +127,12 @@ class Taskiq(Engine):
 
         As ``@background(broker=jobs.with_labels(retry_on_error=True, max_retries=5))``, or ``delay=60``, or ``schedule=[{"cron": "0 * * * *"}]``.
         """
-        other = copy.copy(self)
-        other._labels = {**self._labels, **labels}
-        return other
+        return self._with(labels)
 
     @property
     def broker(self) -> AsyncBroker:
         """The broker that a worker or a scheduler of taskiq listens on: ``taskiq worker app:broker``. Nothing is sent on it."""
-        return self._brokers.listening
+        return self._listening()
 
     @property
     def label(self) -> str:
@@ -166,11 +150,7 @@ class Taskiq(Engine):
         """
         if not self._is_local:
             function._check_findable()
-        injected = _injected(function)
-        if injected:
-            # For the caller these parameters are optional, and by keyword only.
-            function.signature = _without(function.signature, injected)
-        self._brokers.bind(function, self._labels)
+        super().bind(function)
 
     def pack(self, function: Function, call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """
@@ -180,7 +160,8 @@ class Taskiq(Engine):
             TypeError: if the broker's serialiser can't carry an argument, or changes it and no annotation restores it.
         """
         try:
-            message, plain = _packed(self.broker, function, call_id, args, kwargs)
+            message = _packed(self.broker, function, call_id, args, kwargs)
+            plain = self.broker.formatter.loads(message.message)
         except Exception as error:
             # Each serialiser raises errors of its own: pydantic's is a ValueError.
             raise TypeError(
@@ -198,18 +179,15 @@ class Taskiq(Engine):
 
     async def send(self, function: Function, parcel: Any) -> None:
         """
-        Send the call, in the context of the caller. If the broker has middlewares for sending, taskiq's own `kiq` sends it.
+        Send the call, in the context of the caller. If the broker has middlewares, taskiq's own `kiq` sends it.
 
         Raises:
             RefusedError: if the server will never take the call: it is too large, its queue does not exist, access is denied.
         """
         try:
             call_id, args, kwargs = parcel
-            message = (
-                parcel.message
-                if isinstance(parcel, _Parcel)
-                else _packed(self.broker, function, call_id, args, kwargs)[0]
-            )
+            # From an outbox it comes without its message.
+            message = getattr(parcel, "message", None) or _packed(self.broker, function, call_id, args, kwargs)
         except (TypeError, ValueError, AttributeError):
             raise function._not_of(self, parcel) from None
         line = await self._line
@@ -217,7 +195,7 @@ class Taskiq(Engine):
         async def kick(connection: _Connection) -> None:
             if len(message.message) > line.limit:
                 raise RefusedError(f"{len(message.message)} bytes are more than the {line.limit} that the server takes")
-            if connection.hooked:
+            if connection.broker.middlewares:
                 await _kicker(connection.broker, function, call_id).kiq(*args, **kwargs)
             else:
                 await connection.kick(message)
@@ -236,40 +214,92 @@ class Taskiq(Engine):
             NoResultError: if the broker has no result back end.
         """
         line = await self._line
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause, said = _FIRST_LOOK, False
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        waits, said = pauses(_FIRST_LOOK, _LONGEST_LOOK), False
         while True:
+            pause = next(waits)
             connection = await line.open()
             backend = connection.broker.result_backend
             if isinstance(backend, DummyResultBackend):
                 # taskiq itself would return None.
-                raise NoResultError(
-                    backend.why
-                    if isinstance(backend, _Elsewhere)
-                    else f"{self.label} keeps no results: give it a result back end in the function that makes it, "
-                    "broker.with_result_backend(…); or wait for `accepted` only."
-                )
+                advice = "give it a result back end in the function that makes it, broker.with_result_backend(…)"
+                none = f"{self.label} keeps no results: {advice}; or wait for `accepted` only."
+                raise NoResultError(getattr(backend, "why_none", none))
             task: AsyncTaskiqTask[Any] = AsyncTaskiqTask(call_id, backend, function.hints.get("return"))
             try:
-                if await task.is_ready():
-                    result = await task.get_result()
-                    break
+                result = await task.get_result() if await task.is_ready() else None
             except (ResultIsReadyError, ResultGetError) as error:
                 # The connection has failed: take another one, as `send` does.
                 connection.give_up()
-                pause = _LOOK_AFTER_ERROR
+                result, pause = None, _LOOK_AFTER_ERROR
                 if not said:
-                    say(
-                        "The result of %s can't be had now, and is asked for again: %r",
-                        function.name,
-                        error.__cause__ or error,
-                    )
+                    message = "The result of %s can't be had now, and is asked for again: %r"
+                    say(message, function.name, error.__cause__ or error)
                     said = True
-            if deadline is not None and time.monotonic() >= deadline:
+            if result is not None:
+                return result.raise_for_error().return_value
+            if (left := deadline - time.monotonic()) <= 0:
                 raise WaitTimeoutError(f"no result of {call_id} after {timeout} s")
-            await asyncio.sleep(pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic())))
-            pause = min(max(_LONGEST_LOOK, pause), pause * 1.5)
-        return result.raise_for_error().return_value
+            await asyncio.sleep(min(pause, left))
+
+    # --- the brokers --------------------------------------------------------------------------------------------------
+
+    def _prepare(self, made: AsyncBroker) -> None:
+        if not isinstance(made, AsyncBroker):
+            raise TypeError(f"{self._make!r} returned {made!r}, which is no broker of taskiq.")
+        for cls in type(made).__mro__:
+            for name, reason in () if self._lossy else _LOSSY.items():
+                if f"{_package(cls)}.{cls.__name__}".startswith(name):
+                    raise ValueError(f"{type(made).__name__} {reason}. {_SAFE}")
+        if getattr(made, "pull_consume_timeout", 0) is None:
+            # Never wanted: see `_PULL_TIMEOUT`.
+            vars(made)["pull_consume_timeout"] = _PULL_TIMEOUT
+        if isinstance(made, InMemoryBroker):
+            # Run its calls as work of the runtime, whose end waits for them. Taskiq would make tasks that the runtime does not know.
+            vars(made)["kick"] = partial(_run_here, made)
+
+    def _register(self, made: AsyncBroker, name: str, body: Callable[..., Any], options: dict[str, Any]) -> None:
+        made.register_task(body, task_name=name, **options)
+
+    def _body(self, function: Function) -> Callable[..., Any]:
+        """What taskiq calls in the worker. Takes the parameters with `TaskiqDepends` out of the signature of *function*."""
+        injected = _injected(function)
+
+        async def body(*args: Any, _delivered: Context = _DELIVERED, **kwargs: Any) -> Any:
+            received = _received(function, args, kwargs, injected)
+            message = _message_of(_delivered)
+            extender = asyncio.create_task(_extend(message, _delivered.broker))
+            try:
+                return await function.run(
+                    Delivery(_delivered.message.task_id, _attempt(_delivered, message)), *received
+                )
+            finally:
+                extender.cancel()
+
+        # Taskiq reads the name and the annotations of the function that it registers. Only those of injected parameters are for taskiq
+        # to apply; `_received` applies the others.
+        body.__name__ = body.__qualname__ = function.original.__name__
+        body.__module__ = function.original.__module__
+        body.__annotations__ = {"_delivered": Context, **{name: it.annotation for name, it in injected.items()}}
+        if injected:
+            # For the caller they are optional, and by keyword only.
+            optional = [it.replace(default=None) for it in injected.values()]
+            function.signature = _with_keywords(function.signature, optional)
+            vars(body)["__signature__"] = _with_keywords(inspect.signature(body), injected.values())
+        return body
+
+    def _to_send_on(self) -> AsyncBroker:
+        broker, listening = self._fresh(), self.broker
+        # A result back end that the user's function did not make anew belongs to another loop, or to the parent process.
+        backend = broker.result_backend
+        elsewhere = listening.is_worker_process and backend is listening.result_backend
+        if elsewhere or _owners.setdefault(backend, os.getpid()) != os.getpid():
+            broker.result_backend = DummyResultBackend()
+            vars(broker.result_backend)["why_none"] = (
+                f"{backend!r} was made once for several loops or processes, and can be used in one of them only. Make it in the "
+                "function that makes the broker."
+            )
+        return broker
 
 
 async def _run_here(broker: InMemoryBroker, message: BrokerMessage) -> None:
@@ -280,54 +310,8 @@ async def _run_here(broker: InMemoryBroker, message: BrokerMessage) -> None:
 _in_memory: Final = partial(InMemoryBroker, max_stored_results=10_000)
 
 
-class _Brokers(Workshop[AsyncBroker]):
-    def __init__(self, make: Callable[[], AsyncBroker], lossy: bool) -> None:
-        super().__init__(make, "the broker: Taskiq(lambda: AioPikaBroker(url))")
-        self._lossy = lossy
-
-    def prepare(self, made: AsyncBroker) -> None:
-        if not isinstance(made, AsyncBroker):
-            raise TypeError(f"{self._make!r} returned {made!r}, which is no broker of taskiq.")
-        if not self._lossy:
-            _refuse_lossy(made)
-        if getattr(made, "pull_consume_timeout", 0) is None:
-            # Never wanted: see `_PULL_TIMEOUT`.
-            vars(made)["pull_consume_timeout"] = _PULL_TIMEOUT
-        if isinstance(made, InMemoryBroker):
-            # Run its calls as work of the runtime, whose end waits for them. Taskiq would make tasks that the runtime does not know.
-            vars(made)["kick"] = partial(_run_here, made)
-
-    def register(self, made: AsyncBroker, function: Function, options: dict[str, Any]) -> None:
-        _register(made, function, options)
-
-    async def line(self) -> AsyncIterator[_Line]:
-        line = _Line(self._fresh)
-        try:
-            yield line
-        finally:
-            await line.close()
-
-    def _fresh(self) -> AsyncBroker:
-        """Make a broker to send on."""
-        broker, listening = self.make(), self.listening
-        # A result back end that the user's function did not make anew belongs to another loop, or to the parent process.
-        backend = broker.result_backend
-        elsewhere = listening.is_worker_process and backend is listening.result_backend
-        if elsewhere or _owners.setdefault(backend, os.getpid()) != os.getpid():
-            broker.result_backend = _Elsewhere(backend)
-        return broker
-
-
 # For each result back end, the process that used it first. The back ends must allow weak references; all of taskiq's do.
 _owners: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-
-
-class _Elsewhere(DummyResultBackend[Any]):
-    def __init__(self, backend: object) -> None:
-        self.why = (
-            f"{backend!r} was made once for several loops or processes, and can be used in one of them only. Make it in the function "
-            "that makes the broker."
-        )
 
 
 class _Parcel(tuple[str, list[Any], dict[str, Any]]):  # noqa: SLOT001 - a tuple can't have any
@@ -349,34 +333,26 @@ class _Connection:
 
     def __init__(self, broker: AsyncBroker) -> None:
         self.broker = broker
-        self._senders = 0
-        self.given_up = False
-        self._errors_in_a_row = 0
-        # Whether a middleware sees or changes what is sent.
-        self.hooked = any(
-            type(it).pre_send is not TaskiqMiddleware.pre_send or type(it).post_send is not TaskiqMiddleware.post_send
-            for it in broker.middlewares
-        )
         self.kick = _kick_of(broker)
+        self.given_up = False
+        self._senders = self._errors_in_a_row = 0
 
     async def send(self, kick: Callable[[_Connection], Awaitable[Any]]) -> None:
-        """Send a call by *kick*. Gives the connection up if the error is the connection's. Raises as the verdict on the error says."""
+        """Send a call by *kick*. Gives the connection up if the error is the connection's. Raises what `_meaning` makes of the error."""
         self._senders += 1
         try:
             async with asyncio.timeout(_SEND_TIMEOUT):
                 await kick(self)
             self._errors_in_a_row = 0
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, RefusedError) or was_cancelled(error):
+        except (Exception, asyncio.CancelledError) as raised:
+            if isinstance(raised, RefusedError) or was_cancelled(raised):
                 raise
-            verdict, cause, words = _verdict(error, self.broker)
+            error = _meaning(raised, self.broker)
             self._errors_in_a_row += 1
-            if verdict not in (RefusedError, None) or self._errors_in_a_row >= _ERRORS_IN_A_ROW:
+            if isinstance(error, (ConnectionError, _InDoubtError)) or self._errors_in_a_row >= _ERRORS_IN_A_ROW:
                 # Also for a closed channel, which raises its old error in every call until it is open again.
                 self.give_up()
-            if verdict is None:
-                raise cause from None
-            raise verdict(words) from cause
+            raise error from error.__cause__
         finally:
             self._senders -= 1
             self._shut_if_done()
@@ -451,15 +427,16 @@ class _Line:
         try:
             async with asyncio.timeout(_SEND_TIMEOUT):
                 await _start_up(broker)
-        except BaseException as error:
+        except BaseException as raised:
             await _shut(broker)
-            if not isinstance(error, Exception):
+            if not isinstance(raised, Exception):
                 raise
-            verdict, cause, words = _verdict(error, broker)
-            if verdict in (ConnectionError, None):
-                raise ConnectionError(words) from cause
-            self._refused_until = time.monotonic() + _REFUSED_FOR
-            raise RefusedError(f"{words}. Mend what the broker is made with, or the server.") from cause
+            error = _meaning(raised, broker, ConnectionError)
+            cause = error.__cause__
+            if not isinstance(error, ConnectionError):
+                self._refused_until = time.monotonic() + _REFUSED_FOR
+                error = RefusedError(f"{error}. Mend what the broker is made with, or the server.")
+            raise error from cause
         return _Connection(broker)
 
     async def close(self) -> None:
@@ -473,7 +450,7 @@ class _Line:
 
 async def _start_up(broker: Any) -> None:
     await broker.startup()
-    package = _package(broker)
+    package = _package(type(broker))
     if package == "taskiq_aio_pika":
         # RabbitMQ returns a message that no queue takes. The broker's own channel would take that for a success.
         from omniloop.ext._rabbitmq import Channel
@@ -501,13 +478,13 @@ async def _shut(broker: AsyncBroker) -> None:
             await broker.shutdown()
 
 
-def _package(broker: object) -> str:
-    return type(broker).__module__.partition(".")[0]
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
 
 
 def _kick_of(broker: AsyncBroker) -> Callable[[BrokerMessage], Awaitable[None]]:
     """Return what sends a message on *broker*. For a list of Redis it sends many at a time, on one client instead of one for each."""
-    if _package(broker) != "taskiq_redis":
+    if _package(type(broker)) != "taskiq_redis":
         return broker.kick
     from redis.asyncio import Redis
     from taskiq_redis import ListQueueBroker
@@ -530,113 +507,85 @@ def _kick_of(broker: AsyncBroker) -> Callable[[BrokerMessage], Awaitable[None]]:
 
 # --- what went wrong ----------------------------------------------------------------------------------------------------
 
-# What an error means. RefusedError: the call will never be taken. ConnectionError: the server can't be reached. None: a trouble of this
-# call alone, which may pass. Looked up by the package of the error, and by the names of its class and base classes in MRO order.
-_Verdict = type[RefusedError | ConnectionError | _InDoubtError] | None
-_VERDICTS: Final[Mapping[str, Mapping[_Verdict, tuple[str, ...]]]] = {
-    "taskiq_aio_pika": {
-        RefusedError: ("IncorrectRoutingKeyError", "QueueNotDeclaredError", "ExchangeNotDeclaredError"),
-    },
-    "aiormq": {
-        RefusedError: ("ProbableAuthenticationError", "AuthenticationError"),
-        _InDoubtError: ("ChannelPreconditionFailed", "ChannelAccessRefused", "ChannelNotFoundEntity", "PublishError"),
-        # A full queue.
-        None: ("DeliveryError",),
-        ConnectionError: ("ChannelInvalidStateError", "AMQPError"),
-    },
-    "nats": {
-        # BadRequestError: for example a message larger than the stream takes.
-        RefusedError: (
-            *("MaxPayloadError", "BadSubjectError", "BadHeaderError", "BadRequestError"),
-            *("AuthorizationError", "InvalidUserCredentialsError"),
-        ),
-        _InDoubtError: ("NoStreamResponseError", "NotFoundError"),
-        ConnectionError: (
-            *("ConnectionClosedError", "ConnectionReconnectingError", "ConnectionDrainingError"),
-            *("StaleConnectionError", "NoServersError"),
-        ),
-    },
-    "redis": {
-        RefusedError: ("AuthenticationError", "NoPermissionError"),
-        # ReadOnlyError: the server was the primary, and is a replica now.
-        ConnectionError: ("ReadOnlyError", "ConnectionError", "TimeoutError"),
-    },
-}
-
-# Errors whose text tells more than their class. RabbitMQ: a queue whose node is down comes back; a virtual host that is not found, or
-# refused to the user, stays refused, while one that is down or at a limit is refused only for now. Redis has no class for a key of
-# another type, nor for a message larger than `proto-max-bulk-len`.
-_WORDS: Final[Mapping[str, tuple[tuple[re.Pattern[str], _Verdict], ...]]] = {
-    "aiormq": (
-        (re.compile("down or inaccessible"), ConnectionError),
-        (re.compile(r"NOT_ALLOWED - .*(not found|refused for user)"), RefusedError),
-    ),
-    "redis": ((re.compile("WRONGTYPE|Protocol error: invalid bulk length"), RefusedError),),
-    "nats": ((re.compile("(?i)authorization violation|permissions violation for publish"), RefusedError),),
+# What an error means: RefusedError, if the call will never be taken; ConnectionError, if the server can't be reached; None: a trouble of
+# this call alone, which may pass. The first pattern decides that matches the package of the error, its class, or one of its base classes,
+# and its words: "aiormq.DeliveryError: …".
+_Meaning = type[RefusedError | ConnectionError | _InDoubtError] | None
+_MEANINGS: Final[Mapping[str, _Meaning]] = {
+    r"taskiq_aio_pika\.(IncorrectRoutingKey|QueueNotDeclared|ExchangeNotDeclared)Error:": RefusedError,
+    # A queue of RabbitMQ whose node is down comes back; a virtual host that is not found, or refused to the user, stays refused, while
+    # one that is down or at a limit is refused only for now.
+    r"aiormq\..* down or inaccessible": ConnectionError,
+    r"aiormq\..*NOT_ALLOWED - .*(not found|refused for user)": RefusedError,
+    r"aiormq\.(Probable)?AuthenticationError:": RefusedError,
+    r"aiormq\.(Channel(PreconditionFailed|AccessRefused|NotFoundEntity)|PublishError):": _InDoubtError,
+    # A full queue.
+    r"aiormq\.DeliveryError:": None,
+    r"aiormq\.(ChannelInvalidStateError|AMQPError):": ConnectionError,
+    r"(?i)nats\..*(authorization violation|permissions violation for publish)": RefusedError,
+    # BadRequestError: for example a message larger than the stream takes.
+    r"nats\.(MaxPayload|BadSubject|BadHeader|BadRequest|Authorization|InvalidUserCredentials)Error:": RefusedError,
+    r"nats\.(NoStreamResponse|NotFound)Error:": _InDoubtError,
+    r"nats\.(Connection(Closed|Reconnecting|Draining)|StaleConnection|NoServers)Error:": ConnectionError,
+    # Redis has no class for a key of another type, nor for a message larger than `proto-max-bulk-len`.
+    r"redis\..*(WRONGTYPE|Protocol error: invalid bulk length)": RefusedError,
+    r"redis\.(Authentication|NoPermission)Error:": RefusedError,
+    # ReadOnlyError: the server was the primary, and is a replica now.
+    r"redis\.(ReadOnly|Connection|Timeout)Error:": ConnectionError,
 }
 
 # The text of RabbitMQ's error.
 _SIZE_LIMIT: Final = re.compile(r"larger than configured max size (\d+)")
 
 
-def _named_verdict(error: BaseException, words: str) -> _Verdict:
+def _named(error: BaseException, words: str) -> _Meaning:
     below: BaseException | None = error
     while below is not None:
         if isinstance(below, ssl.SSLCertVerificationError):
             return RefusedError
         below = below.__cause__ or below.__context__
     for cls in type(error).__mro__:
-        package = cls.__module__.partition(".")[0]
-        for pattern, verdict in _WORDS.get(package, ()):
-            if pattern.search(words):
-                return verdict
-        for verdict, names in _VERDICTS.get(package, {}).items():
-            if cls.__name__ in names:
-                return verdict
+        for pattern, meaning in _MEANINGS.items():
+            if re.match(pattern, f"{_package(cls)}.{cls.__name__}: {words}"):
+                return meaning
     return ConnectionError if isinstance(error, (OSError, EOFError)) else None
 
 
 def _is_unreachable(error: Exception) -> bool:
-    return _named_verdict(error, str(error)) is ConnectionError
+    return _named(error, str(error)) is ConnectionError
 
 
-def _verdict(error: BaseException, broker: AsyncBroker) -> tuple[_Verdict, BaseException, str]:
-    """Return the verdict on *error*, the error that tells the reason, and the text of that."""
+def _meaning(error: BaseException, broker: AsyncBroker, unknown: _Meaning = None) -> BaseException:
+    """Return the error that *error* of a client library means, with the library's words and it as the cause; or *error* itself."""
     if isinstance(error, SendTaskError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, TimeoutError):
         # nats-py only notes such an error, and goes on waiting.
         noted = getattr(getattr(broker, "client", None), "last_error", None)
-        if noted is not None and _named_verdict(noted, str(noted)) is RefusedError:
+        if noted is not None and _named(noted, str(noted)) is RefusedError:
             error = noted
     words = str(error)
-    if type(error).__name__ == "InvalidFrameError" and (innermost := _innermost(error.__traceback__)) is not None:
+    if type(error).__name__ == "InvalidFrameError":
         # RabbitMQ says why it closes a connection. aiormq reports only an unexpected answer, so take the reason from its frame.
-        words = getattr(innermost.tb_frame.f_locals.get("frame"), "reply_text", words)
-    return _named_verdict(error, words), error, f"{type(error).__name__}: {words}"
-
-
-def _innermost(traceback: TracebackType | None) -> TracebackType | None:
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback
+        for frame, _ in list(traceback.walk_tb(error.__traceback__))[-1:]:
+            words = getattr(frame.f_locals.get("frame"), "reply_text", words)
+    meaning = _named(error, words) or unknown
+    return error if meaning is None else caused(meaning(f"{type(error).__name__}: {words}"), error)
 
 
 def _kicker(broker: AsyncBroker, function: Function, call_id: str) -> Any:
-    task = broker.find_task(function.name)
-    assert task is not None, "bound functions are registered with each broker that is made"
+    task: Any = broker.find_task(function.name)
     return task.kicker().with_task_id(call_id)
 
 
 def _packed(
     broker: AsyncBroker, function: Function, call_id: str, args: Iterable[Any], kwargs: Mapping[str, Any]
-) -> tuple[BrokerMessage, Any]:
-    """Return a call as it is sent, and the message that the worker's serialiser would make of it."""
-    message = broker.formatter.dumps(_kicker(broker, function, call_id)._prepare_message(*args, **kwargs))
-    return message, broker.formatter.loads(message.message)
+) -> BrokerMessage:
+    return broker.formatter.dumps(_kicker(broker, function, call_id)._prepare_message(*args, **kwargs))
 
 
-_INJECTED: Final[Any] = TaskiqDepends()
+# What taskiq is to pass to each body: the context of the call.
+_DELIVERED: Final[Any] = TaskiqDepends()
 
 
 def _injected(function: Function) -> dict[str, Parameter]:
@@ -646,66 +595,30 @@ def _injected(function: Function) -> dict[str, Parameter]:
         # If it can't resolve an annotation, it only warns, and injects nothing.
         warnings.simplefilter("error", RuntimeWarning)
         try:
-            graph = DependencyGraph(original)
+            graph: Any = DependencyGraph(original)
         except Exception as error:
-            if not isinstance(error, (RuntimeWarning, NameError)) or _may_depend(function):
+            may_depend = any(
+                type(it.default).__name__ in ("Dependency", "Depends") or "Depends" in str(it.annotation)
+                for it in function.signature.parameters.values()
+            )
+            if may_depend or not isinstance(error, (RuntimeWarning, NameError)):
                 raise ValueError(
                     f"{original!r}: what taskiq is to inject can't be resolved where the function is decorated: {error}. Import what its "
                     "annotations name, not for type checkers alone."
                 ) from error
             return {}
-    names = {it.param_name for parent, its in graph.dependencies.items() if parent.dependency is original for it in its}
-    hints = typing.get_type_hints(original, include_extras=True) if names else {}
-    return {
-        name: parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints.get(name, Parameter.empty))
-        for name, parameter in signature_of(original).parameters.items()
-        if name in names
-    }
+    ours = [its for parent, its in graph.dependencies.items() if parent.dependency is original]
+    return {it.param_name: it.signature.replace(kind=Parameter.KEYWORD_ONLY) for it in itertools.chain(*ours)}
 
 
-def _may_depend(function: Function) -> bool:
-    return any(
-        type(it.default).__name__ in ("Dependency", "Depends") or "Depends" in str(it.annotation)
-        for it in function.signature.parameters.values()
-    )
-
-
-def _without(signature: Signature, injected: Mapping[str, Parameter]) -> Signature:
-    """Return *signature* with the parameters that taskiq fills in moved to the end, as optional ones."""
-    kept = [it for name, it in signature.parameters.items() if name not in injected]
-    rest = [kept.pop()] if kept and kept[-1].kind is Parameter.VAR_KEYWORD else []
-    return signature.replace(parameters=[*kept, *(it.replace(default=None) for it in injected.values()), *rest])
-
-
-def _register(broker: AsyncBroker, function: Function, labels: dict[str, Any]) -> None:
-    injected = _injected(function)
-
-    async def body(*args: Any, _delivered: Context = _INJECTED, **kwargs: Any) -> Any:
-        message = _message_of(_delivered)
-        filled = {name: kwargs.pop(name) for name in injected if name in kwargs}
-        received = _received(function, args, kwargs, filled)
-        labels = _delivered.message.labels
-        # Taskiq's retry middlewares and its `requeue` send a failed call as a new message, so add the deliveries before that.
-        before = int(labels.get("_retries", 0)) + int(labels.get("X-Taskiq-requeue", 0))
-        attempt = 1 if isinstance(_delivered.broker, InMemoryBroker) else _attempt(message)
-        delivery = Delivery(_delivered.message.task_id, None if attempt is None else attempt + before)
-        async with _extended(message, _delivered.broker):
-            return await function.run(delivery, *received)
-
-    # Taskiq reads the name and the annotations of the function that it registers. Only those of injected parameters are for taskiq to
-    # apply; `_received` applies the others.
-    body.__name__ = body.__qualname__ = function.original.__name__
-    body.__module__ = function.original.__module__
-    body.__annotations__ = {"_delivered": Context, **{name: it.annotation for name, it in injected.items()}}
-    if injected:
-        signature = inspect.signature(body)
-        *first, last = signature.parameters.values()
-        vars(body)["__signature__"] = signature.replace(parameters=[*first, *injected.values(), last])
-    broker.register_task(body, task_name=function.name, **labels)
+def _with_keywords(signature: inspect.Signature, more: Iterable[Parameter]) -> inspect.Signature:
+    """Return *signature* with the parameters *more*, which are by keyword only; they may be among its others."""
+    all_ = {**signature.parameters, **{it.name: it for it in more}}
+    return signature.replace(parameters=sorted(all_.values(), key=lambda it: it.kind))
 
 
 def _received(
-    function: Function, args: Iterable[Any], kwargs: Mapping[str, Any], filled: Mapping[str, Any] | None = None
+    function: Function, args: Iterable[Any], kwargs: Mapping[str, Any], filled: Collection[str] = ()
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """
     Return the arguments that the function gets: those from the serialiser, with the annotations applied by taskiq's pydantic; and what
@@ -713,7 +626,7 @@ def _received(
     """
     bound = function.signature.bind(*args, **kwargs)
     for name, value in bound.arguments.items():
-        hint = function.hints.get(name)
+        hint = None if name in filled else function.hints.get(name)
         if hint is None or hint is type(value):
             continue
         kind = function.signature.parameters[name].kind
@@ -724,7 +637,7 @@ def _received(
         else:
             bound.arguments[name] = _parsed(hint, value)
     if filled:
-        bound = BoundArguments(signature_of(function.original), OrderedDict({**bound.arguments, **filled}))
+        bound = BoundArguments(signature_of(function.original), bound.arguments)
     return bound.args, bound.kwargs
 
 
@@ -744,49 +657,32 @@ def _message_of(context: Context) -> Any:
     return getattr(getattr(controller, "_ack", None), "__self__", None)
 
 
-def _attempt(message: Any) -> int | None:
+def _attempt(context: Context, message: Any) -> int | None:
+    labels = context.message.labels
     try:
-        if hasattr(message, "in_progress"):
-            return int(message.metadata.num_delivered)
-        headers = getattr(message, "headers", None)
-        if headers is None:
-            return None
-        # Quorum queues, the default here, count deliveries. A classic queue only tells that the message was delivered before.
-        return int(headers.get("x-delivery-count", 1 if message.redelivered else 0)) + 1
+        if isinstance(context.broker, InMemoryBroker):
+            attempt = 1
+        elif hasattr(message, "in_progress"):
+            attempt = int(message.metadata.num_delivered)
+        else:
+            # Quorum queues, the default here, count deliveries. A classic queue only tells that the message was delivered before.
+            attempt = int(message.headers.get("x-delivery-count", 1 if message.redelivered else 0)) + 1
     except (AttributeError, TypeError, ValueError):
         return None
+    # Taskiq's retry middlewares and its `requeue` send a failed call as a new message, so add the deliveries before that.
+    return attempt + int(labels.get("_retries", 0)) + int(labels.get("X-Taskiq-requeue", 0))
 
 
-@contextlib.asynccontextmanager
-async def _extended(message: Any, broker: AsyncBroker) -> AsyncIterator[None]:
+async def _extend(message: Any, broker: AsyncBroker) -> None:
     """Tell JetStream regularly that the work goes on. Otherwise it gives the call to another worker after `ack_wait`."""
-    if not hasattr(message, "in_progress"):
-        yield
-        return
     wait = getattr(getattr(broker, "consumer_config", None), "ack_wait", None) or _ACK_WAIT
-
-    async def go_on() -> None:
-        while True:
-            await asyncio.sleep(wait / 3)
-            try:
-                await message.in_progress()
-            except Exception as error:
-                # Either the connection comes back in time, or JetStream gives the call to another worker.
-                say("JetStream was not told that a call goes on: %r", error)
-
-    extender = asyncio.create_task(go_on())
-    try:
-        yield
-    finally:
-        extender.cancel()
-
-
-def _refuse_lossy(broker: AsyncBroker) -> None:
-    for cls in type(broker).__mro__:
-        name = f"{cls.__module__.partition('.')[0]}.{cls.__name__}"
-        for lossy, reason in _LOSSY.items():
-            if name.startswith(lossy):
-                raise ValueError(f"{type(broker).__name__} {reason}. {_SAFE}")
+    while hasattr(message, "in_progress"):
+        await asyncio.sleep(wait / 3)
+        try:
+            await message.in_progress()
+        except Exception as error:
+            # Either the connection comes back in time, or JetStream gives the call to another worker.
+            say("JetStream was not told that a call goes on: %r", error)
 
 
 def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
