@@ -14,7 +14,7 @@ import asyncio
 import functools
 import inspect
 import threading
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import Context, copy_context
 from traceback import format_exception
@@ -97,11 +97,11 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
     def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Start a task, or have the commit start it. Returns at once; with a *broker* the call is packed here and sent by the loop."""
         result = self._new_result(task, args, kwargs)
-        alias = self._commit_alias()
-        if alias is None:
-            self._announce_and_start(result, copy_context())
+        start = functools.partial(self._announce_and_start, result, copy_context())
+        if (alias := self._commit_alias()) is None:
+            start()
         else:
-            transaction.on_commit(functools.partial(self._announce_and_start, result, copy_context()), using=alias)
+            transaction.on_commit(start, using=alias)
         return result
 
     async def aenqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -128,16 +128,12 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
         result, sent = self._results.get(result_id)
         if sent is not None and not result.is_finished:
             try:
-                value = sent.result(timeout=0)
+                _succeed(result, sent.result(timeout=0))
             except (WaitTimeoutError, NoResultError):
                 # The task is not done yet, or the engine keeps no results.
                 pass
             except Exception as error:
                 _fail(result, error)
-                self._results.finished(result)
-            else:
-                _set(result, _return_value=value, finished_at=timezone.now(), status=TaskResultStatus.SUCCESSFUL)
-                self._results.finished(result)
         return result
 
     async def aget_result(self, result_id: str) -> TaskResult:
@@ -281,54 +277,41 @@ class _Results:
     def __init__(self, keep: int) -> None:
         self._keep = keep
         self._lock = threading.Lock()
-        self._open: dict[str, tuple[TaskResult, Sent[Any] | None]] = {}
-        self._finished: OrderedDict[str, tuple[TaskResult, Sent[Any] | None]] = OrderedDict()
+        self._entries: dict[str, tuple[TaskResult, Sent[Any] | None]] = {}
+        self._finished: deque[str] = deque()
 
     def add(self, result: TaskResult, sent: Sent[Any] | None) -> None:
-        with self._lock:
+        self._entries[result.id] = result, sent
+        if sent is not None:
             # With a broker nothing tells here when a task has finished, so its result counts as finished from the start.
-            (self._open if sent is None else self._finished)[result.id] = result, sent
-            self._drop()
+            self.finished(result)
 
     def finished(self, result: TaskResult) -> None:
         with self._lock:
-            if (entry := self._open.pop(result.id, None)) is not None:
-                self._finished[result.id] = entry
-                self._drop()
+            self._finished.append(result.id)
+            if len(self._finished) > self._keep:
+                del self._entries[self._finished.popleft()]
 
     def get(self, result_id: str) -> tuple[TaskResult, Sent[Any] | None]:
-        with self._lock:
-            entry = self._open.get(result_id) or self._finished.get(result_id)
-        if entry is None:
+        if (entry := self._entries.get(result_id)) is None:
             raise TaskResultDoesNotExist(result_id)
         return entry
 
-    def _drop(self) -> None:
-        while len(self._finished) > self._keep:
-            self._finished.popitem(last=False)
-
 
 def _result_of(task: Task, result_id: str, args: Any, kwargs: Mapping[str, Any], alias: str) -> TaskResult:
-    return TaskResult(
-        task=task,
-        id=result_id,
-        status=TaskResultStatus.READY,
-        enqueued_at=None,
-        started_at=None,
-        last_attempted_at=None,
-        finished_at=None,
-        args=list(args),
-        kwargs=dict(kwargs),
-        backend=alias,
-        errors=[],
-        worker_ids=[],
-    )
+    fields: Any = {"task": task, "id": result_id, "args": list(args), "kwargs": dict(kwargs), "backend": alias}
+    times = dict.fromkeys(("enqueued_at", "started_at", "last_attempted_at", "finished_at"))
+    return TaskResult(status=TaskResultStatus.READY, errors=[], worker_ids=[], **fields, **times)
 
 
 def _set(result: TaskResult, **fields: Any) -> None:
     """Set fields of a result, which is a frozen dataclass, in the given order. Callers pass the status last."""
     for name, value in fields.items():
         object.__setattr__(result, name, value)
+
+
+def _succeed(result: TaskResult, value: Any) -> None:
+    _set(result, _return_value=value, finished_at=timezone.now(), status=TaskResultStatus.SUCCESSFUL)
 
 
 def _fail(result: TaskResult, error: BaseException) -> None:
@@ -369,18 +352,12 @@ def _problems(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"there is no option {name!r}.", f"The options are {', '.join(_OPTIONS)}."
         elif not _OPTIONS[name][0](value):
             yield f"{name}={value!r}.", _OPTIONS[name][1]
-    if options.get("broker") is not None:
-        for name in ("limit", "timeout"):
-            if options.get(name) is not None:
-                yield f"{name} is not for tasks of a broker.", "Its workers decide: set it there."
+        elif name in ("limit", "timeout") and value is not None and options.get("broker") is not None:
+            yield f"{name} is not for tasks of a broker.", "Its workers decide: set it there."
 
 
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_timeout(value: object) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0)
+def _positive(*kinds: Any) -> Callable[[Any], bool]:
+    return lambda value: value is None or (isinstance(value, kinds) and not isinstance(value, bool) and value > 0)
 
 
 # What each option may be, and what to give.
@@ -389,11 +366,8 @@ _OPTIONS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
         lambda value: value is None or isinstance(value, (str, Engine)) or callable(value),
         "Give an engine, or the dotted path of one or of a function that makes one.",
     ),
-    "keep_results": (lambda value: _is_count(value, 0), "Give a whole number of 0 or more."),
-    "limit": (
-        lambda value: value is None or _is_count(value, 1),
-        "Give a whole number of 1 or more, or None for no limit.",
-    ),
+    "keep_results": (lambda value: type(value) is int and value >= 0, "Give a whole number of 0 or more."),
+    "limit": (_positive(int), "Give a whole number of 1 or more, or None for no limit."),
     "on_commit": (lambda value: isinstance(value, (bool, str)), "Give True, False, or the alias of a database."),
-    "timeout": (_is_timeout, "Give seconds, more than 0, or None for no limit."),
+    "timeout": (_positive(int, float), "Give seconds, more than 0, or None for no limit."),
 }
