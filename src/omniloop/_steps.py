@@ -12,19 +12,19 @@ The source refers to the queue and not to the consumer, so that dropping the con
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sys
 from asyncio import Future
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from operator import methodcaller
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
 from ._errors import ForkedError, TaskTimeoutError, WouldDeadlockError
-from ._life.life import Life
 from ._life.workers import resolve
 from ._report import shown
 from ._runtime import Runtime
@@ -34,7 +34,7 @@ from ._work.task import DAEMON, Kind, Task, belongs_to
 T = TypeVar("T")
 S = TypeVar("S")
 
-# The coroutine function of a source: it awaits `wish()` for each step, and passes the result to `hand_on`.
+# Makes the coroutine of a source: it awaits `wish()` for each step, and passes the result to `hand_on`.
 Drive = Callable[["Source"], Coroutine[Any, Any, None]]
 
 # The last item in each queue.
@@ -44,11 +44,19 @@ END: Final = object()
 _HERE: Final = os.path.dirname(__file__) + os.sep
 
 
-def trimmed(tb: TracebackType | None) -> TracebackType | None:
-    """Return the traceback *tb* without the leading frames of this package."""
-    while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename.startswith(_HERE):
-        tb = tb.tb_next
-    return tb
+class _Trimming:
+    """Trims the tracebacks of errors that leave the block: they show the caller, and then the user's own code."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is not None:
+            while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename.startswith(_HERE):
+                tb = tb.tb_next
+            error.__traceback__ = tb
+
+
+trimming: Final = _Trimming()
 
 
 class Source:
@@ -59,24 +67,15 @@ class Source:
     waits for the tasks that this code leaves on the loop.
     """
 
-    def __init__(
-        self,
-        drive: Drive,
-        runtime: Runtime,
-        frame: FrameType,
-        name: str,
-        hand_on: Callable[[Any], object],
-        ahead: int = 0,
-        kind: Kind = DAEMON,
-    ) -> None:
+    def __init__(self, hand_on: Callable[[Any], object], ahead: int, make: Callable[[Source], Task[None]]) -> None:
         self.hand_on = hand_on
         # Used on the loop's thread only: the number of requested steps, the value of the last request, and the future that wakes the task.
         self._wanted = ahead
-        self._said: Any = advance
+        self._said: Any = anext
         self._wake: Future[None] | None = None
-        self.task: Task[None] = Task(runtime, drive(self), None, None, frame, name, kind)
+        self.task = make(self)
         context = self.task._context
-        if kind is DAEMON and context is not None and belongs_to not in context:
+        if self.task._kind is DAEMON and context is not None and belongs_to not in context:
             context.run(belongs_to.set, OF_CALLERS)
         self.task._when_done(lambda: hand_on(END))
 
@@ -87,12 +86,12 @@ class Source:
             await self._wake
         self._wanted -= 1
         # Reset, because it may be an error whose traceback refers to this source's frames.
-        said, self._said = self._said, advance
+        said, self._said = self._said, anext
         return said
 
     def ask(self, said: Any) -> None:
         """Request one more step, with the value *said*. May be called from any thread; ForkedError in a forked child."""
-        life: Life = self.task._owner  # type: ignore[assignment]
+        life: Any = self.task._owner
         life.check_process()
 
         def note() -> None:
@@ -104,29 +103,12 @@ class Source:
         # The inbox takes plain functions too. A closed inbox needs no request: the task has ended.
         life.inbox.put(note)
 
-    def drop(self) -> None:
-        """Cancel the source without waiting, because a finaliser must not wait."""
-        with suppress(ForkedError):
-            self.end()
-
-    def end(self) -> bool:
-        """Ask it to end; False if it has ended."""
-        return self.task._give_up()
-
-    def too_late(self, timeout: float | None) -> TaskTimeoutError:
-        name = shown(self.task.get_name())
-        return TaskTimeoutError(f"{name} had no item after {timeout} s, and was cancelled.", task=self.task)
-
 
 # --- iterating --------------------------------------------------------------------------------------------------------
 
 
-def iterating(source: AsyncIterable[Any]) -> Drive:
-    """Make the drive of an iteration. The value of a request is a function that resumes the iterator; its result is awaited."""
-    return lambda steps: _iterate(source, steps)
-
-
-async def _iterate(source: AsyncIterable[Any], steps: Source) -> None:
+async def iterating(source: AsyncIterable[Any], steps: Source) -> None:
+    """Take the steps of an iteration. The value of a request is a function that resumes the iterator; its result is awaited."""
     iterator = aiter(source)
     task = asyncio.current_task()
     # Otherwise the source would live as long as this frame, which an error's traceback refers to.
@@ -145,22 +127,6 @@ async def _iterate(source: AsyncIterable[Any], steps: Source) -> None:
             await iterator.aclose()
 
 
-def advance(iterator: AsyncIterator[Any]) -> Any:
-    return anext(iterator)
-
-
-def _sender(value: object) -> Callable[[Any], Any]:
-    return lambda generator: generator.asend(value)
-
-
-def _thrower(*error: Any) -> Callable[[Any], Any]:
-    return lambda generator: generator.athrow(*error)
-
-
-def _same(item: Any) -> Any:
-    return item
-
-
 def next_in(items: SimpleQueue[T], task: Task[Any], timeout: float | None) -> list[T]:
     """Wait for the next item of a queue; nothing if *timeout* passed. The checks are those of a wait for *task*."""
     found: list[T] = []
@@ -177,8 +143,13 @@ def next_in(items: SimpleQueue[T], task: Task[Any], timeout: float | None) -> li
 # --- the consumers ----------------------------------------------------------------------------------------------------
 
 
-class SyncSteps(Generic[T]):
-    """A sync iterator over a source, for one thread at a time, but not the loop's own. A `with` block closes it at the end."""
+class _Consumer(Generic[T]):
+    """Has a source, and the queue of its results."""
+
+    _new_queue: Callable[[], Any]
+    # Is not there before the first step, or if its making was refused.
+    _source: Any = None
+    _ended = False
 
     def __init__(
         self,
@@ -189,19 +160,48 @@ class SyncSteps(Generic[T]):
         *,
         ahead: int = 0,
         kind: Kind = DAEMON,
-        out: Callable[[Any], T] = _same,
+        out: Callable[[Any], T] = lambda item: item,
         timeout: float | None = None,
     ) -> None:
         self._runtime, self._out, self._timeout = runtime, out, timeout
-        self._ended = False
-        self._items: SimpleQueue[Any] = SimpleQueue()
-        self._source = Source(drive, runtime, frame, name, self._items.put, ahead, kind)
+        self._items = self._new_queue()
+        self._make = partial(
+            Source, self._items.put, ahead, lambda source: Task(runtime, drive(source), None, None, frame, name, kind)
+        )
+
+    def _start(self) -> Self:
+        """Start the source if it is not started, in a copy of the caller's context."""
+        if self._source is None:
+            self._source = self._make()
+            # It refers to the caller's frame.
+            del self._make
+            # Without bounds: there are never more sources than consumers.
+            self._runtime._put(self._source.task)
+        return self
+
+    def _too_late(self) -> TaskTimeoutError:
+        task: Task[Any] = self._source.task
+        words = f"{shown(task.get_name())} had no item after {self._timeout} s, and was cancelled."
+        return TaskTimeoutError(words, task=task)
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # A default argument, as in `Resource.__del__`.
+        if self._source is not None and not is_finalizing():
+            # Does not wait, because a finaliser must not.
+            with suppress(ForkedError):
+                self._source.task._give_up()
+
+
+class SyncSteps(_Consumer[T]):
+    """A sync iterator over a source, for one thread at a time, but not the loop's own. A `with` block closes it at the end."""
+
+    _new_queue = SimpleQueue
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> T:
-        return self._step(advance)
+        return self._step(anext)
 
     def close(self) -> None:
         """
@@ -226,18 +226,9 @@ class SyncSteps(Generic[T]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # A default argument, as in `Resource.__del__`. There is no source if its making was refused.
-        source = None if is_finalizing() else getattr(self, "_source", None)
-        if source is not None:
-            source.drop()
-
     def _step(self, said: Any) -> T:
-        try:
+        with trimming:
             return self._out(self._resume(said))
-        except BaseException as error:
-            error.__traceback__ = trimmed(error.__traceback__)
-            raise
 
     def _resume(self, said: Any) -> Any:
         """Request a step, and return the next item of the queue; StopIteration at the end, or the error of the source."""
@@ -258,11 +249,9 @@ class SyncSteps(Generic[T]):
         raise StopIteration
 
     def _start(self) -> Self:
+        # Ctrl-C may come when the loop has the task already.
         with self._ending():
-            # Inside `_ending`, because Ctrl-C may come when the loop has the task already. `_put` applies no bound: there are never more
-            # sources than consumers.
-            self._runtime._put(self._source.task)
-        return self
+            return super()._start()
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
@@ -274,7 +263,7 @@ class SyncSteps(Generic[T]):
             if not self._ended:
                 self._ended = True
                 with suppress(ForkedError, WouldDeadlockError):
-                    if self._source.task._give_up():
+                    if self._source and self._source.task._give_up():
                         self._source.task._wait_until_done(self._runtime._settings.cancel_timeout)
             raise
 
@@ -283,45 +272,30 @@ class SyncSteps(Generic[T]):
         if not self._items.empty():
             return self._items.get()
         if not (found := next_in(self._items, self._source.task, self._timeout)):
-            raise self._source.too_late(self._timeout)
+            raise self._too_late()
         return found.pop()
 
 
 class Steps(SyncSteps[T], Generator[T, S, None]):
     """As `SyncSteps`, over an async generator, without reading ahead."""
 
-    def __init__(
-        self,
-        source: AsyncIterable[Any],
-        runtime: Runtime,
-        frame: FrameType,
-        name: str,
-        out: Callable[[Any], T],
-        timeout: float | None,
-    ) -> None:
-        runtime._current().check_may_wait(name, "use `async for` there")
-        super().__init__(iterating(source), runtime, frame, name, out=out, timeout=timeout)
-        self._start()
-
     def send(self, value: S, /) -> T:
         """Resume the async generator with *value*, and wait for its next item."""
-        return self._step(_sender(value))
+        return self._step(methodcaller("asend", value))
 
     def throw(self, *error: Any) -> T:
         """Raise an error where the async generator is suspended, and wait for its next item."""
-        return self._step(_thrower(*error))
+        return self._step(methodcaller("athrow", *error))
 
 
 class _Waiter(asyncio.Future[None]):
     """Shows the end of the runtime, which looks at what tasks wait for, what puts the next item."""
 
-    def __init__(self, items: Items[Any]) -> None:
-        super().__init__()
-        self._items = items
+    items: Items[Any]
 
     @property
     def comes_from(self) -> object:
-        source = self._items.source
+        source = self.items.source
         return source._work if isinstance(source, Task) else source
 
 
@@ -333,10 +307,7 @@ class Items(Generic[T]):
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
-        self._waiter: Future[None] | None = None
-
-    def __len__(self) -> int:
-        return len(self._items)
+        self._waiter: _Waiter | None = None
 
     def put(self, item: T) -> None:
         # First the item, then the waiter; `get` goes the other way round. So either `put` sees the waiter, or `get` sees the item.
@@ -349,88 +320,57 @@ class Items(Generic[T]):
 
     async def get(self) -> T:
         while not self._items:
-            self._waiter = _Waiter(self)
+            self._waiter = _Waiter()
+            self._waiter.items = self
             if not self._items:
                 await self._waiter
         self._waiter = None
         return self._items.popleft()
 
 
-class AsyncSteps(AsyncGenerator[T, S]):
+class AsyncSteps(_Consumer[T], AsyncGenerator[T, S]):
     """As `Steps`, for async code on any asyncio loop. The source runs on the runtime's loop, and is made at the first step."""
 
-    def __init__(
-        self,
-        make: Callable[[], Drive],
-        runtime: Runtime,
-        frame: FrameType,
-        name: str,
-        out: Callable[[Any], T] = _same,
-        timeout: float | None = None,
-    ) -> None:
-        self._make, self._runtime, self._frame, self._name, self._out = make, runtime, frame, name, out
-        self._timeout = None if timeout == math.inf else timeout
-        self._items: Items[Any] = Items()
-        self._source: Source | None = None
-        self._ended = False
+    _new_queue = Items
 
     async def __anext__(self) -> T:
-        return await self._step(advance)
+        return await self._step(anext)
 
     async def asend(self, value: S) -> T:
-        return await self._step(_sender(value))
+        return await self._step(methodcaller("asend", value))
 
     async def athrow(self, *error: Any) -> T:
-        return await self._step(_thrower(*error))
+        return await self._step(methodcaller("athrow", *error))
 
     async def aclose(self) -> None:
         self._ended = True
-        if self._source is None:
-            return
-        task = self._source.task
         # The waiting asks for nothing: a cancellation of the caller ends the wait, and does not interrupt the clean-up.
-        if self._source.end() and await task.wait() and not task.cancelled():
-            task.result(0)
-
-    def __del__(self) -> None:
-        # There is no source if `__init__` has failed.
-        source = getattr(self, "_source", None)
-        if source is not None:
-            source.drop()
+        if self._source is not None and (task := self._source.task)._give_up():
+            if await task.wait() and not task.cancelled():
+                task.result(0)
 
     async def _step(self, said: Any) -> T:
-        try:
+        with trimming:
             return self._out(await self._resume(said))
-        except BaseException as error:
-            error.__traceback__ = trimmed(error.__traceback__)
-            raise
 
     async def _resume(self, said: Any) -> Any:
         if self._ended:
             raise StopAsyncIteration
-        source = self._begin()
-        source.ask(said)
-        item = await self._take(source)
-        if item is not END:
-            return item
-        self._ended = True
-        await source.task
-        raise StopAsyncIteration
+        self._start()._source.ask(said)
+        item = await self._take()
+        if item is END:
+            self._ended = True
+            await self._source.task
+            raise StopAsyncIteration
+        return item
 
-    def _begin(self) -> Source:
-        if self._source is None:
-            self._source = Source(self._make(), self._runtime, self._frame, self._name, self._items.put)
-            del self._frame
-            self._items.source = self._source.task
-            self._runtime._put(self._source.task)
-        return self._source
-
-    async def _take(self, source: Source) -> Any:
+    async def _take(self) -> Any:
+        self._items.source = self._source.task
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._items.get()
         except BaseException as error:
             await self.aclose()
             if isinstance(error, TimeoutError):
-                raise source.too_late(self._timeout) from None
+                raise self._too_late() from None
             raise

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar, Token, copy_context
-from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, TypeVar, final
 
@@ -19,7 +19,7 @@ from .._errors import NotAsyncError, OmniloopError
 from .._report import caller
 from .._runtime import Runtime
 from .._shared import chosen
-from .._steps import END, AsyncSteps, Drive, Source, SyncSteps
+from .._steps import END, AsyncSteps, Source, SyncSteps
 from .._work.task import Kind
 
 T = TypeVar("T")
@@ -128,13 +128,13 @@ class _Cover:
             # The error's traceback refers to this frame: breaks the cycle.
             del error
 
-    def drive(self) -> Drive:
+    def drive(self, steps: Source) -> Coroutine[Any, Any, None]:
         manager, self.manager = self.manager, None
         if manager is None:
             raise OmniloopError(
                 "This was entered before, and an async context manager can be entered once. Call enter() again, with a new one."
             )
-        return partial(self.hold, manager)
+        return self.hold(manager, steps)
 
     def begin(self) -> None:
         """Set the variables from entering. Called where the block begins."""
@@ -184,10 +184,10 @@ class Entered(AbstractContextManager[T, bool]):
     def __enter__(self) -> T:
         self._runtime._current().check_may_wait("enter()")
         cover = self._cover
-        steps: SyncSteps[Any] = SyncSteps(cover.drive(), self._runtime, caller(), cover.name, kind=self._kind)
-        self._steps = steps
+        steps: SyncSteps[Any] = SyncSteps(cover.drive, self._runtime, caller(), cover.name, kind=self._kind)
         with steps._ending():
             value: T = steps._start()._take()
+            self._steps = steps
         if value is END:
             steps._source.task.result(0)
         cover.begin()
@@ -219,10 +219,9 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
         self._steps: AsyncSteps[Any, Any] = AsyncSteps(self._cover.drive, runtime, frame, self._cover.name)
 
     async def __aenter__(self) -> T:
-        source = self._steps._begin()
-        value: T = await self._steps._take(source)
+        value: T = await self._steps._start()._take()
         if value is END:
-            await source.task
+            await self._steps._source.task
         self._cover.begin()
         return value
 

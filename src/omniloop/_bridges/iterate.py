@@ -64,7 +64,8 @@ def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | Non
         raise NotAsyncError(_not_async_iterable(source))
     runtime = chosen(runtime)
     runtime._current().check_may_wait("iterate()")
-    return Iteration(iterating(source), runtime, caller(), _name("iterate", source), ahead=buffer + 1)._start()
+    drive = partial(iterating, source)
+    return Iteration(drive, runtime, caller(), _name("iterate", source), ahead=buffer + 1)._start()
 
 
 @final
@@ -177,7 +178,7 @@ class _Fed(Items[Any]):
             for item in iterator:
                 self.put(item)
                 del item
-                while self._open and len(self) > self._buffer:
+                while self._open and len(self._items) > self._buffer:
                     acquire(self._room, None)
                 if not self._open:
                     return

@@ -22,26 +22,22 @@ import threading
 import types
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
 from types import FrameType, FunctionType, MethodType, TracebackType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from .._arguments import close_unstarted
 from .._bridges.enter import AsyncEntered, Entered
 from .._errors import ClosedError, ForkedError, OmniloopError, TaskTimeoutError, WouldDeadlockError
-from .._life.life import Life, Stage
+from .._life.life import Stage
 from .._process import fork
 from .._report import caller
 from .._runtime import Runtime, within
-from .._steps import AsyncSteps, Steps, iterating, trimmed
+from .._steps import AsyncSteps, Steps, iterating, trimming
 from .._threads import Guard
 from .._work.task import Kind
 from . import faces
-
-T = TypeVar("T")
 
 _getframe: Final = sys._getframe
 
@@ -67,12 +63,15 @@ class Options(NamedTuple):
     def leaves_alone(self, kind: type) -> bool:
         return isinstance(self.nested, tuple) and issubclass(kind, self.nested)
 
+    def is_here(self) -> bool:
+        """Tell whether this is the thread of the runtime's loop."""
+        return self.runtime._current().ident == threading.get_ident()
+
 
 # --- what has a twin --------------------------------------------------------------------------------------------------
 
-# A class holds its twins in an attribute of this name, so that they live as long as the class: a dictionary would keep both for ever.
-# Only classes that take no attribute (those in C) have theirs in the dictionary below.
-_TWINS: Final = "_omniloop_twins"
+# A class holds its twins in an attribute, so that they live as long as the class: a dictionary would keep both for ever. Only classes
+# that take no attribute (those in C) have theirs here.
 _of_fixed: dict[type, list[TwinType]] = {}
 # The living twins, by the identities of the original and of the twin's class.
 _live: weakref.WeakValueDictionary[tuple[int, int], Twin] = weakref.WeakValueDictionary()
@@ -90,16 +89,13 @@ fork.forget_after_fork(_forget_lock)
 
 def known(original: type, options: Options) -> TwinType | None:
     """Find the twin of *original* that `blocking` made with these options, or else the first that it made for the same runtime."""
-    asked_for = [
-        twin
-        for twin in _twins_of(original)
-        if twin._omniloop_asked_for and twin._omniloop_options.runtime is options.runtime
-    ]
-    return next((twin for twin in asked_for if twin._omniloop_options == options), asked_for[0] if asked_for else None)
+    found = [twin for twin in _twins_of(original) if twin._omniloop_asked_for]
+    found = [twin for twin in found if twin._omniloop_options.runtime is options.runtime]
+    return min(found, key=lambda twin: twin._omniloop_options != options, default=None)
 
 
 def _twins_of(original: type) -> list[TwinType]:
-    own: list[TwinType] | None = vars(original).get(_TWINS)
+    own: list[TwinType] | None = vars(original).get("_omniloop_twins")
     return own or _of_fixed.get(original) or []
 
 
@@ -120,15 +116,17 @@ def _face_of(value: Any, options: Options) -> TwinType | None:
     for base in kind.__mro__:
         found = known(base, options)
         if found is not None:
-            return found if base is kind else make_class(kind, found._omniloop_options)
+            return make_class(kind, found._omniloop_options)
     if faces.opens(kind) or (options.nested and (faces.is_faced(kind) or faces.leads(value))):
         return make_class(kind, options)
     return None
 
 
 def _each(fn: Callable[[Any], Any], value: Any) -> Any:
-    """Apply *fn* to the items of a list, tuple or dict (no subclass). Return a copy if an item changes, else the container itself."""
+    """Apply *fn* to *value*, or to the items of a list, tuple or dict (no subclass); the container is copied only if an item changes."""
     kind = type(value)
+    if kind not in _CONTAINERS:
+        return fn(value)
     items = list(value.values() if kind is dict else value)
     made = [fn(item) for item in items]
     if all(map(operator.is_, items, made)):
@@ -138,10 +136,7 @@ def _each(fn: Callable[[Any], Any], value: Any) -> Any:
 
 def _in(value: Any) -> Any:
     """Replace a twin by its original, also inside a container."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    return _each(_in_one, value) if kind in _CONTAINERS else _in_one(value)
+    return value if type(value) in _PLAIN else _each(_in_one, value)
 
 
 def _in_one(value: Any) -> Any:
@@ -157,12 +152,7 @@ def _all_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
 
 def _out(value: Any, options: Options, parent: object = None) -> Any:
     """Replace an object that needs a twin by its twin, also inside a container. It keeps its *parent*, as a cursor its connection."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if kind in _CONTAINERS:
-        return _each(lambda item: _out_one(item, options, parent), value)
-    return _out_one(value, options, parent)
+    return value if type(value) in _PLAIN else _each(lambda item: _out_one(item, options, parent), value)
 
 
 def _out_one(value: Any, options: Options, parent: object) -> Any:
@@ -172,34 +162,27 @@ def _out_one(value: Any, options: Options, parent: object) -> Any:
     if isinstance(value, type):
         return known(value, options) or value
     if kind is types.AsyncGeneratorType:
-        return _steps(Steps, value, options, _getframe(), getattr(value, "__qualname__", "an async generator"), parent)
+        return _iterate(value, options, _getframe(), getattr(value, "__qualname__", "an async generator"), parent)
     if kind is _Opened:
-        if type(value.value) in _PLAIN:
-            return value.value
-        opened = _face_of(value.value, options) or make_class(type(value.value), options)
-        twin = _enterable(opened)._omniloop_of(value.value, parent)
+        opened = value.value
+        if type(opened) in _PLAIN:
+            return opened
+        face = _enterable(_face_of(opened, options) or make_class(type(opened), options))
+        twin = face._omniloop_of(opened, parent)
         twin._omniloop.way_out = value.opening
         return twin
-    face = _face_of(value, options)
-    return value if face is None else face._omniloop_of(value, parent)
+    found = _face_of(value, options)
+    return value if found is None else found._omniloop_of(value, parent)
 
 
-def _steps(kind: Callable[..., T], source: Any, options: Options, frame: FrameType, name: str, parent: object) -> T:
-    """Make a sync or async iterator over *source*, which runs on the loop; its items become twins where they need to."""
-    return kind(source, options.runtime, frame, name, lambda item: _out(item, options, parent), options.timeout)
-
-
-class _Trimming:
-    """Trims the tracebacks of errors that leave the block: they show the caller, and then the user's own code."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
-        if error is not None:
-            error.__traceback__ = trimmed(error.__traceback__)
-
-
-_trimming: Final = _Trimming()
+def _iterate(source: Any, options: Options, frame: FrameType, name: str, parent: object, kind: Any = Steps) -> Any:
+    """Make an iterator, a sync one by default, over *source*, which runs on the loop; its items become twins where they need to."""
+    if kind is Steps:
+        options.runtime._current().check_may_wait(name, "use `async for` there")
+    drive = functools.partial(iterating, source)
+    out = functools.partial(_out, options=options, parent=parent)
+    steps = kind(drive, options.runtime, frame, name, out=out, timeout=options.timeout)
+    return steps._start() if kind is Steps else steps
 
 
 # --- on the loop ------------------------------------------------------------------------------------------------------
@@ -212,7 +195,7 @@ class _Opened(NamedTuple):
     opening: Any
 
 
-async def _there(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Any:
+async def _there(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a function that is no coroutine function, and await its result if that is awaitable. Runs on the loop."""
     try:
         result = call(*args, **kwargs)
@@ -241,20 +224,40 @@ class _Stopped(NamedTuple):
 
 async def _stepwise(generator: Generator[Any, Any, Any]) -> AsyncGenerator[Any, Any]:
     """Run the steps of a sync generator on the loop."""
-    take: Callable[[Any], Any] = generator.send
-    value: Any = None
+    step: Callable[[], Any] = functools.partial(next, generator)
     with closing(generator):
         while True:
             try:
-                item = take(value)
+                item = step()
             except StopIteration:
                 return
             try:
-                take, value = generator.send, (yield item)
+                step = functools.partial(generator.send, (yield item))
             except GeneratorExit:
                 raise
             except BaseException as error:
-                take, value = generator.throw, error
+                step = functools.partial(generator.throw, error)
+
+
+async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:
+    try:
+        return await iterator.__anext__()
+    except StopAsyncIteration:
+        return _Stopped(StopIteration())
+
+
+async def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return fn(*args, **kwargs)
+
+
+async def wait(self: Any) -> Any:
+    """Wait for the object, as async code does with `await`."""
+    return await self
+
+
+async def _elsewhere(work: Any, options: Options, frame: FrameType) -> Any:
+    """Await *work* on the runtime's loop, from any loop."""
+    return await (work if options.is_here() else options.runtime._go(work, frame, when_full="accept"))
 
 
 # --- a call that waits ------------------------------------------------------------------------------------------------
@@ -263,41 +266,18 @@ async def _stepwise(generator: Generator[Any, Any, Any]) -> AsyncGenerator[Any, 
 # The places that have had the warning: one for each place.
 _warned: set[tuple[object, int]] = set()
 
-
-def _warn(frame: FrameType, what: str, instead: str) -> None:
-    place = frame.f_code, frame.f_lineno
-    if place in _warned:
-        return
-    _warned.add(place)
-    ipython = sys.modules.get("IPython")
-    if hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None):
-        # No warning in a notebook or a shell: its loop has nothing else to do while a cell runs.
-        return
-    warnings.warn_explicit(
-        f"{what} blocks the event loop that runs in this thread. Use {instead} here.",
-        RuntimeWarning,
-        frame.f_code.co_filename,
-        frame.f_lineno,
-        frame.f_globals.get("__name__"),
-    )
+# How a function has to be called: by what it is written as, and otherwise on the loop, or in the caller's thread.
+NATIVE, GENERATOR, STEPWISE = inspect.CO_COROUTINE, inspect.CO_ASYNC_GENERATOR, inspect.CO_GENERATOR
+OTHER, HERE = 0, -1
+_YIELDING: Final = (GENERATOR, STEPWISE)
 
 
-NATIVE: Final = "native"
-GENERATOR: Final = "generator"
-STEPWISE: Final = "stepwise"
-OTHER: Final = "other"
-HERE: Final = "here"
-
-
-def kind_of(fn: Any) -> str:
+def kind_of(fn: Any) -> int:
     """Tell how *fn* has to be called. Only a function written as `async def` is known to run nothing before it is awaited."""
+    fn = fn.__func__ if isinstance(fn, MethodType) else fn
     flags = fn.__code__.co_flags if isinstance(fn, FunctionType) else 0
-    if flags & CO_COROUTINE:
-        return NATIVE
-    if flags & CO_ASYNC_GENERATOR:
-        return GENERATOR
     # A generator function that `types.coroutine` has made awaitable does not count as a generator function.
-    return STEPWISE if flags & CO_GENERATOR and not flags & CO_ITERABLE_COROUTINE else OTHER
+    return OTHER if flags & inspect.CO_ITERABLE_COROUTINE else flags & (NATIVE | GENERATOR | STEPWISE)
 
 
 class SyncCall:
@@ -306,8 +286,7 @@ class SyncCall:
     # The twin of which this is a bound method: a call keeps it alive, and is refused after a fork. And whether a call closes the twin.
     _twin: Twin | None = None
     _closes = False
-    # The name in messages, the class that it belongs to, and the advice in messages, in the user's own terms.
-    _told: str | None = None
+    # The class that it belongs to, and the advice in messages if this is no call in the user's own terms.
     _owner: TwinType | None = None
     _instead: str | None = None
 
@@ -331,57 +310,53 @@ class SyncCall:
         return self if obj is None else self._but(_fn=MethodType(self._fn, obj))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with trimming:
             return self._call(args, kwargs, caller())
-        except BaseException as error:
-            # Done by hand, because `with _trimming` would slow down each call. (A bare `raise` adds no frame.)
-            error.__traceback__ = trimmed(error.__traceback__)
-            raise
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType) -> Any:
-        options, kind = self._options, self._kind
-        runtime = options.runtime
         here = self._is_here(frame)
-        if here:
-            # On the loop's thread a sync method simply runs; only an async one would have to wait.
-            if kind is NATIVE or kind is GENERATOR:
-                raise self._deadlock()
-            kind = HERE
-        fn, args, kwargs = self._begin(args, kwargs)
-        if kind is NATIVE:
-            return self._came(runtime._run(fn(*args, **kwargs), options.timeout, frame))
-        if kind is GENERATOR or kind is STEPWISE:
-            items = fn(*args, **kwargs) if kind is GENERATOR else _stepwise(fn(*args, **kwargs))
-            return _steps(Steps, items, options, frame, self._title, self._twin)
-        if kind is OTHER:
-            return self._came(runtime._run(self._named(_there(fn, args, kwargs, options)), options.timeout, frame))
-        result = fn(*args, **kwargs)
+        if not here and self._kind != HERE:
+            if self._kind in _YIELDING:
+                return self._steps(args, kwargs, frame, Steps)
+            return self._came(self._options.runtime._run(self._work(args, kwargs), self._options.timeout, frame))
+        # On the loop's thread a sync method simply runs; only an async one would have to wait.
+        if self._kind in (NATIVE, GENERATOR):
+            raise self._deadlock()
+        args, kwargs = self._begin(args, kwargs)
+        result = self._fn(*args, **kwargs)
         if here and inspect.iscoroutine(result):
             result.close()
             raise self._deadlock()
         return self._came(result)
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """Prepare a call: return the function, and the arguments with originals for twins."""
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Prepare a call: return the arguments with originals for twins."""
         args, kwargs = _all_in(args, kwargs)
         if self._twin is not None:
             # After the arguments, because one of them may make the original anew.
             self._twin._omniloop.here()
             if self._closes:
-                # The call itself closes the original, so that the keeper must not.
-                self._twin._omniloop.is_over()
-        return self._fn, args, kwargs
+                # The call itself closes the original.
+                self._twin._omniloop.end_keeper(due=False)
+        return args, kwargs
+
+    def _work(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what is to run on the loop: an async generator for a function that yields, and else a coroutine."""
+        args, kwargs = self._begin(args, kwargs)
+        if self._kind == OTHER:
+            work: Any = _there(self._fn, args, kwargs)
+            work.__qualname__ = self.__qualname__
+            return work
+        work = self._fn(*args, **kwargs)
+        return _stepwise(work) if self._kind == STEPWISE else work
+
+    def _steps(self, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType, kind: Any) -> Any:
+        return _iterate(self._work(args, kwargs), self._options, frame, self._title, self._twin, kind)
 
     def _came(self, result: Any) -> Any:
-        if type(result) in _PLAIN:
-            return result
         if type(result) is _Stopped:
             raise result.error
         return _out(result, self._options, self._twin)
-
-    def _named(self, coro: Any) -> Any:
-        coro.__qualname__ = self.__qualname__
-        return coro
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -389,26 +364,36 @@ class SyncCall:
     def _title(self) -> str:
         if self._owner is not None:
             return f"{self._owner.__name__}.{self.__name__}"
-        return self._told or str(self.__qualname__).rpartition("<locals>.")[2]
+        return str(self.__qualname__).rpartition("<locals>.")[2]
 
-    def _advice(self, keyword: str = "") -> str:
+    def _advice(self, keyword: str = "") -> tuple[str, str]:
+        """Return what messages call this, and what they tell to use instead."""
+        title = self._title
         if self._instead is not None:
-            return self._instead
-        return f"`{keyword}{self._title}.aio(…)`" if self._title.replace(".", "").isidentifier() else "its `.aio(…)`"
+            return title, self._instead
+        is_named = title.replace(".", "").isidentifier()
+        return f"{title}()", f"`{keyword}{title}.aio(…)`" if is_named else "its `.aio(…)`"
 
     def _is_here(self, frame: FrameType) -> bool:
-        """Tell whether this is the runtime loop's own thread; warn if another event loop runs in this thread."""
-        if _is_current(self._options.runtime._current()):
+        """Tell whether this is the runtime loop's own thread; warn, once a place, if another event loop runs in this thread."""
+        if self._options.is_here():
             return True
-        if self._kind is not HERE and asyncio._get_running_loop() is not None:
-            _warn(frame, f"{self._title}()" if self._instead is None else self._title, self._advice())
+        place = frame.f_code, frame.f_lineno
+        if self._kind == HERE or asyncio._get_running_loop() is None or place in _warned:
+            return False
+        _warned.add(place)
+        # Not in a notebook or a shell: its loop has nothing else to do while a cell runs. (IPython has a `ps1` too.)
+        if not hasattr(sys, "ps1"):
+            what, instead = self._advice()
+            words = f"{what} blocks the event loop that runs in this thread. Use {instead} here."
+            module = frame.f_globals.get("__name__")
+            warnings.warn_explicit(words, RuntimeWarning, frame.f_code.co_filename, frame.f_lineno, module)
         return False
 
     def _deadlock(self) -> WouldDeadlockError:
-        advice = self._advice("async for … in " if self._kind is GENERATOR else "await ")
-        what = f"{self._title}()" if self._instead is None else self._title
+        what, instead = self._advice("async for … in " if self._kind == GENERATOR else "await ")
         return WouldDeadlockError(
-            f"{what} would wait, on the loop's own thread, for work that needs this thread. Use {advice} there."
+            f"{what} would wait, on the loop's own thread, for work that needs this thread. Use {instead} there."
         )
 
     # --- the other faces ----------------------------------------------------------------------------------------------
@@ -416,16 +401,17 @@ class SyncCall:
     @property
     def aio(self) -> Any:
         """The same function for async callers, on any event loop; it runs on omniloop's."""
-        begin: Any = self._iterate if self._kind in {GENERATOR, STEPWISE} else functools.partial(_Pending, self)
 
         async def await_it(*args: Any, **kwargs: Any) -> Any:
-            with _trimming:
+            with trimming:
                 return await self._await(args, kwargs, _getframe())
 
         def begin_it(*args: Any, **kwargs: Any) -> Any:
-            return begin(args, kwargs, caller())
+            if self._kind in _YIELDING:
+                return self._steps(args, kwargs, caller(), AsyncSteps)
+            return _Pending(self, args, kwargs, caller())
 
-        return functools.update_wrapper(await_it if self._kind is NATIVE else begin_it, self._fn)
+        return functools.update_wrapper(await_it if self._kind == NATIVE else begin_it, self._fn)
 
     def options(self, *, timeout: float | None) -> SyncCall:
         """
@@ -439,29 +425,20 @@ class SyncCall:
         return self._but(_options=self._options._replace(timeout=timeout))
 
     async def _await(self, args: Any, kwargs: Any, frame: FrameType) -> Any:
-        options = self._options
-        fn, args, kwargs = self._begin(args, kwargs)
-        work = fn(*args, **kwargs) if self._kind is NATIVE else self._named(_there(fn, args, kwargs, options))
-        waiting = _elsewhere(work, options.runtime, frame)
-        try:
-            if options.timeout is not None:
-                waiting = within(waiting, self._title, options.timeout, None)
-            return self._came(await waiting)
-        except BaseException as error:
-            if isinstance(error, TaskTimeoutError):
-                # The error is about this call, which has no handle.
-                error.of_handle = False
-            close_unstarted(work)
-            raise
-
-    def _iterate(self, args: Any, kwargs: Any, frame: FrameType) -> AsyncIterator[Any]:
-        fn, args, kwargs = self._begin(args, kwargs)
-
-        def make() -> Any:
-            items = fn(*args, **kwargs)
-            return iterating(_stepwise(items) if self._kind is STEPWISE else items)
-
-        return _steps(AsyncSteps, make, self._options, frame, self._title, self._twin)
+        work, timeout = None, self._options.timeout
+        with trimming:
+            try:
+                work = self._work(args, kwargs)
+                waiting = _elsewhere(work, self._options, frame)
+                if timeout is not None:
+                    waiting = within(waiting, self._title, timeout, None)
+                return self._came(await waiting)
+            except BaseException as error:
+                if isinstance(error, TaskTimeoutError):
+                    # The error is about this call, which has no handle.
+                    error.of_handle = False
+                close_unstarted(work)
+                raise
 
     # --- for help(), inspect and Sphinx -------------------------------------------------------------------------------
 
@@ -489,9 +466,7 @@ class SyncCall:
         return f"<blocking {self.__qualname__}{of}>"
 
     def __reduce__(self) -> Any:
-        if self._twin is not None:
-            return getattr, (self._twin, self.__name__)
-        return self.__qualname__
+        return self.__qualname__ if self._twin is None else (getattr, (self._twin, self.__name__))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SyncCall) and (self._fn, self._options) == (other._fn, other._options)
@@ -500,29 +475,18 @@ class SyncCall:
         return hash(self._fn)
 
 
-async def _elsewhere(work: Any, runtime: Runtime, frame: FrameType) -> Any:
-    """Await *work* on the runtime's loop, from any loop."""
-    if _is_current(runtime._current()):
-        return await work
-    return await runtime._go(work, frame, when_full="accept")
-
-
 class _Pending(Coroutine[Any, Any, Any]):
     """The result of calling `.aio` of a sync function: it can be awaited, entered or iterated over, as the function's own result can."""
 
     def __init__(self, call: SyncCall, args: Any, kwargs: Any, frame: FrameType) -> None:
-        self._call, self._made_by = call, (args, kwargs, frame)
+        self._call, self._args, self._kwargs, self._frame = call, args, kwargs, frame
 
     @functools.cached_property
     def _coro(self) -> Any:
-        return self._awaited()
+        return self._call._await(self._args, self._kwargs, self._frame)
 
-    async def _awaited(self) -> Any:
-        with _trimming:
-            return await self._call._await(*self._made_by)
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        found: Generator[Any, Any, Any] = self._coro.__await__()
+    def __await__(self) -> Generator[Any, None, Any]:
+        found: Generator[Any, None, Any] = self._coro.__await__()
         return found
 
     # `asyncio.run` and `create_task` accept only a coroutine, so it is one too.
@@ -538,23 +502,18 @@ class _Pending(Coroutine[Any, Any, Any]):
             self._coro.close()
 
     async def __aenter__(self) -> Any:
-        call, (args, kwargs, frame) = self._call, self._made_by
-        runtime = call._options.runtime
-        fn, args, kwargs = call._begin(args, kwargs)
+        call = self._call
+        args, kwargs = call._begin(self._args, self._kwargs)
         # The manager is made on the loop too, because the function may need a running loop.
-        made = await _elsewhere(_call(fn, *args, **kwargs), runtime, frame)
-        self._entered = AsyncEntered(made, runtime, frame)
+        made = await _elsewhere(_call(call._fn, *args, **kwargs), call._options, self._frame)
+        self._entered = AsyncEntered(made, call._options.runtime, self._frame)
         return call._came(await self._entered.__aenter__())
 
     async def __aexit__(self, kind: Any, error: BaseException | None, tb: Any) -> bool:
         return await self._entered.__aexit__(kind, error, tb)
 
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self._call._iterate(*self._made_by)
-
-
-async def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return fn(*args, **kwargs)
+    def __aiter__(self) -> Any:
+        return self._call._but(_kind=GENERATOR)._steps(self._args, self._kwargs, self._frame, AsyncSteps)
 
 
 # --- an object's twin -------------------------------------------------------------------------------------------------
@@ -566,38 +525,37 @@ class _Ending(asyncio.Event):
     due = True
 
 
-@dataclass(slots=True, eq=False)
 class _State:
-    """The state of a twin: its original, and the runtime and life in which the original lives."""
+    """The state of a twin: its original, and the life of the runtime in which the original lives."""
 
-    face: TwinType
-    original: Any
-    # The twin that it came out of, which is kept alive: a cursor needs its connection.
-    parent: object
-    runtime: Runtime
-    life: Life
     # Makes the original anew, with *reopen*.
     make: Callable[[], Any] | None = None
     ending: _Ending | None = None
     # The manager that leaves the original, if `_there` has entered it.
     way_out: Any = None
-    # One entry for each entering: the ident of the thread (None for async code), and the manager to leave.
-    entered: list[tuple[int | None, Any]] = field(default_factory=list)
+
+    def __init__(self, face: TwinType, original: Any = None, parent: object = None) -> None:
+        self.face, self.original, self.options = face, original, face._omniloop_options
+        # The twin that it came out of, which is kept alive: a cursor needs its connection.
+        self.parent = parent
+        self.life = self.options.runtime._current()
+        # One entry for each entering: the ident of the thread (None for async code), and the manager to leave.
+        self.entered: list[tuple[int | None, Any]] = []
 
     def here(self) -> Any:
         """Return the original. Makes it anew if it belongs to another life and *reopen* was given; else ForkedError or ClosedError."""
-        life = self.runtime._current()
+        life = self.options.runtime._current()
         if life is self.life and life.stage is not Stage.CLOSED:
             return self.original
         name = self.face.__name__
         if self.make is not None:
-            old = self.original
+            old, foreign = self.original, self.life.foreign
             self.construct(self.make, caller())
             with _lock:
                 twin = _live.pop((id(old), id(self.face)), None)
                 if twin is not None:
                     _live[id(self.original), id(self.face)] = twin
-            if self.life.foreign:
+            if foreign:
                 fork.keep_for_ever(old)
             return self.original
         if self.life.foreign:
@@ -607,33 +565,27 @@ class _State:
         raise ClosedError(f"This {name} lived on a loop that has ended. Make it anew, or use blocking(…, reopen=True).")
 
     def construct(self, make: Callable[[], Any], frame: FrameType) -> None:
-        face, runtime = self.face, self.runtime
-        if _is_current(runtime._current()):
+        options, cls = self.options, self.face._omniloop_original
+        if options.is_here():
             # On the loop's own thread: made without waiting.
             self.original = make()
         else:
             coro: Any = _call(make)
-            coro.__qualname__ = face._omniloop_original.__qualname__
-            self.original = runtime._run(coro, face._omniloop_options.timeout, frame)
-        self.life = runtime._current()
-        closers = [name for name in ("aclose", "close") if callable(getattr(face._omniloop_original, name, None))]
-        if closers:
+            coro.__qualname__ = cls.__qualname__
+            self.original = options.runtime._run(coro, options.timeout, frame)
+        self.life = options.runtime._current()
+        closer = next((name for name in ("aclose", "close") if callable(getattr(cls, name, None))), None)
+        if closer is not None:
             self.ending = _Ending()
-            name = f"{face._omniloop_original.__qualname__}.{closers[0]}"
-            runtime._go(
-                _keep(self.original, closers[0], self.ending), frame, name, kind=Kind.KEEPER, when_full="accept"
-            )
+            keeping = _keep(self.original, closer, self.ending)
+            name = f"{cls.__qualname__}.{closer}"
+            options.runtime._go(keeping, frame, name, kind=Kind.KEEPER, when_full="accept")
 
-    def is_over(self) -> None:
-        """Have the keeper end without closing the original, because other code has closed it or will."""
-        if self.ending is not None:
-            self.ending.due = False
-            self.drop()
-
-    def drop(self) -> None:
-        """Have the keeper close the original if that is still due. Does not wait, because finalisers call it."""
+    def end_keeper(self, *, due: bool) -> None:
+        """Have the keeper end, without a wait, because finalisers call it. Unless *due* it closes nothing: other code has, or will."""
         ending, self.ending = self.ending, None
         if ending is not None:
+            ending.due = due
             with suppress(ForkedError):
                 self.life.check_process()
                 # Not by cancelling the keeper: a cancellation before its first step would keep it from closing anything.
@@ -661,12 +613,23 @@ class TwinType(type):
     # Renamed members: the twin's name by the original's.
     _omniloop_hidden: dict[str, str]
     # True if `blocking` was called for it, False if it was only made for a returned object.
-    _omniloop_asked_for: bool
+    _omniloop_asked_for = False
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> TwinType:
-        faces = [base for base in bases if isinstance(base, TwinType) and base.__name__ != "Twin"]
-        if faces and "_omniloop_original" not in namespace:
-            _check_derived(name, faces, namespace)
+        twins = [base for base in bases if isinstance(base, TwinType) and hasattr(base, "_omniloop_original")]
+        if twins and "_omniloop_original" not in namespace:
+            originals = [twin._omniloop_original for twin in twins]
+            if not any(all(issubclass(one, each) for each in originals) for one in originals):
+                raise TypeError(
+                    f"class {name} is derived from the twins of several classes, and an instance can wrap one object only. Derive an "
+                    "async class from all of them, and use blocking() on that."
+                )
+            for twin in twins:
+                for member in twin._omniloop_members & namespace.keys():
+                    raise TypeError(
+                        f"class {name} overrides {member}(), which the original would not call. Override it in a subclass of "
+                        f"{twin._omniloop_original.__qualname__}, and use blocking() on that."
+                    )
         return super().__new__(mcs, name, bases, namespace, **kwargs)
 
     @property
@@ -682,7 +645,7 @@ class TwinType(type):
         """Make an instance in async code, on any event loop; it lives on omniloop's."""
 
         async def make(*args: Any, **kwargs: Any) -> Any:
-            return await _elsewhere(_call(lambda: cls(*args, **kwargs)), cls._omniloop_options.runtime, _getframe())
+            return await _elsewhere(_call(lambda: cls(*args, **kwargs)), cls._omniloop_options, _getframe())
 
         return make
 
@@ -690,23 +653,22 @@ class TwinType(type):
         # For class constants, nested classes, and the attributes that dataclasses and `match` look for.
         if name.startswith("_omniloop"):
             raise AttributeError(name)
-        if name in cls._omniloop_hidden:
-            raise AttributeError(_renamed(cls, name))
+        cls._omniloop_check_shown(name)
         return _out(getattr(cls._omniloop_original, name), cls._omniloop_options)
+
+    def _omniloop_check_shown(cls, name: str) -> None:
+        shown = cls._omniloop_hidden.get(name)
+        if shown is not None:
+            raise AttributeError(f"The sync face of {cls.__name__} has {shown}() for {name}().")
 
     def __instancecheck__(cls, instance: object) -> bool:
         return cls.__subclasscheck__(type(instance))
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        if super().__subclasscheck__(subclass):
-            return True
         # If the twin of a base was made after the twin of the class, Python does not know them as base and class.
         face: type = getattr(subclass, "_omniloop_original", object)
-        return (
-            "_omniloop_original" in vars(cls)
-            and type(subclass) is TwinType
-            and issubclass(face, cls._omniloop_original)
-        )
+        are_faces = "_omniloop_original" in vars(cls) and type(subclass) is TwinType
+        return super().__subclasscheck__(subclass) or (are_faces and issubclass(face, cls._omniloop_original))
 
     @property
     def _omniloop_face(cls) -> TwinType:
@@ -720,66 +682,35 @@ class TwinType(type):
     def _omniloop_of(cls, original: Any, parent: object = None) -> Any:
         """Return the twin of *original*: always the same one, as long as that twin lives."""
         key = id(original), id(cls._omniloop_face)
-        twin: Any
         with _lock:
-            twin = _live.get(key)
+            twin: Any = _live.get(key)
             if twin is None:
-                twin = object.__new__(cls)  # type: ignore[arg-type]
-                runtime = cls._omniloop_options.runtime
-                state = _State(cls._omniloop_face, original, parent, runtime, runtime._current())
-                object.__setattr__(twin, "_omniloop", state)
-                _live[key] = twin
+                twin = _live[key] = object.__new__(cls)  # type: ignore[arg-type]
+                twin._omniloop = _State(cls._omniloop_face, original, parent)
             return twin
-
-
-def _renamed(cls: TwinType, name: str) -> str:
-    return f"The sync face of {cls.__name__} has {cls._omniloop_hidden[name]}() for {name}()."
 
 
 def _enterable(face: TwinType) -> TwinType:
     """Derive from *face* a class whose twins can be entered, for values whose manager `_there` has entered already."""
     if hasattr(face, "__enter__"):
         return face
-    found: TwinType | None = vars(face).get("_omniloop_enterable")
-    if found is not None:
-        return found
-    own = {"__enter__": vars(Twin)["_omniloop_enter"], "__exit__": vars(Twin)["_omniloop_exit"]}
-    # Outside the lock, because making a class may run a user's metaclass.
-    made = TwinType(face.__name__, (face,), {"__slots__": (), "__module__": face.__module__, **own})
     with _lock:
-        first: TwinType = vars(face).get("_omniloop_enterable") or made
-        type.__setattr__(face, "_omniloop_enterable", first)
-    return first
-
-
-def _check_derived(name: str, faces: list[TwinType], namespace: dict[str, Any]) -> None:
-    originals = {face._omniloop_original for face in faces}
-    if len({face for face in originals if not any(face is not o and issubclass(o, face) for o in originals)}) > 1:
-        raise TypeError(
-            f"class {name} is derived from the twins of several classes, and an instance can wrap one object only. Derive an async "
-            "class from all of them, and use blocking() on that."
-        )
-    for face in faces:
-        for member in namespace:
-            if member in face._omniloop_members:
-                raise TypeError(
-                    f"class {name} overrides {member}(), which the original would not call. Override it in a subclass of "
-                    f"{face._omniloop_original.__qualname__}, and use blocking() on that."
-                )
+        found: TwinType | None = vars(face).get("_omniloop_enterable")
+        if found is None:
+            own = {"__enter__": Twin._omniloop_enter, "__exit__": Twin._omniloop_exit}
+            found = TwinType(face.__name__, (face,), {"__slots__": (), "__module__": face.__module__, **own})
+            type.__setattr__(face, "_omniloop_enterable", found)
+        return found
 
 
 def _reduce_class(cls: TwinType) -> Any:
-    if "_omniloop_original" not in vars(cls):
-        return cls.__qualname__
-    found: Any = sys.modules.get(cls.__module__)
+    found = None
     with suppress(AttributeError):
-        for part in cls.__qualname__.split("."):
-            found = getattr(found, part)
-    if found is cls:
-        # `@blocking` on the class: the module's name is the twin's, so the twin is pickled by that name.
+        found = operator.attrgetter(cls.__qualname__)(sys.modules.get(cls.__module__))
+    if found is cls or "_omniloop_original" not in vars(cls):
+        # `@blocking` on the class: the module's name is the twin's, so the twin is pickled by that name. So is a derived class.
         return cls.__qualname__
-    options = cls._omniloop_options
-    return _twin_of, (cls._omniloop_original, cls._omniloop_asked_for, *options[2:])
+    return _twin_of, (cls._omniloop_original, cls._omniloop_asked_for, *cls._omniloop_options[2:])
 
 
 def _twin_of(original: type, asked_for: bool, *options: Any) -> TwinType:
@@ -799,17 +730,13 @@ class Twin(metaclass=TwinType):
     _omniloop: _State
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        face = type(self)._omniloop_face
-        runtime = face._omniloop_options.runtime
-        state = _State(face, None, None, runtime, runtime._current())
-        object.__setattr__(self, "_omniloop", state)
+        face, name = type(self)._omniloop_face, type(self).__name__
+        state = self._omniloop = _State(face)
         args, kwargs = _all_in(args, kwargs)
         make = functools.partial(face._omniloop_original, *args, **kwargs)
-        if face._omniloop_options.reopen:
-            state.make = make
-        name = type(self).__name__
-        _call_of(self, make, _told=f"{name}()", _instead=f"`{name}.aio(…)`")._is_here(caller())
-        with _trimming:
+        state.make = make if state.options.reopen else None
+        _call_of(self, make, __qualname__=f"{name}()", _instead=f"`{name}.aio(…)`")._is_here(caller())
+        with trimming:
             state.construct(make, caller())
         with _lock:
             _live[id(state.original), id(face)] = self
@@ -820,25 +747,29 @@ class Twin(metaclass=TwinType):
                 f"This {type(self).__name__} was not made: its __init__() must call super().__init__() first."
             )
         state = self._omniloop
-        options = state.face._omniloop_options
-        if name in state.face._omniloop_hidden:
-            raise AttributeError(_renamed(state.face, name))
-        if name in options.on_loop:
-            return _looked_at(self, getattr, name)(state.here(), name)
-        return _attribute(self, name, getattr(state.here(), name))
+        state.face._omniloop_check_shown(name)
+        original = state.here()
+        shown = {"__name__": name, "_owner": type(self)}
+        on_loop = {**shown, "_instead": "`asyncio.to_thread(getattr, …)`"}
+        if name in state.options.on_loop:
+            return _call_of(self, getattr, **on_loop)(original, name)
+        value = getattr(original, name)
+        if type(value) is types.CoroutineType:
+            # The coroutine of an async property.
+            return _call_of(self, lambda: value, **on_loop)()
+        if isinstance(value, (FunctionType, MethodType, functools.partial)):
+            own = isinstance(value, MethodType) and value.__self__ is original
+            if own or faces.is_async(value):
+                return _call_of(self, value, **shown)
+        return _out(value, state.options, self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = inspect.getattr_static(type(self), name, None)
-        if name == "_omniloop" or hasattr(type(own), "__set__"):
+        if hasattr(type(own), "__set__") or not hasattr(self, "_omniloop"):
+            # Without a state it is set by a derived class, before that calls super().__init__().
             object.__setattr__(self, name, value)
-            return
-        try:
-            original = self._omniloop.here()
-        except AttributeError:
-            # Set by a derived class before it calls super().__init__().
-            object.__setattr__(self, name, value)
-            return
-        setattr(original, name, _in(value))
+        else:
+            setattr(self._omniloop.here(), name, _in(value))
 
     def __delattr__(self, name: str) -> None:
         own = inspect.getattr_static(type(self), name, None)
@@ -863,60 +794,50 @@ class Twin(metaclass=TwinType):
     def __copy__(self) -> Any:
         return type(self)._omniloop_of(copy.copy(self._omniloop.here()))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return type(self)._omniloop_of(copy.deepcopy(self._omniloop.here(), memo))
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         return TwinType._omniloop_of, (type(self), self._omniloop.here())
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if is_finalizing():
-            # A default argument, as in `Resource.__del__`.
-            return
-        with suppress(AttributeError):
-            # AttributeError: `__init__` has failed before there was a state.
-            self._omniloop.drop()
+        # A default argument, as in `Resource.__del__`. There is no state if `__init__` has failed before.
+        if not is_finalizing() and hasattr(self, "_omniloop"):
+            self._omniloop.end_keeper(due=True)
 
     # --- `with` for `async with`; a twin class gets these methods only if its original can be entered ------------------
 
     def _omniloop_enter(self) -> Any:
-        state = self._omniloop
-        original = state.here()
-        if state.way_out is not None:
+        original = self._omniloop.here()
+        if self._omniloop.way_out is not None:
             # `_there` has entered it already.
             return self
         _guard(self, "with", caller())
         # A keeper, so that the manager is left after all work, as a made object is closed.
-        entered = Entered(original, state.runtime, Kind.KEEPER)
-        with _trimming:
-            value = entered.__enter__()
-        state.is_over()
-        state.entered.append((threading.get_ident(), entered))
-        return self if value is original else _out(value, state.face._omniloop_options, self)
-
-    def _omniloop_exit(self, kind: Any, error: BaseException | None, tb: TracebackType | None) -> bool:
-        state = self._omniloop
-        way_out, state.way_out = state.way_out, None
-        if way_out is not None:
-            call = _dunder(self, way_out.__aexit__, "with")
-            return bool(call._call((kind, error, tb), {}, caller()))
-        entered = self._omniloop_entered(threading.get_ident())
-        with _trimming:
-            return bool(entered.__exit__(kind, error, tb))
+        entered = Entered(original, self._omniloop.options.runtime, Kind.KEEPER)
+        with trimming:
+            return self._omniloop_inside(threading.get_ident(), entered, entered.__enter__())
 
     async def _omniloop_aenter(self) -> Any:
+        entered = AsyncEntered(self._omniloop.here(), self._omniloop.options.runtime, _getframe())
+        return self._omniloop_inside(None, entered, await entered.__aenter__())
+
+    def _omniloop_inside(self, by: int | None, entered: Any, value: Any) -> Any:
         state = self._omniloop
-        original = state.here()
-        entered = AsyncEntered(original, state.runtime, _getframe())
-        value = await entered.__aenter__()
-        state.is_over()
-        state.entered.append((None, entered))
-        return self if value is original else _out(value, state.face._omniloop_options, self)
+        # Leaving closes the original.
+        state.end_keeper(due=False)
+        state.entered.append((by, entered))
+        return self if value is state.original else _out(value, state.options, self)
+
+    def _omniloop_exit(self, kind: Any, error: BaseException | None, tb: TracebackType | None) -> bool:
+        way_out, self._omniloop.way_out = self._omniloop.way_out, None
+        if way_out is not None:
+            return bool(_dunder(self, way_out.__aexit__, "with")._call((kind, error, tb), {}, caller()))
+        entered = self._omniloop_left(threading.get_ident())
+        with trimming:
+            return bool(entered.__exit__(kind, error, tb))
 
     async def _omniloop_aexit(self, kind: Any, error: BaseException | None, tb: TracebackType | None) -> bool:
-        return bool(await self._omniloop_entered(None).__aexit__(kind, error, tb))
+        return bool(await self._omniloop_left(None).__aexit__(kind, error, tb))
 
-    def _omniloop_entered(self, by: int | None) -> Any:
+    def _omniloop_left(self, by: int | None) -> Any:
         """Take the last manager that the thread *by* has entered (None for async code); if there is none, the last of another thread."""
         entered = self._omniloop.entered
         mine = [it for it in entered if it[0] == by] or [it for it in entered if None not in (it[0], by)]
@@ -927,72 +848,41 @@ class Twin(metaclass=TwinType):
 
     # --- `for` for `async for` ----------------------------------------------------------------------------------------
 
-    def _omniloop_iter(self) -> Iterator[Any]:
-        state = self._omniloop
-        original, options = state.here(), state.face._omniloop_options
+    def _omniloop_iter(self) -> Any:
+        original = self._omniloop.here()
         if hasattr(type(original), "__anext__"):
             # An iterator itself, so that a second `for` continues after a `break`.
             aiter(original)
-            # `_add_special` gives the twin's class `__iter__` and `__next__`, which pyright can't see.
-            return self  # pyright: ignore[reportReturnType]
+            return self
         _guard(self, "for", caller())
-        return _steps(Steps, original, options, caller(), f"{state.face.__name__}.__aiter__", self)
+        return self._omniloop_steps(Steps, caller())
 
     def _omniloop_next(self) -> Any:
         original = self._omniloop.here()
         return _dunder(self, _next_or_end, "for")._call((original,), {}, caller())
 
-    def _omniloop_aiter(self) -> AsyncIterator[Any]:
-        face, original = self._omniloop.face, self._omniloop.here()
-        name, options = f"{face.__name__}.__aiter__", face._omniloop_options
-        return _steps(AsyncSteps, lambda: iterating(original), options, caller(), name, self)
+    def _omniloop_aiter(self) -> Any:
+        return self._omniloop_steps(AsyncSteps, caller())
 
-
-async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:
-    try:
-        return await iterator.__anext__()
-    except StopAsyncIteration:
-        return _Stopped(StopIteration())
-
-
-def _is_current(life: Life) -> bool:
-    return life.ident == threading.get_ident()
+    def _omniloop_steps(self, kind: Any, frame: FrameType) -> Any:
+        state = self._omniloop
+        return _iterate(state.here(), state.options, frame, f"{state.face.__name__}.__aiter__", self, kind)
 
 
 def _call_of(twin: Twin, fn: Any, **told: Any) -> SyncCall:
     """Make a call of *fn* that belongs to *twin*; *told* sets how messages name it."""
-    return SyncCall(fn, twin._omniloop.face._omniloop_options)._but(_twin=twin, **told)
+    return SyncCall(fn, twin._omniloop.options)._but(_twin=twin, **told)
 
 
 def _dunder(twin: Twin, fn: Any, keyword: str) -> SyncCall:
     """Make the call that `with` or `for` makes on a twin."""
-    name = f"`{keyword}` on {type(twin).__name__}"
-    return _call_of(twin, fn, _told=name, _instead=f"`async {keyword}`", _kind=OTHER)
+    return _call_of(twin, fn, __qualname__=f"`{keyword}` on {type(twin).__name__}", _instead=f"`async {keyword}`")
 
 
 def _guard(twin: Twin, keyword: str, frame: FrameType) -> None:
     call = _dunder(twin, None, keyword)
     if call._is_here(frame):
         raise call._deadlock()
-
-
-def _looked_at(twin: Twin, fn: Any, name: str) -> SyncCall:
-    """Make a call that reads an attribute on the loop."""
-    instead = "`asyncio.to_thread(getattr, …)`"
-    return _call_of(twin, fn, __name__=name, _owner=type(twin), _instead=instead, _kind=OTHER)
-
-
-def _attribute(twin: Twin, name: str, value: Any) -> Any:
-    """Turn the value of an attribute into what sync code uses: a call that waits, a twin, or the value itself."""
-    if type(value) is types.CoroutineType:
-        # The coroutine of an async property.
-        return _looked_at(twin, lambda it: it, name)(value)
-    if isinstance(value, (FunctionType, MethodType, functools.partial)):
-        own = isinstance(value, MethodType) and value.__self__ is twin._omniloop.original
-        if own or faces.is_async(value):
-            kind = kind_of(value.__func__ if isinstance(value, MethodType) else value)
-            return _call_of(twin, value, __name__=name, _owner=type(twin), _kind=kind)
-    return _out(value, twin._omniloop.face._omniloop_options, twin)
 
 
 # --- a class's twin ---------------------------------------------------------------------------------------------------
@@ -1002,27 +892,24 @@ class _Method(SyncCall):
     """The descriptor in a twin's class for a method of the original; it binds the method to the original object."""
 
     def __init__(self, shown: str, name: str, raw: Any, cls: type, options: Options) -> None:
-        fn = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
+        # Its name in the original class.
+        self._name, self._of_class = name, isinstance(raw, (classmethod, staticmethod))
+        fn = raw.__func__ if self._of_class else raw
         super().__init__(fn._fn if isinstance(fn, SyncCall) else fn, options)
-        # The attribute of the original class, and its name there.
-        self._raw, self._name = raw, name
         self._closes = name in {"aclose", "close"}
         if name in options.in_caller and self._kind in {OTHER, STEPWISE}:
             self._kind = HERE
-        self.__name__ = shown
-        if shown != name or not hasattr(self._fn, "__qualname__"):
-            self.__qualname__ = f"{getattr(fn, '__qualname__', cls.__qualname__ + '.').rpartition('.')[0]}.{shown}"
+        self.__name__, self.__qualname__ = shown, f"{cls.__qualname__}.{shown}"
 
     def __get__(self, twin: Any, owner: Any = None) -> Any:
-        of_class = isinstance(self._raw, (classmethod, staticmethod))
-        if twin is not None and not of_class:
+        if twin is not None and not self._of_class:
             original = twin._omniloop.here()
             # Binding a plain function here is fast. Other descriptors (partialmethod, a method in C) bind in their own way.
             plain = type(self._fn) is FunctionType
             fn = MethodType(self._fn, original) if plain else getattr(original, self._name)
             return self._but(_fn=fn, _twin=twin, _owner=type(twin))
         # Looked up on the class: the caller passes a twin as the first argument.
-        fn = getattr(owner._omniloop_original, self._name) if of_class else self._fn
+        fn = getattr(owner._omniloop_original, self._name) if self._of_class else self._fn
         call = self._but(_fn=fn, _owner=owner)
         return call if twin is not None else self._function(call)
 
@@ -1033,8 +920,7 @@ class _Method(SyncCall):
             return call(*args, **kwargs)
 
         # It gets the globals of the user's function, in which `typing.get_type_hints` resolves the annotations.
-        its_globals = getattr(inspect.unwrap(self._fn), "__globals__", {})
-        made: Any = FunctionType(function.__code__, its_globals, closure=function.__closure__)
+        made: Any = FunctionType(function.__code__, self.__globals__, closure=function.__closure__)
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(made, name, getattr(self, name))
         with suppress(TypeError, ValueError):
@@ -1050,24 +936,21 @@ class _Attribute(property):
         def get(twin: Twin) -> Any:
             return Twin.__getattr__(twin, name)
 
-        def change(twin: Twin, value: Any) -> None:
-            setattr(twin._omniloop.here(), name, _in(value))
-
-        def delete(twin: Twin) -> None:
-            delattr(twin._omniloop.here(), name)
-
         self._raw = raw
         self._of_class: Callable[[], Any] = lambda: _out(getattr(cls, name), options)
         fget = faces.getter_of(raw)
         if fget is not None:
             from .annotations import sync_signature
 
-            get.__name__, get.__qualname__ = name, getattr(fget, "__qualname__", name)
-            get.__doc__ = fget.__doc__
+            functools.update_wrapper(get, fget)
             with suppress(TypeError, ValueError):
                 signature = get.__signature__ = sync_signature(fget)  # type: ignore[attr-defined]
                 get.__annotations__ = {"return": signature.return_annotation}
-        super().__init__(get, change, delete)
+        super().__init__(
+            get,
+            lambda twin, value: setattr(twin._omniloop.here(), name, _in(value)),
+            lambda twin: delattr(twin._omniloop.here(), name),
+        )
         # Up to 3.11 the docstring of this class would hide the property's own.
         self.__doc__ = getattr(raw, "__doc__", None)
 
@@ -1089,8 +972,14 @@ _LOOKS: Final = frozenset(
 _OWN: Final = frozenset(
     {*dir(object), *vars(Twin), "__dict__", "__annotate__", "__annotate_func__", "__class_getitem__", "__post_init__",
      "__replace__", "__setstate__", "__getnewargs__", "__getnewargs_ex__", "__getinitargs__", "__set_name__", "__await__",
-     "__aenter__", "__aexit__", "__enter__", "__exit__", "__aiter__", "__anext__"}
+     "__aenter__", "__aexit__", "__aiter__", "__anext__", "__deepcopy__"}
 ) - _LOOKS  # fmt: skip
+# The special methods that a twin class has if its original has the one before the colon; `Twin` has them as `_omniloop_enter`, for example.
+_SPECIAL: Final = {
+    "__aenter__": ["enter", "exit", "aenter", "aexit"],
+    "__aiter__": ["iter", "aiter"],
+    "__anext__": ["next"],
+}
 
 
 def make_class(original: type, options: Options, *, asked_for: bool = False) -> TwinType:
@@ -1108,15 +997,14 @@ def make_class(original: type, options: Options, *, asked_for: bool = False) -> 
         # Outside the lock, because this may run a user's metaclass and descriptors.
         made = _make_class(original, options)
         with _lock:
-            if (first := _exactly(original, options)) is None:
-                if not (twins := _twins_of(original)):
-                    try:
-                        type.__setattr__(original, _TWINS, twins)
-                    except (TypeError, AttributeError):
-                        _of_fixed[original] = twins
+            made = _exactly(original, options) or made
+            if not (twins := _twins_of(original)):
+                try:
+                    type.__setattr__(original, "_omniloop_twins", twins)
+                except (TypeError, AttributeError):
+                    _of_fixed[original] = twins
+            if made not in twins:
                 twins.append(made)
-            else:
-                made = first
     made._omniloop_asked_for |= asked_for
     return made
 
@@ -1126,7 +1014,19 @@ def _make_class(original: type, options: Options) -> TwinType:
     renamed = {name: shown for name, shown in options.rename if name in everything}
     if "aclose" in everything and "close" not in everything.keys() | set(renamed.values()):
         renamed.setdefault("aclose", "close")
-    members: set[str] = set()
+    if "__await__" in everything:
+        everything.setdefault("wait", wait)
+    members: dict[str, Any] = {}
+    for name, raw in everything.items():
+        shown = renamed.get(name, name)
+        # A member whose name a renamed one takes is left out: the renamed member is the one that sync code calls.
+        taken = shown == name and name in renamed.values()
+        if not (taken or name in _OWN or isinstance(raw, type) or raw is vars(object).get(name)):
+            made = _member(shown, name, raw, original, options)
+            if made is not None:
+                members[shown] = made
+    for name in _SPECIAL.keys() & everything.keys():
+        members |= {f"__{each}__": getattr(Twin, f"_omniloop_{each}") for each in _SPECIAL[name]}
     namespace: dict[str, Any] = {
         "__slots__": (),
         "__doc__": original.__doc__,
@@ -1134,88 +1034,31 @@ def _make_class(original: type, options: Options) -> TwinType:
         "__qualname__": original.__qualname__,
         "_omniloop_original": original,
         "_omniloop_options": options,
-        "_omniloop_members": members,
+        "_omniloop_members": members.keys() - _LOOKS,
         "_omniloop_hidden": renamed,
-        "_omniloop_asked_for": False,
     }
-    for cls in reversed(original.__mro__):
-        if cls is object or cls.__module__ in {"typing", "abc"}:
-            continue
-        for name, raw in vars(cls).items():
-            shown = renamed.get(name, name)
-            # A member whose name a renamed one takes is left out: the renamed member is the one that sync code calls.
-            if name in _OWN or isinstance(raw, type) or (shown == name and name in renamed.values()):
-                continue
-            namespace.pop(shown, None)
-            members.discard(shown)
-            made = _member(shown, name, raw, original, options)
-            if made is not None:
-                namespace[shown] = made
-                members |= {shown} - _LOOKS
-    members.update(_add_special(original, namespace, options))
+    if "__class_getitem__" in everything:
+        namespace["__class_getitem__"] = classmethod(types.GenericAlias)
+    if original.__hash__ is None:
+        namespace["__hash__"] = None
     bases = tuple(twin for base in original.__bases__ if (twin := _exactly(base, options)))
-    return TwinType(original.__name__, bases or (Twin,), namespace)
+    return TwinType(original.__name__, bases or (Twin,), {**members, **namespace})
 
 
-# Descriptors that bind as methods do, though some of them are not callable themselves.
-_BINDING: Final = (
-    *(FunctionType, types.BuiltinFunctionType, classmethod, staticmethod, SyncCall),
-    *(functools.partialmethod, functools.singledispatchmethod),
-)
+# Descriptors that bind as methods do, though they are not callable themselves.
+_BINDING: Final = (classmethod, functools.partialmethod, functools.singledispatchmethod)
 
 
 def _member(shown: str, name: str, raw: Any, original: type, options: Options) -> Any:
     if isinstance(raw, FunctionType) and name in _LOOKS:
-        return _look(name, raw)
+
+        def look(self: Twin, *args: Any) -> Any:
+            return raw(self._omniloop.original, *map(_in_one, args))
+
+        return functools.update_wrapper(look, raw)
     binds = hasattr(type(raw), "__get__")
     is_set = hasattr(type(raw), "__set__")
     if isinstance(raw, _BINDING) or (binds and callable(raw) and not is_set):
         return _Method(shown, name, raw, original, options)
-    if binds or is_set:
-        return _Attribute(name, raw, original, options)
-    # A constant of the class, or the default of an instance attribute: `__getattr__` finds it.
-    return None
-
-
-def _look(name: str, raw: Any) -> Any:
-    def look(self: Twin, *args: Any) -> Any:
-        return raw(self._omniloop.original, *map(_in_one, args))
-
-    functools.update_wrapper(look, raw)
-    return look
-
-
-# For each special method of async code: the twin's special methods, and the methods of `Twin` that implement them.
-_SPECIAL: Final[dict[str, dict[str, Any]]] = {
-    "__aenter__": {
-        "__enter__": Twin._omniloop_enter,
-        "__exit__": Twin._omniloop_exit,
-        "__aenter__": Twin._omniloop_aenter,
-        "__aexit__": Twin._omniloop_aexit,
-    },
-    "__aiter__": {"__iter__": Twin._omniloop_iter, "__aiter__": Twin._omniloop_aiter},
-    "__anext__": {"__next__": Twin._omniloop_next},
-}
-
-
-def _add_special(original: type, namespace: dict[str, Any], options: Options) -> Iterator[str]:
-    """Add the special members of a twin class, and yield the names that derived classes must not override."""
-    for name, own in _SPECIAL.items():
-        if hasattr(original, name):
-            namespace.update(own)
-            yield from own
-    if hasattr(original, "__enter__") and "__enter__" not in namespace:
-        for name in ("__enter__", "__exit__"):
-            namespace[name] = _Method(name, name, inspect.getattr_static(original, name), original, options)
-    if hasattr(original, "__class_getitem__"):
-        namespace["__class_getitem__"] = classmethod(types.GenericAlias)
-    if "__await__" in dir(original) and "wait" not in dir(original):
-        namespace["wait"] = _Method("wait", "__await__", _wait, original, options)
-        yield "wait"
-    if original.__hash__ is None:
-        namespace["__hash__"] = None
-
-
-async def _wait(self: Any) -> Any:
-    """Wait for the object, as async code does with `await`."""
-    return await self
+    # Otherwise a constant of the class, or the default of an instance attribute: `__getattr__` finds it.
+    return _Attribute(name, raw, original, options) if binds or is_set else None
