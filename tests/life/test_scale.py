@@ -84,6 +84,30 @@ def test_starting_cancelling_and_draining_a_sleeper_costs_the_same_among_many(ru
     assert many[1] + many[2] < FLAT * (few[1] + few[2])
 
 
+def wait_for_one(runtime, count):
+    """Let *count* tasks wait for one handle: seconds a task, until all are done."""
+    gc.collect()
+    start = time.process_time()
+    gate = asyncio.Event()
+    shared = runtime.go(gate.wait())
+
+    async def wait():
+        return await shared
+
+    waiters = [runtime.go(wait()) for _ in range(count)]
+    runtime.call_soon(gate.set)
+    assert all(waiter.result() for waiter in waiters)
+    return (time.process_time() - start) / count
+
+
+@pytest.mark.promise("So does a task that waits for a handle, however many wait for the same")
+def test_a_waiter_costs_the_same_among_many(runtime):
+    """Each that went on was searched for, and taken out of a list."""
+    few = min(wait_for_one(runtime, 1_000) for _ in range(3))
+
+    assert wait_for_one(runtime, 50_000) < FLAT * few
+
+
 def live_with_resources(count):
     """Open *count* resources, each with a task of its own, and end them: seconds a resource for both."""
 

@@ -55,10 +55,10 @@ async def wait(task: Any, asks: bool, timeout: float | None) -> None:
             # The abort fails for now: `wake` comes when the clean-up is done.
             return trio.lowlevel.Abort.FAILED
         left = True
-        task._no_more(call)
+        task._no_more(wake)
         return trio.lowlevel.Abort.SUCCEEDED
 
-    call = task._when_done(wake)
+    task._when_done(wake)
     with trio.move_on_after(math.inf if timeout is None else timeout):
         await trio.lowlevel.wait_task_rescheduled(abort)
     if raise_cancelled is not None and task.cancelled():

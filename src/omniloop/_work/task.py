@@ -166,10 +166,10 @@ class _Meeting:
         self.before: Callable[[], None] | None = None
         self.gates: list[Lock] = []
         # A dict, because a waiter that gives up removes its own callback.
-        self.callbacks: dict[Callable[[], None], None] = {}
+        self.callbacks: dict[Callable[[], object], None] = {}
         self.waiters: list[Any] = []
-        # An entry for each waiter in async code. A waiter that gives up removes its own.
-        self.awaited: list[object] = []
+        # An entry for each waiter in async code. A dict, because each removes its own, and they may be 100,000.
+        self.awaited: dict[object, None] = {}
         self.condition: threading.Condition | None = None
 
 
@@ -541,28 +541,22 @@ class Task(concurrent.futures.Future[T]):
         else:
             self._settle(SUCCEEDED, runner.result())
 
-    def _when_done(self, callback: Callable[[], object]) -> Callable[[], None] | None:
-        """Call back when the outcome is known, or at once if it is. Reports errors of the callback. Returns the argument for `_no_more`."""
+    def _when_done(self, callback: Callable[[], object]) -> None:
+        """Call back when the outcome is known, or at once if it is. Errors of the callback are reported."""
         if self._outcome() is None:
             self._owner.check_process()
             meeting = self._meet()
-
-            def call() -> None:
-                self._call_back(callback)
-
             with meeting.lock:
                 if meeting.outcome is None:
-                    meeting.callbacks[call] = None
-                    return call
+                    meeting.callbacks[callback] = None
+                    return
         self._call_back(callback, at_once=True)
-        return None
 
-    def _no_more(self, call: Callable[[], None] | None) -> None:
-        """Remove a callback, given what `_when_done` returned. It is not called any more, unless the call is under way."""
-        if call is not None:
-            meeting = self._meet()
-            with meeting.lock:
-                meeting.callbacks.pop(call, None)
+    def _no_more(self, callback: Callable[[], object]) -> None:
+        """Remove a callback. It is not called any more, unless the call is under way."""
+        meeting = self._meet()
+        with meeting.lock:
+            meeting.callbacks.pop(callback, None)
 
     def _wait_async(
         self, elsewhere: Elsewhere | None, asks: bool, timeout: float | None = None
@@ -574,7 +568,7 @@ class Task(concurrent.futures.Future[T]):
         """
         self._owner.check_process()
         awaited, waiter = self._meet().awaited, object()
-        awaited.append(waiter)
+        awaited[waiter] = None
         try:
             if elsewhere is not None:
                 yield from elsewhere.wait(self, asks, timeout).__await__()
@@ -582,7 +576,7 @@ class Task(concurrent.futures.Future[T]):
                 yield from self._wait_on_loop(asks, timeout)
         finally:
             # Whether the wait was in vain or not: a failure that nobody asks for afterwards would be left to one who has gone.
-            awaited.remove(waiter)
+            del awaited[waiter]
 
     def _wait_on_loop(self, asks: bool, timeout: float | None) -> Generator[Any, None, None]:
         """`_wait_async` on an asyncio loop."""
@@ -724,7 +718,7 @@ class Task(concurrent.futures.Future[T]):
         if not self._owner.foreign:
             # Not in a child that was forked in the work itself and returns from it: there the callbacks are the parent's to call.
             for callback in callbacks:
-                callback()
+                self._call_back(callback)
         return True
 
     def _call_back(self, callback: Callable[[], object], at_once: bool = False) -> None:
@@ -805,7 +799,7 @@ class _Bridge(asyncio.Future[None]):
         self._asks = asks
         self._asked = False
         self._ident = threading.get_ident()
-        self._call = task._when_done(self._wake)
+        task._when_done(self._wake)
 
     def cancel(self, msg: object = None) -> bool:
         if self.done():
@@ -820,18 +814,13 @@ class _Bridge(asyncio.Future[None]):
             return True
         # As in asyncio.to_thread: nothing can interrupt the function, and it may run for long. If the cancellation were lost, no time
         # limit around the wait would hold, and anyio would cancel again and again.
-        self._leave()
+        self._task._no_more(self._wake)
         return super().cancel(msg)
 
     def finish(self) -> None:
         """End the wait because its time is over. For the waiter's loop."""
-        self._leave()
+        self._task._no_more(self._wake)
         self._finish()
-
-    def _leave(self) -> None:
-        # Cleared here too: the callback refers to this bridge, and the cycle would keep the handle alive and its failure unreported.
-        call, self._call = self._call, None
-        self._task._no_more(call)
 
     def _wake(self) -> None:
         if threading.get_ident() == self._ident:
@@ -844,7 +833,6 @@ class _Bridge(asyncio.Future[None]):
             pass
 
     def _finish(self) -> None:
-        self._call = None
         if not self.done():
             self.set_result(None)
 
