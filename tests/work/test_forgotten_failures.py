@@ -103,13 +103,14 @@ def test_failures_of_another_type_or_from_another_place_are_of_another_group(cap
             runtime.go(fails([Boom, LookupError][number], f"{number} of one type"))
         runtime.flush()
 
-    assert messages(caplog) == [
-        "number 0 of one",
+    # On PyPy they come in the order in which the collector finds them.
+    assert sorted(messages(caplog)) == [
         "number 0 of another place",
+        "number 0 of one",
         "number 0 of one type",
-        "number 1 of one type",
-        "number 1 of one",
         "number 1 of another place",
+        "number 1 of one",
+        "number 1 of one type",
     ]
 
 
