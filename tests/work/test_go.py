@@ -788,6 +788,8 @@ def test_a_wait_that_has_interrupted_a_submission_makes_sure_of_its_wake_up(runt
     assert point > 10
 
 
+# A start for each of its lines: 11 s on PyPy, on a machine that does nothing else.
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("wait", ["run", "flush", "shutdown"])
 def test_a_wait_anywhere_in_a_start_is_told_or_done(wait):
     """In a signal handler, a finaliser or a hook: it waited for ever for a thread that only the frame below could have started."""
