@@ -40,6 +40,8 @@ def child_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     path = [str(SRC), os.environ.get("PYTHONPATH", "")]
     inherited["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     inherited["PYTHONUNBUFFERED"] = "1"
+    # Its thread of the kernel's, of uvloop 0.22, counts for CPython, which warns of threads at a fork.
+    inherited["UV_USE_IO_URING"] = "0"
     return {**inherited, **(env or {})}
 
 
