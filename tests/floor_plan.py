@@ -19,7 +19,7 @@ FLOORS = {
     "_seen": {"_seen"},
     "_guests": {"_guests"},
     "_shared": {"_shared"},
-    "shared by guests": {"_limiter", "_steps"},
+    "shared by guests": {"_starting", "_steps"},
     "_brokers": {"_brokers"},
     "_processes": {"_processes"},
     "_bridges": {"_bridges"},
@@ -29,5 +29,5 @@ FLOORS = {
 }
 
 CORE = {"__init__"}.union(*(FLOORS[floor] for floor in ("words", "_process", "_work", "_life", "_runtime", "_shared")))
-# Each can be left out, and the others work. (`_limiter` and `_steps` are what some of them share.)
+# Each can be left out, and the others work. (`_starting` and `_steps` are what some of them share.)
 GUESTS = ["_seen", "_guests", "_brokers", "_processes", "_bridges", "_twins", "_monitor", "ext", "testing"]

@@ -127,6 +127,12 @@ def check_timeout(timeout: object) -> None:
     raise ValueError(f"timeout={timeout!r}: give seconds as a number, or None to wait without end.")
 
 
+def check_count(name: str, value: object, also: str = "", least: int = 1) -> None:
+    """Raise ValueError if *value* is not a whole number of *least* or more. *also* says what else may be given."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number of 1 or more{also}.")
+
+
 _MISSING: Final = object()
 
 

@@ -157,7 +157,7 @@ def test_a_shutdown_ends_a_waiting_daemon():
 def test_one_that_nobody_refers_to_is_forgotten(runtime):
     q: Queue[int] = queue(runtime=runtime)
     q.sync_q.put(1)
-    gone, keeper = weakref.ref(q), q._keeper
+    gone, keeper = weakref.ref(q), q._keepers[0]
 
     del q
     gc.collect()

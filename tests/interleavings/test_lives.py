@@ -287,13 +287,13 @@ def test_a_cancellation_reaches_the_work_before_its_start_in_it_and_after_it(cop
     heavy=True,
     an_end_that_looks_before_it_takes_the_lock=Edit(
         GROUPS,
-        "        with self._lock:\n            over = not self._unfinished\n            if over:",
-        "        over = not self._unfinished\n        with self._lock:\n            if over:",
+        "            with self._lock:\n                if not self._unfinished:",
+        "            empty = not self._unfinished\n            with self._lock:\n                if empty:",
     ),
     a_submission_without_a_ticket=Edit(
         GROUPS,
-        "                if taken:\n                    self._unfinished[ticket] = None\n",
-        "",
+        "                    self._unfinished[ticket] = None\n",
+        "                    pass\n",
     ),
 )
 def test_what_is_started_while_a_group_ends_is_done_or_refused(copy: Copy) -> None:
@@ -332,7 +332,7 @@ def test_what_is_started_while_a_group_ends_is_done_or_refused(copy: Copy) -> No
     heavy=True,
     a_submission_that_does_not_look_again_for_a_cancellation=Edit(
         GROUPS,
-        "            if asked:\n                # In between, by another thread.\n                task.cancel()\n",
+        "            if refuses:\n                # In between, by another thread.\n                task.cancel()\n",
         "",
     ),
 )
@@ -416,7 +416,7 @@ class Client:
     RESOURCE,
     heavy=True,
     a_closing_that_does_not_wait_for_users=Edit(
-        RESOURCE, "while users := kept.users - {but}:", "while users := set():"
+        RESOURCE, "while users := client.users - {but}:", "while users := set():"
     ),
 )
 def test_a_resource_is_used_while_it_is_open_or_refuses(copy: Copy) -> None:

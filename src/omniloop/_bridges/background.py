@@ -7,31 +7,20 @@ import inspect
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
-from .._arguments import check_timeout, is_async, name_of
+from .._arguments import check_timeout, is_async
 from .._brokers.handover import Engine, Sent, checked_function, checked_options, handed_over
 from .._errors import NotAsyncError
-from .._limiter import by_result, go_limited, limiter, to_thread_limited
 from .._report import Hook, caller
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import FAILED, Kind, Task, copied
+from .._starting import limiter, starting
+from .._work.task import FAILED, Task, copied
 
 P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C")
-
-
-class _Options(NamedTuple):
-    daemon: bool
-    name: str | None
-    context: Context | None
-    timeout: float | None
-    limit: int | None
-    on_error: Hook | None
-    runtime: Runtime
-    broker: Engine | None = None
 
 
 # `overload-overlap`, here and below: a class is a callable too, and the first overload that matches is the right one.
@@ -144,17 +133,38 @@ def background(
     limiter(limit)
     if broker is not None:
         checked_options(daemon=daemon, on_error=on_error, runtime=runtime, context=context, timeout=timeout)
-    options = _Options(daemon, name, context, timeout, limit, on_error, chosen(runtime), broker)
-    return partial(_decorate, options) if fn is None else _decorate(options, fn)
+    decorate: Any = partial(
+        _decorate,
+        broker=broker,
+        on_error=on_error,
+        runtime=chosen(runtime),
+        name=name,
+        context=context,
+        daemon=daemon,
+        timeout=timeout,
+        limit=limit,
+    )
+    return decorate if fn is None else decorate(fn)
 
 
-def _decorate(options: _Options, fn: Any) -> Any:
-    if options.broker is not None and isinstance(fn, (classmethod, type)):
+def _decorate(fn: Any, *, broker: Engine | None, on_error: Hook | None, **options: Any) -> Any:
+    again: Any = partial(_decorate, broker=broker, on_error=on_error, **options)
+    if broker is not None and isinstance(fn, (classmethod, type)):
         checked_function(fn)
     if isinstance(fn, (classmethod, staticmethod)):
-        return type(fn)(_decorate(options, fn.__func__))
+        return type(fn)(again(fn.__func__))
     if inspect.isclass(fn):
-        return _decorate_class(options, fn)
+        public = {
+            name: value
+            for name, value in vars(fn).items()
+            if not name.startswith("_")
+            and is_async(value.__func__ if isinstance(value, (classmethod, staticmethod)) else value)
+        }
+        if not public:
+            raise NotAsyncError(f"{fn!r} defines no public async method for @background to decorate.")
+        for name, value in public.items():
+            setattr(fn, name, again(value))
+        return fn
     if inspect.iscoroutine(fn):
         fn.close()
         raise NotAsyncError(f"@background decorates a function, and was given the coroutine {fn!r}. Use go() for it.")
@@ -166,67 +176,33 @@ def _decorate(options: _Options, fn: Any) -> Any:
         )
     if getattr(fn, "_is_background", False):
         raise NotAsyncError(f"{fn!r} is decorated with @background already.")
-    if options.broker is not None:
-        checked_function(fn)
-        here = _decorate(options._replace(broker=None), fn)
-        return _finish(fn, handed_over(options.broker, fn, options.name, here))
-    if options.timeout is not None and not options.daemon and not is_async(fn):
+    if options["timeout"] is not None and not options["daemon"] and not is_async(fn):
         raise ValueError(
-            f"timeout={options.timeout!r}: {fn!r} is a plain function, and nothing can interrupt its thread. Give daemon=True as well: "
+            f"timeout={options['timeout']!r}: {fn!r} is a plain function, and nothing can interrupt its thread. Give daemon=True as well: "
             "then the thread is left."
         )
-    return _finish(fn, _starting(options, fn))
+    start = starting(fn=fn, **options)
+
+    def decorated(*args: Any, **kwargs: Any) -> Any:
+        task = start(caller(), *args, **kwargs)
+        if on_error is not None:
+            task._when_done(partial(_hand_over, task, on_error))
+        return task
+
+    decorated = _like(fn, decorated)
+    if broker is None:
+        return decorated
+    checked_function(fn)
+    return _like(fn, handed_over(broker, fn, options["name"], decorated))
 
 
-def _decorate_class(options: _Options, cls: type) -> type:
-    public = {
-        name: value
-        for name, value in vars(cls).items()
-        if not name.startswith("_")
-        and is_async(value.__func__ if isinstance(value, (classmethod, staticmethod)) else value)
-    }
-    if not public:
-        raise NotAsyncError(f"{cls!r} defines no public async method for @background to decorate.")
-    for name, value in public.items():
-        setattr(cls, name, _decorate(options, value))
-    return cls
+def _hand_over(task: Task[Any], on_error: Hook) -> None:
+    ending, value = task._ended()
+    if ending is FAILED:
+        value.failure.hook = on_error
 
 
-def _starting(options: _Options, fn: Callable[..., Any]) -> Callable[..., Task[Any]]:
-    daemon, name, context, timeout, limit, on_error, runtime, _ = options
-    limited = limiter(limit)
-    start: Callable[..., Task[Any]]
-    if is_async(fn):
-        kind = Kind.DAEMON if daemon else Kind.WORK
-
-        def start(*args: Any, **kwargs: Any) -> Task[Any]:
-            coro = fn(*args, **kwargs)
-            options: Any = {"context": context, "kind": kind, "timeout": timeout}
-            return _tell(go_limited(runtime, limited, coro, caller(), name, **options), on_error)
-    else:
-        call = by_result(runtime, fn)
-
-        def start(*args: Any, **kwargs: Any) -> Task[Any]:
-            options: Any = {"context": context, "daemon": daemon, "timeout": timeout}
-            work = partial(call, *args, **kwargs)
-            return _tell(to_thread_limited(runtime, limited, work, caller(), name or name_of(fn), **options), on_error)
-
-    return start
-
-
-def _tell(task: Task[T], on_error: Hook | None) -> Task[T]:
-    if on_error is not None:
-
-        def hand_over() -> None:
-            ending, value = task._ended()
-            if ending is FAILED:
-                value.failure.hook = on_error
-
-        task._when_done(hand_over)
-    return task
-
-
-def _finish(fn: Callable[..., Any], start: Callable[..., Any]) -> Callable[..., Any]:
+def _like(fn: Callable[..., Any], start: Callable[..., Any]) -> Callable[..., Any]:
     functools.update_wrapper(start, fn)
     # `inspect.markcoroutinefunction` and its asyncio forerunner set these marks on the original. The decorated function is no
     # coroutine function: calling it returns a task.

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import enum
 import math
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import closing, suppress
 from contextvars import Context
 from functools import partial
-from threading import Lock
-from types import FrameType, TracebackType
+from types import FrameType, SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Never, ParamSpec, Self, TypeVar, TypeVarTuple, final
 
 from .._arguments import check_function, check_timeout, close_unstarted, misplaced_arguments, name_of, one_argument
 from .._errors import ClosedError, ForkedError, TaskTimeoutError, WouldDeadlockError
-from .._life.workers import resolve
-from .._limiter import go_limited, limiter, to_thread_limited
 from .._report import caller, shown
 from .._runtime import Runtime
 from .._shared import chosen
-from .._threads import Guard, acquire, let_through, time
-from .._work.task import FAILED, Kind, Task
+from .._starting import limiter, start_in_thread
+from .._threads import Guard, time
+from .._work.task import DAEMON, FAILED, SUCCEEDED, WORK, Task
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -90,12 +87,13 @@ class TaskGroup:
     ) -> None:
         check_timeout(timeout)
         self._runtime = chosen(runtime)
-        self._limiter = limiter(limit)
+        self._limit = limiter(limit)
         self._timeout = timeout
         self._supervised = supervised
         # Guards the fields below. Never held while a task of the group is started, cancelled or waited for.
         self._lock = Guard()
-        self._stage = _Stage.OPEN
+        # Why the group takes no more tasks; empty while it does. The first reason stays.
+        self._refuses = ""
         # Maps a ticket to its task. A submission takes the ticket before it starts the task (None until then), so that the end of the
         # group waits for submissions too.
         self._unfinished: dict[object, Task[Any] | None] = {}
@@ -103,6 +101,8 @@ class TaskGroup:
         self._failures = 0
         self._failed: list[Task[Any]] = []
         self._block: _Block | None = None
+        # Settled when no task is left: the handle that the end of the block waits for, while it does.
+        self._over: Task[None] | None = None
 
     @one_argument
     def go(
@@ -124,8 +124,7 @@ class TaskGroup:
         """
         if misplaced:
             raise misplaced_arguments("go", coro, misplaced)
-        kind = Kind.DAEMON if daemon else Kind.WORK
-        return self._go(coro, caller(), name, context=context, kind=kind, timeout=timeout)
+        return self._go(coro, caller(), name, timeout, context=context, kind=DAEMON if daemon else WORK)
 
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -162,8 +161,8 @@ class TaskGroup:
             ClosedError: if the group has ended, or was cancelled.
         """
         check_function(fn, "to_thread")
-        call, name, frame = partial(fn, *args, **kwargs), name_of(fn), caller()
-        return self._add(fn, lambda: to_thread_limited(self._runtime, self._limiter, call, frame, name))
+        frame = caller()
+        return self._add(fn, lambda: start_in_thread(self._runtime, self._limit, fn, args, kwargs, frame, name_of(fn)))
 
     def cancel(self) -> None:
         """
@@ -171,7 +170,7 @@ class TaskGroup:
 
         Does not block: the end of the block waits for the clean-up, and raises nothing because of this.
         """
-        self._cancel(_Stage.CANCELLED)
+        self._cancel("was cancelled")
 
     if not TYPE_CHECKING:
         # Hidden from type checkers, which would accept any attribute name otherwise.
@@ -183,7 +182,7 @@ class TaskGroup:
                 f"{type(self).__name__!r} object has no attribute {name!r}.{word}", name=name, obj=self
             )
 
-    # --- the block, in sync code --------------------------------------------------------------------------------------
+    # --- the block ----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         self._runtime._current().check_may_wait("The end of `with TaskGroup()`", "use `async with`")
@@ -196,14 +195,14 @@ class TaskGroup:
         block = self._block
         assert block is not None
         patient = error is None or isinstance(error, Exception)
-        if isinstance(error, concurrent.futures.CancelledError) and self._stage is not _Stage.OPEN:
+        if isinstance(error, concurrent.futures.CancelledError) and self._refuses:
             # The block waited for a task that the group has cancelled: not an error of the block's own.
             vars(error)["refused_by"] = self
         with closing(block):
             if error is not None:
                 self.cancel()
             try:
-                over = self._wait(block, block.until if patient else self._soon())
+                self._wait(block.until if patient else self._soon())
             except ForkedError:
                 # A forked child: the parent process has entered the block, and its tasks can't be waited for here.
                 if error is None:
@@ -213,25 +212,14 @@ class TaskGroup:
                 # Ctrl-C, or an error from another signal handler. A second one ends the wait below too.
                 self.cancel()
                 if not isinstance(interruption, WouldDeadlockError):
-                    self._wait(block, self._soon())
+                    self._wait(self._soon())
                 raise
-            return self._finish(error, over) if patient else False
+            return self._finish(error) if patient else False
 
-    def _wait(self, block: _Block, until: float | None) -> bool:
-        """Block until all tasks are done, and end the group; False if *until*, a time of `time.monotonic`, came first."""
-        while not self._end():
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            if tasks := self._tasks():
-                # Any unfinished task serves for the checks of this wait: the gate opens when the last one is done.
-                tasks[0]._wait_for(partial(block.gate.acquire, True), left)
-            else:
-                # Another thread has a ticket and has not started its task yet.
-                acquire(block.gate, left)
-        return True
-
-    # --- the block, in async code -------------------------------------------------------------------------------------
+    def _wait(self, until: float) -> None:
+        for over, left in self._waits(until):
+            # Any unfinished task serves for the checks of this wait.
+            (self._tasks() or [over])[0]._wait_for(over._wait_here, left)
 
     async def __aenter__(self) -> Self:
         self._enter(_AsyncBlock(), caller())
@@ -243,74 +231,132 @@ class TaskGroup:
         block = self._block
         assert isinstance(block, _AsyncBlock)
         with closing(block):
-            return await self._leave(block, error)
-
-    async def _leave(self, block: _AsyncBlock, error: BaseException | None) -> bool:
-        # As asyncio.TaskGroup does: a cancellation from outside is kept, and the group's own cancellation is taken back.
-        block.leave()
-        cancelled = None
-        if isinstance(error, asyncio.CancelledError):
-            cancelled = error if block.is_cancelled_from_outside() or not block.asked else None
-        if error is not None:
-            self.cancel()
-        while True:
-            try:
-                over = await self._wait_async(block, cancelled is not None)
-                break
-            except asyncio.CancelledError as again:
-                # Otherwise it is the group's own cancellation, which comes late: up to 3.12 `uncancel` does not take it back.
-                if block.is_cancelled_from_outside():
-                    cancelled = again
-                    self.cancel()
-        if error is not None and not isinstance(error, (Exception, asyncio.CancelledError)):
-            return False
-        if cancelled is not None:
-            # The block leaves at once: its errors say nothing about tasks that still run.
-            over = True
-            if not self._failed:
-                if cancelled is error:
-                    return False
-                raise cancelled
-            block.cancel_again()
-        return self._finish(None if isinstance(error, asyncio.CancelledError) else error, over)
-
-    async def _wait_async(self, block: _AsyncBlock, leaves: bool) -> bool:
-        """As `_wait`, in async code. A block that *leaves* does not wait for running functions, because nothing can interrupt those."""
-        while not self._end():
-            left = None if block.until is None else block.until - time.monotonic()
-            if left is not None and left <= 0:
+            # As asyncio.TaskGroup does: a cancellation from outside is kept, and the group's own cancellation is taken back.
+            cancelled = error if isinstance(error, asyncio.CancelledError) else None
+            if block.take_back() and not block.is_cancelled_from_outside():
+                cancelled = None
+            if error is not None:
+                self.cancel()
+            while True:
+                try:
+                    await self._wait_async(block.until, cancelled is not None)
+                    break
+                except asyncio.CancelledError as again:
+                    # Otherwise it is the group's own cancellation, which comes late: up to 3.12 `uncancel` does not take it back.
+                    if block.is_cancelled_from_outside():
+                        cancelled = again
+                        self.cancel()
+            if not isinstance(error, Exception | asyncio.CancelledError | None):
                 return False
-            tasks = self._tasks()
-            if leaves:
-                if not (asked := [task for task in tasks if task._may_be_asked()]):
-                    return False
-                await asked[-1].wait(left)
-            else:
-                if tasks:
-                    tasks[0]._check_process()
-                await asyncio.wait([block.end()], timeout=left)
+            if cancelled is not None:
+                if not self._failed:
+                    if cancelled is error:
+                        return False
+                    raise cancelled
+                block.cancel_again()
+            return self._finish(None if isinstance(error, asyncio.CancelledError) else error, cancelled is not None)
+
+    async def _wait_async(self, until: float, leaves: bool) -> None:
+        """As `_wait`, in async code. A block that *leaves* does not wait for running functions, because nothing can interrupt those."""
+        for over, left in self._waits(until):
+            if leaves and not (asked := [task for task in self._tasks() if task._may_be_asked()]):
+                return
+            await (asked[-1] if leaves else over).wait(left)
+
+    def _waits(self, until: float) -> Iterator[tuple[Task[None], float]]:
+        """
+        Yield, until all tasks are done or the time is over, what to wait for and how long; end the group when they are done.
+
+        *until* is a time of `time.monotonic`.
+        """
+        while True:
+            with self._lock:
+                if not self._unfinished:
+                    self._refuses = self._refuses or "has ended"
+                    return
+                over = self._over = self._end()
+            for task in self._tasks()[:1]:
+                # In a forked child the tasks are the parent's.
+                task._check_process()
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            yield over, left
+
+    def _end(self) -> Task[None]:
+        """Make a handle for the end of the group: it can be waited for as any other, but no loop runs it and nothing measures it."""
+        maker: Any = SimpleNamespace(_life=self._runtime._current(), _note=lambda *_: None)
+        return Task(maker, None, (), None, sys._getframe(), "the end of a TaskGroup")
+
+    def _enter(self, block: _Block, frame: FrameType) -> None:
+        with self._lock:
+            first = self._block is None
+            self._block = self._block or block
+        if not first:
+            raise ClosedError("This TaskGroup has been entered before. Make a new one for each block.")
+        if self._timeout is not None and self._timeout < math.inf:
+            block.until = self._soon() + self._timeout
+            when = self._runtime._now() + max(0.0, self._timeout)
+            block.timer = self._runtime._call_at(when, self._cancel, (self._too_late(),), None, frame)
+        if self._refuses:
+            block.cancel()
+
+    def _finish(self, error: BaseException | None, leaves: bool = False) -> bool:
+        """
+        Raise the errors of the tasks and of the block; True if there are none, so that *error* is suppressed.
+
+        The errors of a block that *leaves* say nothing about tasks that still run.
+        """
+        # `exception()` claims each error, so that it is not reported as well.
+        errors = [failure for task in self._failed if (failure := task.exception()) is not None]
+        if error is not None and vars(error).get("refused_by") is not self:
+            errors.append(error)
+        left = 0 if leaves else len(self._unfinished)
+        if left or self._refuses == self._too_late():
+            left_words = f" {left} are not done with their clean-up." if left else ""
+            late = TaskTimeoutError(
+                f"The TaskGroup was not done after {self._timeout} s, and was cancelled.{left_words}"
+            )
+            if not errors:
+                raise late from None
+            errors.append(late)
+        if errors:
+            more = self._failures - len(self._failed)
+            more_words = f": the first {_MOST_KEPT}, and {more} more that were reported" if more else ""
+            raise BaseExceptionGroup(f"unhandled errors in a TaskGroup{more_words}", errors) from None
         return True
 
-    # --- both ---------------------------------------------------------------------------------------------------------
+    def _soon(self) -> float:
+        return time.monotonic() + self._runtime._settings.cancel_timeout
 
-    def _go(self, coro: Awaitable[T], frame: FrameType, name: str | None, **options: Any) -> Task[T]:
-        return self._add(coro, lambda: go_limited(self._runtime, self._limiter, coro, frame, name, **options))
+    def _too_late(self) -> str:
+        return f"was cancelled after {self._timeout} s"
+
+    # --- the tasks ----------------------------------------------------------------------------------------------------
+
+    def _go(
+        self, coro: Awaitable[T], frame: FrameType, name: str | None, timeout: float | None = None, **options: Any
+    ) -> Task[T]:
+        go = self._runtime._go_within
+        return self._add(coro, lambda: go(timeout, coro, frame, name, limit=self._limit, **options))
 
     def _add(self, work: object, start: Callable[[], Task[T]]) -> Task[T]:
         ticket, task = object(), None
         try:
             with self._lock:
-                taken = self._stage is _Stage.OPEN
-                if taken:
+                if not (refuses := self._refuses):
                     self._unfinished[ticket] = None
-            if not taken:
+            if refuses:
                 close_unstarted(work)
-                raise self._refusal()
+                error = ClosedError(f"The TaskGroup {refuses}: it takes no more. Make a new one.")
+                # Marks it, so that the block does not report it as an error of its own.
+                vars(error)["refused_by"] = self
+                raise error
             task = start()
             with self._lock:
                 self._unfinished[ticket] = task
-                asked = self._stage is not _Stage.OPEN
-            if asked:
+                refuses = self._refuses
+            if refuses:
                 # In between, by another thread.
                 task.cancel()
             task._when_done(partial(self._done, ticket, task))
@@ -322,30 +368,6 @@ class TaskGroup:
                 task.cancel()
             raise
         return task
-
-    def _refusal(self) -> ClosedError:
-        why = self._stage.value
-        if self._failed and not self._supervised:
-            why = f"was cancelled, because {shown(self._failed[0].get_name())} failed"
-        elif self._stage is _Stage.TIMED_OUT:
-            why = f"was cancelled after {self._timeout} s"
-        error = ClosedError(f"The TaskGroup {why}: it takes no more. Make a new one.")
-        # Marks it, so that the block does not report it as an error of its own.
-        vars(error)["refused_by"] = self
-        return error
-
-    def _cancel(self, stage: _Stage) -> None:
-        # Once: a timer that fires at the end of the block comes too late, and a second cancellation would interrupt the clean-up.
-        with self._lock:
-            if first := self._stage is _Stage.OPEN:
-                self._stage = stage
-        if first:
-            for task in self._tasks():
-                # In a forked child the tasks are the parent's.
-                with suppress(ForkedError):
-                    task.cancel()
-            if self._block is not None:
-                self._block.cancel()
 
     def _done(self, ticket: object, task: Task[Any]) -> None:
         """Note how *task* ended."""
@@ -359,83 +381,41 @@ class TaskGroup:
                 if not self._supervised or self._failures <= _MOST_KEPT:
                     self._failed.append(task)
             if not self._supervised:
-                self.cancel()
+                self._cancel(f"was cancelled, because {shown(task.get_name())} failed")
         self._give_back(ticket)
 
     def _give_back(self, ticket: object) -> None:
         with self._lock:
             self._unfinished.pop(ticket, None)
-            over = not self._unfinished
-        if over and self._block is not None:
-            self._block.wake()
+            over = None if self._unfinished else self._over
+        if over is not None:
+            over._settle(SUCCEEDED, None)
 
-    def _enter(self, block: _Block, frame: FrameType) -> None:
+    def _cancel(self, why: str) -> None:
+        # Once: a timer that fires at the end of the block comes too late, and a second cancellation would interrupt the clean-up.
         with self._lock:
-            first = self._block is None
-            self._block = self._block or block
-        if not first:
-            raise ClosedError("This TaskGroup has been entered before. Make a new one for each block.")
-        if self._timeout is not None and self._timeout < math.inf:
-            block.until = self._soon() + self._timeout
-            expire = partial(self._cancel, _Stage.TIMED_OUT)
-            when = self._runtime._now() + max(0.0, self._timeout)
-            block.timer = self._runtime._call_at(when, expire, (), None, frame)
-        if self._stage is not _Stage.OPEN:
-            block.cancel()
-
-    def _soon(self) -> float:
-        return time.monotonic() + self._runtime._settings.cancel_timeout
+            if first := not self._refuses:
+                self._refuses = why
+        if first:
+            for task in self._tasks():
+                # In a forked child the tasks are the parent's.
+                with suppress(ForkedError):
+                    task.cancel()
+            if self._block is not None:
+                self._block.cancel()
 
     def _tasks(self) -> list[Task[Any]]:
         with self._lock:
             return [task for task in self._unfinished.values() if task is not None]
 
-    def _end(self) -> bool:
-        """End the group if all tasks are done, and tell whether they are."""
-        with self._lock:
-            if self._unfinished:
-                return False
-            if self._stage is _Stage.OPEN:
-                self._stage = _Stage.ENDED
-        return True
-
-    def _finish(self, error: BaseException | None, over: bool) -> bool:
-        """Raise the errors of the tasks and of the block; True if there are none, so that *error* is suppressed."""
-        # `exception()` claims each error, so that it is not reported as well.
-        errors = [failure for task in self._failed if (failure := task.exception()) is not None]
-        if error is not None and vars(error).get("refused_by") is not self:
-            errors.append(error)
-        if self._stage is _Stage.TIMED_OUT or not over:
-            left = f" {len(self._unfinished)} are not done with their clean-up." if not over else ""
-            timeout = TaskTimeoutError(f"The TaskGroup was not done after {self._timeout} s, and was cancelled.{left}")
-            if not errors:
-                raise timeout from None
-            errors.append(timeout)
-        if errors:
-            more = self._failures - len(self._failed)
-            more_words = f": the first {_MOST_KEPT}, and {more} more that were reported" if more else ""
-            raise BaseExceptionGroup(f"unhandled errors in a TaskGroup{more_words}", errors) from None
-        return True
-
-
-class _Stage(enum.Enum):
-    """Whether a group takes tasks; the value says why not."""
-
-    OPEN = "takes tasks"
-    CANCELLED = "was cancelled"
-    TIMED_OUT = "was cancelled, because its time was over"
-    ENDED = "has ended"
-
 
 class _Block:
-    """A ``with`` block: its time limit, and the gate at which its thread waits for the tasks."""
+    """A ``with`` block, which can't be interrupted, and its time limit."""
 
     def __init__(self) -> None:
         # Only with a time limit: when the block stops waiting (clean-up included), and the timer that cancels the group at the limit.
-        self.until: float | None = None
+        self.until = math.inf
         self.timer: Task[Any] | None = None
-        self.gate = Lock()
-        self.gate.acquire()
 
     def close(self) -> None:
         """The block is left, in whichever way: else the timer would hold it, and the group, until it is due."""
@@ -444,12 +424,8 @@ class _Block:
             with suppress(ForkedError):
                 self.timer.cancel()
 
-    def wake(self) -> None:
-        """Let the block end, because no task is left. May be called from any thread."""
-        let_through(self.gate)
-
     def cancel(self) -> None:
-        """Do nothing: a ``with`` block can't be interrupted."""
+        """Do nothing."""
 
 
 class _AsyncBlock(_Block):
@@ -457,49 +433,32 @@ class _AsyncBlock(_Block):
 
     def __init__(self) -> None:
         super().__init__()
-        loop = asyncio._get_running_loop()
-        task = None if loop is None else asyncio.current_task()
-        if loop is None or task is None:
+        task = None if asyncio._get_running_loop() is None else asyncio.current_task()
+        if task is None:
             raise RuntimeError("`async with TaskGroup()` needs to run in an asyncio task.")
-        self._loop = loop
         self._task = task
         self._cancelling = task.cancelling()
-        self._end: asyncio.Future[None] | None = None
         self._runs = True
-        self.asked = False
-
-    def end(self) -> asyncio.Future[None]:
-        """Make the future that `wake` resolves. `wake` does so in a later turn of the loop, when the block already waits for it."""
-        self._end = self._loop.create_future()
-        return self._end
-
-    def wake(self) -> None:
-        self._call(self._wake)
+        self._asked = False
 
     def cancel(self) -> None:
-        """Cancel the block's task, in a turn of its loop of its own, while the block waits. May be called from any thread."""
-        self._call(self._cancel)
-
-    def _call(self, fn: Callable[[], object]) -> None:
+        """Cancel the block's task, in a turn of its loop of its own. May be called from any thread."""
+        # A closed loop: nothing runs there any more.
         with suppress(RuntimeError):
-            # A closed loop: nothing waits there any more.
-            self._loop.call_soon_threadsafe(fn)
-
-    def _wake(self) -> None:
-        if self._end is not None:
-            resolve(self._end)
+            self._task.get_loop().call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
         # Once: a second cancellation, by a timer that fired while the block began, would seem to be from outside.
-        if self._runs and not self.asked:
-            self.asked = True
+        if self._runs and not self._asked:
+            self._asked = True
             self._task.cancel()
 
-    def leave(self) -> None:
-        """Note that the block has ended, and take back the group's own cancellation."""
+    def take_back(self) -> bool:
+        """Note that the block has ended, and take back the group's own cancellation; False if there was none."""
         self._runs = False
-        if self.asked:
+        if self._asked:
             self._task.uncancel()
+        return self._asked
 
     def is_cancelled_from_outside(self) -> bool:
         return self._task.cancelling() > self._cancelling

@@ -10,13 +10,13 @@ from threading import Lock, current_thread
 from types import FrameType
 from typing import Any, Final, TypeVar, final
 
-from .._arguments import close_unstarted
+from .._arguments import check_count, close_unstarted
 from .._errors import NotAsyncError
 from .._hooks import who_runs_here
-from .._limiter import in_own_thread
 from .._report import caller, say, shown
 from .._runtime import Runtime
 from .._shared import chosen
+from .._starting import in_own_thread
 from .._steps import END, Items, SyncSteps, iterating
 from .._threads import acquire, let_through
 from .._work.task import DAEMON
@@ -59,7 +59,7 @@ def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | Non
         >>> [number for number in iterate(numbers())]
         [0, 1, 2]
     """
-    _check_buffer(buffer)
+    check_count("buffer", buffer)
     if not isinstance(source, AsyncIterable):
         raise NotAsyncError(_not_async_iterable(source))
     runtime = chosen(runtime)
@@ -116,7 +116,7 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
         >>> asyncio.run(main())
         ['a', 'b']
     """
-    _check_buffer(buffer)
+    check_count("buffer", buffer)
     if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
         close_unstarted(source)
         way_out = "Use `async for` on it" if isinstance(source, AsyncIterable) else "Pass an iterable: aiterate(cursor)"
@@ -199,11 +199,6 @@ class _Fed(Items[Any]):
 
 def _name(call: str, source: object) -> str:
     return f"{call}({getattr(source, '__qualname__', type(source).__qualname__)})"
-
-
-def _check_buffer(buffer: int) -> None:
-    if not isinstance(buffer, int) or isinstance(buffer, bool) or buffer < 1:
-        raise ValueError(f"buffer={buffer!r}: give a whole number of 1 or more.")
 
 
 def _not_async_iterable(source: object) -> str:

@@ -8,15 +8,14 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from types import FrameType
 from typing import Any, Literal, TypeVar, overload
 
 from .._arguments import check_function, check_timeout, close_unstarted, is_async, name_of
 from .._errors import ForkedError, WouldDeadlockError
-from .._limiter import by_result, limiter
 from .._report import caller
 from .._runtime import Runtime
 from .._shared import chosen
+from .._starting import limiter, starting
 from .._steps import next_in
 from .._threads import time
 from .._work.task import Task
@@ -137,37 +136,33 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
         raise TypeError(f"items={items!r}: give an iterable; of an async one, iterate(items).") from error
     total = len(items) if isinstance(items, Sized) else None
     runtime = chosen(runtime)
-    asynchronous = is_async(fn)
-    call = fn if asynchronous else by_result(runtime, fn)
+    start = starting(runtime, fn, timeout=timeout, from_start=True)
     # `pending` has the tasks whose results are not handed out yet, in the order of the items. `done` has the finished ones in the order
     # in which they finished, unless *ordered*.
     pending: dict[Task[Any], None] = {}
-    done: SimpleQueue[Task[Any]] | None = None if ordered else SimpleQueue()
+    done: SimpleQueue[Task[Any]] = SimpleQueue()
 
-    def submit(item: Any, frame: FrameType) -> None:
-        if asynchronous:
-            task = runtime._go_within(timeout, call(item), frame, from_start=True)
-        else:
-            task = runtime._to_thread(call, (item,), {}, frame)
-        pending[task] = None
-        if done is not None:
-            task._when_done(partial(done.put, task))
+    def is_ready() -> bool:
+        return next(iter(pending)).done() if ordered and pending else not done.empty()
 
     def results(is_finalizing: Callable[[], bool] = sys.is_finalizing) -> Iterator[Any]:
         count = 0
         more = True
         try:
             while True:
-                while more and (limit is None or len(pending) < limit) and not _is_ready(pending, done):
-                    try:
-                        item = next(source)
-                    except StopIteration:
+                while more and (limit is None or len(pending) < limit) and not is_ready():
+                    if (item := next(source, done)) is done:
                         more = False
-                    else:
-                        submit(item, caller())
+                        break
+                    task = start(caller(), item)
+                    pending[task] = None
+                    if not ordered:
+                        task._when_done(partial(done.put, task))
+                    # An error's traceback refers to this frame: a cycle with the task, which holds the error.
+                    del task
                 if not pending:
                     return
-                value = _take(pending, done, return_exceptions)
+                value = _take(pending, None if ordered else done, return_exceptions)
                 count += 1
                 if progress is not None:
                     progress(count, total)
@@ -181,21 +176,13 @@ def map(  # noqa: A001 - `omniloop.map`, as `Executor.map`
     return results()
 
 
-def _is_ready(pending: dict[Task[Any], None], done: SimpleQueue[Task[Any]] | None) -> bool:
-    """Tell whether the next result can be taken without waiting."""
-    if done is not None:
-        return not done.empty()
-    return bool(pending) and next(iter(pending)).done()
-
-
 def _take(pending: dict[Task[Any], None], done: SimpleQueue[Task[Any]] | None, return_exceptions: bool) -> Any:
     """Wait for the next result and return it, or raise the error."""
     task = next(iter(pending))
-    # Waits before it takes the task out of `pending`: a task that Ctrl-C leaves behind is then still cancelled.
-    if done is None:
-        task._wait_until_done(None)
-    else:
+    if done is not None:
         task = next_in(done, task, None).pop()
+    # Waits before it takes the task out of `pending`: a task that Ctrl-C leaves behind is then still cancelled.
+    task._wait_until_done(None)
     del pending[task]
     value, error = task._take(CancelledError)
     try:

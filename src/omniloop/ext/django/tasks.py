@@ -36,7 +36,7 @@ from django.utils.module_loading import import_string
 from omniloop import Engine, NoResultError, Sent, WaitTimeoutError, background, current_delivery, go, to_thread
 from omniloop._brokers.handover import due
 from omniloop._guests.asgiref import bring_along
-from omniloop._limiter import Limiter
+from omniloop._starting import limiter
 
 from .orm import database
 
@@ -77,7 +77,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
         self._worker_id = get_random_string(32)
         self._problems = list(_problems(self.options))
         limit = None if self._problems else self.options.get("limit")
-        self._limiter = None if limit is None else Limiter(limit)
+        self._in_turn = limiter(limit)
         self._results = _Results(self.options.get("keep_results", _KEPT))
         self._handed_over: dict[Callable[..., Any], Callable[..., Sent[Any]]] = {}
 
@@ -173,7 +173,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
         try:
             if not announced:
                 await task_enqueued.asend(type(self), task_result=result)
-            error = await (run if self._limiter is None else self._limiter.run(run))
+            error = await (run if self._in_turn is None else self._in_turn(run))
         except BaseException as error:
             # A receiver of a signal failed; or the task was cancelled before its turn, because the process ends.
             if not result.is_finished:
