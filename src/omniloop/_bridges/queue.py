@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-import threading
 import weakref
 from contextlib import suppress
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import janus
 
+from .._arguments import check_count
 from .._errors import ForkedError, WrongLoopError
 from .._life import waits
 from .._life.life import Life
@@ -53,13 +53,11 @@ def queue(
         >>> task.result(timeout=5)
         'a job'
     """
-    if not isinstance(maxsize, int) or isinstance(maxsize, bool) or maxsize < 0:
-        raise ValueError(f"maxsize={maxsize!r}: give a whole number of 1 or more, or 0 for no bound.")
+    check_count("maxsize", maxsize, ", or 0 for no bound", least=0)
     if kind not in tuple(_KINDS):
         raise ValueError(f'kind={kind!r}: give "fifo", "lifo" or "priority".')
-    runtime = chosen(runtime)
     made: Queue[T] = _KINDS[kind](maxsize)
-    made._runtime = runtime
+    made._runtime = chosen(runtime)
     return made
 
 
@@ -84,8 +82,8 @@ class Queue(janus.Queue[T]):
 
     def __init__(self, maxsize: int = 0) -> None:
         super().__init__(maxsize)
-        self._keeper: Task[None] | None = None
-        self._joining = threading.Lock()
+        # The first one has the queue shut down at the end of its life. Made on first use.
+        self._keepers: list[Task[None]] = []
         self._sync_side: Any = _SyncSide(self, super().sync_q)
         self._async_side: Any = _AsyncSide(self, super().async_q)
 
@@ -102,24 +100,22 @@ class Queue(janus.Queue[T]):
         return side
 
     def __del__(self) -> None:
-        if self._keeper is not None:
+        for keeper in self._keepers:
             with suppress(ForkedError):
-                self._keeper.cancel()
+                keeper.cancel()
 
     def _join(self) -> Life:
         """Return the life that the queue belongs to, joining it on first use; ForkedError if it is the parent process's."""
-        if self._keeper is None:
-            # Outside the lock, because this may start the runtime and call the user's `loop_factory`.
+        if not self._keepers:
             made = self._runtime._go(_keep(), sys._getframe(), "queue", contextvars.Context(), KEEPER)
-            with self._joining:
-                keeper = self._keeper = self._keeper or made
-            if keeper is made:
+            self._keepers.append(made)
+            if self._keepers[0] is made:
                 made.add_done_callback(partial(_shut_down, weakref.ref(self)))
             else:
                 # Another thread has joined first.
                 made.cancel()
         self._runtime._current()
-        life: Life = self._keeper._owner  # type: ignore[assignment]
+        life: Life = self._keepers[0]._owner  # type: ignore[assignment]
         if life.foreign:
             raise ForkedError("This queue belongs to the parent process, which has used it. Make one in this process.")
         return life

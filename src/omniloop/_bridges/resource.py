@@ -12,7 +12,7 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Generic, Self, TypeVar, final, overload
 
-from .._arguments import check_timeout, close_unstarted
+from .._arguments import check_timeout, close_unstarted, name_of
 from .._errors import CannotStartError, ClosedError, NotAsyncError, WaitTimeoutError, WouldDeadlockError, WrongLoopError
 from .._hooks import who_runs_here
 from .._life.life import Life
@@ -20,7 +20,7 @@ from .._process.fork import same_process
 from .._report import caller
 from .._runtime import Runtime
 from .._shared import chosen
-from .._work.task import KEEPER, Kind, Task
+from .._work.task import DAEMON, KEEPER, WORK, Task
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -117,11 +117,14 @@ class Resource(Generic[T]):
         self._factory = factory
         self._close = close
         self._runtime = runtime
-        self._name = f"resource({getattr(factory, '__qualname__', type(factory).__qualname__)})"
+        self._name = f"resource({name_of(factory)})"
         # Set by the thread that calls `close`: later uses are refused.
         self._refuses = False
-        # Both are used on the loop's thread only.
-        self._kept: _Kept[T] | None = None
+        # The others are used on the loop's thread only: the client, the handle of the task that keeps it open, and whether it is closed
+        # for good. The client does not know the handle: an error's traceback, which refers to the client, would keep the handle alive,
+        # and so the error would never be reported.
+        self._client: _Client[T] | None = None
+        self._keeper: Task[None] | None = None
         self._closed = False
 
     def run(self, use: Callable[[T], Awaitable[R]], *, timeout: float | None = None) -> R:
@@ -172,7 +175,7 @@ class Resource(Generic[T]):
         life = self._runtime._current()
         if life.thread is not None and life.thread.is_current() and life.ledger.is_bereft():
             raise self._bereft_error()
-        kind = Kind.DAEMON if daemon else Kind.WORK
+        kind = DAEMON if daemon else WORK
         return self._runtime._go_within(timeout, self._use(use), caller(), name, context=context, kind=kind)
 
     def close(self, timeout: float | None = None) -> None:
@@ -200,9 +203,9 @@ class Resource(Generic[T]):
             raise WaitTimeoutError(
                 f"{self!r} was still in use after {timeout} s. It is closed when its users are done."
             )
-        if not ending.cancelled() or (self._kept is not None and self._kept.closer_was_cancelled):
-            # Otherwise the runtime has cancelled the closing task at its end, and closes the client itself.
-            ending.result(0)
+        # Otherwise the runtime has cancelled the closing task at its end, and closes the client itself.
+        if not ending.cancelled() and (keeper := ending.result(0)) is not None:
+            keeper.result(0)
 
     async def aclose(self) -> None:
         """
@@ -215,7 +218,8 @@ class Resource(Generic[T]):
         ending = self._begin_end(asyncio.current_task() if who_runs_here() is None else None, caller())
         if ending is not None:
             await ending.wait()
-            await ending
+            if (keeper := await ending) is not None:
+                await keeper
 
     def __enter__(self) -> Self:
         return self
@@ -235,10 +239,13 @@ class Resource(Generic[T]):
         if is_finalizing():
             # A default argument, because without a GIL this module may be cleared by then.
             return
-        # Closing goes through the inbox, because a finaliser runs in any thread. A forked child leaves the client to its parent.
-        kept = getattr(self, "_kept", None)
-        if kept is not None and same_process[0]:
-            kept.let_go()
+        client, keeper = getattr(self, "_client", None), getattr(self, "_keeper", None)
+        # A forked child leaves the client to its parent.
+        if client and keeper and same_process[0] and not client.life.foreign:
+            # Through the inbox, because a finaliser runs in any thread. An error from waking the loop would be raised in unrelated code; the
+            # end of the runtime closes the client then.
+            with suppress(CannotStartError, ClosedError):
+                client.life.inbox.put(keeper._give_up)
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._get(caller(), False).__await__()
@@ -258,8 +265,7 @@ class Resource(Generic[T]):
     def _use(self, use: Callable[[T], Awaitable[R]]) -> Coroutine[Any, Any, R]:
         using: Any = self._do(use)
         # Logs, lists and messages name the user's function.
-        function = use.func if isinstance(use, partial) else use
-        using.__name__ = using.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
+        using.__name__ = using.__qualname__ = name_of(use.func if isinstance(use, partial) else use)
         made: Coroutine[Any, Any, R] = using
         return made
 
@@ -279,53 +285,60 @@ class Resource(Generic[T]):
                 f"{self!r} lives on the runtime's loop, and another one runs here. Hand over what is to be done with it: "
                 "await client.go(lambda c: c.get(url))."
             )
-        kept, user = self._kept, asyncio.current_task()
-        if kept is not None and kept.opener is user:
+        client, keeper, user = self._client, self._keeper, asyncio.current_task()
+        if keeper is not None and keeper._is_current(user):
             raise WouldDeadlockError(f"{self!r} is needed by its own factory: it would wait for itself.")
-        if self._closed or (self._refuses and not accepted and not (kept is not None and user in kept.users)):
+        if self._closed or (self._refuses and not accepted and not (client is not None and user in client.users)):
             raise self._closed_error()
         # A parent process's client is left as it is: the forked child keeps the parent's life, and so the client, untouched to its end.
-        if kept is None or kept.is_over(life):
+        if client is None or client.over or client.life is not life or (keeper is not None and keeper.done()):
             if life.ledger.is_bereft():
                 raise self._bereft_error()
-            kept = _Kept(self._name, life, self._close)
+            client = _Client(life)
             # An empty context: a shared client must not keep the context of its first user.
-            kept.keeper = self._runtime._go(kept.keep(self._factory), frame, self._name, contextvars.Context(), KEEPER)
-            self._kept = kept
-        if user is not None and user not in kept.users:
-            kept.users.add(user)
+            keeping = client.keep(self._factory, self._close)
+            self._keeper = self._runtime._go(keeping, frame, self._name, contextvars.Context(), KEEPER)
+            self._client = client
+        if user is not None and user not in client.users:
+            client.users.add(user)
             # The callback refers to the resource, so that the resource stays in use until the task is done.
-            user.add_done_callback(partial(self._leave, kept))
+            user.add_done_callback(partial(self._leave, client))
         # Shielded, because a caller that is cancelled must not cancel the opening for the others.
-        return await asyncio.shield(kept.opened)
+        return await asyncio.shield(client.opened)
 
-    def _leave(self, kept: _Kept[T], user: asyncio.Task[Any]) -> None:
-        kept.users.discard(user)
+    def _leave(self, client: _Client[T], user: asyncio.Task[Any]) -> None:
+        client.users.discard(user)
 
-    def _begin_end(self, but: asyncio.Task[Any] | None, frame: FrameType) -> Task[None] | None:
-        """Refuse further uses, and have the loop close the client when its users except *but* are done; None if nothing is to be closed."""
+    def _begin_end(self, but: asyncio.Task[Any] | None, frame: FrameType) -> Task[Task[None] | None] | None:
+        """
+        Refuse further uses, and have the loop close the client when its users except *but* are done; None if nothing is to be closed.
+
+        The handle's value is the handle of the task that has closed the client, if there was one.
+        """
         self._refuses = True
-        life, kept = self._runtime._current(), self._kept
-        if life.thread is None and (kept is None or kept.life is not life):
+        life, client = self._runtime._current(), self._client
+        if life.thread is None and (client is None or client.life is not life):
             return None
-        try:
-            # A daemon, because at its end the runtime closes the client, even one still in use.
+        # A daemon, because at its end the runtime closes the client, even one still in use. After its end it has done that.
+        with suppress(ClosedError):
             return self._runtime._go(
-                self._end(but), frame, f"close {self._name}", contextvars.Context(), Kind.DAEMON, "accept"
+                self._end(but), frame, f"close {self._name}", contextvars.Context(), DAEMON, "accept"
             )
-        except ClosedError:
-            # The runtime has ended, and has closed the client.
-            return None
+        return None
 
-    async def _end(self, but: asyncio.Task[Any] | None) -> None:
+    async def _end(self, but: asyncio.Task[Any] | None) -> Task[None] | None:
         # Tasks that were accepted earlier have taken their first step before this one, and so are among the users.
-        kept = self._kept
-        if kept is not None and kept.life is self._runtime._current():
-            while users := kept.users - {but}:
-                await asyncio.wait(users)
+        client, keeper = self._client, self._keeper
+        if client is None or keeper is None or client.life is not self._runtime._current():
             self._closed = True
-            await kept.close()
+            return None
+        while users := client.users - {but}:
+            await asyncio.wait(users)
         self._closed = True
+        if not keeper._give_up():
+            return None
+        await keeper.wait()
+        return keeper
 
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"{self!r} was closed by its close(). Use it before that, or make a new one by resource().")
@@ -337,113 +350,68 @@ class Resource(Generic[T]):
         )
 
 
-class _Kept(Generic[T]):
+class _Client(Generic[T]):
     """One client, from its opening to its closing. It does not refer to the resource, nor, once it is open, to the factory."""
 
-    def __init__(self, name: str, life: Life, close: Callable[[Any], object] | None) -> None:
-        self.opened: asyncio.Future[T] = life.ledger.loop.create_future()
-        self.keeper: Task[None] | None = None
-        # The task that runs the factory, and then waits until the client is to be closed.
-        self.opener: asyncio.Task[Any] | None = None
-        # Unfinished tasks that have awaited the client.
-        self.users: set[asyncio.Task[Any]] = set()
-        self._name = name
+    def __init__(self, life: Life) -> None:
         # The life in which it was opened: after a shutdown or a fork the runtime has another.
         self.life = life
-        self._close = close
-        self._over = False
-        self.closer_was_cancelled = False
+        self.opened: asyncio.Future[T] = life.ledger.loop.create_future()
+        # True when it could not be opened, or is being closed: the next use opens another.
+        self.over = False
+        # Unfinished tasks that have awaited the client.
+        self.users: set[asyncio.Task[Any]] = set()
 
-    def is_over(self, life: Life) -> bool:
-        """Tell whether the next use, in *life*, has to open another client."""
-        return self._over or self.life is not life or (self.keeper is not None and self.keeper.done())
-
-    def let_go(self) -> None:
-        """Ask the loop to close the client, unless it ends itself. This only appends to the inbox: for any thread, and for finalisers."""
-        if not self.life.foreign:
-            # An error from waking the loop would be raised in unrelated code; the end of the runtime closes the client then.
-            with suppress(CannotStartError, ClosedError):
-                self.life.inbox.put(self._cancel)
-
-    def _cancel(self) -> None:
-        if self.keeper is not None:
-            self.keeper.cancel()
-
-    async def close(self) -> None:
-        """Close the client now, and raise the error that its closing raises."""
-        keeper = self.keeper
-        if keeper is not None and self.opener is not None and not self.opener.done():
-            self._cancel()
-            await asyncio.wait([self.opener])
-            if self.opener.cancelled():
-                # Code that the closing called has cancelled it; a cancellation that only ends the wait is swallowed in `keep`.
-                self.closer_was_cancelled = True
-                raise asyncio.CancelledError(*(keeper._ended()[1] if keeper.cancelled() else ()))
-            if (error := self.opener.exception()) is not None:
-                # Claims the error, which the caller of `close` gets here.
-                keeper.exception()
-                raise error
-
-    async def keep(self, factory: Callable[[], Any]) -> None:
-        runner = self.opener = asyncio.current_task()
+    async def keep(self, factory: Callable[[], Any], close: Callable[[Any], object] | None) -> None:
+        """Open the client, wait until it is to be closed, and close it."""
+        runner = asyncio.current_task()
         assert runner is not None
         # Tasks that the client makes have this context, and end after the client.
         self.life.ledger.leftovers.keep(runner)
         try:
             async with AsyncExitStack() as stack:
-                try:
-                    client = await self._open(factory, stack)
-                except asyncio.CancelledError:
-                    self._over = True
-                    self.opened.cancel()
-                    raise
-                except BaseException as error:
-                    self._over = True
-                    self.opened.set_exception(error)
-                    # Claims the error: the waiting callers have it. If there are none, the next use tries again and shows it.
-                    self.opened.exception()
-                    return
+                client = await _open(factory, close, stack)
                 # The factory may refer to the resource, which would keep itself in use.
                 del factory
                 # Noted only now, after the resources that the factory used: they were opened earlier, and are closed later.
                 self.life.ledger.opened(runner)
                 self.opened.set_result(client)
                 del client
-                try:
+                # Swallowed, because an error inside `async with` would roll a transaction back.
+                with suppress(asyncio.CancelledError):
                     await runner.get_loop().create_future()
-                except asyncio.CancelledError:
-                    # The client is to be closed. Swallowed, because an error inside `async with` would roll a transaction back.
-                    pass
-                self._over = True
-        finally:
-            # An error's traceback refers to this frame, and so to `self`: the handle would keep itself alive, and the error would never
-            # be reported.
-            self.keeper = None
+                self.over = True
+        except BaseException as error:
+            if self.opened.done():
+                raise
+            self.over = True
+            if isinstance(error, asyncio.CancelledError):
+                self.opened.cancel()
+                raise
+            self.opened.set_exception(error)
+            # Claims the error: the waiting callers have it. If there are none, the next use tries again and shows it.
+            self.opened.exception()
 
-    async def _open(self, factory: Callable[[], Any], stack: AsyncExitStack) -> T:
-        made: Any = factory()
-        if inspect.isasyncgen(made):
-            raise NotAsyncError(
-                f"{factory!r} is an async generator function. Decorate it: resource(asynccontextmanager({made.__name__}))."
-            )
-        if (self._close is not None or not hasattr(type(made), "__aenter__")) and inspect.isawaitable(made):
-            made = await made
-        close: Callable[[], object] | None
-        if self._close is not None:
-            close = partial(self._close, made)
-        elif hasattr(type(made), "__aenter__"):
-            entered: T = await stack.enter_async_context(made)
-            return entered
-        else:
-            close = getattr(made, "aclose", None) or getattr(made, "close", None)
-        if not callable(close):
-            raise NotAsyncError(
-                f"The factory returned {made!r}, which can't be closed: `async with` does not take it, and it has neither aclose() nor "
-                "close(). Give resource() a second argument, a function that closes it."
-            )
-        stack.push_async_callback(_call, close)
-        client: T = made
-        return client
+
+async def _open(factory: Callable[[], Any], close: Callable[[Any], object] | None, stack: AsyncExitStack) -> Any:
+    """Return a new client, which *stack* will close."""
+    made: Any = factory()
+    if inspect.isasyncgen(made):
+        raise NotAsyncError(
+            f"{factory!r} is an async generator function. Decorate it: resource(asynccontextmanager({made.__name__}))."
+        )
+    if inspect.isawaitable(made) and (close is not None or not hasattr(type(made), "__aenter__")):
+        made = await made
+    if close is None and hasattr(type(made), "__aenter__"):
+        return await stack.enter_async_context(made)
+    way = partial(close, made) if close is not None else getattr(made, "aclose", None) or getattr(made, "close", None)
+    if not callable(way):
+        raise NotAsyncError(
+            f"The factory returned {made!r}, which can't be closed: `async with` does not take it, and it has neither aclose() nor "
+            "close(). Give resource() a second argument, a function that closes it."
+        )
+    stack.push_async_callback(_call, way)
+    return made
 
 
 async def _call(close: Callable[[], object]) -> None:
