@@ -85,7 +85,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    kept = [item for item in items if not _is_of_guest(f"{item.name}\n{_source(item.function)}")]
+    kept = [item for item in items if not any(map(_is_of_guest, [item.name, *map(_source, _functions(item))]))]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 
@@ -97,11 +97,17 @@ def _is_of_guest(source: str) -> bool:
     return _GUESTS.search(source) is not None
 
 
+def _functions(item: Any) -> list[Any]:
+    """The test's own, and those that it is given as parameters."""
+    given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return [item.function, *filter(inspect.isfunction, given)]
+
+
 def _source(function: Any) -> str:
     try:
         return source_of(function)
-    except (TypeError, SyntaxError):
-        # No program: it binds what one can't be given, or returns.
+    except (TypeError, SyntaxError, KeyError):
+        # No program: it binds what one can't be given, or returns; or it is a lambda.
         return inspect.getsource(function)
 
 
