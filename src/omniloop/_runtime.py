@@ -29,7 +29,6 @@ from typing import (
 )
 
 from . import _hooks
-from ._admission import Admission
 from ._arguments import (
     NOT_PLAIN,
     as_coroutine,
@@ -64,6 +63,7 @@ from ._work.tally import Tally
 from ._work.task import DAEMON, KEEPER, WORK, Kind, Task, belongs_to
 
 if TYPE_CHECKING:
+    from ._admission import Admission
     from ._settings import AllChanges, Changes
     from ._stats import Stats
 
@@ -139,7 +139,8 @@ class Runtime:
         # Loaded and made when `timings` is switched on; and the listeners that are given each measurement.
         self._timings: _hooks.Timings | None = None
         self._timing_listeners: list[Callable[[str, float | None, float], object]] = []
-        self._admission = Admission()
+        # Loaded and made when `max_pending` is set.
+        self._admission: Admission | None = None
         # Whether submissions go through `_admission`; read on the hot path. True until the settings are known.
         self._bounded = True
         self._chosen: Settings | None = None
@@ -169,7 +170,12 @@ class Runtime:
         self._chosen = settings
         if settings.timings and self._timings is None:
             self._timings = _hooks.on_use("_seen.timings").Timings(self._timing_listeners)
-        self._admission.resize(settings.max_pending)
+        if settings.max_pending is not None and self._admission is None:
+            from ._admission import Admission
+
+            self._admission = Admission()
+        if self._admission is not None:
+            self._admission.resize(settings.max_pending)
         self._bounded = settings.max_pending is not None
 
     # --- submitting ---------------------------------------------------------------------------------------------------
@@ -884,15 +890,15 @@ class Runtime:
         """Deliver *task* if there is room for it; else do what *when_full*, or the setting, says. FullError if it is refused."""
         try:
             # Reading the settings, perhaps for the first time, sets `_bounded`.
-            when_full = when_full or self._settings.when_full
+            settings = self._settings
         except BaseException:
             task._refuse()
             raise
-        if not self._bounded or task._kind is KEEPER:
-            return put(task)
         admission = self._admission
+        if admission is None or not self._bounded or task._kind is KEEPER:
+            return put(task)
         try:
-            if not admission.admit(task, self._life, when_full):
+            if not admission.admit(task, self._life, when_full or settings.when_full):
                 return task
             # After a wait for room it may be another life.
             task._owner = self._life
@@ -961,7 +967,9 @@ class Runtime:
         self._failures = Failures(lambda: self._settings.on_error)
         self._tally = Tally()
         self._timings = None
-        self._admission = Admission()
+        if self._admission is not None:
+            # Nothing may be imported here.
+            self._admission = type(self._admission)()
         if self._chosen is not None:
             self._choose(self._chosen)
         self._ended = self._shut_down
@@ -1024,7 +1032,8 @@ class Runtime:
                 interruptions = shutdown.close(life, deadline, cancel_timeout, leftovers, interruptions)
             finally:
                 self._drain_time = exit.drained_for() if exit.draining() else time.monotonic() - start
-                self._admission.report(life)
+                if self._admission is not None:
+                    self._admission.report(life)
                 self._failures.tell_unheld()
                 exit.unwatch(self)
                 if self._life is not life:

@@ -178,10 +178,7 @@ def test_the_books_balance_after_everything_at_once(loop):
                     omniloop.shutdown(rng.choice([0, 0.01]))
                 del mine[:-100]
                 # In debug mode eight threads submit faster than the loop works; what is piled up would be cut off by the deadlines.
-                while (
-                    time.monotonic() < until
-                    and sum(not task.done() and task._kind.name == "WORK" for task in mine) > 50
-                ):
+                while time.monotonic() < until and sum(not task.done() and task._kind == "work" for task in mine) > 50:
                     time.sleep(0.001)
 
         def guarded(number):

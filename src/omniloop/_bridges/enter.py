@@ -20,7 +20,7 @@ from .._report import caller
 from .._runtime import Runtime
 from .._shared import chosen
 from .._steps import END, AsyncSteps, Source, SyncSteps
-from .._work.task import Kind
+from .._work.task import DAEMON, Kind
 
 T = TypeVar("T")
 E = TypeVar("E", bound=bool | None)
@@ -174,9 +174,7 @@ class _Cover:
 class Entered(AbstractContextManager[T, bool]):
     """A sync context manager over an async one, which one task on the runtime's loop enters and leaves."""
 
-    def __init__(
-        self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, kind: Kind = Kind.DAEMON
-    ) -> None:
+    def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, kind: Kind = DAEMON) -> None:
         self._cover = _Cover(manager)
         self._runtime, self._kind = runtime, kind
         self._steps: SyncSteps[Any] | None = None

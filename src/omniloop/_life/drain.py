@@ -33,7 +33,7 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from .. import _cpython, _hooks
 from .._errors import CannotStartError
@@ -55,11 +55,14 @@ _STILL: Final = 0.5
 LOOK: Final = 0.05
 
 
-class LeftoverTime(NamedTuple):
+class LeftoverTime:
     """Leftovers made after *since* are young, and are waited for until *until*; both by `time.monotonic`."""
 
-    since: float
-    until: float
+    __slots__ = ("since", "until")
+
+    def __init__(self, since: float, until: float) -> None:
+        self.since = since
+        self.until = until
 
 
 def flush(

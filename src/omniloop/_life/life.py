@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import enum
 import errno
 import os
 import sys
@@ -83,21 +82,21 @@ _LONG_START: Final = 10.0
 _PAUSE_TIMEOUT: Final = 1.0
 
 
-class Stage(enum.Enum):
+class Stage:
     """The state of a life. Written only by `_make`, `_start`, `_park`, `_die`, `shut` and `after_fork_in_child`."""
 
     # Nothing is made yet. The first use makes the loop and everything that belongs to it.
-    NEW = "new"
+    NEW: Final = "new"
     # The loop exists and no thread runs it: before its first start, after a fork while idle, or after a start that failed.
-    PARKED = "parked"
+    PARKED: Final = "parked"
     # The thread runs the loop, or is about to.
-    SERVING = "serving"
+    SERVING: Final = "serving"
     # Shut down: the thread was stopped, and every report is out.
-    CLOSED = "closed"
+    CLOSED: Final = "closed"
     # The thread ended without being told to. The next use begins another life.
-    DEAD = "dead"
+    DEAD: Final = "dead"
     # In a forked child: the life belongs to the parent.
-    FOREIGN = "foreign"
+    FOREIGN: Final = "foreign"
 
 
 class Life:
@@ -117,7 +116,7 @@ class Life:
         )
         # Whether more than the work itself is noted of a submission: in debug mode, and while timings are measured.
         self.noted = self.debug
-        self.stage = Stage.NEW
+        self.stage: str = Stage.NEW
         # Made on first use, and kept to the end.
         self.thread: LoopThread | None = None
         # Held by the thread that ends this life. Re-entrant, because a SIGTERM may come in the middle.
@@ -652,14 +651,15 @@ def _check_descriptors() -> None:
     If they run out midway, asyncio complains on stderr of a half-made loop, and uvloop, which opens 9, aborts the process. The descriptors
     are counted, not opened on trial: an interruption (Ctrl-C) would leave those open.
     """
+    if sys.platform != "linux":
+        return
     try:
-        import resource
-
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit == resource.RLIM_INFINITY or limit - len(os.listdir("/proc/self/fd")) >= _DESCRIPTORS:
+        limit = os.sysconf("SC_OPEN_MAX")
+        # Negative where there is no limit.
+        if limit < 0 or limit - len(os.listdir("/proc/self/fd")) >= _DESCRIPTORS:
             return
-    except (ImportError, FileNotFoundError):
-        # Not Linux.
+    except FileNotFoundError:
+        # The system shows no processes here.
         return
     except OSError:
         # No descriptor is left even to list the others.

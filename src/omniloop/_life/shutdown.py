@@ -36,11 +36,10 @@ What was tried and does not work.
 from __future__ import annotations
 
 import asyncio
-import enum
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal
 
 from .. import _cpython
 from .._arguments import close_unstarted
@@ -50,7 +49,7 @@ from .._report import frames_of, hurried, innermost, say, shown, thread_place, t
 from .._threads import acquire, holding, time
 from .._work.ledger import is_asked, task_in
 from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, Belongings, rank_of, title_of
-from .._work.task import Kind, Task
+from .._work.task import DAEMON, Task
 from .drain import LOOK, Asked, LeftoverTime, clean_ups, drain, ended
 from .life import Life, Stage
 
@@ -73,15 +72,15 @@ _TURNS: Final = 10
 _MOST_ROUNDS: Final = 10
 
 
-class Outcome(enum.Enum):
-    """What has come of an attempt to end everything but work."""
+# What has come of an attempt to end everything but work.
+Outcome = Literal["ended", "work left", "stuck"]
 
-    # Nothing is left, and whatever is submitted from now on is refused.
-    ENDED = "ended"
-    # Something has begun meanwhile: wait for it, and try again.
-    WORK_LEFT = "work left"
-    # Something did not end by the deadline, or the loop is blocked.
-    STUCK = "stuck"
+# Nothing is left, and whatever is submitted from now on is refused.
+ENDED: Final = "ended"
+# Something has begun meanwhile: wait for it, and try again.
+WORK_LEFT: Final = "work left"
+# Something did not end by the deadline, or the loop is blocked.
+STUCK: Final = "stuck"
 
 
 @hurried()
@@ -95,13 +94,13 @@ def close(
     returned.
     """
     end = _End(life)
-    outcome = Outcome.WORK_LEFT
+    outcome: Outcome = WORK_LEFT
     last = time.monotonic()
     try:
         # How much clean-up time is left: all rounds together take no longer than one may.
         left = cancel_timeout
         try:
-            while outcome is Outcome.WORK_LEFT:
+            while outcome is WORK_LEFT:
                 if interruptions or not drain(life, deadline, cancel_timeout, leftovers, end.rank):
                     left = cancel_timeout
                     break
@@ -113,7 +112,7 @@ def close(
         except KeyboardInterrupt:
             interruptions += 1
             left = cancel_timeout
-        if outcome is not Outcome.ENDED:
+        if outcome is not ENDED:
             last = time.monotonic() + (left if interruptions < 2 else 0)
             end.cut(last, leftovers)
     except KeyboardInterrupt:
@@ -174,8 +173,8 @@ class _End:
         if (undelivered or life.serving) and life.stage is not Stage.DEAD:
             with suppress(CannotStartError):
                 life.inbox.reopen(undelivered)
-            return Outcome.WORK_LEFT
-        return Outcome.ENDED
+            return WORK_LEFT
+        return ENDED
 
     def cut(self, deadline: float, leftovers: LeftoverTime) -> None:
         """Cancel everything that is left, including work, and refuse whatever is submitted from then on."""
@@ -201,7 +200,7 @@ class _End:
         except RuntimeError:
             # The loop was closed by somebody else.
             asked.give_up()
-            return Outcome.ENDED
+            return ENDED
         self.answered = False
         try:
             while not self.answered:
@@ -212,7 +211,7 @@ class _End:
                     break
         finally:
             asked.give_up()
-        return asked.value if isinstance(asked.value, Outcome) else Outcome.STUCK
+        return asked.value if asked.value in (ENDED, WORK_LEFT) else STUCK
 
     # --- on the loop's thread -----------------------------------------------------------------------------------------
 
@@ -228,14 +227,14 @@ class _End:
             outcome = await self._end_stages(_STAGES[1:], deadline)
         finally:
             self._hush(False)
-        if outcome is not Outcome.ENDED or (await self._close_generators(deadline) and self._refuse()):
+        if outcome is not ENDED or (await self._close_generators(deadline) and self._refuse()):
             return outcome
         if not ledger.is_done(self.rank):
-            return Outcome.WORK_LEFT
+            return WORK_LEFT
         # Each daemon that is cancelled may begin the next: then there is no work to wait for, and no round would be the last.
         self._rounds += 1
         over = self._rounds >= _MOST_ROUNDS or time.monotonic() >= deadline
-        return Outcome.STUCK if over else Outcome.WORK_LEFT
+        return STUCK if over else WORK_LEFT
 
     async def _cut(self, deadline: float, leftovers: LeftoverTime) -> Outcome:
         ledger = self._life.ledger
@@ -249,7 +248,7 @@ class _End:
             # New work appears again and again. Refuse it from here on, and cancel what was started meanwhile.
             self.undelivered = self._life.inbox.close()
             await self._end_stages(_STAGES, 0.0)
-        return Outcome.ENDED
+        return ENDED
 
     async def _end_stages(self, stages: tuple[_Stage, ...], deadline: float) -> Outcome:
         """Cancel what is left, stage by stage, and wait for it. Unless work itself is a stage, stop at the first sign of new work."""
@@ -260,7 +259,7 @@ class _End:
             while True:
                 if patient and not ledger.is_done(self.rank):
                     # Work that was accepted after the drain must be done and not cancelled. The remaining tasks may belong to it.
-                    return Outcome.WORK_LEFT
+                    return WORK_LEFT
                 ledger.cancel_timers()
                 groups = ([each for each in group if each not in self._slow] for group in stage.find(self))
                 if (found := next(filter(None, groups), None)) is None:
@@ -275,7 +274,7 @@ class _End:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         in_time = await ended(self._life, [*self._slow, *await clean_ups(self._life)], deadline)
-        return Outcome.ENDED if in_time else Outcome.STUCK
+        return ENDED if in_time else STUCK
 
     async def _end_group(self, runners: list[Any], left: float, part: float, patient: bool) -> None:
         """Cancel *runners* and wait for them, for a *part* of the time that is *left*; without waiting if none is."""
@@ -432,15 +431,24 @@ class _End:
         leftovers.hushed = on
 
 
-class _Stage(NamedTuple):
+class _Stage:
     """Things that end together. `before` is called once; `find` returns groups to end one after the other, from what there is now."""
 
-    find: Callable[[_End], Iterable[Iterable[Any]]]
-    before: Callable[[_End], None] = lambda _: None
-    # How many groups there are, which share the time.
-    count: Callable[[_End], int] = lambda _: 1
-    # Whether it is not looked for more: each that ends may begin another.
-    once: bool = False
+    __slots__ = ("before", "count", "find", "once")
+
+    def __init__(
+        self,
+        find: Callable[[_End], Iterable[Iterable[Any]]],
+        before: Callable[[_End], None] = lambda _: None,
+        count: Callable[[_End], int] = lambda _: 1,
+        once: bool = False,
+    ) -> None:
+        self.find = find
+        self.before = before
+        # How many groups there are, which share the time.
+        self.count = count
+        # Whether it is not looked for more: each that ends may begin another.
+        self.once = once
 
 
 _WORK: Final = _Stage(_End._work, once=True)
@@ -545,7 +553,7 @@ def describe(task: Task[Any]) -> str:
     """One line about an unfinished task, for a person to read."""
     age = task._age()
     since = "" if age is None else f", for {age:.1f} s"
-    kind = " (daemon)" if task._kind is Kind.DAEMON else ""
+    kind = " (daemon)" if task._kind is DAEMON else ""
     return f"  {shown(task.get_name())}{kind}{since}, submitted at {task._site().short()}, {task._place()}"
 
 

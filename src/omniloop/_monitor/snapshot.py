@@ -111,7 +111,7 @@ def _runtime(runtime: Runtime, most: int) -> dict[str, Any]:
         **look(runtime.name, life, most),
         "stats": {name: value for name, value in stats._asdict().items() if isinstance(value, (int, float))},
         "loop": None if thread is None else f"{type(thread.loop).__module__}.{type(thread.loop).__qualname__}",
-        "stage": life.stage.value,
+        "stage": life.stage,
         "blocked": blocked,
         "workers": None if workers is None else workers.counts(),
         "resources": [

@@ -250,7 +250,7 @@ def _described(
     if isinstance(task, Task):
         work = task._work
         runner = work if isinstance(work, asyncio.Task) else None
-        told = {"kind": task._kind.value, "oldest": group.oldest, "submitted": _site(task._site())}
+        told: dict[str, Any] = {"kind": task._kind, "oldest": group.oldest, "submitted": _site(task._site())}
         place = task._place()
     else:
         told = {"whose": whose.get(task)}

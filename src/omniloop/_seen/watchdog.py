@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from .. import _cpython
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, say, thread_stack
@@ -44,18 +44,23 @@ _CROWD: Final = 100_000
 _MOST_SITES: Final = 3
 
 
-class Usage(NamedTuple):
+class Usage:
     """What a thread had of the machine up to a moment. All but *place* are sums, in seconds by several clocks."""
 
-    wall: float
-    # Seconds on a core; seconds the process's other threads were on a core or waited for one; seconds this thread waited for a core.
-    cpu: float
-    others: float
-    queue: float
-    # How often the thread gave up its core by itself.
-    wakes: int
-    # Its frame and instruction.
-    place: tuple[int, int]
+    __slots__ = ("cpu", "others", "place", "queue", "wakes", "wall")
+
+    def __init__(
+        self, wall: float, cpu: float, others: float, queue: float, wakes: int, place: tuple[int, int]
+    ) -> None:
+        self.wall = wall
+        # Seconds on a core; seconds the process's other threads were on a core or waited for one; seconds this thread waited for a core.
+        self.cpu = cpu
+        self.others = others
+        self.queue = queue
+        # How often the thread gave up its core by itself.
+        self.wakes = wakes
+        # Its frame and instruction.
+        self.place = place
 
     def held_up(self, before: Usage) -> str | None:
         """Return what other than its own code has held the callback up since *before*, taken in the same callback; None if nothing has."""

@@ -36,7 +36,7 @@ from .._report import caller
 from .._runtime import Runtime, within
 from .._steps import AsyncSteps, Steps, iterating, trimming
 from .._threads import Guard
-from .._work.task import Kind
+from .._work.task import KEEPER
 from . import faces
 
 _getframe: Final = sys._getframe
@@ -579,7 +579,7 @@ class _State:
             self.ending = _Ending()
             keeping = _keep(self.original, closer, self.ending)
             name = f"{cls.__qualname__}.{closer}"
-            options.runtime._go(keeping, frame, name, kind=Kind.KEEPER, when_full="accept")
+            options.runtime._go(keeping, frame, name, kind=KEEPER, when_full="accept")
 
     def end_keeper(self, *, due: bool) -> None:
         """Have the keeper end, without a wait, because finalisers call it. Unless *due* it closes nothing: other code has, or will."""
@@ -811,7 +811,7 @@ class Twin(metaclass=TwinType):
             return self
         _guard(self, "with", caller())
         # A keeper, so that the manager is left after all work, as a made object is closed.
-        entered = Entered(original, self._omniloop.options.runtime, Kind.KEEPER)
+        entered = Entered(original, self._omniloop.options.runtime, KEEPER)
         with trimming:
             return self._omniloop_inside(threading.get_ident(), entered, entered.__enter__())
 

@@ -42,7 +42,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import enum
 import math
 import sys
 import threading
@@ -75,25 +74,12 @@ CANCELLED: Final = "cancelled"
 Ending = Literal["succeeded", "failed", "cancelled"]
 
 
-class Kind(enum.Enum):
-    """What the end of a runtime means for a piece of work."""
-
-    # Waited for, by `flush` and by the drain.
-    WORK = "work"
-    # Cancelled when the work is done.
-    DAEMON = "daemon"
-    # Keeps something open for all other work, and ends after it.
-    KEEPER = "keeper"
-    # Brings a call to an engine: waited for like WORK, and can't be cancelled.
-    HANDOVER = "handover"
-
-
-# Looked up once: on 3.11 a member of an enum costs 30 ns.
-WORK: Final = Kind.WORK
-DAEMON: Final = Kind.DAEMON
-KEEPER: Final = Kind.KEEPER
-HANDOVER: Final = Kind.HANDOVER
-
+# What the end of a runtime means for a piece of work: see the top of the module.
+Kind = Literal["work", "daemon", "keeper", "handover"]
+WORK: Final[Kind] = "work"
+DAEMON: Final[Kind] = "daemon"
+KEEPER: Final[Kind] = "keeper"
+HANDOVER: Final[Kind] = "handover"
 
 # The owner of what is submitted and made in a context, and in all contexts that are copied from it: see `leftovers`.
 belongs_to: Final[ContextVar[Any]] = ContextVar("omniloop_belongs_to")
