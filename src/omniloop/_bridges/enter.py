@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from contextvars import ContextVar, Token, copy_context
+from contextvars import ContextVar, copy_context
 from types import FrameType, TracebackType
 from typing import Any, TypeVar, final
 
-from .._arguments import carried
+from .._arguments import carried, name_of
 from .._errors import NotAsyncError, OmniloopError
 from .._report import caller
 from .._runtime import Runtime
@@ -91,15 +91,13 @@ class _Cover:
     def __init__(self, manager: AbstractAsyncContextManager[Any, Any]) -> None:
         # None once it has been entered.
         self.manager: AbstractAsyncContextManager[Any, Any] | None = manager
-        self.name = f"enter({getattr(manager, '__qualname__', type(manager).__qualname__)})"
+        self.name = f"enter({name_of(manager)})"
         # Written on the loop: the variables set by entering, those set or removed by leaving, and whether leaving suppressed the error.
         self._set_by_entering: _Variables = {}
         self._set_by_leaving: _Variables = {}
         self._removed: list[ContextVar[Any]] = []
         self.suppressed = False
-        # Used in the block's thread or task.
-        self._tokens: dict[ContextVar[Any], Token[Any]] = {}
-        self._inside: Token[None] | None = None
+        self.block = self._cover()
 
     async def hold(self, manager: AbstractAsyncContextManager[Any, Any], steps: Source) -> None:
         """Enter the manager, wait until the block is left, and leave the manager. Runs on the loop."""
@@ -136,38 +134,31 @@ class _Cover:
             )
         return self.hold(manager, steps)
 
-    def begin(self) -> None:
-        """Set the variables from entering. Called where the block begins."""
-        self._tokens = {variable: variable.set(value) for variable, value in self._set_by_entering.items()}
-        self._inside = _inside.set(None)
-        self._begun = copy_context()
-
-    def set_by_block(self) -> _Variables:
-        token, self._inside = self._inside, None
+    def _cover(self) -> Iterator[_Variables]:
+        """Go on where the block begins, where it is left (yields what it has set), and when the manager was left. For the block's side."""
+        tokens = {variable: variable.set(value) for variable, value in self._set_by_entering.items()}
+        inside = _inside.set(None)
+        begun = copy_context()
+        yield {}
         try:
-            if token is not None:
-                _inside.reset(token)
-                self._inside = token
-                return carried(self._begun, copy_context())
+            _inside.reset(inside)
         except ValueError:
-            pass
-        return {}
-
-    def end(self, error: BaseException | None, tb: TracebackType | None) -> None:
-        """Set and reset the variables from leaving. Called where the block has been left, with what was raised there."""
-        if error is not None:
-            # Drops the frames that the error went through on the loop.
-            error.__traceback__ = tb
-        if self._inside is None:
+            # In another context.
             return
-        self._inside = None
+        yield carried(begun, copy_context())
         for variable, value in self._set_by_leaving.items():
             variable.set(value)
         for variable in self._removed:
             # A variable without a token was set by the block, and the manager found it when it was left: not the manager's to remove.
-            if variable in self._tokens:
-                variable.reset(self._tokens.pop(variable))
-        del self._begun
+            if variable in tokens:
+                variable.reset(tokens.pop(variable))
+
+    def end(self, error: BaseException | None, tb: TracebackType | None) -> None:
+        """The manager was left, with what was raised in the block."""
+        if error is not None:
+            # Drops the frames that the error went through on the loop.
+            error.__traceback__ = tb
+        next(self.block, None)
 
 
 @final
@@ -188,14 +179,14 @@ class Entered(AbstractContextManager[T, bool]):
             self._steps = steps
         if value is END:
             steps._source.task.result(0)
-        cover.begin()
+        next(cover.block)
         return value
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
         if self._steps is None:
             raise OmniloopError("This was never entered. Use it in a `with` statement.")
         try:
-            self._steps._resume((error, self._cover.set_by_block()))
+            self._steps._resume((error, next(self._cover.block, {})))
         except StopIteration:
             pass
         except concurrent.futures.CancelledError:
@@ -213,21 +204,21 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
     """As `Entered`, for async code on any asyncio loop: one task on the runtime's loop enters and leaves the manager."""
 
     def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, frame: FrameType) -> None:
-        self._cover = _Cover(manager)
-        self._steps: AsyncSteps[Any, Any] = AsyncSteps(self._cover.drive, runtime, frame, self._cover.name)
+        self._cover = cover = _Cover(manager)
+        self._steps: AsyncSteps[Any, Any] = AsyncSteps(cover.drive, runtime, frame, cover.name)
 
     async def __aenter__(self) -> T:
         value: T = await self._steps._start()._take()
         if value is END:
             await self._steps._source.task
-        self._cover.begin()
+        next(self._cover.block)
         return value
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> bool:
         try:
-            await self._steps._resume((error, self._cover.set_by_block()))
+            await self._steps._resume((error, next(self._cover.block, {})))
         except StopAsyncIteration:
             pass
         finally:
