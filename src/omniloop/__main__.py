@@ -11,7 +11,7 @@ COMMANDS = {
     "dump": ("_monitor.cli:dump", "show what is unfinished in a process, and where it waits"),
     "top": ("_monitor.cli:top", "show it live in the terminal"),
     "web": ("_monitor.cli:web", "show it live in a browser, on this machine"),
-    "attach": ("_monitor.cli:attach_to", "let a process be asked that runs already, from Python 3.14 on"),
+    "attach": ("_monitor.cli:attach", "let a process be asked that runs already, from Python 3.14 on"),
     "outbox": ("_brokers.cli:outbox", "list what waits in the file of an outbox, and what is set aside"),
     "stubs": ("_twins.stubs:main", "write the types of the sync twins in a module"),
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from . import sockets
@@ -29,7 +31,7 @@ def turn_on(result={result!r}):
         words = f"{{type(error).__name__}}: {{error}}"
     with open(result, "w", encoding="utf-8") as file:
         file.write(words + "\\n")
-open({begun!r}, "w").close()
+open({result!r}, "w").close()
 threading.Thread(target=turn_on, name="omniloop-attach", daemon=True, context=contextvars.Context()).start()
 """
 
@@ -41,11 +43,8 @@ def attach(pid: int) -> None:
     Raises:
         NoAnswerError: of `omniloop._monitor.client`, if that can't be done; the message says what is missing.
     """
-    try:
+    with contextlib.suppress(NoAnswerError):
         Connection(pid).close()
-    except NoAnswerError:
-        pass
-    else:
         return
     if not exists(pid):
         raise NoAnswerError(f"There is no process {pid}.")
@@ -55,16 +54,15 @@ def attach(pid: int) -> None:
             "Start the process with OMNILOOP_MONITOR=1."
         )
     with tempfile.TemporaryDirectory(prefix="omniloop-attach-") as folder:
-        script, begun, result = (os.path.join(folder, name) for name in ("script.py", "begun", "result"))
-        with open(script, "w", encoding="utf-8") as file:
-            file.write(_SCRIPT.format(begun=begun, result=result))
+        script, result = Path(folder, "script.py"), Path(folder, "result")
+        script.write_text(_SCRIPT.format(result=str(result)), encoding="utf-8")
         owner = sockets.owner(pid)
         if owner not in (None, os.geteuid()):
             raise NoAnswerError(
                 f"The process {pid} is of the user {owner}, and its monitor answers that user (and root) alone: run this as that user."
             )
-        _execute(pid, script)
-        _wait(pid, begun, result)
+        _execute(pid, str(script))
+        _wait(pid, result)
     Connection(pid).close()
 
 
@@ -87,20 +85,19 @@ def _execute(pid: int, script: str) -> None:
         ) from None
 
 
-def _wait(pid: int, begun: str, result: str) -> None:
+def _wait(pid: int, result: Path) -> None:
+    """Wait for the other process's words in the file *result*, which is empty while the process turns its monitor on."""
+    words: str | None = None
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
-        try:
-            with open(result, encoding="utf-8") as file:
-                words = file.read()
-        except FileNotFoundError:
-            words = ""
+        with contextlib.suppress(FileNotFoundError):
+            words = result.read_text(encoding="utf-8")
         if words == "on\n":
             return
-        if words.endswith("\n"):
+        if words and words.endswith("\n"):
             raise NoAnswerError(f"The process {pid} can't turn its monitor on: {words.strip()}")
         time.sleep(_LOOK_EVERY)
-    if os.path.exists(begun):
+    if words is not None:
         raise NoAnswerError(
             f"The process {pid} has begun to turn its monitor on, and is not done after {_PATIENCE:g} s."
         )

@@ -23,47 +23,49 @@ _NOBODY = (
 )
 
 
-def _answers(command: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
-    """Make *command* return its exit code: 0; 1 with a message on stderr if a process can't be asked; 130 after Ctrl-C."""
-
-    @functools.wraps(command)
-    def answered(args: Sequence[str]) -> int:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # The encoding of a terminal may lack letters; a name with such letters must not end the command.
-            sys.stdout.reconfigure(errors="backslashreplace")
-        try:
-            command(args)
-        except NoAnswerError as error:
-            print(error, file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            return 130
-        except BrokenPipeError:
-            # The reader has gone, as `| head` does. Redirect stdout, because writing the rest at exit would fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-    return answered
-
-
 _PID: Final[dict[str, Any]] = {"type": int}
 _ONE_PID: Final[dict[str, Any]] = {"type": int, "nargs": "?", "help": "may be left out if there is only one"}
 
 
-def _parsed(command: str, args: Sequence[str], **options: dict[str, Any]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"python -m omniloop {command}")
-    for name, option in options.items():
-        parser.add_argument(name if name == "pid" else f"--{name}", **option)
-    parsed = parser.parse_args(args)
-    if (why := sockets.lacking()) is not None:
-        raise NoAnswerError(why)
-    return parsed
+def _command(**options: dict[str, Any]) -> Callable[[Callable[..., None]], Callable[[Sequence[str]], int]]:
+    """
+    Make a command of a function: it takes the arguments of the command line, as *options* describe them, and returns the exit code.
+
+    That is 0; 1 with a message on stderr if a process can't be asked; 130 after Ctrl-C.
+    """
+
+    def make(function: Callable[..., None]) -> Callable[[Sequence[str]], int]:
+        @functools.wraps(function)
+        def command(args: Sequence[str]) -> int:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                # The encoding of a terminal may lack letters; a name with such letters must not end the command.
+                sys.stdout.reconfigure(errors="backslashreplace")
+            parser = argparse.ArgumentParser(prog=f"python -m omniloop {function.__name__}")
+            for name, option in options.items():
+                parser.add_argument(name if name == "pid" else f"--{name}", **option)
+            try:
+                given = vars(parser.parse_args(args))
+                if (why := sockets.lacking()) is not None:
+                    raise NoAnswerError(why)
+                function(**given)
+            except NoAnswerError as error:
+                print(error, file=sys.stderr)
+                return 1
+            except KeyboardInterrupt:
+                return 130
+            except BrokenPipeError:
+                # The reader has gone, as `| head` does. Redirect stdout, because writing the rest at exit would fail again.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+        return command
+
+    return make
 
 
-@_answers
-def ps(args: Sequence[str]) -> None:
+@_command()
+def ps() -> None:
     """``ps``"""
-    _parsed("ps", args)
     found = processes()
     if not found:
         raise NoAnswerError(_NOBODY)
@@ -76,19 +78,16 @@ def ps(args: Sequence[str]) -> None:
             print(f"{hello['pid']:>8}  {hello['python']:<8}  {age:>8}  {command_of(hello)}")
 
 
-@_answers
-def dump(args: Sequence[str]) -> None:
+@_command(pid=_PID, json={"action": "store_true", "help": "all that is told of it, for programs", "dest": "as_json"})
+def dump(pid: int, as_json: bool) -> None:
     """``dump PID``"""
-    as_json = {"action": "store_true", "help": "all that is told of it, for programs"}
-    options = _parsed("dump", args, pid=_PID, json=as_json)
-    snapshot = asked(options.pid, "snapshot")
-    print(json.dumps(snapshot, indent=2) if options.json else "\n".join(snapshot_lines(snapshot)))
+    snapshot = asked(pid, "snapshot")
+    print(json.dumps(snapshot, indent=2) if as_json else "\n".join(snapshot_lines(snapshot)))
 
 
-@_answers
-def top(args: Sequence[str]) -> None:
+@_command(pid=_ONE_PID)
+def top(pid: int | None) -> None:
     """``top [PID]``"""
-    options = _parsed("top", args, pid=_ONE_PID)
     try:
         from .top import run
     except ModuleNotFoundError as error:
@@ -97,26 +96,26 @@ def top(args: Sequence[str]) -> None:
         raise NoAnswerError(
             f"`top` needs Textual: {how_to_install('monitor')}. `ps`, `dump` and `web` work without."
         ) from None
-    run(_chosen(options.pid))
+    run(_chosen(pid))
 
 
-@_answers
-def web(args: Sequence[str]) -> None:
+@_command(
+    pid=_ONE_PID,
+    port={"type": int, "default": 0, "help": "by default one that is free"},
+    open={"action": "store_true", "help": "open it in the browser, too", "dest": "browse"},
+)
+def web(pid: int | None, port: int, browse: bool) -> None:
     """``web [PID]``"""
     from .web import run
 
-    port = {"type": int, "default": 0, "help": "by default one that is free"}
-    browse = {"action": "store_true", "help": "open it in the browser, too"}
-    options = _parsed("web", args, pid=_ONE_PID, port=port, open=browse)
-    run(_chosen(options.pid), options.port, browse=options.open)
+    run(_chosen(pid), port, browse=browse)
 
 
-@_answers
-def attach_to(args: Sequence[str]) -> None:
+@_command(pid=_PID)
+def attach(pid: int) -> None:
     """``attach PID``"""
     from .attach import attach
 
-    pid = _parsed("attach", args, pid=_PID).pid
     attach(pid)
     print(f"The process {pid} can be asked now: python -m omniloop dump {pid}")
 
@@ -133,8 +132,7 @@ def _chosen(pid: int | None) -> int:
     if len(found) > 1:
         lines = [f"{hello['pid']:>8}  {command_of(hello)}" for hello in found]
         raise NoAnswerError("\n".join(["Several processes can be asked. Say which:", *lines]))
-    number: int = found[0]["pid"]
-    return number
+    return int(found[0]["pid"])
 
 
 def snapshot_lines(snapshot: dict[str, Any]) -> list[str]:

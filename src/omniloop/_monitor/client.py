@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -36,7 +37,7 @@ class Connection:
         self._socket = _connected(pid, timeout)
         self._file = self._socket.makefile("rwb")
 
-    def ask(self, question: str, **details: object) -> dict[str, Any]:
+    def ask(self, question: str) -> dict[str, Any]:
         """
         Ask, wait for the answer, and return it.
 
@@ -44,7 +45,7 @@ class Connection:
             NoAnswerError: of `omniloop._monitor.client`, if the process is gone, does not answer in time, or answers with an error.
         """
         try:
-            self._file.write(json.dumps({"ask": question, **details}).encode() + b"\n")
+            self._file.write(json.dumps({"ask": question}).encode() + b"\n")
             self._file.flush()
             line = self._file.readline()
         except TimeoutError:
@@ -95,84 +96,64 @@ def _printable(told: Any) -> Any:
 
 
 def _connected(pid: int, timeout: float) -> socket.socket:
-    refused: str | None = None
     me, owner = os.geteuid(), sockets.owner(pid)
     # Root may ask the processes of any user.
     user = owner if me == 0 and owner is not None else me
-    for directory in sockets.directories(user):
+    found, refused = sockets.find(user)
+    for path in [path for number, path in found if number == pid]:
+        connection = socket.socket(socket.AF_UNIX)
         try:
-            sockets.check(directory, user)
-            paths = [path for number, path in sockets.in_directory(directory) if number == pid]
-        except FileNotFoundError:
-            continue
+            _connect(connection, path, timeout)
+            # Another user's process could listen here, and the user would believe what it says.
+            if sockets.check_peer(connection, user) in (None, pid) or not exists(pid):
+                return connection
+            refused = f"{path} is the socket of a process in another container, which has the same number there."
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass
+        except PermissionError as error:
+            refused = f"{path} is not yours: {error}"
         except OSError as error:
             refused = str(error)
-            continue
-        for path in paths:
-            connection = socket.socket(socket.AF_UNIX)
-            connection.settimeout(timeout)
-            try:
-                _connect(connection, path)
-                # Another user's process could listen here, and the user would believe what it says.
-                peer = sockets.check_peer(connection, user)
-                if peer in (None, pid) or not exists(pid):
-                    return connection
-                refused = f"{path} is the socket of a process in another container, which has the same number there."
-            except (FileNotFoundError, ConnectionRefusedError):
-                pass
-            except PermissionError as error:
-                refused = f"{path} is not yours: {error}"
-            except OSError as error:
-                refused = str(error)
-            connection.close()
+        connection.close()
     if refused is None:
         if not exists(pid):
             raise NoAnswerError(f"There is no process {pid}.")
-        if owner not in (None, me):
-            whose = f"it is of the user {owner}"
-            raise NoAnswerError(
-                f"The process {pid} can't be asked: {whose}, whose monitors answer that user and root alone. Ask as that user."
-                if me
-                else f"The process {pid} can't be asked: {whose}, and has no socket in {' or '.join(sockets.directories(user))}. It has "
-                "no monitor, or another XDG_RUNTIME_DIR: ask as that user, with that one."
+        if owner in (None, me):
+            refused = (
+                "it has no monitor. Turn it on with configure(monitor=True) or OMNILOOP_MONITOR=1; in a process that runs already, on "
+                f"Python 3.14 and later: python -m omniloop attach {pid}"
             )
-        refused = (
-            "it has no monitor. Turn it on with configure(monitor=True) or OMNILOOP_MONITOR=1; in a process that runs already, on "
-            f"Python 3.14 and later: python -m omniloop attach {pid}"
-        )
+        elif me:
+            refused = f"it is of the user {owner}, whose monitors answer that user and root alone. Ask as that user."
+        else:
+            refused = (
+                f"it is of the user {owner}, and has no socket in {' or '.join(sockets.directories(user))}. It has no monitor, or "
+                "another XDG_RUNTIME_DIR: ask as that user, with that one."
+            )
     raise NoAnswerError(f"The process {pid} can't be asked: {refused}")
+
+
+def _connect(connection: socket.socket, path: str, timeout: float) -> None:
+    connection.settimeout(timeout)
+    deadline = time.monotonic() + timeout
+    # While the backlog is full, other connections wait to be accepted.
+    while (code := connection.connect_ex(path)) == errno.EAGAIN and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY)
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def processes() -> list[dict[str, Any]]:
     """Ask all processes that can be asked for a description, in order of pid. Removes the sockets of dead processes."""
-    user = os.geteuid()
-    pids: set[int] = set()
-    for directory in sockets.directories(user):
-        # An error means that the directory does not exist or is not the user's: no process is there.
-        with contextlib.suppress(OSError):
-            sockets.check(directory, user)
-            pids.update(pid for pid, path in sockets.in_directory(directory) if not sockets.remove_dead(path))
+    # A directory that is not the user's is not looked into: no process is there.
+    paths, _ = sockets.find(os.geteuid())
     found: list[dict[str, Any]] = []
-    for pid in sorted(pids):
+    for pid in sorted({pid for pid, path in paths if not sockets.remove_dead(path)}):
         try:
             found.append(asked(pid, "hello", timeout=1))
         except NoAnswerError as error:
             found.append({"pid": pid, "problem": str(error)})
     return found
-
-
-def _connect(connection: socket.socket, path: str) -> None:
-    deadline = time.monotonic() + (connection.gettimeout() or 0)
-    while True:
-        try:
-            connection.connect(path)
-        except BlockingIOError:
-            # The backlog is full: other connections wait to be accepted.
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_LOOK_EVERY)
-        else:
-            return
 
 
 def command_of(hello: dict[str, Any]) -> str:
@@ -189,9 +170,7 @@ def exists(pid: int) -> bool:
     """Whether there is a process *pid*."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        # The process belongs to another user.
-        return True
+    except OSError as error:
+        # Another error says that the process belongs to another user.
+        return not isinstance(error, ProcessLookupError)
     return True

@@ -15,36 +15,26 @@ FIGURES: Final = (
 )
 
 
-class Figures:
-    """Makes figures from answers, and remembers the last answer for the rates."""
+def figures(snapshot: dict[str, Any], last: dict[str, Any] | None) -> tuple[float, ...]:
+    """The values of `FIGURES`, summed over all runtimes; for the lag, the largest. *last* is the answer before, if there was one."""
+    seconds = snapshot["time"] - last["time"] if last is not None else 0.0
+    runtimes = snapshot["runtimes"]
 
-    def __init__(self) -> None:
-        self._last: dict[str, Any] | None = None
+    def total(name: str, of: dict[str, Any] = snapshot) -> float:
+        return float(sum(runtime["stats"][name] for runtime in of["runtimes"]))
 
-    def of(self, snapshot: dict[str, Any]) -> tuple[float, ...]:
-        """The values of `FIGURES`, summed over all runtimes; for the lag, the largest."""
-        last, self._last = self._last, snapshot
-        seconds = snapshot["time"] - last["time"] if last is not None else 0.0
-        runtimes = snapshot["runtimes"]
-
-        def total(of: dict[str, Any], name: str) -> float:
-            return float(sum(runtime["stats"][name] for runtime in of["runtimes"]))
-
-        def rate(name: str) -> float:
-            if last is None or seconds <= 0:
-                return 0.0
-            return round(max(0.0, total(snapshot, name) - total(last, name)) / seconds, 1)
-
-        lag = max(
-            (max(runtime["stats"]["loop_lag"], (runtime["blocked"] or {"for": 0.0})["for"]) for runtime in runtimes),
-            default=0.0,
-        )
-        workers = [runtime["workers"] for runtime in runtimes if runtime["workers"] is not None]
+    def rate(name: str) -> float:
         return (
-            rate("finished"),
-            rate("failed"),
-            total(snapshot, "running"),
-            total(snapshot, "queue_depth"),
-            round(lag * 1000, 1),
-            sum(max(0, worker["workers"] - worker["idle"]) for worker in workers),
+            round(max(0.0, total(name) - total(name, last)) / seconds, 1) if last is not None and seconds > 0 else 0.0
         )
+
+    lags = [max(each["stats"]["loop_lag"], (each["blocked"] or {"for": 0.0})["for"]) for each in runtimes]
+    workers = [each["workers"] for each in runtimes if each["workers"] is not None]
+    return (
+        rate("finished"),
+        rate("failed"),
+        total("running"),
+        total("queue_depth"),
+        round(max(lags, default=0.0) * 1000, 1),
+        sum(max(0, each["workers"] - each["idle"]) for each in workers),
+    )

@@ -18,7 +18,7 @@ import os
 import socket
 import threading
 import time
-from typing import Any, Final
+from typing import Final
 
 from .._errors import CannotStartError
 from .._process import exit, fork
@@ -51,9 +51,8 @@ class Monitor:
         self._listener: socket.socket | None = None
         # The socket's file as it was created, to recognise it.
         self._file: os.stat_result | None = None
-        self._thread: threading.Thread | None = None
-        # The thread's own loop. It ends with the thread, and so is never inherited by a forked child.
-        self._loop: asyncio.AbstractEventLoop | None = None
+        # The thread, and its own loop, which ends with it, and so is never inherited by a forked child.
+        self._serving: tuple[threading.Thread, asyncio.AbstractEventLoop] | None = None
         # The clients: whether each was answered, and when it was last heard. Used on the thread's loop only.
         self._clients: dict[asyncio.StreamWriter, tuple[bool, float]] = {}
 
@@ -69,17 +68,28 @@ class Monitor:
         if (why := sockets.lacking()) is not None:
             raise CannotStartError(why)
         with self._lock:
-            listened = self._listener is not None
             try:
-                if not listened:
+                if self._listener is None:
                     self._listen()
                     snapshot.watch_failures(True)
                     fork.hold_at_fork(self)
                 self._resume()
             except (OSError, RuntimeError) as error:
-                if not listened:
-                    self._close()
+                # Without a thread: one that serves is not started again.
+                self._close()
                 raise CannotStartError(f"The monitor can't listen: {error}") from error
+
+    def start_with_runtime(self) -> None:
+        """Like `start`, for the start of a runtime: only logs errors, because the runtime works without a monitor."""
+        try:
+            self.start()
+        except CannotStartError as error:
+            say("%s", error)
+        except Exception as error:
+            say(
+                "The monitor can't listen, because of an error of omniloop's own, which should be reported.",
+                error=error,
+            )
 
     def stop(self) -> None:
         """Stop listening, and end the thread."""
@@ -90,43 +100,36 @@ class Monitor:
     def _listen(self) -> None:
         folder = sockets.prepare()
         self._listener = listener = socket.socket(socket.AF_UNIX)
-        path = self._bind(listener, folder)
-        listener.listen(_MOST_CLIENTS)
-        listener.setblocking(False)
-        os.chmod(path, 0o600)
-        self._file = os.lstat(path)
-
-    def _bind(self, listener: socket.socket, folder: str) -> str:
-        """Bind *listener* to the first free path for this pid: a process with the same pid in another container may have one."""
+        # The first free path for this pid: a process with the same pid in another container may have one.
         for others in range(_MOST_CONTAINERS):
             path = sockets.socket_path(folder, os.getpid(), others)
             sockets.remove_dead(path)
             try:
                 listener.bind(path)
+                break
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
-            else:
-                return path
-        raise OSError(errno.EADDRINUSE, f"{_MOST_CONTAINERS} others have the socket's name", folder)
+        else:
+            raise OSError(errno.EADDRINUSE, f"{_MOST_CONTAINERS} others have the socket's name", folder)
+        self._file = os.lstat(path)
+        listener.listen(_MOST_CLIENTS)
+        listener.setblocking(False)
+        os.chmod(path, 0o600)
 
     def _close(self) -> None:
         """Stop to listen, and remove the socket. The thread must have ended."""
         snapshot.watch_failures(False)
         listener, self._listener = self._listener, None
-        file, self._file = self._file, None
-        if listener is None:
-            return
-        path = listener.getsockname()
-        listener.close()
-        if file is not None:
-            with contextlib.suppress(OSError):
-                # Another process may have created a socket there, after somebody removed ours.
-                if os.path.samestat(file, os.lstat(path)):
+        if listener is not None:
+            # An OSError, or the name of another file: somebody has removed ours, and another process may have created one there.
+            with listener, contextlib.suppress(OSError):
+                path = listener.getsockname()
+                if self._file is not None and os.path.samestat(self._file, os.lstat(path)):
                     os.unlink(path)
 
     def _resume(self) -> None:
-        if self._listener is None or self._thread is not None:
+        if self._listener is None or self._serving is not None:
             return
         # A loop keeps the context that it was made in: here that of the first submitter.
         loop = contextvars.Context().run(asyncio.SelectorEventLoop)
@@ -138,11 +141,11 @@ class Monitor:
         except BaseException:
             loop.close()
             raise
-        self._thread, self._loop = thread, loop
+        self._serving = thread, loop
 
     def _end_thread(self) -> None:
-        thread, self._thread = self._thread, None
-        loop, self._loop = self._loop, None
+        thread, loop = self._serving or (None, None)
+        self._serving = None
         if thread is not None and loop is not None and thread is not threading.current_thread():
             # Closed already, if the thread has failed.
             with contextlib.suppress(RuntimeError):
@@ -170,7 +173,7 @@ class Monitor:
         """After the fork, in the child: close the socket. Its path is the parent's, and stays."""
         # A new lock, because another thread of the parent may have held the old one.
         self._lock = Guard()
-        self._thread = None
+        self._serving = None
         # The failures kept so far are the parent's.
         snapshot.watch_failures(False)
         listener, self._listener = self._listener, None
@@ -196,40 +199,32 @@ class Monitor:
             while True:
                 try:
                     connection, _ = await loop.sock_accept(listener)
+                    clients.create_task(self._answer_all(connection))
                 except OSError:
                     await asyncio.sleep(_PAUSE)
-                    continue
-                try:
-                    sockets.check_peer(connection, os.geteuid())
-                except OSError:
-                    # Another user's process: close without an answer.
-                    connection.close()
-                else:
-                    clients.create_task(self._answer_all(connection))
 
     async def _answer_all(self, connection: socket.socket) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_LONGEST_QUESTION)
-        # Take the next question only when all of the last answer has been read: otherwise answers would pile up.
-        writer.transport.set_write_buffer_limits(0)
-        if len(self._clients) >= _MOST_CLIENTS:
-            # Drop the client that has been silent for longest, first among those that never got an answer: idle ones keep nobody out.
-            silent = min(self._clients, key=self._clients.__getitem__)
-            del self._clients[silent]
-            silent.transport.abort()
-        self._clients[writer] = False, time.monotonic()
-        try:
-            while line := await reader.readline():
-                writer.write(_answer(line.rstrip(b"\n")))
-                async with asyncio.timeout(_PATIENCE):
-                    await writer.drain()
-                self._clients[writer] = True, time.monotonic()
-        except (OSError, ValueError):
-            # The client is gone, does not read, or asks a question without end.
-            pass
-        finally:
-            self._clients.pop(writer, None)
-            writer.transport.abort()
-            with contextlib.suppress(OSError):
+        # The client is another user's, and gets no answer; or it is gone, does not read, or asks a question without end.
+        with contextlib.suppress(OSError, ValueError), connection:
+            sockets.check_peer(connection, os.geteuid())
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_LONGEST_QUESTION)
+            # Take the next question only when all of the last answer has been read: otherwise answers would pile up.
+            writer.transport.set_write_buffer_limits(0)
+            if len(self._clients) >= _MOST_CLIENTS:
+                # Drop the client that has been silent for longest, first among those that never got an answer: idle ones keep nobody out.
+                silent = min(self._clients, key=self._clients.__getitem__)
+                del self._clients[silent]
+                silent.transport.abort()
+            self._clients[writer] = False, time.monotonic()
+            try:
+                while line := await reader.readline():
+                    writer.write(_answer(line))
+                    async with asyncio.timeout(_PATIENCE):
+                        await writer.drain()
+                    self._clients[writer] = True, time.monotonic()
+            finally:
+                self._clients.pop(writer, None)
+                writer.transport.abort()
                 await writer.wait_closed()
 
 
@@ -240,10 +235,7 @@ def _cancel_all() -> None:
 
 def _answer(line: bytes) -> bytes:
     try:
-        request: Any = json.loads(line)
-        if not isinstance(request, dict):
-            raise TypeError(f"A question is a JSON object, and this is none: {request!r:.100}")
-        told = snapshot.answer(request)
+        told = snapshot.answer(json.loads(line.rstrip(b"\n")))
     except Exception as error:
         told = {"error": f"{type(error).__name__}: {error}"}
     return json.dumps(told, default=repr).encode() + b"\n"
@@ -253,22 +245,7 @@ _monitor = Monitor()
 fork.forget_after_fork(_monitor.forget)
 exit.tell_at_exit(_monitor.end)
 
-
-def start() -> None:
-    """Turn the monitor of this process on. See `Monitor.start`."""
-    _monitor.start()
-
-
-def start_with_runtime() -> None:
-    """Like `start`, for the start of a runtime: only logs errors, because the runtime works without a monitor."""
-    try:
-        start()
-    except CannotStartError as error:
-        say("%s", error)
-    except Exception as error:
-        say("The monitor can't listen, because of an error of omniloop's own, which should be reported.", error=error)
-
-
-def stop() -> None:
-    """Turn the monitor of this process off."""
-    _monitor.stop()
+# What the core calls.
+start = _monitor.start
+start_with_runtime = _monitor.start_with_runtime
+stop = _monitor.stop

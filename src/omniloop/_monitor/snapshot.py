@@ -14,7 +14,7 @@ from .._life.life import Stage
 from .._process import fork
 from .._report import Failure, shown, thread_stack
 from .._runtime import Runtime
-from .._seen.look import MOST_GROUPS, look
+from .._seen.look import look
 from .._shared import shared_runtime
 
 # Seconds after which a loop that does not answer counts as blocked.
@@ -30,25 +30,28 @@ _failures: deque[dict[str, Any]] = deque(maxlen=_MOST_FAILURES)
 _started = time.time()
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
+def answer(request: Any) -> dict[str, Any]:
     """
     Make the answer to one request.
 
     Raises:
-        ValueError: if there is no such question, or its `most` is wrong.
+        TypeError: if it is no request.
+        ValueError: if there is no such question.
     """
+    if not isinstance(request, dict):
+        raise TypeError(f"A question is a JSON object, and this is none: {request!r:.100}")
+    hello = {
+        "pid": os.getpid(),
+        "python": sys.version.partition(" ")[0],
+        "command": sys.orig_argv,
+        "since": _started,
+        "time": time.time(),
+    }
     match request.get("ask"):
         case "hello":
-            return _hello()
+            return hello
         case "snapshot":
-            most = request.get("most", MOST_GROUPS)
-            if not isinstance(most, int) or isinstance(most, bool) or not 0 <= most <= 1000:
-                raise ValueError(f"most={most!r}: give a whole number from 0 to 1000.")
-            return {
-                **_hello(),
-                "runtimes": [_runtime(runtime, most) for runtime in _runtimes()],
-                "failures": list(_failures),
-            }
+            return {**hello, "runtimes": [_runtime(runtime) for runtime in _runtimes()], "failures": list(_failures)}
         case other:
             raise ValueError(f"There is no question {other!r}: ask 'hello' or 'snapshot'.")
 
@@ -79,24 +82,14 @@ def _keep(failure: Failure) -> None:
     )
 
 
-def _hello() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "python": sys.version.partition(" ")[0],
-        "command": sys.orig_argv,
-        "since": _started,
-        "time": time.time(),
-    }
-
-
 def _runtimes() -> list[Runtime]:
     # The shared runtime comes first, even if it was never used.
-    others = [watched for watched in list(fork.watched) if isinstance(watched, Runtime)]
     shared = shared_runtime()
-    return [shared, *sorted((other for other in others if other is not shared), key=lambda other: other.name)]
+    others = {watched for watched in list(fork.watched) if isinstance(watched, Runtime)} - {shared}
+    return [shared, *sorted(others, key=lambda other: other.name)]
 
 
-def _runtime(runtime: Runtime, most: int) -> dict[str, Any]:
+def _runtime(runtime: Runtime) -> dict[str, Any]:
     life = runtime._current()
     # Read before the tasks, which takes a while in which the loop may answer.
     stats = runtime.stats()
@@ -108,7 +101,7 @@ def _runtime(runtime: Runtime, most: int) -> dict[str, Any]:
         if for_seconds > _BLOCKED:
             blocked = {"for": for_seconds, "stack": thread_stack(thread.ident)}
     return {
-        **look(runtime.name, life, most),
+        **look(runtime.name, life),
         "stats": {name: value for name, value in stats._asdict().items() if isinstance(value, (int, float))},
         "loop": None if thread is None else f"{type(thread.loop).__module__}.{type(thread.loop).__qualname__}",
         "stage": life.stage,

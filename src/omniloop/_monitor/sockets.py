@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -37,12 +38,8 @@ def directories(uid: int) -> list[str]:
     There are several because a service has another environment than the user's shell.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR") if uid == os.geteuid() else f"/run/user/{uid}"
-    found = [os.path.join(runtime, "omniloop")] if runtime else []
-    for temporary in (tempfile.gettempdir(), "/tmp"):
-        path = os.path.join(temporary, f"omniloop-{uid}")
-        if path not in found:
-            found.append(path)
-    return found
+    temporary = [os.path.join(each, f"omniloop-{uid}") for each in (tempfile.gettempdir(), "/tmp")]
+    return list(dict.fromkeys([*([os.path.join(runtime, "omniloop")] if runtime else []), *temporary]))
 
 
 def socket_path(directory: str, pid: int, others: int = 0) -> str:
@@ -50,15 +47,20 @@ def socket_path(directory: str, pid: int, others: int = 0) -> str:
     return os.path.join(directory, f"{pid}-{others}.sock" if others else f"{pid}.sock")
 
 
-def in_directory(directory: str) -> list[tuple[int, str]]:
-    """
-    List the sockets in *directory*, as pairs of pid and path.
-
-    Raises:
-        OSError: if the directory does not exist, or can't be read.
-    """
-    found = [(_NAME.fullmatch(name), os.path.join(directory, name)) for name in sorted(os.listdir(directory))]
-    return [(int(matched[1]), path) for matched, path in found if matched is not None]
+def find(uid: int) -> tuple[list[tuple[int, str]], str | None]:
+    """The sockets of the user *uid*, as pairs of pid and path; and why a directory was not looked into, if there is one."""
+    found: list[tuple[int, str]] = []
+    why: str | None = None
+    for directory in directories(uid):
+        try:
+            check(directory, uid)
+            names = [matched for name in sorted(os.listdir(directory)) if (matched := _NAME.fullmatch(name))]
+            found += [(int(name[1]), os.path.join(directory, name[0])) for name in names]
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            why = str(error)
+    return found, why
 
 
 def remove_dead(path: str) -> bool:
@@ -67,31 +69,19 @@ def remove_dead(path: str) -> bool:
 
     Tries to connect instead of looking for the pid, because the process may be in another container, with other pids.
     """
-    try:
+    with contextlib.suppress(OSError):
         found = os.lstat(path)
-        if not _refuses(path):
-            return False
-        time.sleep(_BORN)
-        if _refuses(path) and os.path.samestat(found, os.lstat(path)):
-            os.unlink(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+        if _refuses(path):
+            time.sleep(_BORN)
+            if _refuses(path) and os.path.samestat(found, os.lstat(path)):
+                os.unlink(path)
     return not os.path.lexists(path)
 
 
 def _refuses(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as asking:
         asking.setblocking(False)
-        try:
-            asking.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except BlockingIOError:
-            # The backlog is full: other connections wait to be accepted.
-            pass
-    return False
+        return asking.connect_ex(path) == errno.ECONNREFUSED
 
 
 def owner(pid: int) -> int | None:
@@ -109,21 +99,20 @@ def prepare() -> str:
         NotOursError: of `omniloop._monitor.sockets`, if it exists and is not the user's, or is open to others.
         OSError: if it can't be created.
     """
-    reasons: list[OSError] = []
     uid = os.geteuid()
+    reasons: list[OSError] = []
     for directory in directories(uid):
         if len(socket_path(directory, 2**22)) > _LONGEST:
             continue
         try:
-            os.mkdir(directory, 0o700)
-        except FileExistsError:
-            pass
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
         except OSError as error:
             # For example the XDG_RUNTIME_DIR of a user who has logged out.
             reasons.append(error)
-            continue
-        check(directory, uid)
-        return directory
+        else:
+            check(directory, uid)
+            return directory
     raise reasons[0] if reasons else OSError(f"No directory for the socket: the names are too long: {directories(uid)}")
 
 

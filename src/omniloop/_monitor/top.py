@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, ClassVar, Final
 
 from rich.text import Text
@@ -13,11 +14,10 @@ from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import DataTable, Footer, Header, Label, Sparkline, Static, TabbedContent, TabPane, Tree
-from textual.widgets.tree import TreeNode
 
 from .._seen.look import chain_lines, line_of
 from .client import NoAnswerError, asked, command_of
-from .figures import FIGURES, Figures
+from .figures import FIGURES, figures
 
 # Seconds between two questions, and how many answers the plots show: five minutes.
 _EVERY: Final = 1.0
@@ -74,12 +74,9 @@ class Top(App[None]):
     def __init__(self, pid: int) -> None:
         super().__init__()
         self._pid = pid
-        self._figures = Figures()
+        self._last: dict[str, Any] | None = None
         self._paused = False
         self._asking = False
-        # The keys of the rows in the tree, in order; and the failures on display.
-        self._keys: list[str] = []
-        self._shown_failures: list[Any] = []
 
     def compose(self) -> ComposeResult:
         yield Header()
@@ -133,31 +130,29 @@ class Top(App[None]):
 
     def show(self, snapshot: dict[str, Any]) -> None:
         """Display a snapshot."""
-        for plot, value in zip(self.query(_Plot), self._figures.of(snapshot), strict=True):
+        for plot, value in zip(self.query(_Plot), figures(snapshot, self._last), strict=True):
             plot.show(value)
-        blocked = [runtime for runtime in snapshot["runtimes"] if runtime["blocked"] is not None]
-        unfinished = sum(runtime["unfinished"] for runtime in snapshot["runtimes"])
+        self._last = snapshot
+        runtimes = snapshot["runtimes"]
+        unfinished = sum(runtime["unfinished"] for runtime in runtimes)
         words = (
             f"process {snapshot['pid']}, Python {snapshot['python']}, {unfinished} unfinished: {command_of(snapshot)}"
         )
-        if blocked:
-            words += "".join(
-                f"\na callback blocks the loop of {runtime['name']}, for {runtime['blocked']['for']:.1f} s: see Blocked"
-                for runtime in blocked
-            )
-        self._say(words, bool(blocked))
-        self._show_tasks(snapshot)
-        self._show_failures(snapshot["failures"])
-        self.query_one("#stack", Static).update(
-            "\n\n".join(
-                f"{runtime['name']}, for {runtime['blocked']['for']:.1f} s:\n{runtime['blocked']['stack']}"
-                for runtime in blocked
-            )
-            or "No loop is blocked."
-        )
+        stacks = []
+        for runtime in runtimes:
+            if (blocked := runtime["blocked"]) is not None:
+                whose = f"{runtime['name']}, for {blocked['for']:.1f} s"
+                words += f"\na callback blocks the loop of {whose}: see Blocked"
+                stacks.append(f"{whose}:\n{blocked['stack']}")
+        self._say(words, bool(stacks))
+        self.query_one("#stack", Static).update("\n\n".join(stacks) or "No loop is blocked.")
+        width = self.size.width - _MARGIN
+        self._show_rows("#tree", [_task_row(name, group, width) for name, group in _groups(runtimes)])
+        # The latest failure first.
+        self._show_rows("#failed", [_failure_row(failure, width) for failure in reversed(snapshot["failures"])])
         table = self.query_one("#kept", DataTable)
         table.clear()
-        for runtime in snapshot["runtimes"]:
+        for runtime in runtimes:
             for resource in runtime["resources"]:
                 table.add_row(runtime["name"], Text(resource["name"]), _seconds(resource["for"]))
 
@@ -166,60 +161,55 @@ class Top(App[None]):
         status.update(words)
         status.set_class(bad, "bad")
 
-    def _show_tasks(self, snapshot: dict[str, Any]) -> None:
-        tree: Tree[str] = self.query_one("#tree", Tree)
-        wanted = [(key, group) for runtime in snapshot["runtimes"] for key, group in _rows(runtime)]
-        keys = [key for key, _ in wanted]
-        if keys != self._keys:
+    def _show_rows(self, selector: str, rows: list[_Row]) -> None:
+        tree: Tree[str] = self.query_one(selector, Tree)
+        if [node.data for node in tree.root.children] != [key for key, _, _ in rows]:
             # The rows have changed: build the tree anew. Rows that were open stay open, and the cursor stays on its row.
             opened = {node.data for node in tree.root.children if node.is_expanded}
             cursor = tree.cursor_node.data if tree.cursor_node is not None else None
             tree.root.remove_children()
-            for key, _ in wanted:
-                tree.root.add("", data=key, expand=key in opened)
-            self._keys = keys
-            for node in tree.root.children:
-                if node.data is not None and node.data == cursor:
+            for number, (key, _, _) in enumerate(rows):
+                node = tree.root.add("", data=key, expand=key in opened or (selector == "#failed" and not number))
+                if key == cursor:
                     self.call_after_refresh(tree.move_cursor, node)
-        width = self.size.width - _MARGIN
-        for node, (_, group) in zip(tree.root.children, wanted, strict=True):
-            title, place = _label(group), group["place"]
-            if fits := len(title) + 2 + len(place) <= width:
-                title += f", {place}"
+        for node, (_, title, lines) in zip(tree.root.children, rows, strict=True):
             node.set_label(Text(title))
-            lines = _fitted([*([] if fits else [place]), *_details(group)], width)
             if [str(child.label) for child in node.children] != lines:
                 node.remove_children()
                 for line in lines:
                     node.add_leaf(Text(line))
 
-    def _show_failures(self, failures: list[dict[str, Any]]) -> None:
-        if failures == self._shown_failures:
-            return
-        self._shown_failures = failures
-        tree: Tree[None] = self.query_one("#failed", Tree)
-        tree.root.remove_children()
-        # The latest failure first.
-        for number, failure in enumerate(reversed(failures)):
-            when = time.strftime("%H:%M:%S", time.localtime(failure["time"]))
-            width = self.size.width - _MARGIN
-            title, *rest = _fitted([f"{when}  {failure['name']}: {failure['error']}"], width)
-            node: TreeNode[None] = tree.root.add(Text(title), expand=number == 0)
-            submitted = [f"submitted at {failure['submitted']}"] if failure["submitted"] else []
-            for line in [*rest, *_fitted([*submitted, *failure["traceback"].splitlines()], width)]:
-                node.add_leaf(Text(line))
+
+# A row of a tree: its key, which no other has, its title, and the lines below it.
+_Row = tuple[str, str, list[str]]
 
 
-def _rows(runtime: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The groups of tasks of a runtime, each with a unique key. Tasks that asyncio itself has started come last."""
-    groups = [*runtime["groups"], *runtime["asyncio_tasks"]]
-    return [
-        (
-            f"{runtime['name']}/{group.get('kind')}/{group.get('submitted')}/{group['chain'] or (group['name'], group['place'])}",
-            group,
-        )
-        for group in groups
-    ]
+def _groups(runtimes: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the groups of tasks with the names of their runtimes. Tasks that asyncio itself has started come last in each."""
+    for runtime in runtimes:
+        for group in (*runtime["groups"], *runtime["asyncio_tasks"]):
+            yield runtime["name"], group
+
+
+def _task_row(runtime: str, group: dict[str, Any], width: int) -> _Row:
+    """The row of a group: below it the place of submission, the await chain, and the tasks that it has started."""
+    name, place = group["name"], group["place"]
+    key = f"{runtime}/{group.get('kind')}/{group.get('submitted')}/{group['chain'] or (name, place)}"
+    kind = " (daemon)" if group.get("kind") == "daemon" else "" if "kind" in group else " (asyncio task)"
+    age = f", the oldest for {_seconds(group['oldest'])}" if group.get("oldest") is not None else ""
+    title = f"{group['count']:>7}  {name}{kind}{age}"
+    submitted = [f"submitted at {line_of(group['submitted'])}"] if "submitted" in group else []
+    lines = [*submitted, *chain_lines(group, "")]
+    if len(title) + 2 + len(place) <= width:
+        return key, f"{title}, {place}", _fitted(lines, width)
+    return key, title, _fitted([place, *lines], width)
+
+
+def _failure_row(failure: dict[str, Any], width: int) -> _Row:
+    when = time.strftime("%H:%M:%S", time.localtime(failure["time"]))
+    title, *rest = _fitted([f"{when}  {failure['name']}: {failure['error']}"], width)
+    submitted = [f"submitted at {failure['submitted']}"] if failure["submitted"] else []
+    return str(failure["time"]), title, [*rest, *_fitted([*submitted, *failure["traceback"].splitlines()], width)]
 
 
 def _fitted(lines: list[str], width: int) -> list[str]:
@@ -232,18 +222,6 @@ def _fitted(lines: list[str], width: int) -> list[str]:
         )
         fitted += wrapped or [""]
     return fitted
-
-
-def _label(group: dict[str, Any]) -> str:
-    kind = " (daemon)" if group.get("kind") == "daemon" else "" if "kind" in group else " (asyncio task)"
-    age = f", the oldest for {_seconds(group['oldest'])}" if group.get("oldest") is not None else ""
-    return f"{group['count']:>7}  {group['name']}{kind}{age}"
-
-
-def _details(group: dict[str, Any]) -> list[str]:
-    """The place of submission, the await chain, and the tasks that it has started, as lines."""
-    submitted = [f"submitted at {line_of(group['submitted'])}"] if "submitted" in group else []
-    return [*submitted, *chain_lines(group, "")]
 
 
 def _seconds(seconds: float | None) -> str:

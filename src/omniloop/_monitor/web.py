@@ -6,7 +6,6 @@ import contextlib
 import hmac
 import json
 import math
-import os
 import pathlib
 import secrets
 import tempfile
@@ -18,12 +17,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 from .client import NoAnswerError, asked, command_of
-from .figures import FIGURES, Figures
+from .figures import FIGURES, figures
 
 # Seconds during which an answer is reused for other tabs. Each page asks once a second.
 _FRESH: Final = 0.9
 
-_PAGE: Final = os.path.join(os.path.dirname(__file__), "page.html")
+_PAGE: Final = pathlib.Path(__file__).with_name("page.html")
 
 
 def run(pid: int, port: int, *, browse: bool) -> None:
@@ -58,10 +57,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.pid = pid
         self.token = secrets.token_urlsafe(18)
-        self._figures = Figures()
         # Held while the process is asked: one question at a time, whose answer serves all tabs.
         self._asking = threading.Lock()
-        self._last: dict[str, Any] = {}
+        self._last: dict[str, Any] | None = None
+        self._told: dict[str, Any] = {}
         self._asked = -math.inf
 
     @property
@@ -75,12 +74,13 @@ class Server(ThreadingHTTPServer):
                 try:
                     snapshot = asked(self.pid, "snapshot")
                 except NoAnswerError as error:
-                    self._last = {"problem": str(error)}
+                    self._told = {"problem": str(error)}
                 else:
-                    figures = self._figures.of(snapshot)
-                    self._last = {**snapshot, "command": command_of(snapshot), "figures": figures}
+                    told = {"command": command_of(snapshot), "figures": figures(snapshot, self._last)}
+                    self._told = {**snapshot, **told}
+                    self._last = snapshot
                 self._asked = time.monotonic()
-            return self._last
+            return self._told
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,41 +94,34 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         # Against DNS rebinding: a foreign page could make its own host name resolve to this address, and then read the answers. The Host
         # header shows that name.
-        if self.headers.get("Host") not in (
-            f"127.0.0.1:{self.server.server_port}",
-            f"localhost:{self.server.server_port}",
-        ):
-            self._send(421, "text/plain", b"Ask by the address that the command printed.\n")
-            return
+        if self.headers.get("Host") not in [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]:
+            return self._send(421, "text/plain", "Ask by the address that the command printed.\n")
         _, token, *rest = [*self.path.split("/"), ""]
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
-            self._send(403, "text/plain", b"The address has a token, which the command printed.\n")
-            return
-        match rest:
-            case ["", ""]:
-                nonce = secrets.token_urlsafe(12)
-                with open(_PAGE, encoding="utf-8") as file:
-                    page = file.read().replace("NONCE", nonce).replace("FIGURES", json.dumps(FIGURES))
-                self._send(200, "text/html; charset=utf-8", page.encode(), nonce)
-            case ["snapshot", ""]:
-                self._send(200, "application/json", json.dumps(self.server.snapshot()).encode())
-            case _:
-                self._send(404, "text/plain", b"There is no such page.\n")
+            return self._send(403, "text/plain", "The address has a token, which the command printed.\n")
+        if rest == ["snapshot", ""]:
+            return self._send(200, "application/json", json.dumps(self.server.snapshot()))
+        if rest != ["", ""]:
+            return self._send(404, "text/plain", "There is no such page.\n")
+        nonce = secrets.token_urlsafe(12)
+        page = _PAGE.read_text(encoding="utf-8").replace("NONCE", nonce).replace("FIGURES", json.dumps(FIGURES))
+        allowed = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
+        return self._send(200, "text/html; charset=utf-8", page, allowed)
 
-    def _send(self, code: int, kind: str, content: bytes, nonce: str = "") -> None:
+    def _send(self, code: int, kind: str, text: str, allowed: str = "") -> None:
+        content = text.encode()
+        headers = {
+            "Content-Type": kind,
+            "Content-Length": str(len(content)),
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "Content-Security-Policy": f"default-src 'none'; {allowed}base-uri 'none'; form-action 'none'",
+        }
         self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("Referrer-Policy", "no-referrer")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("X-Frame-Options", "DENY")
-        allowed = (
-            f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
-            if nonce
-            else ""
-        )
-        self.send_header("Content-Security-Policy", f"default-src 'none'; {allowed}base-uri 'none'; form-action 'none'")
+        for header in headers.items():
+            self.send_header(*header)
         self.end_headers()
         self.wfile.write(content)
 
