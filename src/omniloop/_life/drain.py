@@ -184,8 +184,7 @@ def _wait_on_loop(
                 # The core is installed alone, or the process is short of descriptors: wait without logging progress.
                 ended = acquire(asked.gate, until - time.monotonic())
             else:
-                with progress:
-                    ended = progress.acquire(asked.gate, deadline)
+                ended = progress.acquire(asked.gate, deadline)
         return ended and bool(asked.value)
     except BaseException:
         life.inbox.take_back(asked)

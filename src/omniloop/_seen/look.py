@@ -17,7 +17,7 @@ from .. import _cpython
 from .._life.workers import ThreadWork
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frames_of_threads, innermost, shown
 from .._threads import time
-from .._work.leftovers import awaited
+from .._work.leftovers import awaited, title_of
 from .._work.task import Task
 
 if TYPE_CHECKING:
@@ -32,40 +32,18 @@ _MOST_NAMES: Final = 3
 # How far chains of waiting tasks are followed: a circle has no end.
 _DEEPEST: Final = 8
 
-# A task with the key of its group, its name, and its age in seconds if that is known.
-_Keyed = tuple[tuple[Any, ...], Task[Any] | asyncio.Task[Any], str, float | None]
+# A place where tasks wait: code and offset, in turn, of each frame, the outermost first.
+_Place = tuple[Any, ...]
+
+# A task with the key of its group, its place, its name, and its age in seconds if that is known.
+_Keyed = tuple[tuple[Any, ...], _Place, Task[Any] | asyncio.Task[Any], str, float | None]
+
+# Tasks of the same kind that were submitted at the same place and wait at the same place, whatever their names.
+_Group = list[_Keyed]
 
 # The owners, as far as they are known, of tasks that were started with asyncio's own means.
 _Whose = Mapping[Any, str]
 _NOBODY: Final[_Whose] = {}
-
-
-class Group:
-    """Tasks of the same kind that were submitted at the same place and wait at the same place, whatever their names."""
-
-    __slots__ = ("_names", "count", "example", "oldest", "tasks")
-
-    def __init__(self, example: Task[Any] | asyncio.Task[Any]) -> None:
-        self.example = example
-        self.count = 0
-        self.oldest: float | None = None
-        self.tasks: list[dict[str, Any]] = []
-        self._names: list[str] = []
-
-    @property
-    def name(self) -> str:
-        """The name, or the first few if the names differ."""
-        names = [shown(name) for name in self._names[:_MOST_NAMES]]
-        return ", ".join([*names, "…"] if len(self._names) > _MOST_NAMES else names)
-
-    def add(self, name: str, age: float | None) -> None:
-        self.count += 1
-        if len(self._names) <= _MOST_NAMES and name not in self._names:
-            self._names.append(name)
-        if age is not None and (self.oldest is None or age > self.oldest):
-            self.oldest = age
-        if len(self.tasks) < _MOST_TASKS:
-            self.tasks.append({"name": shown(name), "age": age})
 
 
 def look(name: str, life: Life, most: int = MOST_GROUPS) -> dict[str, Any]:
@@ -78,31 +56,30 @@ def look(name: str, life: Life, most: int = MOST_GROUPS) -> dict[str, Any]:
         most: How many groups to describe; the rest is counted.
     """
     tasks = life.unfinished()
-    ours, others = _asyncio_tasks(life)
-    children, strays = _by_parent(ours, others)
+    children, whose = _by_parent(life), _whose(life)
     groups = _grouped(_keyed(tasks))
-    whose = _whose(life)
-    stray_groups = _grouped(_keyed_asyncio(strays, whose))
+    stray_groups = _grouped(_keyed_asyncio(children.pop(None), whose))
     return {
         "name": shown(name),
         "unfinished": len(tasks),
         "groups": [_described(group, children) for group in groups[:most]],
         "more_groups": len(groups[most:]),
-        "more_tasks": sum(group.count for group in groups[most:]),
+        "more_tasks": sum(map(len, groups[most:])),
         "asyncio_tasks": [_described(group, children, whose=whose) for group in stray_groups[:most]],
-        "more_asyncio_tasks": sum(group.count for group in stray_groups[most:]),
+        "more_asyncio_tasks": sum(map(len, stray_groups[most:])),
     }
 
 
-def _grouped(keyed: Iterable[_Keyed]) -> list[Group]:
+def _grouped(keyed: Iterable[_Keyed]) -> list[_Group]:
     """Group tasks of equal keys. The largest group comes first; of equally large ones, that with the oldest task."""
-    found: dict[tuple[Any, ...], Group] = {}
-    for key, task, name, age in keyed:
-        group = found.get(key)
-        if group is None:
-            group = found[key] = Group(task)
-        group.add(name, age)
-    return sorted(found.values(), key=lambda group: (-group.count, -(group.oldest or 0)))
+    found: dict[tuple[Any, ...], _Group] = {}
+    for one in keyed:
+        found.setdefault(one[0], []).append(one)
+    return sorted(found.values(), key=lambda group: (-len(group), -(_oldest(group) or 0)))
+
+
+def _oldest(group: _Group) -> float | None:
+    return max((age for *_, age in group if age is not None), default=None)
 
 
 def _keyed(tasks: Iterable[Task[Any]]) -> Iterator[_Keyed]:
@@ -111,33 +88,27 @@ def _keyed(tasks: Iterable[Task[Any]]) -> Iterator[_Keyed]:
     for task in tasks:
         work = task._work
         if isinstance(work, asyncio.Task):
-            place = _place(work.get_coro())
+            place, state = _place(work.get_coro()), None
         else:
             # A call in a worker thread, a call that is not due, or a coroutine that is not started or takes its first step.
-            name = getattr(work, "__qualname__", None)
-            place = (type(work), task._is_started(), name, *_stack_of(work, threads))
+            place = _stack(threads.get(getattr(work, "ident", None) or 0))
+            state = type(work), task._is_started(), getattr(work, "__qualname__", None)
         since: float | None = getattr(task, "_since", None)
-        key = task._kind, task._code, task._lasti, place
-        yield key, task, task._name or task.get_name(), None if since is None else now - since
+        key = task._kind, task._code, task._lasti, state, place
+        yield key, place, task, task._name or task.get_name(), None if since is None else now - since
 
 
 def _keyed_asyncio(tasks: Iterable[asyncio.Task[Any]], whose: _Whose = _NOBODY) -> Iterator[_Keyed]:
     for task in tasks:
-        title = _title(task)
-        yield (_place(task.get_coro()) or (title,), whose.get(task)), task, title, None
-
-
-def _title(task: asyncio.Task[Any]) -> str:
-    """Return the name that was given to a task; else that of its coroutine, because asyncio numbers unnamed tasks."""
-    name = task.get_name()
-    return name if not name.startswith("Task-") else getattr(task.get_coro(), "__qualname__", name)
+        title, place = title_of(task), _place(task.get_coro())
+        yield (place or title, whose.get(task)), place, task, title, None
 
 
 # --- who waits for whom -----------------------------------------------------------------------------------------------
 
 
-def _place(coro: Any) -> tuple[Any, ...]:
-    """Return code and offset, in turn, of each frame of a suspended coroutine, the outermost first."""
+def _place(coro: Any) -> _Place:
+    """Return where a suspended coroutine waits."""
     found: list[Any] = []
     while coro is not None:
         kind = type(coro)
@@ -154,21 +125,14 @@ def _place(coro: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _stack_of(work: Any, threads: Mapping[int, FrameType] | None = None) -> tuple[Any, ...]:
-    """Return code and offset of each frame of a call in a worker thread, the outermost first; empty for all other work."""
-    ident = getattr(work, "ident", None)
-    if ident is None or not CAN_LOOK_AT_WHAT_RUNS:
-        return ()
-    frame = (frames_of_threads() if threads is None else threads).get(ident)
+def _stack(frame: FrameType | None) -> _Place:
+    """Return the place of a call in a worker thread, given the innermost frame of the thread; empty if it has just returned."""
     found: list[Any] = []
-    while frame is not None:
-        # The frames outside the call are omniloop's, and the same for all.
-        if frame.f_code is ThreadWork.make.__code__:
-            return tuple(found)
+    # The frames outside the call are omniloop's, and the same for all.
+    while frame is not None and frame.f_code is not ThreadWork.make.__code__:
         found = [frame.f_code, frame.f_lasti, *found]
         frame = frame.f_back
-    # The thread has just returned from the call.
-    return ()
+    return tuple(found) if frame is not None else ()
 
 
 def _awaited(thing: Any) -> Iterator[Any]:
@@ -179,16 +143,6 @@ def _awaited(thing: Any) -> Iterator[Any]:
             yield part
         else:
             yield from _awaited(part)
-
-
-def _asyncio_tasks(life: Life) -> tuple[list[asyncio.Task[Any]], set[asyncio.Task[Any]]]:
-    """Return the asyncio tasks that run submitted work, and the others on the same loop."""
-    ledger = life._ledger
-    if ledger is None or ledger.loop.is_closed():
-        return [], set()
-    held = [*list(ledger.running), *list(ledger.daemons), *list(ledger.keepers)]
-    ours = [runner for runner in held if isinstance(runner, asyncio.Task)]
-    return ours, asyncio.all_tasks(ledger.loop).difference(ours, ledger.leftovers.helpers)
 
 
 def _whose(life: Life) -> dict[asyncio.Future[Any], str]:
@@ -204,29 +158,26 @@ def _whose(life: Life) -> dict[asyncio.Future[Any], str]:
     return found | dict.fromkeys(list(leftovers.clean_ups), "the closing of an async generator")
 
 
-def _by_parent(
-    ours: list[asyncio.Task[Any]], others: set[asyncio.Task[Any]]
-) -> tuple[dict[Any, list[asyncio.Task[Any]]], list[asyncio.Task[Any]]]:
+def _by_parent(life: Life) -> dict[Any, list[asyncio.Task[Any]]]:
     """
-    Sort the tasks that were started with asyncio's own means by parent: the task that waits for them, or whose `asyncio.TaskGroup` they are
-    in. Returns them by parent, and those without a known parent.
+    Return the tasks that were started with asyncio's own means, by parent: the task that waits for them, or whose `asyncio.TaskGroup` they
+    are in; under None those without a known one.
     """
-    children: dict[Any, list[asyncio.Task[Any]]] = {}
-    if not others:
-        return children, []
+    children: dict[Any, list[asyncio.Task[Any]]] = {None: []}
+    ledger = life._ledger
+    if ledger is None or ledger.loop.is_closed():
+        return children
+    ours = [*list(ledger.running), *list(ledger.daemons), *list(ledger.keepers)]
+    others = asyncio.all_tasks(ledger.loop).difference(ours, ledger.leftovers.helpers)
     parents: dict[Any, Any] = {}
-    for runner in [*ours, *others]:
+    for runner in [*ours, *others] if others else []:
         for task in _awaited(runner):
+            # A task that several others wait for is shown under the first of them.
             parents.setdefault(task, runner)
-    strays = []
     for task in others:
-        # A task that several others wait for is shown under the first of them.
         parent = parents.get(task) or _group_parent(task)
-        if parent is None or parent.done():
-            strays.append(task)
-        else:
-            children.setdefault(parent, []).append(task)
-    return children, strays
+        children.setdefault(None if parent is None or parent.done() else parent, []).append(task)
+    return children
 
 
 def _group_parent(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
@@ -242,34 +193,34 @@ def _group_parent(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
 
 
 def _described(
-    group: Group, children: dict[Any, list[asyncio.Task[Any]]], depth: int = 0, whose: _Whose = _NOBODY
+    group: _Group, children: dict[Any, list[asyncio.Task[Any]]], depth: int = 0, whose: _Whose = _NOBODY
 ) -> dict[str, Any]:
-    task = group.example
-    runner: Any = task
-    work: Any = None
+    _, at, task, _, _ = group[0]
+    runner = _runner_of(task)
     if isinstance(task, Task):
-        work = task._work
-        runner = work if isinstance(work, asyncio.Task) else None
-        told: dict[str, Any] = {"kind": task._kind, "oldest": group.oldest, "submitted": _site(task._site())}
+        told: dict[str, Any] = {"kind": task._kind, "oldest": _oldest(group), "submitted": _site(task._site())}
         place = task._place()
     else:
         told = {"whose": whose.get(task)}
         place = f"waits at {innermost(task.get_coro())}"
+    names = [shown(name) for name in dict.fromkeys(name for *_, name, _ in group)][: _MOST_NAMES + 1]
     started = _grouped(_keyed_asyncio(children.get(runner, ()))) if depth <= _DEEPEST else []
     return {
-        "name": group.name,
+        "name": ", ".join([*names[:_MOST_NAMES], "…"] if len(names) > _MOST_NAMES else names),
         **told,
-        "count": group.count,
+        "count": len(group),
         "place": place,
-        "chain": _chain(_stack_of(work) if runner is None else _place(runner.get_coro())),
+        "chain": [_site(Site(code, lasti)) for code, lasti in zip(at[::2], at[1::2], strict=True)],
         "awaits": _waited_for(runner),
         "started": [_described(one, children, depth + 1) for one in started[:MOST_GROUPS]],
-        "tasks": group.tasks,
+        "tasks": [{"name": shown(name), "age": age} for *_, name, age in group[:_MOST_TASKS]],
     }
 
 
-def _chain(place: tuple[Any, ...]) -> list[dict[str, Any]]:
-    return [_site(Site(code, lasti)) for code, lasti in zip(place[::2], place[1::2], strict=True)]
+def _runner_of(task: Task[Any] | asyncio.Task[Any]) -> asyncio.Task[Any] | None:
+    """Return the asyncio task that runs *task*, or is it."""
+    work = task._work if isinstance(task, Task) else task
+    return work if isinstance(work, asyncio.Task) else None
 
 
 def _waited_for(runner: asyncio.Task[Any] | None) -> list[str]:
@@ -277,16 +228,13 @@ def _waited_for(runner: asyncio.Task[Any] | None) -> list[str]:
     found: list[str] = []
     seen = {id(runner)}
     while runner is not None and len(found) < _DEEPEST:
-        tasks = list(_awaited(runner))
-        if not tasks or id(tasks[0]) in seen:
+        first, *others = [*_awaited(runner)] or [runner]
+        if id(first) in seen:
             break
-        first = tasks[0]
         seen.add(id(first))
-        more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
-        found.append(shown(first.get_name() if isinstance(first, Task) else _title(first)) + more)
-        runner = first if isinstance(first, asyncio.Task) else None
-        if isinstance(first, Task) and isinstance(first._work, asyncio.Task):
-            runner = first._work
+        more = f" and {len(others)} more" if others else ""
+        found.append((shown(first.get_name()) if isinstance(first, Task) else title_of(first)) + more)
+        runner = _runner_of(first)
     return found
 
 

@@ -8,8 +8,7 @@ import os
 import sys
 from itertools import islice
 from threading import Lock
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 from weakref import WeakSet
 
 from .._report import say, shown
@@ -55,28 +54,25 @@ class Progress:
         self._long = since + _LONG if told and life not in _told_of else math.inf
         self._shown = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._erase()
-
     def acquire(self, gate: Lock, deadline: float | None) -> bool:
         """Acquire *gate*; False at the *deadline*, by `time.monotonic`."""
-        while True:
-            now = time.monotonic()
-            left = math.inf if deadline is None else max(0.0, deadline - now)
-            if now >= self._long:
-                self._long = math.inf
-                self._tell(left)
-            pause = self._long - now
-            if self._stream is not None:
-                self._show(left)
-                pause = min(pause, _REFRESH)
-            if gate.acquire(timeout=min(left, pause, LOOK_UP)):
-                return True
-            if left <= min(pause, LOOK_UP):
-                return False
+        try:
+            while True:
+                now = time.monotonic()
+                left = math.inf if deadline is None else max(0.0, deadline - now)
+                if now >= self._long:
+                    self._long = math.inf
+                    self._tell(left)
+                pause = min(self._long - now, LOOK_UP)
+                if self._stream is not None:
+                    self._show(left)
+                    pause = min(pause, _REFRESH)
+                if gate.acquire(timeout=min(left, pause)):
+                    return True
+                if left <= pause:
+                    return False
+        finally:
+            self._write("")
 
     def _remaining(self, left: float) -> tuple[int, float]:
         """Return how much is waited for, and for how long; the leftovers if the work is done."""
@@ -86,15 +82,15 @@ class Progress:
         return len(self._life.left_over()), min(left, max(0.0, self._leftovers_until - time.monotonic()))
 
     def _show(self, left: float) -> None:
-        assert self._stream is not None
         count, left = self._remaining(left)
-        if not count:
-            # The last task has just ended.
-            self._erase()
+        limit = f", {math.ceil(left)} s left" if left < math.inf else ""
+        # Nothing if the last task has just ended.
+        self._write(f"{self._life.name}: {count} unfinished{limit}" if count else "")
+
+    def _write(self, line: str) -> None:
+        """Show *line* in place of the last one; an empty one erases that."""
+        if self._stream is None or not (line or self._shown):
             return
-        line = f"{self._life.name}: {count} unfinished"
-        if left < math.inf:
-            line += f", {math.ceil(left)} s left"
         try:
             # A terminal that does not know its width says 0.
             columns = os.get_terminal_size(self._stream.fileno()).columns or 80
@@ -102,20 +98,20 @@ class Progress:
             columns = 80
         # The last column stays free: writing there moves some terminals to the next line.
         line = line[: columns - 1]
-        # Blanks, not an escape code: every terminal knows them.
-        self._write("\r" + line.ljust(self._shown))
+        try:
+            # Blanks, not an escape code: every terminal knows them.
+            self._stream.write(f"\r{line.ljust(self._shown)}" + ("" if line else "\r"))
+            self._stream.flush()
+        except (OSError, ValueError):
+            # The terminal is gone: the wait goes on without the line.
+            self._stream = None
         self._shown = len(line)
-
-    def _erase(self) -> None:
-        if self._shown:
-            self._write("\r" + " " * self._shown + "\r")
-            self._shown = 0
 
     def _tell(self, left: float) -> None:
         if self._life in _told_of:
             return
         _told_of.add(self._life)
-        self._erase()
+        self._write("")
         tasks: list[Any] = list(islice(self._life.waited_for(), _NAMED))
         count, left = self._remaining(left)
         # The advice is for work of rank UNMARKED: what a daemon has submitted is waited for although it belongs to a daemon. It is not for
@@ -136,16 +132,6 @@ class Progress:
             ", …" if count > _NAMED else "",
             " What never ends is started with daemon=True, and cancelled instead of waited for." if advice else "",
         )
-
-    def _write(self, text: str) -> None:
-        if self._stream is None:
-            return
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError):
-            # The terminal is gone: the wait goes on without the line.
-            self._stream = None
 
 
 def _terminal() -> TextIO | None:
