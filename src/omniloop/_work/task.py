@@ -52,7 +52,7 @@ from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from threading import Lock
 from traceback import StackSummary
-from types import CoroutineType, FrameType, TracebackType
+from types import CoroutineType, FrameType, TracebackType, coroutine
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeVar, final
 from weakref import ref
 
@@ -404,7 +404,7 @@ class Task(concurrent.futures.Future[T]):
         if self._outcome() is not None:
             return True
         if timeout is None or timeout > 0:
-            await _Leaving(self, timeout)
+            await self._wait_async(who_runs_here(), False, timeout)
         else:
             self._owner.check_process()
         return self._outcome() is not None
@@ -544,6 +544,7 @@ class Task(concurrent.futures.Future[T]):
         with meeting.lock:
             meeting.callbacks.pop(callback, None)
 
+    @coroutine
     def _wait_async(
         self, elsewhere: Elsewhere | None, asks: bool, timeout: float | None = None
     ) -> Generator[Any, None, None]:
@@ -555,17 +556,23 @@ class Task(concurrent.futures.Future[T]):
         self._owner.check_process()
         awaited, waiter = self._meet().awaited, object()
         awaited[waiter] = None
+        timer = None
         try:
             if elsewhere is not None:
                 yield from elsewhere.wait(self, asks, timeout).__await__()
-            else:
-                yield from self._wait_on_loop(asks, timeout)
+                return
+            bridge = self._bridge(asks)
+            if timeout is not None and timeout != math.inf:
+                timer = bridge.get_loop().call_later(timeout, bridge.finish)
+            yield from bridge
         finally:
+            if timer is not None:
+                timer.cancel()
             # Whether the wait was in vain or not: a failure that nobody asks for afterwards would be left to one who has gone.
             del awaited[waiter]
 
-    def _wait_on_loop(self, asks: bool, timeout: float | None) -> Generator[Any, None, None]:
-        """`_wait_async` on an asyncio loop."""
+    def _bridge(self, asks: bool) -> _Bridge:
+        """Return a future of the asyncio loop that runs here, which is done when this task is."""
         loop = asyncio._get_running_loop()
         if loop is None:
             raise RuntimeError("No event loop runs here to await the task on. In sync code, use result().")
@@ -575,16 +582,7 @@ class Task(concurrent.futures.Future[T]):
         bridge = _Bridge(self, loop, asks)
         if asks and waiter is not None and _cpython.is_made_by_ensure_future(waiter):
             bridge.look_for_shield(waiter)
-        # The bridge counts the references to this task later on, and this one is not to be among them.
-        del waiter
-        if timeout is None or timeout == math.inf:
-            yield from bridge
-            return
-        timer = loop.call_later(timeout, bridge.finish)
-        try:
-            yield from bridge
-        finally:
-            timer.cancel()
+        return bridge
 
     def _before_done(self, callback: Callable[[], None]) -> None:
         """Call back just before anybody can see that the work has ended. For the runtime, before the task is delivered."""
@@ -761,19 +759,6 @@ class Task(concurrent.futures.Future[T]):
         if ending is CANCELLED:
             return None, cancelled(*value)
         return None, self._claim(value)
-
-
-class _Leaving:
-    """The awaitable of `Task.wait`: it leaves the work alone."""
-
-    __slots__ = ("_task", "_timeout")
-
-    def __init__(self, task: Task[Any], timeout: float | None) -> None:
-        self._task = task
-        self._timeout = timeout
-
-    def __await__(self) -> Generator[Any, None, None]:
-        yield from self._task._wait_async(who_runs_here(), False, self._timeout)
 
 
 class _Bridge(asyncio.Future[None]):
