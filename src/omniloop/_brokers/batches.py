@@ -37,14 +37,15 @@ class Batches(Generic[T]):
         await sent
 
     async def _send_all(self) -> None:
+        lot: list[tuple[T, asyncio.Future[None]]] = []
         try:
             while self._waiting:
-                lot, self._waiting = self._waiting, []
-                await self._send_lot([(item, sent) for item, sent in lot if not sent.done()])
+                lot, self._waiting = [(item, sent) for item, sent in self._waiting if not sent.done()], []
+                await self._send_lot(lot)
         finally:
             self._sender = None
             # If the task was cancelled at the end of the loop, items are left: cancel their waiters, which would wait for ever.
-            for _, sent in self._waiting:
+            for _, sent in [*lot, *self._waiting]:
                 sent.cancel()
 
     async def _send_lot(self, lot: list[tuple[T, asyncio.Future[None]]]) -> None:
@@ -55,14 +56,9 @@ class Batches(Generic[T]):
             if len(lot) > 1 and not self._of_all(error):
                 for one in lot:
                     await self._send_lot([one])
-                return
             for _, sent in lot:
                 if not sent.done():
                     sent.set_exception(error)
-        except BaseException:
-            for _, sent in lot:
-                sent.cancel()
-            raise
         else:
             for _, sent in lot:
                 if not sent.done():

@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -44,21 +45,15 @@ def outbox(args: Sequence[str]) -> int:
     try:
         # Fails if the file is missing, which SQLite would create.
         os.stat(path)
-        connection = connect(path)
-        try:
+        with closing(connect(path)) as connection:
             until_free(partial(connection.execute, TABLE))
             for name, (_, change, done) in _CHANGES.items():
                 if which := getattr(options, name):
                     print(f"{until_free(partial(_change, connection, which, change))} calls {done}")
             if not options.requeue and not options.drop:
                 _print(path, connection)
-        finally:
-            connection.close()
-    except LookupError as error:
-        print(error.args[0], file=sys.stderr)
-        return 1
-    except (OSError, sqlite3.Error) as error:
-        print(f"{path}: {error}", file=sys.stderr)
+    except (LookupError, OSError, sqlite3.Error) as error:
+        print(error.args[0] if isinstance(error, LookupError) else f"{path}: {error}", file=sys.stderr)
         return 1
     return 0
 

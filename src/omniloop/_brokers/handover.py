@@ -28,7 +28,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, final
 
 from .._arguments import check_timeout
@@ -93,6 +92,9 @@ class Delivery(NamedTuple):
 
 
 _delivery: ContextVar[Delivery] = ContextVar("omniloop_delivery")
+
+# The arguments of a call, positional and by keyword.
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 # The earliest time at which calls made in this context may run. Read by the `pack` of an engine whose `can_defer` is True.
 due: ContextVar[datetime | None] = ContextVar("omniloop_due", default=None)
@@ -190,17 +192,14 @@ class Function:
         if _same(args, received_args) and _same(kwargs, received_kwargs):
             # Saves most calls from binding the signature twice.
             return
-        passed, received = self._named(args, kwargs), self._named(received_args, received_kwargs)
-        for name, value in passed.items():
+        received = self.signature.bind(*received_args, **received_kwargs).arguments
+        for name, value in self.signature.bind(*args, **kwargs).arguments.items():
             other = received.get(name)
             if name not in received or not _same(value, other):
                 advice = way_out.format(name=name, type=type(value).__name__) if other is not None else _NOTHING_FOR_IT
                 raise TypeError(
                     f"{self.name}({name}={_short(value)}) would arrive as {_short(other)}, a {type(other).__name__}. {advice}"
                 )
-
-    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(self.signature.bind(*args, **kwargs).arguments)
 
     def _as_json(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, nan: bool) -> tuple[str, list[Any]]:
         """The arguments as a JSON list, `[args, kwargs]`, and what JSON makes of it. Raises TypeError if JSON can't carry them."""
@@ -526,10 +525,6 @@ class Way:
         message = "%s: the process ended before these %d calls were handed over%s: %s"
         say(message, self._engine.label, len(names), self._engine.kept, ", ".join(names))
 
-    def has_room(self, number: int) -> bool:
-        """Whether fewer than *number* calls are on their way, and there is a place for one more."""
-        return len(self._open) < min(number, self._engine.waiting)
-
     async def hand_over(self, engine: Engine, function: Function, parcel: Any) -> None:
         """Retry until the engine has the call. Raises RefusedError if the engine will never take it."""
         loop = asyncio.get_running_loop()
@@ -658,10 +653,10 @@ def resume(engine: Engine, function: Function, call_id: str, parcel: Any) -> Non
 def _start(
     engine: Engine,
     function: Function,
-    frame: FrameType,
+    frame: types.FrameType,
     call_id: str,
     parcel: Any = None,
-    call: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
+    call: _Call | None = None,
 ) -> Sent[Any]:
     """Hand over a *parcel*, or a *call*, its arguments, that is to be packed."""
     way, runtime, packed = engine._way(), shared_runtime(), None
@@ -723,18 +718,14 @@ else:
 
 def _settled(value: Any) -> Any:
     """Replace Django's lazy strings by plain ones, in the caller's language, because no serialiser knows lazy strings."""
-    functional = sys.modules.get("django.utils.functional")
-    return value if functional is None else _without_promises(value, functional.Promise)
-
-
-def _without_promises(value: Any, promise: type) -> Any:
-    if type(value) is list or type(value) is tuple:
-        return type(value)(_without_promises(item, promise) for item in value)
-    if type(value) is dict:
-        return {key: _without_promises(item, promise) for key, item in value.items()}
-    if isinstance(value, promise):
-        return str(value)
-    return value
+    if (functional := sys.modules.get("django.utils.functional")) is None:
+        return value
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind(map(_settled, value))
+    if kind is dict:
+        return {key: _settled(item) for key, item in value.items()}
+    return str(value) if isinstance(value, functional.Promise) else value
 
 
 def _same(sent: Any, received: Any) -> bool:

@@ -141,11 +141,9 @@ def pid_of(database: str, owner: str) -> str:
 
 def owners(database: str) -> list[str]:
     """The processes whose signs exist, alive or dead."""
-    folder, prefix = os.path.dirname(database), os.path.basename(database) + "."
-    names = (
-        name[len(prefix) : -5] for name in os.listdir(folder) if name.startswith(prefix) and name.endswith(".lock")
-    )
-    return [name for name in names if is_owner(name)]
+    folder, name = os.path.split(database)
+    # Each ends with 32 letters and ".lock".
+    return [owner for it in os.listdir(folder) if is_owner(owner := it[-37:-5]) and it == sign_of(name, owner)]
 
 
 def sign_of_dead(database: str, owner: str) -> Sign | None:
@@ -157,8 +155,7 @@ def sign_of_dead(database: str, owner: str) -> Sign | None:
     Raises:
         OSError: if it can't be told whether the process is dead.
     """
-    path = sign_of(database, owner)
-    fd = None
+    path, fd = sign_of(database, owner), None
     try:
         fd = os.open(path, os.O_RDONLY | _FLAGS)
         _lock(fd)

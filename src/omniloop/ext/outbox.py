@@ -321,7 +321,7 @@ class _Office:
                 outbox._tell_set_aside(bad)
                 for function, row in left:
                     # Leaves the rest of the places to new calls.
-                    while not way.has_room(_LEFT_AT_ONCE):
+                    while len(way._open) >= min(_LEFT_AT_ONCE, outbox.waiting):
                         await asyncio.sleep(0.01)
                     resume(outbox, outbox._functions[function], row.id, row)
                     count += 1
