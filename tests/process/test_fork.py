@@ -1434,6 +1434,45 @@ def test_what_the_fork_hook_of_another_library_submits_in_the_child_is_run_there
 @pytest.mark.promise(
     "A wait in a child that could never end, because of an import that the fork interrupted, names the module"
 )
+@pytest.mark.promise("A fork waits also for a first use that has begun while it waited for others")
+def test_a_fork_waits_for_a_start_that_has_begun_while_it_waited_for_others():
+    """The child hung in an import that the parent's thread was in the middle of."""
+
+    def program():
+        from omniloop._process.fork import hold_at_fork
+
+        importing, forked = threading.Event(), threading.Event()
+
+        class Slow(importlib.abc.MetaPathFinder):
+            """Imports the watchdog, which a start loads, when the fork is over, if that does not wait."""
+
+            def find_spec(self, name, path, target=None):
+                if name == "omniloop._seen.watchdog":
+                    importing.set()
+                    forked.wait(0.3)
+
+        class Other:
+            def hold_still(self):
+                threading.Thread(target=run, args=(answer(),)).start()
+                importing.wait()
+
+            def go_on(self): ...
+
+        def child():
+            print(run(answer()), flush=True)
+
+        omniloop.configure(slow_callback=60)
+        os.register_at_fork(after_in_parent=forked.set)
+        sys.meta_path.insert(0, Slow())
+        other = Other()
+        hold_at_fork(other)
+        wait(fork(child))
+
+    result = run_child(program, flags=QUIET, timeout=50)
+
+    assert result == ("42\n", "", 0, result.seconds)
+
+
 def test_a_wait_for_an_import_that_the_fork_interrupted_names_the_module():
     """CPython leaves the module's lock taken in the child: the wait timed out there, or had no end."""
 

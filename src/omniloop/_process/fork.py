@@ -196,8 +196,15 @@ def _before() -> None:
             *(runtime._held_by_fork().forks_itself for runtime in list(watched)),
             *(partial(_hold, runtime, held) for runtime in list(watched)),
             *(partial(_hold_other, other, others) for other in list(_others)),
+            _wait_for_starts,
         ]
     )
+
+
+def _wait_for_starts() -> None:
+    # Again: a start that has begun while others were waited for may be importing a module, which the child could then never import.
+    for runtime in list(watched):
+        runtime._held_by_fork().has_other_thread()
 
 
 def _hold_other(other: Other, others: list[Other]) -> None:
