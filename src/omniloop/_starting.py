@@ -11,6 +11,7 @@ import inspect
 import sys
 from asyncio import AbstractEventLoop, Semaphore
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from contextvars import Context, copy_context
 from functools import partial
 from types import FrameType
@@ -138,20 +139,19 @@ async def in_own_thread(runtime: Runtime, call: Callable[[], T], name: str, *, o
     new thread can be started then, so *or_worker* falls back to a worker. Without *or_worker* the log names the thread if it is left.
     """
     threads, context = runtime._life.daemon_threads, copy_context()
-    ended: Items[tuple[Any, BaseException | None]] = Items()
-
-    def tell(value: Any, error: BaseException | None) -> None:
-        # Before the outcome is told, so that the log does not name a call that is done.
-        threads.pop(thread, None)
-        ended.put((value, error))
+    ended: Items[Future[T]] = Items()
 
     def make() -> None:
+        outcome: Future[T] = Future()
         try:
-            value = context.run(call)
+            outcome.set_result(context.run(call))
         except BaseException as error:
-            tell(None, can_be_thrown(error, name))
-        else:
-            tell(value, None)
+            outcome.set_exception(can_be_thrown(error, name))
+        # Before the outcome is told, so that the log does not name a call that is done.
+        threads.pop(thread, None)
+        ended.put(outcome)
+        # An error's traceback refers to this frame: breaks the cycle.
+        del outcome
 
     ended.source = thread = new_thread(make, name)
     try:
@@ -163,12 +163,4 @@ async def in_own_thread(runtime: Runtime, call: Callable[[], T], name: str, *, o
         if or_worker:
             return await asyncio.get_running_loop().run_in_executor(None, context.run, call)
         raise CannotStartError(f"No thread can be started for {shown(name)}: {why_no_thread(error)}") from error
-    value, failure = await ended.get()
-    try:
-        if failure is not None:
-            raise failure
-        made: T = value
-        return made
-    finally:
-        # The error's traceback refers to this frame: breaks the cycle.
-        del failure
+    return (await ended.get()).result()

@@ -214,9 +214,7 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
         next(self._cover.block)
         return value
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> bool:
+    async def __aexit__(self, kind: object, error: BaseException | None, tb: TracebackType | None) -> bool:
         try:
             await self._steps._resume((error, next(self._cover.block, {})))
         except StopAsyncIteration:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import closing, suppress
 from contextvars import Context
 from functools import partial
-from types import FrameType, SimpleNamespace, TracebackType
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Never, ParamSpec, Self, TypeVar, TypeVarTuple, final
 
 from .._arguments import check_function, check_timeout, close_unstarted, misplaced_arguments, name_of, one_argument
@@ -189,9 +189,7 @@ class TaskGroup:
         self._enter(_Block(), caller())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> bool | None:
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> bool | None:
         block = self._block
         assert block is not None
         patient = error is None or isinstance(error, Exception)
@@ -225,9 +223,7 @@ class TaskGroup:
         self._enter(_AsyncBlock(), caller())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> bool | None:
+    async def __aexit__(self, kind: object, error: BaseException | None, tb: object) -> bool | None:
         block = self._block
         assert isinstance(block, _AsyncBlock)
         with closing(block):

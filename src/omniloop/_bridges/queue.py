@@ -7,7 +7,7 @@ import contextvars
 import sys
 import weakref
 from contextlib import suppress
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any, Literal, TypeVar
 
 import janus
@@ -148,14 +148,11 @@ class _SyncSide(_Side):
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         self._attempt("put", block, timeout, item)
 
-    def put_nowait(self, item: Any) -> None:
-        self.put(item, block=False)
-
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         return self._attempt("get", block, timeout)
 
-    def get_nowait(self) -> Any:
-        return self.get(block=False)
+    put_nowait = partialmethod(put, block=False)
+    get_nowait = partialmethod(get, block=False)
 
     def join(self) -> None:
         parent = self._parent
