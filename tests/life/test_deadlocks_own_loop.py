@@ -18,7 +18,7 @@ WAITS = {
     "result": lambda runtime: runtime.go(work()).result(),
     "result with a timeout": lambda runtime: runtime.go(work()).result(timeout=60),
     "exception": lambda runtime: runtime.go(work()).exception(),
-    "result of a thread's work": lambda runtime: runtime.to_thread(threading.Event().wait, 0.05).result(),
+    "result of a thread's work": lambda runtime: result_of_a_thread(runtime),
     "concurrent.futures.wait": lambda runtime: concurrent.futures.wait([runtime.go(work())]),
     "concurrent.futures.as_completed": lambda runtime: list(concurrent.futures.as_completed([runtime.go(work())])),
     "run": lambda runtime: runtime.run(work()),
@@ -26,6 +26,14 @@ WAITS = {
     "flush": lambda runtime: runtime.flush(),
     "shutdown": lambda runtime: runtime.shutdown(),
 }
+
+
+def result_of_a_thread(runtime):
+    over = threading.Event()
+    try:
+        return runtime.to_thread(over.wait, 5).result()
+    finally:
+        over.set()
 
 
 def in_a_coroutine(runtime, wait):

@@ -32,7 +32,7 @@ def test_under_gevent_work_is_done_and_a_warning_says_what_does_not_work():
         go(work("forgotten"))
 
     # asyncio's own loop: uvloop has no place for greenlets.
-    child = run_child(program, env={"OMNILOOP_LOOP": "asyncio"})
+    child = run_child(program, env={"OMNILOOP_LOOP": "asyncio"}, flags=["-W", "default::RuntimeWarning"])
 
     assert (child.stdout.split(), child.code) == (["run", "ran", "run", "forgotten"], 0)
     assert child.stderr.count("RuntimeWarning: gevent has patched threading") == 1

@@ -137,7 +137,8 @@ def test_turns_do_not_drift_and_missed_ones_are_left_out(runtime):
     runtime.every(0.05, slow)
     assert turns.enough.wait(timeout=5)
 
-    numbers = [(moment - start) / 0.05 for moment in turns.times]
+    # It goes on.
+    numbers = [(moment - start) / 0.05 for moment in turns.times[:6]]
     assert all(number >= due - 0.05 for number, due in zip(numbers, (1, 2, 4.1, 5, 6, 7), strict=True))
     assert numbers == sorted(numbers)
 
