@@ -115,7 +115,7 @@ class Admission:
         try:
             if asyncio._get_running_loop() is not None:
                 raise FullError(self._may_not_wait(task, "this thread runs an event loop"))
-            if life.is_worker():
+            if life.workers.is_worker():
                 raise FullError(self._may_not_wait(task, "a worker thread has one of these places itself"))
             if signals.in_signal_handler():
                 raise FullError(self._may_not_wait(task, "a signal handler must not block"))
@@ -197,7 +197,5 @@ class Admission:
             life.inbox.put(partial(self._schedule_report, life))
 
     def _schedule_report(self, life: Life) -> None:
-        thread = life.thread
-        assert thread is not None
         delay = max(0.0, self._next_report - time.monotonic())
-        thread.loop.call_later(delay, self.report, life, context=thread.context)
+        life.thread.loop.call_later(delay, self.report, life, context=life.thread.context)

@@ -847,7 +847,7 @@ class Runtime:
         if self._life.debug:
             task._stack = _stack(frame)
         if self._timings is not None and self._settings.timings:
-            self._timings.measure(task, self._life.batch_began)
+            self._timings.measure(task, self._life.ledger.batch_began)
 
     def _put(self, task: Task[T], later: Later | None = None) -> Task[T]:
         """Deliver *task*, to be started at once or *later*, to this life or the next; or refuse it."""
@@ -999,7 +999,9 @@ class Runtime:
 
     def _remaining(self) -> int:
         """Return how much unfinished work, leftovers included, there is to wait for."""
-        return self._life.remaining() + self._life.left(time.monotonic() - self._settings.leftover_timeout)
+        return self._life.ledger.remaining() + self._life.ledger.leftovers.count(
+            time.monotonic() - self._settings.leftover_timeout
+        )
 
     def _tell_failures(self) -> None:
         self._failures.tell_all()

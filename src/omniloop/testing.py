@@ -156,7 +156,7 @@ class _Selector(selectors.DefaultSelector):
 def judge(timeout: float) -> None:
     """Wait for the work that a test has left on the shared runtime, and fail the test if the work does not end."""
     runtime = shared_runtime()
-    if runtime._life.thread is not None:
+    if runtime._life.loop is not None:
         leaked = _flush(runtime, timeout)
         for task in _unfinished(runtime) if leaked else ():
             # Cancelled, or it would fail every later test too.

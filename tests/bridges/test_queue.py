@@ -96,7 +96,7 @@ def test_making_one_starts_nothing():
     with Runtime() as runtime:
         queue(runtime=runtime)
 
-        assert runtime._life.thread is None
+        assert runtime._life.loop is None
 
 
 def test_it_keeps_no_task_in_sight_and_a_flush_does_not_wait_for_it(runtime):

@@ -253,7 +253,7 @@ def test_one_that_was_never_opened_is_closed_without_being_opened(runtime):
         client.run(use)
     assert opened == []
     # Not even a thread.
-    assert runtime._life.thread is None
+    assert runtime._life.loop is None
 
 
 @pytest.mark.promise("`with` and `async with` give the resource, and close it at their end", section="Resources")

@@ -132,7 +132,8 @@ def test_a_loop_whose_thread_comes_back_late_is_closed_by_one_of_the_two(copy: C
     closed: list[str] = []
 
     class Late(copy.parts[THREAD].LoopThread):  # type: ignore[misc,name-defined]
-        def _own(self) -> None:
+        def own(self, loop: asyncio.AbstractEventLoop) -> None:
+            self.loop = loop
             self.run = copy.parts[THREAD].Run()
             self.run.leaving = True
 
@@ -143,7 +144,8 @@ def test_a_loop_whose_thread_comes_back_late_is_closed_by_one_of_the_two(copy: C
         def close(self) -> None:
             closed.append("by who ended it")
 
-    late = Late(Lying(), "late", print, print, print)
+    late = Late("late", print, print, print)
+    late.own(Lying())
     threads = [spawn(late._main, late.run, None, print), spawn(late.close)]
     for thread in threads:
         thread.join()
@@ -160,7 +162,7 @@ def test_a_loop_whose_thread_comes_back_late_is_closed_by_one_of_the_two(copy: C
     ),
 )
 def test_a_request_to_the_loop_has_one_answer(copy: Copy) -> None:
-    asked = copy.parts[DRAIN].Asked(types.SimpleNamespace(asked={}, thread=None), asyncio.sleep)
+    asked = copy.parts[DRAIN].Asked(types.SimpleNamespace(asked={}, loop=None), asyncio.sleep)
 
     # The loop, and the end of the life.
     threads = [spawn(asked.answer, "the loop's"), spawn(asked.answer, "the end's"), spawn(asked.give_up)]
@@ -204,7 +206,7 @@ def test_a_call_in_a_thread_is_made_or_cancelled(copy: Copy) -> None:
     ),
 )
 def test_of_workers_that_begin_at_once_as_many_stay_as_have_a_place(copy: Copy) -> None:
-    pool = copy.parts[WORKERS].Workers(1, "explored", print)
+    pool = copy.parts[WORKERS].Workers("explored", print)
 
     def is_idle() -> None:
         pool._staff.add(threading.current_thread())
@@ -226,7 +228,7 @@ def test_of_workers_that_begin_at_once_as_many_stay_as_have_a_place(copy: Copy) 
     ),
 )
 def test_when_one_worker_leaves_and_the_other_begins_to_wait_another_is_there(copy: Copy) -> None:
-    pool = copy.parts[WORKERS].Workers(1, "explored", print)
+    pool = copy.parts[WORKERS].Workers("explored", print)
     wanted: list[str] = []
     pool._grow = lambda: wanted.append("another")
 

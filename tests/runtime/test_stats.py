@@ -36,7 +36,7 @@ def eventually(condition: Callable[[], object]) -> None:
 
 def test_a_fresh_runtime_has_counted_nothing_and_stays_unstarted(runtime):
     assert runtime.stats() == Stats(0, 0, 0, 0, 0, 0.0, 0, 0, 0, 0.0)
-    assert runtime._life.thread is None
+    assert runtime._life.loop is None
 
 
 @pytest.mark.promise("`stats()` counts every kind of submission once")

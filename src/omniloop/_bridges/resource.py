@@ -173,7 +173,7 @@ class Resource(Generic[T]):
         """
         self._check(use, "go")
         life = self._runtime._current()
-        if life.thread is not None and life.thread.is_current() and life.ledger.is_bereft():
+        if life.thread.is_current() and life.ledger.is_bereft():
             raise self._bereft_error()
         kind = DAEMON if daemon else WORK
         return self._runtime._go_within(timeout, self._use(use), caller(), name, context=context, kind=kind)
@@ -277,8 +277,7 @@ class Resource(Generic[T]):
 
     async def _get(self, frame: FrameType, accepted: bool) -> T:
         life = self._runtime._current()
-        thread = life.thread
-        if thread is None or who_runs_here() is not None or asyncio.get_running_loop() is not thread.loop:
+        if who_runs_here() is not None or asyncio.get_running_loop() is not life.loop:
             raise WrongLoopError(
                 f"{self!r} lives on the runtime's loop, and another one runs here. Hand over what is to be done with it: "
                 "await client.go(lambda c: c.get(url))."
@@ -315,7 +314,7 @@ class Resource(Generic[T]):
         """
         self._refuses = True
         life, client = self._runtime._current(), self._client
-        if life.thread is None and (client is None or client.life is not life):
+        if life.loop is None and (client is None or client.life is not life):
             return None
         # A daemon, because at its end the runtime closes the client, even one still in use. After its end it has done that.
         with suppress(ClosedError):

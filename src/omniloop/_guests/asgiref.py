@@ -83,7 +83,7 @@ class SyncThread(Executor):
     @classmethod
     def workers(cls) -> Workers:
         """Return the pool of one thread, started. RuntimeError if it can't be started: from 3.12 on when the interpreter ends."""
-        pool = cls._by_process.setdefault(os.getpid(), Workers(1, "omniloop-sync", end_orphan))
+        pool = cls._by_process.setdefault(os.getpid(), Workers("omniloop-sync", end_orphan))
         pool.start_one()
         return pool
 

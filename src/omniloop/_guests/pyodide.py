@@ -22,9 +22,9 @@ INSTEAD: Final = "Await the work: await go(work())."
 class Thread(LoopThread):
     """The one thread of the page, which runs its loop already."""
 
-    def _own(self) -> None:
-        # The page owns the loop: there is nothing to set up.
-        pass
+    def own(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Note the loop, which the page owns: there is nothing to set up."""
+        self.loop = loop
 
     def start(self, first: Callable[[], object]) -> None:
         """Have the page's loop call *first*."""

@@ -110,7 +110,7 @@ class Asked:
     def __call__(self) -> None:
         """Begin the request, on the loop's thread. Elsewhere do nothing: the loop is gone, and the end of the life answers."""
         life = self._life
-        if life.thread is not None and life.thread.is_current() and self in life.asked:
+        if life.thread.is_current() and self in life.asked:
             # A plain asyncio task, whatever task factory the user has set.
             self._runner = asyncio.Task(self._begin(), loop=life.thread.loop, context=Context())
             life.ledger.leftovers.helpers.add(self._runner)
@@ -133,7 +133,7 @@ class Asked:
 
     def give_up(self) -> None:
         """Stop waiting, unless it is answered. For the thread that asked."""
-        if self._life.asked.pop(self, False) and self._life.thread is not None:
+        if self._life.asked.pop(self, False) and self._life.loop is not None:
             with suppress(RuntimeError):
                 # The loop is closed.
                 self._life.thread.post(self._cancel)
@@ -155,7 +155,7 @@ def _wait_on_loop(
     """Have the loop begin a wait, after everything submitted before, and block until it ends. False at the deadline."""
     if life.inbox.closed:
         return True
-    if not life.serving and not life.remaining():
+    if not life.serving and not life.ledger.remaining():
         # Never used, or parked before a fork because there was nothing to do.
         return True
     since, until = time.monotonic(), math.inf if deadline is None else deadline

@@ -75,9 +75,6 @@ _DESCRIPTORS: Final = 10
 # How long, in seconds, one thread waits for another to start the runtime.
 _START_TIMEOUT: Final = 1.0
 
-# The same for a call that can't go on without the start: the user's loop factory may be slow.
-_LONG_START: Final = 10.0
-
 # How long a fork waits for a loop that is in the middle of a callback.
 _PAUSE_TIMEOUT: Final = 1.0
 
@@ -117,15 +114,16 @@ class Life:
         # Whether more than the work itself is noted of a submission: in debug mode, and while timings are measured.
         self.noted = self.debug
         self.stage: str = Stage.NEW
-        # Made on first use, and kept to the end.
-        self.thread: LoopThread | None = None
+        # The first start makes the loop.
+        self.thread = LoopThread(self.name, self._escaped, self._die, exit.end_orphan)
         # Held by the thread that ends this life. Re-entrant, because a SIGTERM may come in the middle.
         self.closing = RLock()
         # Kept here too, because in a forked child the runtime begins others.
         self.failures = owner._failures
         self.tally = owner._tally
-        self._ledger: Ledger | None = None
-        self._workers: Workers | None = None
+        self.ledger = Ledger(self.inbox, self.failures, self.tally, owner._now)
+        self.workers = Workers(self.name, exit.end_orphan)
+        self.workers.thread, self.workers.ledger = self.thread, self.ledger
         self._watchdog: _hooks.Watchdog | None = None
         # Whether a guest's loop serves, in the only thread: then there are no workers, and nobody watches.
         self._hosted = False
@@ -141,25 +139,6 @@ class Life:
         self._escaping: BaseException | None = None
 
     @property
-    def ledger(self) -> Ledger:
-        assert self._ledger is not None
-        return self._ledger
-
-    @property
-    def workers(self) -> Workers:
-        if self._workers is None:
-            # Twice: if the start that was waited for failed, the second attempt raises the reason here.
-            for _ in range(2):
-                # Through the inbox, so that others that submit meanwhile leave the start to this thread, which may be interrupted.
-                self.inbox.wake_reader()
-                if self._workers is None:
-                    self._starter.wait(_LONG_START)
-            if self._workers is None:
-                by = "the frame that this call interrupted" if self.starts_below() else "another thread, which is slow"
-                raise CannotStartError(f"The runtime is being started by {by}. Call again later.")
-        return self._workers
-
-    @property
     def serving(self) -> bool:
         """Tell whether the thread runs the loop, or is about to."""
         return self.stage is Stage.SERVING
@@ -172,20 +151,13 @@ class Life:
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop, if it is made."""
-        return None if self.thread is None else self.thread.loop
+        loop: asyncio.AbstractEventLoop | None = self.thread.loop
+        return loop
 
     @property
     def ident(self) -> int | None:
         """The ident of the loop's thread, if it runs."""
-        return None if self.thread is None else self.thread.ident
-
-    def is_worker(self) -> bool:
-        """Tell whether the calling thread is one of this life's workers."""
-        return self._workers is not None and self._workers.is_worker()
-
-    def is_starting(self) -> bool:
-        """Tell whether the loop is in a task's first step or in a plain call, so that it can start nothing else now."""
-        return self._ledger is not None and self._ledger.beginning is not None
+        return self.thread.ident
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -215,8 +187,7 @@ class Life:
         if fork.is_forking():
             # A new thread would be in the way of the fork; `catch_up` starts it afterwards.
             return
-        thread, pool = self.thread, self._workers
-        assert thread is not None and pool is not None
+        thread, pool = self.thread, self.workers
         if not self._hosted:
             pool.start_one()
         self.watch()
@@ -245,10 +216,13 @@ class Life:
     def _make(self) -> None:
         settings = self._owner._settings
         host = _hooks.host() if settings.loop_factory is None else None
-        pool = Workers(settings.max_workers, self.name, exit.end_orphan, settings.max_waiting_workers)
-        loop = None
+        pool, loop = self.workers, None
+        pool.size, pool.most_waiting = settings.max_workers, settings.max_waiting_workers
         try:
-            if host is None:
+            if host is not None:
+                self.thread = pool.thread = host.Thread(self.name, self._escaped, self._die, exit.end_orphan)
+                self.thread.own(host.loop())
+            else:
                 _check_descriptors()
                 if not fork.is_forking():
                     # Before the loop: if no thread can be started, no loop is made.
@@ -269,36 +243,23 @@ class Life:
                 # Now, because after a fork nothing may be imported.
                 _hooks.polls()
                 self._set_up_signals()
-                thread = LoopThread(loop, self.name, self._escaped, self._die, exit.end_orphan)
-            else:
-                thread = host.Thread(host.loop(), self.name, self._escaped, self._die, exit.end_orphan)
-            self._ledger = Ledger(
-                thread.loop,
-                thread.context,
-                self.inbox,
-                self.failures,
-                self.tally,
-                self._owner._now,
-                owns_loop=host is None,
-            )
-            pool.thread, pool.ledger = thread, self._ledger
-            if host is None:
+                self.thread.own(made)
                 # Our own executor, because the default one refuses work before the first atexit handler runs: a drain in which a task looks
                 # up a host name would fail.
-                pool.serve(thread.loop)
+                pool.serve(made)
                 # Now, because after a fork nothing may be imported.
-                self._load_watchdog(thread)
-            self._hosted = host is not None
-            self._workers = pool
+                self._load_watchdog()
+            thread, self._hosted = self.thread, host is not None
+            self.ledger.begin(thread.loop, thread.context, owns_loop=not self._hosted)
             self.debug = self.debug or thread.loop.get_debug()
-            self.thread = thread
             self.stage = Stage.PARKED
         finally:
-            if self.thread is None:
-                # Interrupted (Ctrl-C); the next use begins anew.
+            if self.stage is not Stage.PARKED:
+                # Interrupted (Ctrl-C), or refused; the next use begins anew.
                 if loop is not None:
                     loop.close()
-                pool.stop(0)
+                self.thread.loop = None
+                pool.park(0)
 
     def _set_up_signals(self) -> None:
         sigterm = self._owner._settings_of_process().sigterm
@@ -317,11 +278,10 @@ class Life:
 
     def _wake(self) -> None:
         """Make the loop look into the inbox. The caller holds the inbox's token."""
-        thread = self.thread
         if self.inbox.closed:
             self.inbox.give_token_back()
-        elif thread is not None and self.stage is Stage.SERVING:
-            thread.post(self._empty)
+        elif self.stage is Stage.SERVING:
+            self.thread.post(self._empty)
             watchdog = self._watchdog
             if watchdog is not None and watchdog.asleep and not watchdog.attached:
                 watchdog.wake()
@@ -329,8 +289,7 @@ class Life:
             self.start()
 
     def _empty(self) -> None:
-        thread, ledger = self.thread, self._ledger
-        if thread is None or ledger is None or thread.leaving:
+        if self.thread.leaving:
             # The thread leaves for a fork, because nothing was pending. A task started in the last turn of the loop would be left hanging;
             # the next start looks into the inbox first.
             self.inbox.give_token_back()
@@ -338,36 +297,32 @@ class Life:
         if self.stage is Stage.PARKED:
             # The start was interrupted, and the thread runs nevertheless.
             self.stage = Stage.SERVING
-        ledger.empty()
+        self.ledger.empty()
 
     # --- watching -----------------------------------------------------------------------------------------------------
 
     def watch(self) -> None:
         """Watch the loop if `slow_callback` is set, and note submissions if `timings` is. Called again when the settings change."""
         self.noted = self.debug or self._owner._settings.timings
-        if self.thread is not None and not self._hosted and not self.inbox.closed:
-            self._load_watchdog(self.thread)
+        if self.loop is not None and not self._hosted and not self.inbox.closed:
+            self._load_watchdog()
             if self._watchdog is not None:
                 self._watchdog.watch()
 
-    def _load_watchdog(self, thread: LoopThread) -> None:
+    def _load_watchdog(self) -> None:
         wanted = self._owner._settings.slow_callback is not None or self._owner._settings_of_process().monitor
         if wanted and self._watchdog is None:
             # The core may be installed without it.
             with suppress(ImportError):
                 self._watchdog = _hooks.on_use("_seen.watchdog").Watchdog(
-                    thread, self.ledger, lambda: self._owner._settings
+                    self.thread, self.ledger, lambda: self._owner._settings
                 )
-
-    def batch_began(self) -> float:
-        """When the loop began its current or latest batch of work, by `time.monotonic()`; 0 before the first."""
-        return self._ledger._now if self._ledger is not None else 0.0
 
     def shut(self) -> None:
         """Note that this life is over: its thread was stopped, and what is left will not be done."""
         self.stage = Stage.CLOSED
-        if self.thread is not None:
-            _hooks.leave(self.thread.loop)
+        if self.loop is not None:
+            _hooks.leave(self.loop)
 
     def stop_watching(self, timeout: float) -> None:
         """End the watchdog's thread. Comes before the end of the loop's, so that it does not log while the interpreter ends."""
@@ -403,16 +358,16 @@ class Life:
         args: tuple[object, ...] = () if msg is None else (msg,)
         if isinstance(work, ThreadWork):
             return work.cancel(task, args)
-        if self._ledger is None:
+        ledger = self.ledger
+        if self.stage is Stage.NEW:
             # Accepted in the middle of a fork or of the first start: there is no loop yet.
             if any(task_in(item) is task and self.inbox.take_back(item) for item in self.inbox.waiting()):
                 task._end_unstarted(*args)
                 return True
-            if self._ledger is None:
+            if self.stage is Stage.NEW:
                 # Refused.
                 return False
-        ledger = self._ledger
-        if self.thread is not None and self.thread.is_current():
+        if self.thread.is_current():
             if isinstance(task._work, asyncio.Future):
                 ledger.cancel(task, msg)
                 return True
@@ -435,7 +390,7 @@ class Life:
         self.failures.hold(unclaimed, task)
         self.tally.count("failed")
         error = unclaimed.failure.exception
-        if isinstance(error, (SystemExit, KeyboardInterrupt)) and self.thread is not None and self.thread.is_current():
+        if isinstance(error, (SystemExit, KeyboardInterrupt)) and self.thread.is_current():
             # uvloop lets the error out only after the task was settled; see `_escaped`.
             self._escaping = error
             self.thread.post(self._none_escaping)
@@ -498,21 +453,21 @@ class Life:
                 self.tally.count("aside")
                 close_unstarted(task._work)
                 fail(task)
-        if self._ledger is not None:
-            for task in [*self._ledger.unfinished(), *self._ledger.keepers.values()]:
-                if task is self._ledger.beginning:
-                    # The loop's thread is just starting it, and settles it afterwards.
-                    continue
-                work = task._work
-                if isinstance(work, ThreadWork) and not work.claim() and work not in self._ledger.in_threads:
-                    # `to_thread` has taken it back for the next life.
-                    continue
-                if self.stage is not Stage.DEAD and task in self._ledger.timers:
-                    # A timer that never came due is cancelled without a report.
-                    task._meet()
-                    task._end_cancelled(())
-                    continue
-                fail(task)
+        ledger = self.ledger
+        for task in [*ledger.unfinished(), *ledger.keepers.values()]:
+            if task is ledger.beginning:
+                # The loop's thread is just starting it, and settles it afterwards.
+                continue
+            work = task._work
+            if isinstance(work, ThreadWork) and not work.claim() and work not in ledger.in_threads:
+                # `to_thread` has taken it back for the next life.
+                continue
+            if self.stage is not Stage.DEAD and task in ledger.timers:
+                # A timer that never came due is cancelled without a report.
+                task._meet()
+                task._end_cancelled(())
+                continue
+            fail(task)
         for item in undelivered:
             if type(item) not in (Task, Later):
                 # A flush finds nothing left to wait for; a cancellation comes too late.
@@ -524,27 +479,13 @@ class Life:
 
     def unfinished(self) -> list[Task[Any]]:
         """Return all accepted work that is not done. A snapshot."""
-        started = self._ledger.unfinished() if self._ledger is not None else []
         # A task that is done may still be in the table.
-        return [task for task in (*started, *waiting_in(self.inbox)) if not task.done()]
+        return [task for task in (*self.ledger.unfinished(), *waiting_in(self.inbox)) if not task.done()]
 
     def waited_for(self) -> Iterator[Task[Any]]:
         """Yield the work that the drain has to wait for, started work first. A snapshot."""
-        if self._ledger is not None:
-            yield from self._ledger.waited_for()
+        yield from self.ledger.waited_for()
         yield from (item for item in self.inbox.waiting() if type(item) is Task)
-
-    def remaining(self) -> int:
-        """Count the work that the drain has to wait for. A snapshot."""
-        return len(self.inbox) if self._ledger is None else self._ledger.remaining()
-
-    def left(self, since: float) -> int:
-        """Count the tasks left on the loop after *since*, by `time.monotonic`, including the closing of async generators. A snapshot."""
-        return 0 if self._ledger is None else self._ledger.leftovers.count(since)
-
-    def left_over(self) -> list[Any]:
-        """Return the tasks on the loop that the drain waits for once the work is done. A snapshot."""
-        return [] if self._ledger is None else [*self._ledger.leftovers.left, *self._ledger.leftovers.clean_ups]
 
     def started(self) -> int:
         """Count the work that was ever started or waits to be, without what daemons have submitted."""
@@ -554,10 +495,10 @@ class Life:
         """Count this life's work, for `stats`. A snapshot."""
         from .._stats import Stats
 
-        ledger, (begun, failed, cancelled) = self._ledger, self.tally.look()
+        ledger, (begun, failed, cancelled) = self.ledger, self.tally.look()
         running = scheduled = waiting = queued = 0
         # A closed or dead life has settled everything.
-        if ledger is not None and self.stage in (Stage.SERVING, Stage.PARKED):
+        if self.stage in (Stage.SERVING, Stage.PARKED):
             first = ledger.beginning
             in_threads = [task for task in list(ledger.in_threads.values()) if not task.done()]
             waiting = sum(not task._is_started() for task in in_threads)
@@ -570,7 +511,7 @@ class Life:
         if not self.inbox.closed:
             queued = sum(task._kind is not KEEPER for task in waiting_in(self.inbox))
         sums: dict[str, Any] = self.tally.sum_up((begun, failed, cancelled), running, scheduled, waiting, queued)
-        lag = self.thread.lag(self.serving) if self.thread is not None and self.stage is not Stage.CLOSED else 0.0
+        lag = self.thread.lag(self.serving) if self.stage is not Stage.CLOSED else 0.0
         return Stats(**sums, drain_time=drain_time, loop_lag=lag)
 
     # --- fork ---------------------------------------------------------------------------------------------------------
@@ -579,22 +520,19 @@ class Life:
         """Tell whether this life has another thread, which a fork in the calling thread must wait for."""
         # A thread that starts this life may be importing a module, such as uvloop, which the child could then never import.
         self.wait_for_start()
-        return self.thread is not None and not self.thread.is_current()
+        return self.loop is not None and not self.thread.is_current()
 
     def forks_itself(self) -> None:
         """On the thread that begins a fork: if it is this life's own, let forks in other threads wait for its callback no more."""
-        if self.thread is not None and self.thread.is_current():
+        if self.thread.is_current():
             self.thread.let_forks_go_on()
 
     def hold_still(self) -> None:
         """Before a fork: end the threads if nothing is pending; otherwise hold the loop between two callbacks."""
-        thread = self.thread
-        if thread is None or not self.serving:
-            return
-        if thread.hold_or_leave(self._park, _PAUSE_TIMEOUT):
+        if self.serving and self.thread.hold_or_leave(self._park, _PAUSE_TIMEOUT):
             self.stop_watching(_PAUSE_TIMEOUT)
             # If a callback keeps the thread, it leaves after the fork; the next one waits for that.
-            thread.join(_PAUSE_TIMEOUT)
+            self.thread.join(_PAUSE_TIMEOUT)
             self.workers.park(_PAUSE_TIMEOUT)
 
     def _park(self) -> bool:
@@ -608,20 +546,12 @@ class Life:
 
     def go_on(self) -> None:
         """In the parent after a fork: let the loop go on."""
-        if self.thread is not None:
-            self.thread.resume()
+        self.thread.resume()
 
     def catch_up(self) -> None:
         """After a fork: start the threads if they have something to do."""
-        thread = self.thread
-        if not self.inbox.closed and (
-            self.inbox
-            or (
-                thread is not None
-                and not self.serving
-                and (_cpython.is_wanted(thread.loop) or bool(self.ledger.in_threads))
-            )
-        ):
+        idle = self.stage is Stage.PARKED and not _cpython.is_wanted(self.loop) and not self.ledger.in_threads
+        if not self.inbox.closed and (self.inbox or (self.stage is Stage.PARKED and not idle)):
             # Work was submitted meanwhile, or the loop serves a socket or a timer.
             with suppress(CannotStartError):
                 self.inbox.wake_reader()
@@ -635,13 +565,12 @@ class Life:
         try:
             # The fork may have been made while the loop emptied the inbox; that must not go on to start the rest here.
             kept += self.inbox.close()
-            if self.thread is not None:
+            if self.loop is not None:
                 # The loop refers only weakly to what it has beside our work.
-                kept += _cpython.open_generators(self.thread.loop) or ()
-                kept += asyncio.all_tasks(self.thread.loop)
+                kept += _cpython.open_generators(self.loop) or ()
+                kept += asyncio.all_tasks(self.loop)
         finally:
-            if self.thread is not None:
-                self.thread.abandon()
+            self.thread.abandon()
 
 
 def _check_descriptors() -> None:

@@ -165,7 +165,7 @@ class _End:
     def finish(self, deadline: float) -> Outcome:
         """End daemons, resources and all other tasks, and refuse work from then on. Work itself is not cancelled."""
         life = self._life
-        if life.thread is not None and life.serving:
+        if life.serving:
             return self._ask_loop(lambda: self._finish(deadline), deadline)
         undelivered = life.inbox.close()
         # Until then another thread may have started the loop, which has begun what was submitted. Any later start is refused.
@@ -179,7 +179,7 @@ class _End:
     def cut(self, deadline: float, leftovers: LeftoverTime) -> None:
         """Cancel everything that is left, including work, and refuse whatever is submitted from then on."""
         life = self._life
-        if life.thread is not None:
+        if life.stage is not Stage.NEW:
             for task in life.waited_for():
                 self._drop(task)
             if life.serving:
@@ -193,7 +193,6 @@ class _End:
 
     def _ask_loop(self, begin: Callable[[], Coroutine[Any, Any, Outcome]], deadline: float) -> Outcome:
         """Have the loop run a coroutine and wait for its outcome; STUCK if the loop is blocked, but not before the *deadline*."""
-        assert self._life.thread is not None
         asked = Asked(self._life, begin)
         try:
             self._life.thread.post(asked)
@@ -479,28 +478,25 @@ def _stop_all(life: Life, deadline: float, end: _End, why: str) -> None:
     # A start that is under way may not have seen that the inbox is closed. Any later one does.
     life.wait_for_start()
     thread = life.thread
-    blocked = None
-    if thread is not None:
-        life.stop_watching(_JOIN_TIMEOUT)
-        # If the loop answered, its thread is only late because the machine is busy: wait longer than for one that gave no answer.
-        patience = _JOIN_TIMEOUT + (_PATIENCE if end.answered else 0.0)
-        joined = thread.stop(max(0.0, deadline - time.monotonic()) + patience)
-        blocked = None if joined else thread_stack(thread.ident)
+    life.stop_watching(_JOIN_TIMEOUT)
+    # If the loop answered, its thread is only late because the machine is busy: wait longer than for one that gave no answer.
+    patience = _JOIN_TIMEOUT + (_PATIENCE if end.answered else 0.0)
+    joined = thread.stop(max(0.0, deadline - time.monotonic()) + patience)
+    blocked = None if joined else thread_stack(thread.ident)
     cut_off = end.lines()
-    if thread is not None:
-        busy = life.workers.stop(_JOIN_TIMEOUT)
-        if blocked is not None:
-            exit.leave_behind(thread.ident)
-            say("%s: the loop's thread did not end, because a callback blocks it here:\n%s", life.name, blocked)
-        for worker in busy:
-            if stack := thread_stack(worker.ident):
-                exit.leave_behind(worker.ident)
-                say("%s: worker thread %r did not end; it runs here:\n%s", life.name, worker.name, stack)
+    busy = life.workers.stop(_JOIN_TIMEOUT)
+    if blocked is not None:
+        exit.leave_behind(thread.ident)
+        say("%s: the loop's thread did not end, because a callback blocks it here:\n%s", life.name, blocked)
+    for worker in busy:
+        if stack := thread_stack(worker.ident):
+            exit.leave_behind(worker.ident)
+            say("%s: worker thread %r did not end; it runs here:\n%s", life.name, worker.name, stack)
     _tell(life, _lines(_describe_thread, life.daemon_threads), "left running in daemon threads, which nobody waits for")
     _tell(life, cut_off, f"unfinished when {why}, and cancelled")
     _tell(life, end.in_vain, "left on the loop when their time was over, and cancelled")
-    if thread is not None and life.stage is not Stage.DEAD:
-        deaf = _deaf(life, thread.loop)
+    if life.loop is not None and life.stage is not Stage.DEAD:
+        deaf = _deaf(life, life.loop)
         if blocked is None:
             _tell(life, deaf, "did not end when cancelled, and will not be done")
     late = _lines(describe, (item for item in end.undelivered if type(item) is Task))
@@ -508,7 +504,7 @@ def _stop_all(life: Life, deadline: float, end: _End, why: str) -> None:
     life.shut()
     life.fail_all(end.undelivered, _closed_error, told=True)
     life.failures.tell_all()
-    if thread is not None:
+    if life.loop is not None:
         thread.close()
 
 

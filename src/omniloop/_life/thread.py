@@ -92,13 +92,13 @@ class LoopThread:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
         name: str,
         on_escape: Callable[[BaseException], None],
         on_death: Callable[[BaseException | None], None],
         on_orphaned: Callable[[], None],
     ) -> None:
-        self.loop = loop
+        # None until it is made, which the first start does.
+        self.loop: Any = None
         self.name = name
         self._on_escape = on_escape
         self._on_death = on_death
@@ -120,11 +120,10 @@ class LoopThread:
         # All our callbacks run in this empty context; otherwise each would copy its submitter's and keep that alive. It is not the thread's
         # own context, because that can't be entered twice.
         self.context = contextvars.Context()
-        self._own()
 
-    def _own(self) -> None:
-        """Take over the loop, so that only this object can stop and run it."""
-        loop = self.loop
+    def own(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take over *loop*, so that only this object can stop and run it."""
+        self.loop = loop
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(_handle)
         self._stop_loop, self._run_forever = loop.stop, loop.run_forever

@@ -39,6 +39,7 @@ from . import workers
 
 if TYPE_CHECKING:
     from .._work.inbox import Inbox
+    from .._work.ledger import Ledger
     from .._work.task import Task
 
     class Waited(Protocol):
@@ -50,9 +51,11 @@ if TYPE_CHECKING:
         @property
         def ident(self) -> int | None: ...
         def check_process(self) -> None: ...
-        def is_worker(self) -> bool: ...
+        @property
+        def ledger(self) -> Ledger: ...
+        @property
+        def workers(self) -> workers.Workers: ...
         def starts_below(self) -> bool: ...
-        def is_starting(self) -> bool: ...
 
 
 # Takes the ident of the loop's thread and the task; returns why the calling thread's wait for it would never end, or None.
@@ -97,7 +100,7 @@ def check_may_wait(
             raise WouldDeadlockError(
                 f"{_title(what)} would wait, on the loop's own thread, for work that needs this thread. Instead {instead}."
             )
-        if by_host and host.can_wait() and not life.is_starting():
+        if by_host and host.can_wait() and life.ledger.beginning is None:
             return host
         raise WouldDeadlockError(
             f"{_title(what)} would block the one thread that there is, which does the work. {host.INSTEAD}"
@@ -163,7 +166,7 @@ def waiting_for_all(life: Waited, what: str) -> Iterator[None]:
     error.
     """
     check_may_wait(life, what)
-    if life.is_worker():
+    if life.workers.is_worker():
         raise WouldDeadlockError(
             f"{what} in a worker thread of the same runtime would wait for itself. Call it from another thread."
         )

@@ -158,14 +158,11 @@ class Workers(ThreadPoolExecutor):
     thread: LoopThread
     ledger: Ledger
 
-    def __init__(self, size: int, name: str, on_orphaned: Callable[[], None], most_waiting: int | None = None) -> None:
-        """
-        Replace at most *most_waiting* workers that wait for a runtime.
-
-        None means no bound, and no worker is kept for what the loop asks.
-        """
-        self._size = size
-        self._most_waiting = most_waiting
+    def __init__(self, name: str, on_orphaned: Callable[[], None]) -> None:
+        # How many may make calls at once; and how many that wait for a runtime are replaced. None means no bound, and no further worker
+        # for what the loop asks. Set before the first start.
+        self.size = 1
+        self.most_waiting: int | None = None
         self._name = name
         self._on_orphaned = on_orphaned
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -337,7 +334,7 @@ class Workers(ThreadPoolExecutor):
         """Return the numbers of workers: present, allowed, idle, waiting for the runtime; and of queued jobs. A snapshot."""
         return {
             "workers": len(self._staff),
-            "most": self._size,
+            "most": self.size,
             "idle": len(self._idle),
             "waiting_for_the_runtime": len(self._blocked),
             "jobs": self._jobs.qsize(),
@@ -355,7 +352,7 @@ class Workers(ThreadPoolExecutor):
         """Start a worker, if there is room. If other threads do so at once, a worker that is one too many ends."""
         places = self._places()
         # One more while the loop asks for something.
-        if len(self._staff) >= places + bool(self._asked and self._most_waiting is not None):
+        if len(self._staff) >= places + bool(self._asked and self.most_waiting is not None):
             return
         thread = new_thread(self._serve, f"{self._name}-worker-{next(self._numbers)}")
         try:
@@ -371,7 +368,7 @@ class Workers(ThreadPoolExecutor):
     def _places(self) -> int:
         """Return how many workers may make calls, or wait."""
         blocked = len(self._blocked)
-        return self._size + (blocked if self._most_waiting is None else min(blocked, self._most_waiting))
+        return self.size + (blocked if self.most_waiting is None else min(blocked, self.most_waiting))
 
     def _leaves(self) -> bool:
         """Tell whether the calling worker is one too many and ends: the place of one that waited was taken meanwhile, or two began at once."""

@@ -93,22 +93,21 @@ def _runtime(runtime: Runtime) -> dict[str, Any]:
     life = runtime._current()
     # Read before the tasks, which takes a while in which the loop may answer.
     stats = runtime.stats()
-    thread, workers, ledger = life.thread, life._workers, life._ledger
+    thread, loop = life.thread, life.loop
     busy = life._watchdog.busy_for() if life._watchdog is not None else None
     blocked = None
-    if thread is not None and life.stage is Stage.SERVING:
+    if life.stage is Stage.SERVING:
         for_seconds = max(busy or 0.0, thread.unanswered_for())
         if for_seconds > _BLOCKED:
             blocked = {"for": for_seconds, "stack": thread_stack(thread.ident)}
     return {
         **look(runtime.name, life),
         "stats": {name: value for name, value in stats._asdict().items() if isinstance(value, (int, float))},
-        "loop": None if thread is None else f"{type(thread.loop).__module__}.{type(thread.loop).__qualname__}",
+        "loop": None if loop is None else f"{type(loop).__module__}.{type(loop).__qualname__}",
         "stage": life.stage,
         "blocked": blocked,
-        "workers": None if workers is None else workers.counts(),
+        "workers": None if loop is None else life.workers.counts(),
         "resources": [
-            {"name": shown(task.get_name()), "for": task._age()}
-            for task in (list(ledger.keepers.values()) if ledger else ())
+            {"name": shown(task.get_name()), "for": task._age()} for task in list(life.ledger.keepers.values())
         ],
     }

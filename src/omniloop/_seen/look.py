@@ -147,9 +147,7 @@ def _awaited(thing: Any) -> Iterator[Any]:
 
 def _whose(life: Life) -> dict[asyncio.Future[Any], str]:
     """Return the owners of the tasks that were started with asyncio's own means."""
-    if life._ledger is None:
-        return {}
-    leftovers = life._ledger.leftovers
+    leftovers = life.ledger.leftovers
     found = dict.fromkeys([*leftovers.new(), *list(leftovers.left), *list(leftovers.late.tasks)], "left by work")
     found |= dict.fromkeys(list(leftovers.others), "a daemon's")
     found |= dict.fromkeys(
@@ -164,11 +162,11 @@ def _by_parent(life: Life) -> dict[Any, list[asyncio.Task[Any]]]:
     are in; under None those without a known one.
     """
     children: dict[Any, list[asyncio.Task[Any]]] = {None: []}
-    ledger = life._ledger
-    if ledger is None or ledger.loop.is_closed():
+    ledger, loop = life.ledger, life.loop
+    if loop is None or loop.is_closed():
         return children
     ours = [*list(ledger.running), *list(ledger.daemons), *list(ledger.keepers)]
-    others = asyncio.all_tasks(ledger.loop).difference(ours, ledger.leftovers.helpers)
+    others = asyncio.all_tasks(loop).difference(ours, ledger.leftovers.helpers)
     parents: dict[Any, Any] = {}
     for runner in [*ours, *others] if others else []:
         for task in _awaited(runner):

@@ -76,10 +76,12 @@ class Progress:
 
     def _remaining(self, left: float) -> tuple[int, float]:
         """Return how much is waited for, and for how long; the leftovers if the work is done."""
-        count = self._life.remaining()
+        count = self._life.ledger.remaining()
         if count or self._leftovers_until is None:
             return count, left
-        return len(self._life.left_over()), min(left, max(0.0, self._leftovers_until - time.monotonic()))
+        return len(self._life.ledger.leftovers.unfinished()), min(
+            left, max(0.0, self._leftovers_until - time.monotonic())
+        )
 
     def _show(self, left: float) -> None:
         count, left = self._remaining(left)
@@ -119,7 +121,7 @@ class Progress:
         advice = any(rank_of(task) == UNMARKED and getattr(task, "_kind", None) is not HANDOVER for task in tasks)
         if not tasks:
             # The work is done; only leftovers are waited for.
-            tasks = self._life.left_over()[:_NAMED]
+            tasks = self._life.ledger.leftovers.unfinished()[:_NAMED]
         names = dict.fromkeys(
             title_of(task) if isinstance(task, asyncio.Task) else shown(task.get_name()) for task in tasks
         )

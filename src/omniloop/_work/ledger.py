@@ -142,17 +142,12 @@ class Ledger:
     Holds the strong references: asyncio itself refers to its tasks only weakly.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        context: Context,
-        inbox: Inbox,
-        failures: Failures,
-        tally: Tally,
-        clock: Callable[[], float],
-        owns_loop: bool,
-    ) -> None:
-        self.loop = loop
+    # The loop that does the work, from `begin` on.
+    loop: asyncio.AbstractEventLoop
+    _context: Context
+    _batch_size: BatchSize
+
+    def __init__(self, inbox: Inbox, failures: Failures, tally: Tally, clock: Callable[[], float]) -> None:
         self.inbox = inbox
         # The drain waits for `running` and cancels `daemons`: two tables, so that "is anything left?" is one look.
         self.running: dict[asyncio.Future[Any], Task[Any]] = {}
@@ -168,7 +163,7 @@ class Ledger:
         # Work in worker threads, by its call. The calls add and remove themselves, from any thread.
         self.in_threads: dict[Any, Task[Any]] = {}
         # Asyncio tasks that were made on the loop without the runtime.
-        self.leftovers = Leftovers(loop, context, owns_loop)
+        self.leftovers = Leftovers()
         # Whether marked work (see `Tally`) is counted when it begins: from the first drain on.
         self.heeds_marks = False
         # Work that was cancelled before it started, from any thread, with the arguments of the cancellation.
@@ -177,19 +172,24 @@ class Ledger:
         self._tally = tally
         # The clock that the `when` of scheduled calls refers to.
         self._clock = clock
-        self._context = context
         # Added to the wait where a timer fires early: see `coarse_resolution`.
-        self._again = coarse_resolution(loop)
+        self._again = 0.0
         self._now = 0.0
         # When the current batch ends, and whether the next batch is scheduled for the loop's next turn.
         self._until = 0.0
         self._next_is_due = False
-        self._batch_size = BatchSize(loop, context)
         # Whether coroutines start eagerly; read wherever work begins.
         self._eager = False
         # One bound method for all tasks: one for each would be one more object for the garbage collector to visit.
         self._on_done: Final = self._done
         self._says_asyncio = False
+
+    def begin(self, loop: asyncio.AbstractEventLoop, context: Context, owns_loop: bool) -> None:
+        """Do the work on *loop*, with all callbacks in *context*. Called again if it was interrupted."""
+        self.loop, self._context = loop, context
+        self._again = coarse_resolution(loop)
+        self._batch_size = BatchSize(loop, context)
+        self.leftovers.begin(loop, context, owns_loop)
         if owns_loop:
             self._honour_factories()
 
@@ -224,6 +224,10 @@ class Ledger:
         """Yield the work that goes on after its first step on the loop, with the asyncio tasks that run it. From any thread."""
         for held in (self.running, self.daemons, self.keepers):
             yield from list(held.items())
+
+    def batch_began(self) -> float:
+        """When the loop began its current or latest batch of work, by `time.monotonic()`; 0 before the first."""
+        return self._now
 
     def unfinished(self) -> list[Task[Any]]:
         """Return all started work that is not done. A snapshot, from any thread."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -89,7 +89,10 @@ def title_of(task: asyncio.Task[Any]) -> str:
 class Leftovers:
     """The tasks on a loop besides the work of its life. For the loop's thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, owns_loop: bool) -> None:
+    # The loop's own function, from `begin` on.
+    make_task: Callable[..., Any]
+
+    def __init__(self) -> None:
         self.left: dict[asyncio.Future[Any], float] = {}
         self.clean_ups: dict[asyncio.Future[Any], float] = {}
         self.others: dict[asyncio.Future[Any], float] = {}
@@ -107,11 +110,13 @@ class Leftovers:
         self.helpers: set[asyncio.Future[Any]] = set()
         # True while resources are closed: errors of the tasks here are not reported then.
         self.hushed = False
-        self._loop = loop
-        self._context = context
         self._new: list[Any] = []
         self._new_of_others: list[tuple[Any, Belongings]] = []
         self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, loop: asyncio.AbstractEventLoop, context: Context, owns_loop: bool) -> None:
+        """See the tasks that are made on *loop* from now on."""
+        self._loop, self._context = loop, context
         self.make_task = loop.create_task
         if owns_loop:
             with suppress(AttributeError):
@@ -196,6 +201,10 @@ class Leftovers:
     def new(self) -> list[asyncio.Future[Any]]:
         """Return the tasks that work has made since the last look. A snapshot, from any thread."""
         return [task for task in list(self._new) if asyncio.isfuture(task) and not task.done()]
+
+    def unfinished(self) -> list[Any]:
+        """Return the tasks that the drain waits for once the work is done. A snapshot, from any thread."""
+        return [*self.left, *self.clean_ups]
 
     def all(self) -> list[asyncio.Future[Any]]:
         """Return all tasks held here. A snapshot, from any thread."""

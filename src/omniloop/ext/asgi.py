@@ -155,8 +155,7 @@ async def _converse(app: Application, span: Lifespan, scope: Scope, receive: Rec
 
 def _on_the_loop_itself() -> bool:
     """Whether the server itself runs as work on the shared loop. Then it ends at exit, and the work is waited for there."""
-    thread = shared_runtime()._life.thread
-    return thread is not None and thread.is_current()
+    return shared_runtime()._life.thread.is_current()
 
 
 def _finish(shutdown: bool) -> None:
