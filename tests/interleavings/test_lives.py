@@ -74,9 +74,9 @@ def served(copy: Copy, *, running: bool = True, **settings: Any) -> Iterator[Ser
     f"{LIFE} {THREAD}",
     soak_only=True,
     a_start_that_does_not_look_whether_another_starts=Edit(
-        THREAD,
-        'if self._by.setdefault("by", me) is not me:\n                return False\n',
-        'self._by.setdefault("by", me)\n',
+        LIFE,
+        'if not below and self._starter.setdefault("by", me) == me:\n',
+        'if not below and (self._starter.setdefault("by", me) or True):\n',
     ),
 )
 def test_of_threads_that_start_a_runtime_at_once_one_does(copy: Copy) -> None:

@@ -659,7 +659,7 @@ def test_a_runtime_survives_a_signal_handler_that_raises_anywhere_in_its_start(c
         assert reached.wait(timeout=5), f"asleep after an interruption at line {point} of the start"
         if how is RaiseAfterCall:
             # No start seems to go on.
-            assert not runtime._life._starter._by
+            assert not runtime._life._starter
         # Nothing is left over that a shutdown has to wait for.
         runtime.flush(timeout=5)
         runtime.shutdown(timeout=1)

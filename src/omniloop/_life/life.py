@@ -9,7 +9,7 @@ The state of a life is one word, its `Stage`:
     any, in a forked child ───────> FOREIGN       the parent's; the runtime begins another life
 
 Which thread writes the stage:
-- `_make` and `_start`: the thread that starts the life, one at a time by the `Starter`. If it was interrupted, the loop's thread may.
+- `_make` and `_start`: the thread that starts the life, one at a time (`_starter`). If it was interrupted, the loop's thread may.
 - `_park` and `_die`: the loop's thread.
 - `shut`: the thread that holds `closing`.
 - `after_fork_in_child`: the only thread of the child.
@@ -19,7 +19,7 @@ started again, and when the interpreter ends. The inbox alone, by its mark, deci
 looks at the stage.
 
 How a life starts. The first submitter makes the loop and the threads. Others that submit meanwhile only append and do not wait for it,
-because they may be a signal handler that interrupts this very start; see `thread.Starter`.
+because they may be a signal handler that interrupts this very start.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError,
 from .._process import exit, fork, signals
 from .._report import Failure, say, shown
 from .._settings import Settings
-from .._threads import why_no_thread
+from .._threads import time, why_no_thread
 from .._work.failures import Failures, Unclaimed
 from .._work.inbox import Inbox
 from .._work.ledger import Later, Ledger, task_in, waiting_in
@@ -50,7 +50,7 @@ from .._work.leftovers import rank_of
 from .._work.tally import Tally
 from .._work.task import KEEPER, Task
 from . import waits
-from .thread import LoopThread, Starter
+from .thread import LoopThread
 from .workers import ThreadWork, Workers
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ _DESCRIPTORS: Final = 10
 
 # How long, in seconds, one thread waits for another to start the runtime.
 _START_TIMEOUT: Final = 1.0
+_LOOK: Final = 0.0005
 
 # How long a fork waits for a loop that is in the middle of a callback.
 _PAUSE_TIMEOUT: Final = 1.0
@@ -134,7 +135,9 @@ class Life:
         self.daemon_threads: dict[threading.Thread, list[str]] = {}
         # Whether the end has waited for what daemons had submitted, which it does once.
         self.waited_for_daemons = False
-        self._starter = Starter()
+        # The ident of the thread that starts this life, while it does. In a dictionary, because `setdefault` is atomic; with a plain lock, a
+        # signal handler that raises right after it was acquired would leave it locked forever.
+        self._starter: dict[str, int] = {}
         # A failure that is already reported, and may yet leave through the loop.
         self._escaping: BaseException | None = None
 
@@ -168,11 +171,18 @@ class Life:
         if exit.exiting():
             exit.unwatch(self._owner)
             raise ClosedError(exit.TOO_LATE)
+        me = threading.get_ident()
+        below = self.starts_below()
         try:
-            self._starter.start(self._start)
+            if not below and self._starter.setdefault("by", me) == me:
+                self._start()
         except (RuntimeError, OSError) as error:
             raise CannotStartError(f"omniloop can't start its thread here: {why_no_thread(error)}") from error
         finally:
+            # Without a function call, after which a signal handler could raise: the entry would stay, and nothing would ever be started
+            # again.
+            if not below and self._starter == {"by": me}:
+                del self._starter["by"]
             if self.stage is Stage.CLOSED and self._owner._held_by_fork() is self:
                 # A signal handler that interrupted this start has shut the runtime down.
                 exit.unwatch(self._owner)
@@ -207,11 +217,13 @@ class Life:
 
     def starts_below(self) -> bool:
         """Tell whether the calling thread is itself in the middle of a start, which a signal handler, say, has interrupted."""
-        return self._starter.in_this_thread()
+        return self._starter.get("by") == threading.get_ident()
 
     def wait_for_start(self) -> None:
         """Wait until no other thread is starting this life, for a second at most."""
-        self._starter.wait(_START_TIMEOUT)
+        until = time.monotonic() + _START_TIMEOUT
+        while self._starter and not self.starts_below() and time.monotonic() < until:
+            time.sleep(_LOOK)
 
     def _make(self) -> None:
         settings = self._owner._settings

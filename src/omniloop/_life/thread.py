@@ -22,52 +22,6 @@ from .._threads import join, new_thread, time
 _LATE_TIMEOUT = 1.0
 
 
-class Starter:
-    """
-    Runs one start at a time; a caller that finds one under way leaves the work to it and returns at once.
-
-    It never waits, because the caller may be a signal handler in the middle of a start. The running start is recorded in a dictionary,
-    whose `setdefault` is atomic, and recognised by identity. With a plain lock, a handler that raised right after it was acquired would
-    leave it locked forever.
-    """
-
-    __slots__ = ("_by",)
-
-    def __init__(self) -> None:
-        # The start under way: its thread's ident, and a lock that is held until it is over.
-        self._by: dict[str, tuple[int, threading.Lock]] = {}
-
-    def in_this_thread(self) -> bool:
-        """Tell whether the start under way is this thread's own, which a signal handler, say, has interrupted."""
-        by = self._by.get("by")
-        return by is not None and by[0] == threading.get_ident()
-
-    def start(self, make: Callable[[], object]) -> bool:
-        """
-        Call *make* and return True; return False if a start is under way. A caller that left something to this start looks again
-        afterwards.
-        """
-        me = threading.get_ident(), threading.Lock()
-        me[1].acquire()
-        try:
-            if self._by.setdefault("by", me) is not me:
-                return False
-            make()
-            return True
-        finally:
-            # Without a function call, after which a signal handler could raise: the entry would stay, and nothing would ever be started
-            # again.
-            if self._by == {"by": me}:
-                del self._by["by"]
-            me[1].release()
-
-    def wait(self, timeout: float) -> None:
-        """Wait *timeout* seconds at most until the start under way is over; return at once if it is this thread's own."""
-        by = self._by.get("by")
-        if by is not None and by[0] != threading.get_ident() and by[1].acquire(timeout=timeout):
-            by[1].release()
-
-
 class Run:
     """One thread's time with the loop, from the start of the thread until it has left the loop; the next start makes another."""
 
