@@ -32,12 +32,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock, RLock
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import _cpython
 
 if TYPE_CHECKING:
     import asyncio
+    from collections import deque
+
+T = TypeVar("T")
 
 # How long, in seconds, a wait sleeps at a time.
 LOOK_UP: Final = 1.0
@@ -101,6 +104,15 @@ def slices(timeout: float | None) -> Iterator[float]:
         yield max(0.0, min(left, LOOK_UP))
         left = until - time.monotonic()
         if left <= 0:
+            return
+
+
+def emptied(queue: deque[T]) -> Iterator[T]:
+    """Take the entries of *queue*, the oldest first, until it is empty. Other threads may take too, and add."""
+    while True:
+        try:
+            yield queue.popleft()
+        except IndexError:
             return
 
 

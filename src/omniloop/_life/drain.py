@@ -30,7 +30,6 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from contextvars import Context
 from functools import partial
 from threading import Lock
 from typing import Any, Final
@@ -111,13 +110,10 @@ class Asked:
         """Begin the request, on the loop's thread. Elsewhere do nothing: the loop is gone, and the end of the life answers."""
         life = self._life
         if life.thread.is_current() and self in life.asked:
-            # A plain asyncio task, whatever task factory the user has set.
-            self._runner = asyncio.Task(self._begin(), loop=life.thread.loop, context=Context())
-            life.ledger.leftovers.helpers.add(self._runner)
+            self._runner = life.ledger.leftovers.help(self._begin())
             self._runner.add_done_callback(self._done, context=life.thread.context)
 
     def _done(self, runner: asyncio.Task[Any]) -> None:
-        self._life.ledger.leftovers.helpers.discard(runner)
         value = None
         try:
             # An error here is a bug of this package: the loop's exception handler reports it.

@@ -335,13 +335,11 @@ class _End:
         self._life.ledger.loop.call_soon(self._beat)
 
     async def _close_generators(self, deadline: float) -> bool:
-        loop, helpers = self._life.ledger.loop, self._life.ledger.leftovers.helpers
-        if (generators := _cpython.open_generators(loop)) is not None:
+        ledger = self._life.ledger
+        if (generators := _cpython.open_generators(ledger.loop)) is not None:
             # Work is still accepted, and asyncio's own hook would complain of generators that are opened from now on.
             sys.set_asyncgen_hooks(firstiter=generators.add)
-        closing = asyncio.Task(loop.shutdown_asyncgens(), loop=loop)
-        helpers.add(closing)
-        closing.add_done_callback(helpers.discard)
+        closing = ledger.leftovers.help(ledger.loop.shutdown_asyncgens())
         if not await ended(self._life, [closing], max(deadline, time.monotonic() + 0.01)):
             closing.cancel()
             return False

@@ -33,7 +33,7 @@ from weakref import WeakSet
 from .._process.exit import draining, tell_at_exit
 from .._process.fork import forget_after_fork
 from .._report import STORM, Failure, Storms, report
-from .._threads import time
+from .._threads import emptied, time
 
 if TYPE_CHECKING:
     from .._report import Hook
@@ -140,11 +140,7 @@ class Failures:
         """Report what is unheld. For threads that may log."""
         if self._unsure:
             self._find_unheld()
-        while True:
-            try:
-                failure = self._unheld.popleft()
-            except IndexError:
-                return
+        for failure in emptied(self._unheld):
             self.tell(failure)
 
     def _find_unheld(self) -> None:
@@ -246,11 +242,7 @@ _ALONE: Final = _alone() if LATE_FINALISERS else 0
 
 
 def _tell_stranded() -> None:
-    while True:
-        try:
-            failures = _stranded.popleft()
-        except IndexError:
-            return
+    for failures in emptied(_stranded):
         failures.tell_unheld()
 
 

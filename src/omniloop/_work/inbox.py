@@ -41,6 +41,8 @@ from contextlib import suppress
 from threading import Lock
 from typing import Any, Final
 
+from .._threads import emptied
+
 
 class Inbox:
     """A queue with one reader at a time and any number of writers, which may be signal handlers and finalisers."""
@@ -133,12 +135,7 @@ class Inbox:
         """Refuse from now on, and return the items delivered before: closing and the last emptying are one step."""
         # Before the emptying, so that a `put` that comes too late for it sees the mark.
         self.closed = True
-        items = []
-        while True:
-            try:
-                items.append(self._items.popleft())
-            except IndexError:
-                return items
+        return list(emptied(self._items))
 
     def reopen(self, items: list[Any]) -> None:
         """Accept again, and first the items that the last emptying returned: that work is still worth doing."""

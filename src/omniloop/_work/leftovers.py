@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -122,6 +122,13 @@ class Leftovers:
             with suppress(AttributeError):
                 # A loop with slots refuses: its leftovers are not seen here.
                 loop.create_task = self._hooked()  # type: ignore[method-assign]
+
+    def help(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run *coro* in a task of the runtime's own: a plain asyncio task, whatever task factory the user has set."""
+        helper = asyncio.Task(coro, loop=self._loop, context=Context())
+        self.helpers.add(helper)
+        helper.add_done_callback(self.helpers.discard, context=self._context)
+        return helper
 
     def _hooked(self) -> Any:
         make, new, append, owner_of = self.make_task, self._new, self._new.append, belongs_to.get
