@@ -391,8 +391,7 @@ def test_who_waits_for_room_gets_it_when_there_is_some(copy: Copy) -> None:
 class Patient:
     """A life that lets everybody wait."""
 
-    def is_worker(self) -> bool:
-        return False
+    workers = types.SimpleNamespace(is_worker=lambda: False)
 
     def wait(self, task: Any, wait_here: Any, timeout: float | None) -> bool:
         return bool(wait_here(-1))

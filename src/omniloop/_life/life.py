@@ -271,7 +271,7 @@ class Life:
                 if loop is not None:
                     loop.close()
                 self.thread.loop = None
-                pool.park(0)
+                pool.park(_PAUSE_TIMEOUT)
 
     def _set_up_signals(self) -> None:
         sigterm = self._owner._settings_of_process().sigterm

@@ -10,8 +10,8 @@ The end in the order of the code below:
 
 1. `close` waits until no work is left (`drain.drain`). Then `_End.finish` ends everything else. Its outcome is one word: if it is WORK_LEFT,
    because new work has appeared, both are repeated; ENDED and STUCK end the waiting.
-2. `_End._end_stages` goes through the table `_STAGES`. For each stage, `before` is called once; then what `find` finds is cancelled and waited
-   for, until it finds nothing more. What takes longer than its part of the time goes on beside the later stages, and is waited for last.
+2. `_End._end_groups` cancels and waits for what `_End._groups` yields, stage by stage. What takes longer than its part of the time goes on
+   beside the later stages, and is waited for last.
    - Work. Only step 4 ends it.
    - Daemons. No turn of `every` begins any more; a turn that is under way counts as work from now on.
    - Resources, the youngest first. After each follow the tasks that were made in its opening: its client's own reader and heartbeat, which
@@ -48,7 +48,7 @@ from .._process import exit
 from .._report import frames_of, hurried, innermost, say, shown, thread_place, thread_stack
 from .._threads import acquire, holding, time
 from .._work.ledger import is_asked, task_in
-from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, Belongings, rank_of, title_of
+from .._work.leftovers import OF_OTHERS, OF_WHAT_ENDED, UNMARKED, rank_of, title_of
 from .._work.task import DAEMON, Task
 from .drain import LOOK, Asked, LeftoverTime, clean_ups, drain, ended
 from .life import Life, Stage
@@ -159,8 +159,6 @@ class _End:
         self._asked: set[Any] = set()
         # What did not end in its stage. It is waited for only after all other stages.
         self._slow: set[Any] = set()
-        # The belongings of resources that were closed, which end next.
-        self._closed: list[Belongings] = []
 
     def finish(self, deadline: float) -> Outcome:
         """End daemons, resources and all other tasks, and refuse work from then on. Work itself is not cancelled."""
@@ -223,7 +221,7 @@ class _End:
                 ledger.leftovers.in_vain.discard(runner)
         ledger.end_turns()
         try:
-            outcome = await self._end_stages(_STAGES[1:], deadline)
+            outcome = await self._end_groups(False, deadline)
         finally:
             self._hush(False)
         if outcome is not ENDED or (await self._close_generators(deadline) and self._refuse()):
@@ -241,34 +239,30 @@ class _End:
         # Those under way are work, and named, though the loop learns only now of the end.
         ledger.end_turns()
         self._end_untaken()
-        await self._end_stages(_STAGES, deadline)
+        await self._end_groups(True, deadline)
         await self._close_generators(deadline)
         if not self._refuse():
             # New work appears again and again. Refuse it from here on, and cancel what was started meanwhile.
             self.undelivered = self._life.inbox.close()
-            await self._end_stages(_STAGES, 0.0)
+            await self._end_groups(True, 0.0)
         return ENDED
 
-    async def _end_stages(self, stages: tuple[_Stage, ...], deadline: float) -> Outcome:
-        """Cancel what is left, stage by stage, and wait for it. Unless work itself is a stage, stop at the first sign of new work."""
-        ledger = self._life.ledger
-        patient = _WORK not in stages
-        for stage in stages:
-            stage.before(self)
-            while True:
-                if patient and not ledger.is_done(self.rank):
-                    # Work that was accepted after the drain must be done and not cancelled. The remaining tasks may belong to it.
-                    return WORK_LEFT
-                ledger.cancel_timers()
-                groups = ([each for each in group if each not in self._slow] for group in stage.find(self))
-                if (found := next(filter(None, groups), None)) is None:
-                    break
-                left = deadline - time.monotonic()
-                await self._end_group(found, left, left / (stage.count(self) + 1), patient)
-                if stage.once:
-                    break
+    async def _end_groups(self, cut: bool, deadline: float) -> Outcome:
+        """Cancel what is left, group by group, and wait for it. Unless work itself is *cut* off, stop at the first sign of new work."""
+        ledger, groups = self._life.ledger, self._groups(cut)
+        while cut or ledger.is_done(self.rank):
+            ledger.cancel_timers()
+            found, count = next(groups, (None, 0))
+            if found is None:
+                break
+            left = deadline - time.monotonic()
+            if found:
+                await self._end_group(found, left, left / (count + 1), not cut)
+        else:
+            # Work that was accepted after the drain must be done and not cancelled. The remaining tasks may belong to it.
+            return WORK_LEFT
         if time.monotonic() >= deadline:
-            self._ask(list(ledger.leftovers.clean_ups), patient)
+            self._ask(list(ledger.leftovers.clean_ups), not cut)
             # One turn in which each task that was just cancelled runs, and one in which it is settled.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -377,85 +371,58 @@ class _End:
 
     # --- the stages ---------------------------------------------------------------------------------------------------
 
-    def _work(self) -> list[Iterable[Any]]:
-        return [self._life.ledger.running]
+    def _groups(self, cut: bool) -> Iterator[tuple[list[Any], int]]:
+        """
+        Yield what is to end next, and how many such groups share the time. To be asked again when that has ended, or is too slow.
 
-    def _daemons(self) -> list[Iterable[Any]]:
-        return [self._life.ledger.daemons]
+        The end of one resource looks at no other.
+        """
+        ledger, leftovers = self._life.ledger, self._life.ledger.leftovers
 
-    def _no_more_daemons(self) -> None:
-        """From now on wait for what daemons have submitted. What their tasks may yet submit, without end, is not waited for."""
+        def fresh(runners: Iterable[Any]) -> list[Any]:
+            return [runner for runner in runners if runner not in self._slow]
+
+        if cut:
+            yield fresh(ledger.running), 1
+        # Once, because each that ends may begin another.
+        yield fresh(ledger.daemons), 1
         if self.rank == UNMARKED:
+            # From now on what daemons have submitted is waited for; not what their tasks may yet submit, without end.
             self.rank = OF_WHAT_ENDED
-            self._life.ledger.leftovers.orphan_others()
+            leftovers.orphan_others()
         self._hush(True)
-        belongings = self._life.ledger.leftovers.belongings
-        self._closed = [owner for keeper, owner in belongings.items() if keeper.done() or keeper in self._asked]
-
-    def _resources(self) -> Iterator[Iterable[Any]]:
-        """
-        Yield what is left of each resource that was closed, then each other resource, the youngest first.
-
-        Goes on behind a group only where nothing of it is to be ended, so that the end of one resource does not look at all others.
-        """
-        ledger, closed = self._life.ledger, self._closed
-        while closed:
-            closed[-1].over = True
-            yield closed[-1].tasks
-            closed.pop()
-        for keeper in reversed(ledger.keepers):
-            if (owner := ledger.leftovers.belongings.get(keeper)) is not None:
+        yield [], 1
+        closed = [it for keeper, it in leftovers.belongings.items() if keeper.done() or keeper in self._asked]
+        while True:
+            while closed:
+                if left := fresh(closed[-1].tasks):
+                    closed[-1].over = True
+                    yield left, max(1, len(ledger.keepers))
+                else:
+                    closed.pop()
+            if (youngest := next((it for it in reversed(ledger.keepers) if it not in self._slow), None)) is None:
+                break
+            yield [youngest], len(ledger.keepers)
+            if (owner := leftovers.belongings.get(youngest)) is not None:
                 closed.append(owner)
-            yield [keeper]
-            closed.clear()
+        while rest := fresh(self._rest()):
+            leftovers.late.over = leftovers.orphans.over = True
+            yield rest, 1
 
-    def _rest(self) -> list[Iterable[Any]]:
+    def _rest(self) -> list[Any]:
         """Return all other tasks, and the work submitted by tasks whose time is over."""
         ledger, leftovers = self._life.ledger, self._life.ledger.leftovers
         theirs = [runner for runner, task in ledger.running.items() if rank_of(task) == OF_OTHERS]
         bare = asyncio.all_tasks(ledger.loop) - leftovers.helpers - leftovers.clean_ups.keys()
         # In the order in which they were made, where that is known: see the module's docstring.
         known = dict.fromkeys(task for task in leftovers.all() if task in bare)
-        found = theirs + [task for task in [*known, *(bare - known.keys())] if ledger.is_bare(task)]
-        if not self._slow.issuperset(found):
-            leftovers.late.over = leftovers.orphans.over = True
-        return [found]
+        return theirs + [task for task in [*known, *(bare - known.keys())] if ledger.is_bare(task)]
 
     def _hush(self, on: bool) -> None:
         """While *on*, tasks made without the runtime may open no resource, and their errors are not reported."""
         leftovers = self._life.ledger.leftovers
         leftovers.look()
         leftovers.hushed = on
-
-
-class _Stage:
-    """Things that end together. `before` is called once; `find` returns groups to end one after the other, from what there is now."""
-
-    __slots__ = ("before", "count", "find", "once")
-
-    def __init__(
-        self,
-        find: Callable[[_End], Iterable[Iterable[Any]]],
-        before: Callable[[_End], None] = lambda _: None,
-        count: Callable[[_End], int] = lambda _: 1,
-        once: bool = False,
-    ) -> None:
-        self.find = find
-        self.before = before
-        # How many groups there are, which share the time.
-        self.count = count
-        # Whether it is not looked for more: each that ends may begin another.
-        self.once = once
-
-
-_WORK: Final = _Stage(_End._work, once=True)
-
-_STAGES: Final = (
-    _WORK,
-    _Stage(_End._daemons, once=True),
-    _Stage(_End._resources, before=_End._no_more_daemons, count=lambda end: max(1, len(end._life.ledger.keepers))),
-    _Stage(_End._rest),
-)
 
 
 # --- in the thread that closes ----------------------------------------------------------------------------------------
