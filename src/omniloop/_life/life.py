@@ -270,7 +270,7 @@ class Life:
                 # Interrupted (Ctrl-C), or refused; the next use begins anew.
                 if loop is not None:
                     loop.close()
-                self.thread.loop = None
+                self.thread.loop = self._watchdog = None
                 pool.park(_PAUSE_TIMEOUT)
 
     def _set_up_signals(self) -> None:
