@@ -144,7 +144,7 @@ def test_a_loop_whose_thread_comes_back_late_is_closed_by_one_of_the_two(copy: C
         def close(self) -> None:
             closed.append("by who ended it")
 
-    late = Late("late", print, print, print)
+    late = Late("late", print, print)
     late.own(Lying())
     threads = [spawn(late._main, late.run, None, print), spawn(late.close)]
     for thread in threads:
@@ -206,7 +206,7 @@ def test_a_call_in_a_thread_is_made_or_cancelled(copy: Copy) -> None:
     ),
 )
 def test_of_workers_that_begin_at_once_as_many_stay_as_have_a_place(copy: Copy) -> None:
-    pool = copy.parts[WORKERS].Workers("explored", print)
+    pool = copy.parts[WORKERS].Workers("explored")
 
     def is_idle() -> None:
         pool._staff.add(threading.current_thread())
@@ -228,7 +228,7 @@ def test_of_workers_that_begin_at_once_as_many_stay_as_have_a_place(copy: Copy) 
     ),
 )
 def test_when_one_worker_leaves_and_the_other_begins_to_wait_another_is_there(copy: Copy) -> None:
-    pool = copy.parts[WORKERS].Workers("explored", print)
+    pool = copy.parts[WORKERS].Workers("explored")
     wanted: list[str] = []
     pool._grow = lambda: wanted.append("another")
 

@@ -390,7 +390,7 @@ def test_a_call_that_found_no_thread_is_not_made_when_there_is_one(monkeypatch):
         raise RuntimeError("can't start new thread")
 
     called = []
-    pool = Workers("tight", lambda: None)
+    pool = Workers("tight")
     monkeypatch.setattr(threading.Thread, "start", no_room)
     with pytest.raises(RuntimeError, match="can't start new thread"):
         pool.submit(called.append, "refused")

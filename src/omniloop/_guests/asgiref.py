@@ -30,7 +30,6 @@ from .._cpython import threads_of
 from .._life import waits
 from .._life.workers import Workers
 from .._process import fork
-from .._process.exit import end_orphan
 from .._report import frames_of
 from .._threads import time
 from .._work.task import Task
@@ -83,7 +82,7 @@ class SyncThread(Executor):
     @classmethod
     def workers(cls) -> Workers:
         """Return the pool of one thread, started. RuntimeError if it can't be started: from 3.12 on when the interpreter ends."""
-        pool = cls._by_process.setdefault(os.getpid(), Workers("omniloop-sync", end_orphan))
+        pool = cls._by_process.setdefault(os.getpid(), Workers("omniloop-sync"))
         pool.start_one()
         return pool
 

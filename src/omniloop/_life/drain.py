@@ -132,11 +132,7 @@ class Asked:
         if self._life.asked.pop(self, False) and self._life.loop is not None:
             with suppress(RuntimeError):
                 # The loop is closed.
-                self._life.thread.post(self._cancel)
-
-    def _cancel(self) -> None:
-        if self._runner is not None:
-            self._runner.cancel()
+                self._life.thread.post(lambda: self._runner and self._runner.cancel())
 
 
 def _wait_on_loop(
@@ -170,22 +166,19 @@ def _wait_on_loop(
                 return bool(asked.value)
             if time.monotonic() >= until:
                 return False
-        ended = acquire(asked.gate, min(_QUIET, until - time.monotonic()))
-        if not ended and time.monotonic() < until:
+        if not acquire(asked.gate, min(_QUIET, until - time.monotonic())) and time.monotonic() < until:
             try:
                 progress = _hooks.on_use("_seen.progress").Progress(
                     life, shown=shown, told=told, since=since, leftovers_until=leftovers and leftovers.until
                 )
             except (ImportError, OSError):
                 # The core is installed alone, or the process is short of descriptors: wait without logging progress.
-                ended = acquire(asked.gate, until - time.monotonic())
+                acquire(asked.gate, until - time.monotonic())
             else:
-                ended = progress.acquire(asked.gate, deadline)
-        return ended and bool(asked.value)
-    except BaseException:
-        life.inbox.take_back(asked)
-        raise
+                progress.acquire(asked.gate, deadline)
+        return bool(asked.value)
     finally:
+        life.inbox.take_back(asked)
         asked.give_up()
 
 
@@ -237,14 +230,14 @@ class _Drain:
         """Stop waiting for what old leftovers, and those whose time is over, may submit without end."""
         if self._time is None:
             return
-        ledger, left = self._life.ledger, self._time.until - time.monotonic()
-        work = ledger.left(self._rank)
-        ledger.leftovers.give_up_but(ledger.leftovers.old(self._time.since), work, in_vain=False)
+        leftovers, left = self._life.ledger.leftovers, self._time.until - time.monotonic()
+        work = self._life.ledger.left(self._rank)
+        leftovers.give_up(leftovers.old(self._time.since), but=work)
         if left <= 0:
-            ledger.leftovers.time_over = True
-            ledger.leftovers.give_up_but(ledger.leftovers.young(self._time.since), work, in_vain=True)
+            leftovers.time_over = True
+            leftovers.give_up(leftovers.young(self._time.since), in_vain=True, but=work)
         # Repeated, because work may leave further tasks.
-        self._timer = ledger.loop.call_later(left if left > 0 else _STILL, self._give_up_late_ones)
+        self._timer = self._life.ledger.loop.call_later(left if left > 0 else _STILL, self._give_up_late_ones)
 
     async def _wait(self) -> bool:
         """Wait for the first kind of thing that is left; False if nothing is."""

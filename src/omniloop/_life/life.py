@@ -116,14 +116,14 @@ class Life:
         self.noted = self.debug
         self.stage: str = Stage.NEW
         # The first start makes the loop.
-        self.thread = LoopThread(self.name, self._escaped, self._die, exit.end_orphan)
+        self.thread = LoopThread(self.name, self._escaped, self._die)
         # Held by the thread that ends this life. Re-entrant, because a SIGTERM may come in the middle.
         self.closing = RLock()
         # Kept here too, because in a forked child the runtime begins others.
         self.failures = owner._failures
         self.tally = owner._tally
         self.ledger = Ledger(self.inbox, self.failures, self.tally, owner._now)
-        self.workers = Workers(self.name, exit.end_orphan)
+        self.workers = Workers(self.name)
         self.workers.thread, self.workers.ledger = self.thread, self.ledger
         self._watchdog: _hooks.Watchdog | None = None
         # Whether a guest's loop serves, in the only thread: then there are no workers, and nobody watches.
@@ -232,7 +232,7 @@ class Life:
         pool.size, pool.most_waiting = settings.max_workers, settings.max_waiting_workers
         try:
             if host is not None:
-                self.thread = pool.thread = host.Thread(self.name, self._escaped, self._die, exit.end_orphan)
+                self.thread = pool.thread = host.Thread(self.name, self._escaped, self._die)
                 self.thread.own(host.loop())
             else:
                 _check_descriptors()

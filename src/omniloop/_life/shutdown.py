@@ -194,18 +194,16 @@ class _End:
         asked = Asked(self._life, begin)
         try:
             self._life.thread.post(asked)
-        except RuntimeError:
-            # The loop was closed by somebody else.
-            asked.give_up()
-            return ENDED
-        self.answered = False
-        try:
+            self.answered = False
             while not self.answered:
                 beats = self._beats
                 until = max(deadline, time.monotonic()) + _PATIENCE
                 self.answered = acquire(asked.gate, until - time.monotonic())
                 if beats == self._beats and time.monotonic() >= until:
                     break
+        except RuntimeError:
+            # The loop was closed by somebody else.
+            return ENDED
         finally:
             asked.give_up()
         return asked.value if asked.value in (ENDED, WORK_LEFT) else STUCK

@@ -16,6 +16,7 @@ from .. import _cpython
 from .._errors import OmniloopError
 from .._hooks import polls, surroundings
 from .._process import fork
+from .._process.exit import end_orphan
 from .._threads import join, new_thread, time
 
 # How long, in seconds, a thread that a callback had blocked past the end lets its tasks clean up (a guess: nobody waits for it).
@@ -49,14 +50,12 @@ class LoopThread:
         name: str,
         on_escape: Callable[[BaseException], None],
         on_death: Callable[[BaseException | None], None],
-        on_orphaned: Callable[[], None],
     ) -> None:
         # None until it is made, which the first start does.
         self.loop: Any = None
         self.name = name
         self._on_escape = on_escape
         self._on_death = on_death
-        self._on_orphaned = on_orphaned
         # The run that was started last, and that of the thread which has the loop. They differ during a start, after an interrupted one, and
         # while a callback keeps a thread that is to leave.
         self._started: Run | None = None
@@ -274,7 +273,7 @@ class LoopThread:
             error = self._run(run, pid)
         finally:
             if os.getpid() != pid:
-                self._on_orphaned()
+                end_orphan()
             if not run.leaving:
                 self._started = self._current = None
                 self._on_death(error)

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from .. import _cpython
 from .._arguments import name_of, not_plain
 from .._errors import CannotStartError, can_be_thrown
+from .._process.exit import end_orphan
 from .._process.fork import forget_after_fork
 from .._threads import join, new_thread, time, why_no_thread
 from .._work.leftovers import chain_of, rank_of
@@ -158,13 +159,12 @@ class Workers(ThreadPoolExecutor):
     thread: LoopThread
     ledger: Ledger
 
-    def __init__(self, name: str, on_orphaned: Callable[[], None]) -> None:
+    def __init__(self, name: str) -> None:
         # How many may make calls at once; and how many that wait for a runtime are replaced. None means no bound, and no further worker
         # for what the loop asks. Set before the first start.
         self.size = 1
         self.most_waiting: int | None = None
         self._name = name
-        self._on_orphaned = on_orphaned
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         # An entry for each idle worker, which adds and removes it itself, so that submitting takes no lock.
         self._idle: deque[None] = deque()
@@ -418,7 +418,7 @@ class Workers(ThreadPoolExecutor):
                 over = job()
                 if os.getpid() != pid:
                     # The job has forked, and this is the child, which has returned from it: no other thread is here to end it.
-                    self._on_orphaned()
+                    end_orphan()
                 # So that what the job refers to does not live until the next job comes.
                 del job
                 if over is not None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -236,13 +236,15 @@ class Leftovers:
         self.look()
         return [task for task, made in self.left.items() if made < since]
 
-    def give_up(self, tasks: Iterable[asyncio.Future[Any]], in_vain: bool = False) -> None:
-        """Stop waiting for *tasks*, and for what they submit from now on."""
+    def give_up(self, tasks: Sequence[asyncio.Future[Any]], in_vain: bool = False, but: Iterable[Any] = ()) -> None:
+        """Stop waiting for *tasks*, but for those that the work *but* waits for, and for what they submit from now on."""
+        awaited_by_work = {id(each) for each, _ in chain_of(but if tasks else ())}
         for task in tasks:
-            self.late.tasks[task] = self.left.pop(task, 0.0)
-            if in_vain:
-                self.in_vain.add(task)
-            _give(task, self.late)
+            if id(task) not in awaited_by_work:
+                self.late.tasks[task] = self.left.pop(task, 0.0)
+                if in_vain:
+                    self.in_vain.add(task)
+                _give(task, self.late)
 
     def orphan_others(self) -> None:
         """Wait no longer for what the tasks of daemons submit from now on, because the daemons have ended."""
@@ -253,12 +255,6 @@ class Leftovers:
     def is_late(self, task: Task[Any]) -> bool:
         """Tell whether a piece of work that is not done was submitted by a task that is late."""
         return task._context is not None and task._context.get(belongs_to) is self.late
-
-    def give_up_but(self, tasks: Iterable[asyncio.Future[Any]], work: Iterable[Any], in_vain: bool) -> None:
-        """Give up those of *tasks* that *work* does not wait for. The end waits for *work* in any case."""
-        if tasks := list(tasks):
-            known = {id(each) for each, _ in chain_of(work)}
-            self.give_up([task for task in tasks if id(task) not in known], in_vain)
 
 
 # --- who waits for what -----------------------------------------------------------------------------------------------
