@@ -7,7 +7,7 @@ awaited value; an original that has a twin in the module becomes that twin. Ever
 
 1. `_Stub` goes through the statements of the module.
 2. For a twin it makes a `_Face` for the original and for each of its bases, which writes the members that this class defines.
-3. Annotations use the names of the module of *that* class. `_Rewriter` replaces them by the stub's names, and notes the needed imports.
+3. Annotations use the names of the module of *that* class. The `_Face` replaces them by the stub's names, and notes the needed imports.
 4. A class that comes out of a twin and has no name in the module gets one, and is written at the end.
 """
 
@@ -25,12 +25,13 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, get_origin
+from typing import Any, get_origin
 
 from typing_extensions import override
 
@@ -64,21 +65,20 @@ def main(args: list[str]) -> int:
     )
     chosen = parser.parse_args(args)
     # Modules in the current folder can be imported, as with `python -m`.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, os.getcwd())
     stale = 0
     for name in chosen.modules:
         try:
             module = importlib.import_module(name)
         except ImportError as error:
-            print(f"{name} can't be imported: {error}", file=sys.stderr)
-            return 2
+            parser.exit(2, f"{name} can't be imported: {error}\n")
         try:
             text = stub(module)
         except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
-        path = _path(module, chosen.output)
+            parser.exit(2, f"{error}\n")
+        path = Path(inspect.getsourcefile(module) or "").with_suffix(".pyi")
+        if chosen.output is not None:
+            path = Path(chosen.output, *(module.__package__ or "").split("."), path.name)
         if not chosen.check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
@@ -88,20 +88,9 @@ def main(args: list[str]) -> int:
         if _meaning(old) != _meaning(text):
             stale = 1
             print(f"{path} is {'stale' if old else 'missing'}. Run: python -m omniloop stubs {name}", file=sys.stderr)
-            sys.stderr.writelines(
-                difflib.unified_diff(old.splitlines(True), text.splitlines(True), str(path), f"{name}, as it is now")
-            )
+            lines = old.splitlines(True), text.splitlines(True)
+            sys.stderr.writelines(difflib.unified_diff(*lines, str(path), f"{name}, as it is now"))
     return stale
-
-
-def _path(module: ModuleType, folder: str | None) -> Path:
-    source = inspect.getsourcefile(module)
-    assert source is not None
-    path = Path(source)
-    if folder is not None:
-        path = Path(folder, *module.__name__.split("."), *["__init__"] * (path.stem == "__init__"))
-        return path.with_name(f"{path.name}.pyi")
-    return path.with_suffix(".pyi")
 
 
 def _meaning(text: str) -> object:
@@ -111,15 +100,12 @@ def _meaning(text: str) -> object:
     except SyntaxError:
         return text
     for node in ast.walk(tree):
-        if isinstance(node, (ast.ClassDef, ast.Module, ast.FunctionDef, ast.AsyncFunctionDef)):
-            docstring = ast.get_docstring(node)
-            if docstring is not None:
-                rest = [each for each in node.body[1:] if ast.unparse(each) != "..."]
-                node.body = [ast.Expr(ast.Constant(docstring)), *rest]
+        if isinstance(node, (ast.ClassDef, ast.Module, ast.FunctionDef, ast.AsyncFunctionDef)) and _docstring(node):
+            docstring = ast.Expr(ast.Constant(ast.get_docstring(node)))
+            node.body = [docstring, *[each for each in node.body[1:] if ast.unparse(each) != "..."]]
     imports = [node for node in tree.body if isinstance(node, _IMPORTS)]
-    names = {
-        (vars(node).get("level"), vars(node).get("module"), ast.dump(each)) for node in imports for each in node.names
-    }
+    where = [(getattr(node, "level", 0), getattr(node, "module", "")) for node in imports]
+    names = {(*at, ast.dump(each)) for at, node in zip(where, imports, strict=True) for each in node.names}
     return names, ast.dump(ast.Module([node for node in tree.body if node not in imports], []))
 
 
@@ -131,75 +117,30 @@ def stub(module: ModuleType) -> str:
 # --- what is read -----------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _tree(module: str) -> ast.Module | None:
-    found = sys.modules.get(module)
-    try:
-        return ast.parse(inspect.getsource(found)) if found is not None else None
-    except (OSError, TypeError, SyntaxError):
-        return None
+class _Source(dict[str, Any]):
+    """A module as it is written. As a dict it maps the names to their values, also names that it imports for type checkers only."""
 
-
-def _flat(of: ast.AST | None) -> Iterator[ast.stmt]:
-    """Yield the statements in the body of *of*, also those in the branches of `if` and `try`."""
-    parts = [getattr(of, part, []) for part in ("body", "orelse", "handlers")]
-    for node in [each for part in parts for each in part]:
-        if isinstance(node, (ast.If, ast.Try, ast.ExceptHandler)):
-            yield from _flat(node)
-        else:
-            yield node
-
-
-def _class_in(node: ast.Module | ast.ClassDef | None, name: str) -> ast.ClassDef | None:
-    return next((each for each in _flat(node) if isinstance(each, ast.ClassDef) and each.name == name), None)
-
-
-@functools.cache
-def _home(cls: type) -> str:
-    """Return the name of the module with the source of *cls*: libraries set `__module__` of their public classes to the package's name."""
-    if _class_in(_tree(cls.__module__), cls.__name__) is None:
-        for member in vars(cls).values():
-            found: Any = getattr(inspect.unwrap(member) if callable(member) else member, "__globals__", {})
-            home: str = found.get("__name__", "")
-            if _tree(home) is not None:
-                return home
-    return cls.__module__
-
-
-def _class_node(cls: type) -> ast.ClassDef | None:
-    """Return the syntax tree of *cls*; None for a class that is defined in a function or in C."""
-    found: Any = _tree(_home(cls))
-    for part in cls.__qualname__.split("."):
-        found = _class_in(found, part)
-    return found  # type: ignore[no-any-return]
-
-
-@functools.cache
-def _imports(module: str) -> dict[str, tuple[str, str | None]]:
-    """Map each name that *module* imports, also for type checkers only, to its module and its name there (None for `import a.b`)."""
-    package = module if hasattr(sys.modules[module], "__path__") else module.rpartition(".")[0]
-    found: dict[str, tuple[str, str | None]] = {}
-    for node in _flat(_tree(module)):
-        if isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            found |= {alias.asname or alias.name: (base, alias.name) for alias in node.names}
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                first = alias.name.partition(".")[0]
-                found[alias.asname or alias.name] = alias.name, None
-                found.setdefault(alias.asname or first, (first, None))
-    return found
-
-
-class _Namespace(dict[str, Any]):
-    """Maps the names in a module to their values, also names that it imports for type checkers only."""
-
-    def __init__(self, module: str) -> None:
-        super().__init__(vars(sys.modules[module]))
-        self._imports = _imports(module)
+    def __init__(self, name: str) -> None:
+        module = sys.modules.get(name)
+        super().__init__(vars(module) if module else {})
+        self.tree: ast.Module | None = None
+        with suppress(OSError, TypeError, SyntaxError):
+            self.tree = ast.parse(inspect.getsource(module))  # type: ignore[arg-type]
+        # Maps each name that is imported to its module and its name there (None for `import a.b`).
+        self.imports: dict[str, tuple[str, str | None]] = {}
+        package = name if hasattr(module, "__path__") else name.rpartition(".")[0]
+        for node in _flat(self.tree):
+            if isinstance(node, ast.ImportFrom):
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                self.imports |= {alias.asname or alias.name: (base, alias.name) for alias in node.names}
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    first = alias.name.partition(".")[0]
+                    self.imports[alias.asname or alias.name] = alias.name, None
+                    self.imports.setdefault(alias.asname or first, (first, None))
 
     def __missing__(self, name: str) -> Any:
-        module, attribute = self._imports[name]
+        module, attribute = self.imports[name]
         found = importlib.import_module(module)
         # Either an attribute of the module, or a submodule of the package.
         return found if attribute is None else (
@@ -207,13 +148,45 @@ class _Namespace(dict[str, Any]):
         )  # fmt: skip
 
 
-_namespace = functools.cache(_Namespace)
+_source = functools.cache(_Source)
+
+
+def _flat(of: ast.AST | None) -> Iterator[ast.stmt]:
+    """Yield the statements in the body of *of*, also those in the branches of `if` and `try`."""
+    for node in [each for part in ("body", "orelse", "handlers") for each in getattr(of, part, [])]:
+        if isinstance(node, (ast.If, ast.Try, ast.ExceptHandler)):
+            yield from _flat(node)
+        else:
+            yield node
+
+
+def _class_in(node: ast.AST | None, path: str) -> ast.ClassDef | None:
+    for name in path.split("."):
+        node = next((each for each in _flat(node) if isinstance(each, ast.ClassDef) and each.name == name), None)
+    return node  # type: ignore[return-value]
+
+
+@functools.cache
+def _home(cls: type) -> str:
+    """Return the name of the module with the source of *cls*: libraries set `__module__` of their public classes to the package's name."""
+    if _class_in(_source(cls.__module__).tree, cls.__name__) is None:
+        for member in vars(cls).values():
+            found: Any = getattr(inspect.unwrap(member) if callable(member) else member, "__globals__", {})
+            home: str = found.get("__name__", "")
+            if _source(home).tree is not None:
+                return home
+    return cls.__module__
+
+
+def _class_node(cls: type) -> ast.ClassDef | None:
+    """Return the syntax tree of *cls*; None for a class that is defined in a function or in C."""
+    return _class_in(_source(_home(cls)).tree, cls.__qualname__)
 
 
 @functools.cache
 def _evaluated(module: str, written: str) -> Any:
     try:
-        return eval(written, {}, _namespace(module))
+        return eval(written, {}, _source(module))
     except Exception:
         return None
 
@@ -223,14 +196,12 @@ def _resolved(module: str, node: ast.expr) -> Any:
     return _evaluated(module, node.id if isinstance(node, ast.Name) else ast.unparse(node))
 
 
-# Modules of abstract classes, which get no twin: `SYNC_NAMES` names their sync faces.
-_ABSTRACT = {"typing", "collections.abc", "contextlib", "abc"}
-
-
 @functools.cache
 def _needs_twin(kind: type, depth: int = 2) -> bool:
     """Tell whether objects of *kind* come out as twins, as far as annotations and `__init__` show."""
-    if not isinstance(kind, type) or faces.is_never(kind) or kind.__module__ in _ABSTRACT:
+    # Abstract classes get no twin: `SYNC_NAMES` names their sync faces.
+    abstract = {"typing", "collections.abc", "contextlib", "abc"}
+    if not isinstance(kind, type) or faces.is_never(kind) or kind.__module__ in abstract:
         return False
     if faces.is_faced(kind) or faces.is_data(kind):
         return faces.is_faced(kind)
@@ -248,8 +219,8 @@ def _plain(annotation: ast.expr) -> ast.expr:
     return annotation.value if isinstance(annotation, ast.Subscript) else annotation
 
 
-def _docstring(node: ast.ClassDef | Function | ast.Module) -> list[ast.stmt]:
-    return node.body[:1] if ast.get_docstring(node, clean=False) is not None else []
+def _docstring(node: ast.ClassDef | Function | ast.Module | None) -> list[ast.stmt]:
+    return node.body[:1] if node is not None and ast.get_docstring(node, clean=False) is not None else []
 
 
 def _decorators(node: Function) -> set[str]:
@@ -258,38 +229,38 @@ def _decorators(node: Function) -> set[str]:
 
 def _is_coroutine_function(node: Function) -> bool:
     """Tell whether a call is awaited: the function is `async def`, has no `yield` of its own, and is no `@asynccontextmanager`."""
-    if not isinstance(node, ast.AsyncFunctionDef) or "asynccontextmanager" in _decorators(node):
-        return False
-    waiting: list[ast.AST] = list(node.body)
-    while waiting:
-        inner = waiting.pop()
-        if isinstance(inner, (ast.Yield, ast.YieldFrom)):
-            return False
-        if not isinstance(inner, (Function, ast.Lambda, ast.ClassDef)):
-            waiting.extend(ast.iter_child_nodes(inner))
-    return True
+    is_async = isinstance(node, ast.AsyncFunctionDef) and "asynccontextmanager" not in _decorators(node)
+    return is_async and not _yields(node)
+
+
+def _yields(node: ast.AST) -> bool:
+    return any(
+        isinstance(each, (ast.Yield, ast.YieldFrom))
+        or (not isinstance(each, (Function, ast.Lambda, ast.ClassDef)) and _yields(each))
+        for each in ast.iter_child_nodes(node)
+    )
 
 
 def _instance_attributes(node: ast.ClassDef | None) -> dict[str, ast.expr | None]:
     """Map the public attributes that `__init__` sets to their annotation, or to that of the assigned parameter, constant or call."""
     found: dict[str, ast.expr | None] = {}
+    annotation: ast.expr | None
     for init in getattr(node, "body", ()):
         if not isinstance(init, ast.FunctionDef) or init.name != "__init__":
             continue
-        parameters = {arg.arg: arg.annotation for arg in _parameters(init.args)}
+        args = init.args
+        parameters = {arg.arg: arg.annotation for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs)}
         for inner in ast.walk(init):
-            annotation: ast.expr | None = None
             match inner:
-                case ast.AnnAssign(target=ast.Attribute(value=ast.Name("self"), attr=name), annotation=annotation):
+                case ast.AnnAssign(ast.Attribute(ast.Name("self"), name), annotation):
                     pass
-                case ast.Assign(targets=[ast.Attribute(value=ast.Name("self"), attr=name)], value=value):
-                    match value:
-                        case ast.Name():
-                            annotation = parameters.get(value.id)
-                        case ast.Constant() if value.value is not None:
-                            annotation = ast.Name(type(value.value).__name__)
-                        case ast.Call():
-                            annotation = ast.Call(value.func, [], [])
+                case ast.Assign([ast.Attribute(ast.Name("self"), name)], ast.Name(given)):
+                    annotation = parameters.get(given)
+                case ast.Assign([ast.Attribute(ast.Name("self"), name)], ast.Call(of)):
+                    annotation = ast.Call(of, [], [])
+                case ast.Assign([ast.Attribute(ast.Name("self"), name)], value):
+                    constant = getattr(value, "value", None) if isinstance(value, ast.Constant) else None
+                    annotation = None if constant is None else ast.Name(type(constant).__name__)
                 case _:
                     continue
             if found.get(name) is None and not name.startswith("_"):
@@ -297,17 +268,12 @@ def _instance_attributes(node: ast.ClassDef | None) -> dict[str, ast.expr | None
     return found
 
 
-def _parameters(args: ast.arguments) -> list[ast.arg]:
-    return [*args.posonlyargs, *args.args, *args.kwonlyargs]
-
-
 @functools.cache
 def _has(kind: type | None, name: str) -> bool:
     """Tell whether the class has an attribute of this name, which hides a global of the same name inside the class."""
-    return kind is not None and (
-        hasattr(kind, name)
-        or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
-        or any(name in _instance_attributes(_class_node(base)) for base in kind.__mro__[:-1])
+    return hasattr(kind, name) or any(
+        name in vars(base).get("__annotations__", ()) or name in _instance_attributes(_class_node(base))
+        for base in getattr(kind, "__mro__", [object])[:-1]
     )
 
 
@@ -329,10 +295,10 @@ def _given(parameters: Iterable[str]) -> str:
 
 def _short(default: ast.expr | None, arg: ast.arg) -> Any:
     """Return a short constant default if its type fits the annotation (not for `x: int = None`), and `...` for any other default."""
-    written = "" if arg.annotation is None else ast.unparse(arg.annotation)
-    if isinstance(default, ast.Constant) and (not isinstance(default.value, str) or len(default.value) < 40):
+    if isinstance(default, ast.Constant) and len(str(default.value)) < 40:
         kind = type(default.value)
         names = {type(None): ["None", "Optional"], int: ["int", "float"]}.get(kind, [kind.__name__])
+        written = "" if arg.annotation is None else ast.unparse(arg.annotation)
         if any(name in written for name in (*names, "Any", "object", "Literal")):
             return default
     return default and ast.Constant(...)
@@ -343,32 +309,13 @@ _MAKE_TYPES = {"TypeVar", "ParamSpec", "TypeVarTuple", "NewType", "namedtuple", 
 _GENERIC = {"list": "[{0}]", "set": "[{0}]", "frozenset": "[{0}]", "tuple": "[{0}, ...]", "dict": "[{0}, {0}]"}
 
 
-class _Either(NamedTuple):
-    """
-    The annotation of a parameter that takes the original, or its twin if there is one.
-
-    Written at the end, when all classes that come out of twins are known.
-    """
-
-    name: ast.Name
-    plain: ast.expr
-    kind: type
-    # The type parameters of the annotation.
-    given: ast.expr | None = None
-
-    def write(self, nested: dict[type, tuple[Options, str]]) -> None:
-        given = "" if self.given is None else f"[{ast.unparse(self.given)}]"
-        twin = f" | {nested[self.kind][1]}{given}" if self.kind in nested else ""
-        self.name.id = f"{ast.unparse(self.plain)}{given}{twin}"
-
-
 class _Stub:
     def __init__(self, module: ModuleType) -> None:
         self.module = module
-        tree = _tree(module.__name__)
-        if tree is None:
+        self.source = _source(module.__name__)
+        if self.source.tree is None:
             raise ValueError(f"There is no source of {module.__name__} to read.")
-        self.tree = tree
+        self.tree = self.source.tree
         # The name in this module of each twin, by its original.
         self.twins: dict[type, str] = {}
         for name, value in vars(module).items():
@@ -378,35 +325,33 @@ class _Stub:
             raise ValueError(f"There is no twin in {module.__name__}. Name the module in which blocking() is called.")
         # Further imports: maps each module and name to the local name.
         self.needed: dict[tuple[str, str | None], str] = {}
-        self.taken = {*vars(module), *dir(builtins), *_imports(module.__name__)}
-        # Classes that come out as twins and have no name in the module, with their options and their name in the stub.
-        self.nested: dict[type, tuple[Options, str]] = {}
-        self.either: list[_Either] = []
+        self.taken = {*vars(module), *dir(builtins), *self.source.imports}
+        # Classes that come out as twins and have no name in the module: their name in the stub; and their options, until they are written.
+        self.nested: dict[type, str] = {}
+        self.unwritten: list[tuple[type, Options]] = []
+        # The annotations of parameters that take the original, or its twin if there is one: the original's name, class and type
+        # parameters. Written at the end, when all classes that come out of twins are known.
+        self.either: dict[ast.Name, tuple[ast.expr, type, ast.expr | None]] = {}
         self.self_variable: str | None = None
 
     def text(self) -> str:
         body = self.statements(self.tree.body, vars(self.module))
-        written = 0
-        while written < len(self.nested):
-            kind, (options, local) = list(self.nested.items())[written]
-            body += self.twin(local, make_class(kind, options), None)
-            written += 1
-        for each in self.either:
-            each.write(self.nested)
+        # The list grows meanwhile.
+        for kind, options in self.unwritten:
+            body += self.twin(self.nested[kind], make_class(kind, options), None)
+        for name, (plain, kind, parameters) in self.either.items():
+            given = _given([ast.unparse(parameters)] if parameters else [])
+            twin = f" | {self.nested[kind]}{given}" if kind in self.nested else ""
+            name.id = f"{ast.unparse(plain)}{given}{twin}"
         docstring = _docstring(self.tree)
         imports = [node for node in body if isinstance(node, _IMPORTS)]
         body = [node for node in body[len(docstring) :] if node not in imports]
         if self.self_variable is not None:
             variable = f"{self.self_variable} = {self.need('typing', 'TypeVar').id}({self.self_variable!r})"
             body[:0] = ast.parse(variable).body
-        named: dict[str, list[ast.alias]] = {}
-        for (module, name), local in sorted(self.needed.items(), key=str):
-            alias = ast.alias(name or module, None if local == (name or module) else local)
-            if name is None:
-                imports.append(ast.Import([alias]))
-            else:
-                named.setdefault(module, []).append(alias)
-        imports += [ast.ImportFrom(module, aliases, 0) for module, aliases in named.items()]
+        for (module, attribute), local in sorted(self.needed.items(), key=str):
+            alias = [ast.alias(attribute or module, None if local == (attribute or module) else local)]
+            imports.append(ast.ImportFrom(module, alias, 0) if attribute else ast.Import(alias))
         lines = _unparsed(body)
         words = set(re.findall(r"(?<!def )(?<![\w.])\w+", lines))
         imports = [used for node in imports if (used := _used(node, words))]
@@ -414,7 +359,7 @@ class _Stub:
 
     def need(self, module: str, name: str | None) -> ast.Name:
         """Return the local name for *name* in *module*, or for the module itself (None), and note the import."""
-        for local, origin in _imports(self.module.__name__).items():
+        for local, origin in self.source.imports.items():
             if origin == (module, name):
                 return ast.Name(local)
         if (module, name) not in self.needed:
@@ -432,18 +377,15 @@ class _Stub:
             wanted = _needs_twin(kind) and (options.nested or faces.opens(kind)) and not options.leaves_alone(kind)
             if not wanted or _class_node(kind) is None:
                 return None
-            self.nested[kind] = options, self.free(f"_{kind.__name__.lstrip('_')}")
-        return self.nested[kind][1]
+            self.nested[kind] = self.free(f"_{kind.__name__.lstrip('_')}")
+            self.unwritten.append((kind, options))
+        return self.nested[kind]
 
     def free(self, name: str) -> str:
         while name in self.taken:
             name = f"_{name}"
         self.taken.add(name)
         return name
-
-    def variable_for_self(self) -> str:
-        self.self_variable = self.self_variable or self.free("_Self")
-        return self.self_variable
 
     # --- statements of the module -------------------------------------------------------------------------------------
 
@@ -468,7 +410,7 @@ class _Stub:
                     return [self.plain_class(node, vars(value) if isinstance(value, type) else {})]
                 return self.function(name, value) if isinstance(value, SyncCall) else self.assignment(name, value, node)
             case ast.FunctionDef() | ast.AsyncFunctionDef():
-                return [self.declaration(node, lambda each: each, is_coroutine=_is_coroutine_function(node))]
+                return [_Face(self, "", self.module.__name__, None, None).declared(node.name, node)]
             case ast.AnnAssign(target=ast.Name(name), value=value):
                 # The value of a `TypeAlias` is needed.
                 is_type = isinstance(value, (ast.Subscript, ast.BinOp))
@@ -502,42 +444,14 @@ class _Stub:
         made.body = made.body or _no_body()
         return made
 
-    def declaration(
-        self, node: Function, written: Callable[[ast.expr], ast.expr], *, is_coroutine: bool, **changed: Any
-    ) -> Function:
-        """Return a function without its body, with short defaults and with annotations that *written* has rewritten."""
-        args = node.args
-        first = (args.posonlyargs + args.args)[:1]
-
-        def declared(arg: ast.arg) -> ast.arg:
-            if arg.annotation is None and arg in first and arg.arg.lstrip("_") in {"self", "cls", "mcs"}:
-                return arg
-            return ast.arg(arg.arg, self.any() if arg.annotation is None else written(arg.annotation))
-
-        made = copy.copy(args)
-        for name in ("posonlyargs", "args", "kwonlyargs"):
-            setattr(made, name, [*map(declared, getattr(args, name))])
-        made.vararg, made.kwarg = (each and declared(each) for each in (args.vararg, args.kwarg))
-        made.kw_defaults = [*map(_short, args.kw_defaults, made.kwonlyargs)]
-        # Defaults belong to the last parameters, so both lists are reversed.
-        made.defaults = [*map(_short, args.defaults[::-1], (made.posonlyargs + made.args)[::-1])][::-1]
-        returns = changed.pop("returns", node.returns)
-        if returns is None:
-            returns = ast.Constant(None) if node.name in {"__init__", "__aexit__"} else self.any()
-        body = _docstring(node) or _no_body()
-        kind: Any = ast.AsyncFunctionDef if is_coroutine else ast.FunctionDef
-        declared_as: Function = kind(**{**vars(node), "args": made, "body": body, "returns": returns, **changed})
-        return declared_as
-
     # --- twins --------------------------------------------------------------------------------------------------------
 
     def function(self, name: str, call: SyncCall) -> list[ast.stmt]:
         """Write the twin of a function: ``fetch = blocking(_fetch)``."""
-        original = inspect.unwrap(call._fn)
+        original: Any = inspect.unwrap(call._fn)
         home = getattr(original, "__globals__", {}).get("__name__", "")
-        nodes = [
-            node for node in _flat(_tree(home)) if isinstance(node, Function) and node.name == getattr(original, "__name__", "")
-        ]  # fmt: skip
+        written = getattr(original, "__name__", "")
+        nodes = [each for each in _flat(_source(home).tree) if isinstance(each, Function) and each.name == written]
         face = _Face(self, name, home, None, call._options)
         if len(nodes) == 1:
             return [face.decorated(face.declared(name, nodes[0], sync=False))]
@@ -555,11 +469,7 @@ class _Stub:
                 bases.append(ast.Name(self.twins[base]))
                 covered |= set(base.__mro__)
         decorators: list[ast.expr] = []
-        if own is not None:
-            face = _Face(self, name, _home(original), original, options)
-            bases = face.bases(own, bases)
-            decorators = [face.annotation(each) for each in own.decorator_list if last_name(each) == "dataclass"]
-        body = (derived and _docstring(derived)) or (own and _docstring(own)) or []
+        body = _docstring(derived) or _docstring(own)
         before: list[ast.stmt] = []
         # The names of the members written so far, and the type arguments of the bases.
         seen: set[str] = set()
@@ -568,6 +478,9 @@ class _Stub:
             found = None if base in covered or base.__module__ in {"typing", "abc", "builtins"} else _class_node(base)
             if found is not None:
                 face = _Face(self, name, _home(base), base, options, original, arguments.get(base, {}))
+                if base is original:
+                    bases = face.bases(found, bases)
+                    decorators = [face.visit(each) for each in found.decorator_list if last_name(each) == "dataclass"]
                 face.pass_on(found, arguments)
                 body += face.members(found, twin._omniloop_hidden, seen, bool(decorators) and base is original)
                 before += face.before
@@ -602,27 +515,44 @@ def _used(node: ast.Import | ast.ImportFrom, words: set[str]) -> ast.Import | as
 _SPECIAL = {
     "__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__", "__anext__": "__next__", "__await__": "wait",
 }  # fmt: skip
+# The kinds of decorators that a stub keeps.
+_PROPERTY = {"property", "cached_property", "setter", "deleter"}
+_KEPT = {"classmethod", "staticmethod", "overload", "abstractmethod"}
 
 
 def _is_self(node: ast.AST) -> bool:
     return last_name(node).lstrip("_") == "Self"
 
 
+def _names_self(made: Function) -> bool:
+    """Tell whether the signature uses `Self`."""
+    return any(_is_self(inner) for part in (made.args, made.returns) if part is not None for inner in ast.walk(part))
+
+
 @dataclass
-class _Face:
-    """Writes the sync face of functions in one module, or of the members that one class (the original or a base of it) defines."""
+class _Face(SyncFace):
+    """
+    Writes the sync face of functions in one module, or of the members that one class (the original or a base of it) defines.
+
+    It visits an annotation of the original, and returns that of the stub.
+    """
 
     stub: _Stub
     name: str
     module: str
     original: type | None
-    options: Options
+    # None leaves all as it is: functions of the module itself.
+    options: Options | None
     # The class whose face is written; *original* may be a base of it.
     outer: type | None = None
     # Replacements for type variables, such as a base's, and for `Self` where it needs another name.
     variables: dict[str, ast.expr] = field(default_factory=dict)
     # Classes of callables that the members need, written before the class.
     before: list[ast.stmt] = field(default_factory=list)
+    # Whether async types become sync ones, and classes become their twins; and whether the annotation is that of a parameter.
+    sync: bool = True
+    twins: bool = True
+    goes_in: bool = False
 
     @property
     def parameters(self) -> list[str]:
@@ -630,14 +560,96 @@ class _Face:
 
     # --- annotations --------------------------------------------------------------------------------------------------
 
-    def annotation(self, node: ast.expr, *, sync: bool = True, goes_in: bool = False) -> ast.expr:
-        """Return an annotation of the original for the stub. Without *sync* only the names change, and async types stay."""
-        return _Rewriter(self, sync, goes_in=goes_in).visit(node)  # type: ignore[no-any-return]
+    @override
+    def standard(self, name: str) -> ast.expr:
+        return self.stub.need("contextlib" if "Context" in name else "collections.abc", name)
+
+    @override
+    def named(self, node: ast.Name | ast.Attribute) -> ast.expr:
+        if _is_self(node):
+            if not self.twins and self.outer is not None:
+                return self.plain(self.outer.__name__)
+            if "Self" in self.variables:
+                return self.variables["Self"]
+        if isinstance(node, ast.Name) and node.id in self.variables:
+            return self.variables[node.id]
+        twin = self.twin_named(node) if self.twins else None
+        if twin is not None:
+            return twin
+        if isinstance(node, ast.Name):
+            return self.lookup(node.id)
+        # An attribute of a module or a class: the part before the dot names the original.
+        return ast.Attribute(replace(self, twins=False).visit(node.value), node.attr)
+
+    @override
+    def called(self, node: ast.Subscript) -> Any:
+        return replace(self, sync=False, twins=False).generic_visit(node)
+
+    @override
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        # A decorator, whose arguments are values and not annotations.
+        return ast.Call(self.visit(node.func), node.args, node.keywords)
+
+    @override
+    def visit_Subscript(self, node: ast.Subscript) -> Any:
+        made = super().visit_Subscript(node)
+        either = self.stub.either.get(getattr(made, "value", None))  # type: ignore[arg-type]
+        if either is None:
+            return made
+        # `AsyncStream[T]`: the original and the twin both get the type argument.
+        self.stub.either[made.value] = *either[:2], made.slice
+        return made.value
+
+    def twin_named(self, node: ast.Name | ast.Attribute) -> ast.expr | None:
+        """Return the twin's name for a class that comes out as a twin; for a parameter, the original or its twin; None without a twin."""
+        kind = _resolved(self.module, node)
+        if not isinstance(kind, type) or self.options is None:
+            return None
+        if kind in self.stub.twins or not self.goes_in:
+            name = self.stub.nested_name(kind, self.options)
+            return None if name is None else ast.Name(name)
+        if not _needs_twin(kind):
+            return None
+        either = ast.Name("")
+        self.stub.either[either] = replace(self, sync=False, twins=False).visit(node), kind, None
+        return either
+
+    def lookup(self, name: str) -> ast.expr:
+        """Return the stub's name for *name* of the original's module."""
+        if name in self.variables:
+            return self.variables[name]
+        source = _source(self.module)
+        if name in source or name in source.imports:
+            return self.plain(name)
+        if hasattr(builtins, name):
+            # A method of the class may hide the builtin.
+            hidden = not name.startswith("__") and _has(self.outer, name)
+            return self.stub.need("builtins", name) if hidden else ast.Name(name)
+        if self.original is not None and isinstance(getattr(self.original, name, None), type):
+            # A class that is nested in the original.
+            return ast.Attribute(self.plain(self.original.__name__), name)
+        return ast.Name(name)
+
+    def plain(self, name: str) -> ast.expr:
+        if self.module == self.stub.module.__name__:
+            return ast.Name(name)
+        imports = _source(self.module).imports
+        origin = imports.get(name, (self.module, name))
+        package = self.module.partition(".")[0]
+        while origin[0].partition(".")[0] == package and origin[1] in _source(origin[0]).imports:
+            # Follow the imports to the definition, because a module need not export the names that it imports.
+            origin = _source(origin[0]).imports[origin[1]]
+        if origin == (name, None):
+            # `import a.b.c`: attributes after the name may need the submodule.
+            self.stub.needed |= {(each, None): each for each in imports if each.startswith(f"{name}.")}
+        return self.stub.need(*origin)
+
+    # --- a class ------------------------------------------------------------------------------------------------------
 
     def bases(self, own: ast.ClassDef, twins: list[ast.expr]) -> list[ast.expr]:
         """Return the bases to write: the *twins* with their type arguments (`Base[int]`), and `Generic` if the class needs it."""
         generic = [each for each in own.bases if last_name(_plain(each)) in {"Generic", "Protocol"}]
-        written = [self.annotation(base) for base in generic or own.bases]
+        written = [self.visit(base) for base in generic or own.bases]
         if generic:
             return [*twins, *written]
         given = {ast.unparse(each.value): each for each in written if isinstance(each, ast.Subscript)}
@@ -652,58 +664,11 @@ class _Face:
         """Note the type arguments that the class gives to its bases: `class Pages(Base[int])`."""
         for written in node.bases:
             base = _resolved(self.module, _plain(written))
-            parameters = getattr(base, "__parameters__", ())
-            if not isinstance(base, type) or not parameters or base in arguments:
-                continue
-            given = [self.annotation(each) for each in parts_of(written)]
-            found = given if len(given) == len(parameters) else [self.stub.any()] * len(parameters)
-            arguments[base] = {parameter.__name__: each for parameter, each in zip(parameters, found, strict=True)}
-
-    def twin_named(self, node: ast.Name | ast.Attribute, goes_in: bool) -> ast.expr | None:
-        """Return the twin's name for a class that comes out as a twin; for a parameter, the original or its twin; None without a twin."""
-        kind = _resolved(self.module, node)
-        if not isinstance(kind, type):
-            return None
-        if kind in self.stub.twins or not goes_in:
-            name = self.stub.nested_name(kind, self.options)
-            return None if name is None else ast.Name(name)
-        if not _needs_twin(kind):
-            return None
-        either = _Either(ast.Name(""), _Rewriter(self, False, twins=False).visit(node), kind)
-        self.stub.either.append(either)
-        return either.name
-
-    def lookup(self, name: str) -> ast.expr:
-        """Return the stub's name for *name* of the original's module."""
-        if name in self.variables:
-            return self.variables[name]
-        if name not in vars(sys.modules[self.module]) and name not in _imports(self.module):
-            if hasattr(builtins, name):
-                # A method of the class may hide the builtin.
-                hidden = not name.startswith("__") and _has(self.outer, name)
-                return self.stub.need("builtins", name) if hidden else ast.Name(name)
-            if self.original is not None and isinstance(getattr(self.original, name, None), type):
-                # A class that is nested in the original.
-                return ast.Attribute(self.plain(self.original.__name__), name)
-            return ast.Name(name)
-        return self.plain(name)
-
-    def plain(self, name: str) -> ast.expr:
-        if self.module == self.stub.module.__name__:
-            return ast.Name(name)
-        origin = _imports(self.module).get(name, (self.module, name))
-        package = self.module.partition(".")[0]
-        while origin[0].partition(".")[0] == package and origin[1] in _imports(origin[0]):
-            # Follow the imports to the definition, because a module need not export the names that it imports.
-            origin = _imports(origin[0])[origin[1]]
-        if origin == (name, None):
-            # `import a.b.c`: attributes after the name may need the submodule.
-            for each in _imports(self.module):
-                if each.startswith(f"{name}."):
-                    self.stub.needed[each, None] = each
-        return self.stub.need(*origin)
-
-    # --- members ------------------------------------------------------------------------------------------------------
+            names = [each.__name__ for each in getattr(base, "__parameters__", ())]
+            if isinstance(base, type) and names and base not in arguments:
+                given = [self.visit(each) for each in parts_of(written)]
+                given = given if len(given) == len(names) else [self.stub.any()] * len(names)
+                arguments[base] = dict(zip(names, given, strict=True))
 
     def members(
         self, node: ast.ClassDef, renamed: dict[str, str], seen: set[str], is_dataclass: bool
@@ -721,7 +686,7 @@ class _Face:
                 case ast.AnnAssign(target=ast.Name(name)) if name not in seen:
                     found.add(name)
                     value = ast.Constant(...) if inner.value is not None and is_dataclass else None
-                    yield _attribute(name, self.annotation(inner.annotation), value)
+                    yield _attribute(name, self.visit(inner.annotation), value)
                 case ast.Assign(targets=[ast.Name(name), *_], value=ast.Name(other)) if other in functions:
                     # Another name for a method.
                     functions[name] = functions[other]
@@ -735,48 +700,48 @@ class _Face:
             shown = renamed.get(name, name)
             # A class that `blocking` was not called for shows only public and special methods.
             private = self.outer in self.stub.nested and re.match("_(?!_)", name)
-            if shown in seen | hidden or private or (shown == name and name in renamed.values()):
-                continue
-            found.add(shown)
-            yield from self.method(shown, name, nodes)
+            if not (shown in seen | hidden or private or (shown == name and name in renamed.values())):
+                found.add(shown)
+                yield from self.method(shown, name, nodes)
         for name, annotation in _instance_attributes(node).items():
             if name not in seen | found:
                 found.add(name)
-                yield _attribute(name, self.stub.any() if annotation is None else self.attribute(annotation))
+                yield _attribute(name, self.attribute(annotation))
         seen |= found
 
-    def attribute(self, annotation: ast.expr) -> ast.expr:
+    def attribute(self, annotation: ast.expr | None) -> ast.expr:
         """Return the type of an attribute, which may be given as a call of its class."""
         if isinstance(annotation, ast.Call):
-            kind = _resolved(self.module, annotation.func)
+            kind, annotation = _resolved(self.module, annotation.func), annotation.func
             if not isinstance(kind, type) or getattr(kind, "__parameters__", None) or "__class_getitem__" in vars(kind):
                 # A generic class: the call does not show its type arguments.
                 return self.stub.any()
-            annotation = annotation.func
-        return self.annotation(annotation)
+        return self.stub.any() if annotation is None else self.visit(annotation)
 
     def method(self, shown: str, name: str, nodes: list[Function]) -> Iterator[ast.stmt]:
         docstring = _docstring(nodes[-1])
         overloads = [node for node in nodes if "overload" in _decorators(node)]
         nodes = self.of_async_clients(overloads) or nodes
         node, decorators = nodes[-1], _decorators(nodes[-1])
-        binding = "class" if "classmethod" in decorators else "none" if "staticmethod" in decorators else "object"
         if name == "__await__":
             if not hasattr(self.original, "wait"):
-                yield self.wait(node)
+                # It returns the last type argument of the annotated generator.
+                made, given = self.declared("wait", node), parts_of(node.returns)
+                made.returns = self.attribute(given[-1] if len(given) > 1 else None)
+                yield made
         elif name in _SPECIAL:
             yield self.declared(_SPECIAL[name], node, keep={"overload"})
             yield self.declared(name, node, sync=False, keep={"overload"})
-        elif decorators & {"property", "cached_property", "setter", "deleter", "getter"}:
-            for each in nodes:
-                yield self.declared(shown, each, keep={"property", "cached_property", "setter", "deleter"})
+        elif decorators & {*_PROPERTY, "getter"}:
+            yield from (self.declared(shown, each, keep=_PROPERTY) for each in nodes)
         elif not any(map(self.crosses, nodes)):
             for each in nodes:
-                made = self.declared(shown, each, keep={"classmethod", "staticmethod", "overload", "abstractmethod"})
+                made = self.declared(shown, each, keep=_KEPT)
                 made.body = docstring if overloads and docstring and each is nodes[0] else made.body
                 yield made
         else:
             made = self.declared(shown, node, sync=False)
+            binding = "class" if "classmethod" in decorators else "none" if "staticmethod" in decorators else "object"
             if len(nodes) > 1 or binding != "object" or self.says_more(node) or _names_self(made):
                 *classes, member = self.several(shown, nodes, binding, docstring)
                 self.before += classes
@@ -806,23 +771,16 @@ class _Face:
             return overloads
         return [node for node in overloads if node not in typed or self.crosses(node)]
 
-    def wait(self, node: Function) -> Function:
-        """Write `wait()` for an `__await__`; it returns the last type argument of the annotated generator."""
-        made, given = self.declared("wait", node), parts_of(node.returns)
-        made.returns = self.annotation(given[-1]) if len(given) > 1 else self.stub.any()
-        return made
-
     def crosses(self, node: Function) -> bool:
         """Tell whether the result of a call is awaited, entered or iterated over in async code."""
-        if isinstance(node, ast.AsyncFunctionDef):
-            return True
-        return node.returns is not None and last_name(_plain(node.returns)) in {*SYNC_NAMES, *AWAITED}
+        returned = "" if node.returns is None else last_name(_plain(node.returns))
+        return isinstance(node, ast.AsyncFunctionDef) or returned in {*SYNC_NAMES, *AWAITED}
 
     def says_more(self, node: Function) -> bool:
         """Tell whether `@blocking` can't express the type: own type parameters, or a result that can be iterated over again."""
         known = {*self.parameters, *self.itself(node)}
         names = [each.id for each in ast.walk(node.args) if isinstance(each, ast.Name)]
-        kinds = {type(vars(sys.modules[self.module]).get(name)).__name__ for name in names if name not in known}
+        kinds = {type(_source(self.module).get(name)).__name__ for name in names if name not in known}
         own = [each for each in getattr(node, "type_params", ()) if each.name not in known]
         anew = node.returns is not None and last_name(_plain(node.returns)) == "AsyncIterable"
         return bool(own or anew or kinds & {"TypeVar", "ParamSpec", "TypeVarTuple"})
@@ -830,33 +788,57 @@ class _Face:
     # --- one function -------------------------------------------------------------------------------------------------
 
     def declared(self, shown: str, node: Function, *, sync: bool = True, keep: Iterable[str] = ()) -> Function:
-        """Return a function with the stub's names: its sync face, or without *sync* its async one."""
-        own = self.itself(node)
+        """Return a function without its body, with the stub's names: its sync face, or without *sync* its async one."""
+        is_plain = self.options is None
+        own = {} if is_plain else self.itself(node)
         face = replace(self, variables=self.variables | own)
-        is_coroutine = not sync and _is_coroutine_function(node)
-        decorators = [face.annotation(each) for each in node.decorator_list if last_name(each) in keep]
-        goes_in = functools.partial(face.annotation, goes_in=True)
-        changed = {"name": shown, "decorator_list": decorators, "returns": face.returned(node, sync)}
-        made = self.stub.declaration(node, goes_in, is_coroutine=is_coroutine, **changed)
-        for first in [*made.args.posonlyargs, *made.args.args][:1]:
-            if first.arg.lstrip("_") in {"self", "cls"}:
-                # The annotation of `self` names the original's class.
-                first.annotation = None
-        if own and hasattr(made, "type_params"):
-            vars(made)["type_params"] = [each for each in vars(made)["type_params"] if each.name not in own]
-        return made
+        inward, args = replace(face, goes_in=True), node.args
+        first = (args.posonlyargs + args.args)[:1]
+
+        def declared(arg: Any) -> Any:
+            if isinstance(arg, list):
+                return [*map(declared, arg)]
+            if not isinstance(arg, ast.arg):
+                return arg
+            if arg in first and arg.arg.lstrip("_") in {"self", "cls", "mcs"} and not (is_plain and arg.annotation):
+                # Its annotation names the original's class.
+                return ast.arg(arg.arg)
+            return ast.arg(arg.arg, self.stub.any() if arg.annotation is None else inward.written(arg.annotation))
+
+        made = ast.arguments(**{name: declared(value) for name, value in ast.iter_fields(args)})
+        made.kw_defaults = [*map(_short, args.kw_defaults, made.kwonlyargs)]
+        # Defaults belong to the last parameters, so both lists are reversed.
+        made.defaults = [*map(_short, args.defaults[::-1], (made.posonlyargs + made.args)[::-1])][::-1]
+        returns = face.returned(node, sync)
+        if returns is None:
+            returns = ast.Constant(None) if node.name in {"__init__", "__aexit__"} else self.stub.any()
+        changed = {
+            "name": shown,
+            "args": made,
+            "body": _docstring(node) or _no_body(),
+            "decorator_list": [
+                face.written(each) for each in node.decorator_list if is_plain or last_name(each) in keep
+            ],
+            "returns": returns,
+            "type_params": [each for each in getattr(node, "type_params", ()) if each.name not in own],
+        }
+        is_coroutine = (is_plain or not sync) and _is_coroutine_function(node)
+        kind: Any = ast.AsyncFunctionDef if is_coroutine else ast.FunctionDef
+        return kind(**{**vars(node), **changed})  # type: ignore[no-any-return]
+
+    def written(self, annotation: ast.expr) -> ast.expr:
+        return annotation if self.options is None else self.visit(annotation)
 
     def returned(self, node: Function, sync: bool) -> ast.expr | None:
         returns, given = node.returns, parts_of(node.returns)
-        if returns is None:
-            return None
+        if returns is None or self.options is None:
+            return returns
         if given and "asynccontextmanager" in _decorators(node):
             manager = self.stub.need("contextlib", f"Abstract{'' if sync else 'Async'}ContextManager")
-            return ast.Subscript(manager, ast.Tuple([self.annotation(given[0]), ast.Name("bool | None")]))
-        if _is_coroutine_function(node):
-            # The awaited value is not changed, except that it may become a twin.
-            return self.annotation(returns, sync=False)
-        return (self.both_ways(returns) if sync else None) or self.annotation(returns, sync=sync)
+            return ast.Subscript(manager, ast.Tuple([self.visit(given[0]), ast.Name("bool | None")]))
+        # The awaited value is not changed, except that it may become a twin.
+        sync = sync and not _is_coroutine_function(node)
+        return (self.both_ways(returns) if sync else None) or replace(self, sync=sync).visit(returns)
 
     def both_ways(self, returns: ast.expr) -> ast.expr | None:
         """Return the type of `__aenter__` of a type that can be both awaited and entered; None for other types."""
@@ -865,22 +847,19 @@ class _Face:
         if kind in self.stub.twins or not (hasattr(kind, "__await__") and hasattr(kind, "__aenter__")):
             return None
         owner = next(base for base in kind.__mro__ if "__aenter__" in vars(base))
-        names = [each.__name__ for each in getattr(owner, "__parameters__", ())]
-        variables = dict(zip(names, map(self.annotation, parts_of(parsed(returns))), strict=False))
-        face = replace(self, module=_home(owner), original=owner, variables=variables)
+        face = replace(self, module=_home(owner), original=owner, sync=False)
+        face.variables = dict(zip(face.parameters, map(self.visit, parts_of(parsed(returns))), strict=False))
         for inner in _flat(_class_node(owner)):
             if isinstance(inner, ast.AsyncFunctionDef) and inner.name == "__aenter__" and inner.returns is not None:
-                return face.annotation(inner.returns, sync=False)
+                return face.visit(inner.returns)  # type: ignore[no-any-return]
         return self.stub.any()
 
     def decorated(self, made: Function) -> Function:
         """Write a function with `@blocking`, as in the source: a type checker then knows the call, `.aio` and `.options`."""
         # The class may have an attribute of this name, as redis' lock has.
         hidden = _has(self.outer, "blocking")
-        need = self.stub.need
-        made.decorator_list = [
-            ast.Attribute(need("omniloop", None), "blocking") if hidden else need("omniloop", "blocking")
-        ]
+        decorator = self.stub.need("omniloop", None if hidden else "blocking")
+        made.decorator_list = [ast.Attribute(decorator, "blocking") if hidden else decorator]
         return made
 
     def several(
@@ -892,10 +871,12 @@ class _Face:
         These are overloads, own type parameters, class methods and `Self`. The classes have those type parameters of the object's class
         that their signatures use, and one for the object's class itself if they use `Self`.
         """
+        stub, face = self.stub, self
         nodes = [node for node in nodes if "overload" in _decorators(node)] or nodes[-1:]
-        face, own = self, list[str]()
+        own: list[str] = []
         if any(_names_self(self.declared("", node, sync=False)) for node in nodes):
-            own = [self.stub.variable_for_self()]
+            stub.self_variable = stub.self_variable or stub.free("_Self")
+            own = [stub.self_variable]
             face = replace(self, variables=self.variables | {"Self": ast.Name(own[0])})
         keep = {"overload"} if len(nodes) > 1 else set[str]()
         calls, aios = (
@@ -913,18 +894,23 @@ class _Face:
             outer = replace(self, module=_home(self.outer), original=self.outer, variables={})
             parameters = [ast.unparse(outer.lookup(each)) for each in outer.parameters]
             parameters = [each for each in parameters if each in named]
-        name, of = self.stub.free(f"_{self.name.lstrip('_')}_{shown}"), _given([*own, *parameters])
-        itself = self.stub.need("typing", "Self").id
-        classes: list[Any] = ast.parse(
-            f"class {name}_aio: ...\n"
-            f"class {name}:\n"
-            f"    @property\n"
-            f"    def aio(self) -> {name}_aio{of}: ...\n"
-            f"    def options(self, *, timeout: float | None) -> {itself}: ...\n"
-        ).body
-        classes[0].body, classes[1].body[:0] = aios, calls
-        for each in classes:
-            self.parametrize(each, [*own, *parameters])
+        name, of = stub.free(f"_{self.name.lstrip('_')}_{shown}"), _given([*own, *parameters])
+        itself = stub.need("typing", "Self").id
+        node = None if self.outer is None else _class_node(self.outer)
+        typed = {each.name: each for each in getattr(node, "type_params", ())}
+
+        def made_class(name: str, body: list[Any]) -> ast.ClassDef:
+            # The type parameters are given in the syntax that the source uses.
+            generic: list[ast.expr] = [ast.Name(stub.need("typing", "Generic").id + of)] if of and not typed else []
+            made: Any = ast.ClassDef(name, generic, [], body, [])
+            made.type_params = [typed.get(each) or ast.TypeVar(each) for each in (*own, *parameters) if typed]  # type: ignore[attr-defined]
+            return made  # type: ignore[no-any-return]
+
+        both = f"""
+@property
+def aio(self) -> {name}_aio{of}: ...
+def options(self, *, timeout: float | None) -> {itself}: ..."""
+        classes: list[Any] = [made_class(f"{name}_aio", aios), made_class(name, [*calls, *ast.parse(both).body])]
         if binding == "object":
             itself_of = _given([*[itself] * len(own), *parameters])
             (member,) = ast.parse(f"@property\ndef {shown}(self) -> {name}{itself_of}: ...").body
@@ -934,69 +920,7 @@ class _Face:
             return [*classes, _attribute(shown, ast.Name(name))]
         if own:
             # A descriptor's `__get__` gets the class through which it was looked up.
+            get = f"def __get__(self, obj: object, owner: type[{own[0]}]) -> {name}{of}: ..."
             name += "_of"
-            get = f"def __get__(self, obj: object, owner: type[{own[0]}]) -> {classes[1].name}{of}: ..."
             classes += ast.parse(f"class {name}:\n    {get}").body
-        return [*classes, _attribute(shown, ast.Subscript(self.stub.need("typing", "ClassVar"), ast.Name(name)))]
-
-    def parametrize(self, made: ast.ClassDef, names: list[str]) -> None:
-        """Give a class of callables the type parameters *names*, in the syntax that the source uses."""
-        node = None if self.outer is None else _class_node(self.outer)
-        own = {each.name: each for each in getattr(node, "type_params", ())}
-        if names and own:
-            made.type_params = [own.get(each) or ast.TypeVar(each) for each in names]  # type: ignore[attr-defined]
-        elif names:
-            made.bases = [ast.Name(self.stub.need("typing", "Generic").id + _given(names))]
-
-
-def _names_self(made: Function) -> bool:
-    """Tell whether the signature uses `Self`."""
-    return any(_is_self(inner) for part in (made.args, made.returns) if part is not None for inner in ast.walk(part))
-
-
-class _Rewriter(SyncFace):
-    """Rewrites an annotation with the stub's names, and with *sync* as its sync face."""
-
-    def __init__(self, face: _Face, sync: bool, twins: bool = True, goes_in: bool = False) -> None:
-        self.sync = sync
-        self._face = face
-        self._twins = twins
-        self._goes_in = goes_in
-
-    def standard(self, name: str) -> ast.expr:
-        return self._face.stub.need("contextlib" if "Context" in name else "collections.abc", name)
-
-    def named(self, node: ast.Name | ast.Attribute) -> ast.expr:
-        face = self._face
-        if _is_self(node):
-            if not self._twins and face.outer is not None:
-                return face.plain(face.outer.__name__)
-            if "Self" in face.variables:
-                return face.variables["Self"]
-        if isinstance(node, ast.Name) and node.id in face.variables:
-            return face.variables[node.id]
-        twin = face.twin_named(node, self._goes_in) if self._twins else None
-        if twin is not None:
-            return twin
-        if isinstance(node, ast.Name):
-            return face.lookup(node.id)
-        # An attribute of a module or a class: the part before the dot names the original.
-        return ast.Attribute(_Rewriter(face, self.sync, twins=False).visit(node.value), node.attr)
-
-    def called(self, node: ast.Subscript) -> Any:
-        return _Rewriter(self._face, sync=False, twins=False).generic_visit(node)
-
-    @override
-    def visit_Call(self, node: ast.Call) -> ast.expr:
-        # A decorator, whose arguments are values and not annotations.
-        return ast.Call(self.visit(node.func), node.args, node.keywords)
-
-    @override
-    def visit_Subscript(self, node: ast.Subscript) -> Any:
-        made = super().visit_Subscript(node)
-        either = self._face.stub.either
-        if either and isinstance(made, ast.Subscript) and made.value is either[-1].name:
-            # `AsyncStream[T]`: the original and the twin both get the type argument.
-            either[-1] = either[-1]._replace(given=made.slice)
-            return made.value
-        return made
+        return [*classes, _attribute(shown, ast.Subscript(stub.need("typing", "ClassVar"), ast.Name(name)))]
