@@ -180,8 +180,9 @@ def _iterate(source: Any, options: Options, frame: FrameType, name: str, parent:
     if kind is Steps:
         options.runtime._current().check_may_wait(name, "use `async for` there")
     drive = functools.partial(iterating, source)
-    out = functools.partial(_out, options=options, parent=parent)
-    steps = kind(drive, options.runtime, frame, name, out=out, timeout=options.timeout)
+    steps = kind(
+        drive, options.runtime, frame, name, out=lambda item: _out(item, options, parent), timeout=options.timeout
+    )
     return steps._start() if kind is Steps else steps
 
 
@@ -378,12 +379,12 @@ class SyncCall:
         """Tell whether this is the runtime loop's own thread; warn, once a place, if another event loop runs in this thread."""
         if self._options.is_here():
             return True
-        place = frame.f_code, frame.f_lineno
-        if self._kind == HERE or asyncio._get_running_loop() is None or place in _warned:
+        if self._kind == HERE or asyncio._get_running_loop() is None:
             return False
-        _warned.add(place)
+        place = frame.f_code, frame.f_lineno
         # Not in a notebook or a shell: its loop has nothing else to do while a cell runs. (IPython has a `ps1` too.)
-        if not hasattr(sys, "ps1"):
+        if place not in _warned and not hasattr(sys, "ps1"):
+            _warned.add(place)
             what, instead = self._advice()
             words = f"{what} blocks the event loop that runs in this thread. Use {instead} here."
             module = frame.f_globals.get("__name__")
@@ -749,18 +750,16 @@ class Twin(metaclass=TwinType):
         state = self._omniloop
         state.face._omniloop_check_shown(name)
         original = state.here()
-        shown = {"__name__": name, "_owner": type(self)}
-        on_loop = {**shown, "_instead": "`asyncio.to_thread(getattr, …)`"}
         if name in state.options.on_loop:
-            return _call_of(self, getattr, **on_loop)(original, name)
+            return _looked_at(self, name, getattr)(original, name)
         value = getattr(original, name)
         if type(value) is types.CoroutineType:
             # The coroutine of an async property.
-            return _call_of(self, lambda: value, **on_loop)()
+            return _looked_at(self, name, lambda: value)()
         if isinstance(value, (FunctionType, MethodType, functools.partial)):
             own = isinstance(value, MethodType) and value.__self__ is original
             if own or faces.is_async(value):
-                return _call_of(self, value, **shown)
+                return _call_of(self, value, __name__=name, _owner=type(self))
         return _out(value, state.options, self)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -872,6 +871,11 @@ class Twin(metaclass=TwinType):
 def _call_of(twin: Twin, fn: Any, **told: Any) -> SyncCall:
     """Make a call of *fn* that belongs to *twin*; *told* sets how messages name it."""
     return SyncCall(fn, twin._omniloop.options)._but(_twin=twin, **told)
+
+
+def _looked_at(twin: Twin, name: str, fn: Any) -> SyncCall:
+    """Make a call that reads an attribute on the loop."""
+    return _call_of(twin, fn, __name__=name, _owner=type(twin), _instead="`asyncio.to_thread(getattr, …)`")
 
 
 def _dunder(twin: Twin, fn: Any, keyword: str) -> SyncCall:
