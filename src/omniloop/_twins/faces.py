@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import enum
+import functools
 import inspect
 import typing
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial, partialmethod
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType, UnionType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 _FUNCTIONS: Final = (FunctionType, MethodType, partial)
 # Classes whose objects get no twin: sync code uses them as they are, or they are not the caller's to wait for.
@@ -27,11 +30,19 @@ _NEVER: Final = (
 )  # fmt: skip
 # Attributes that mark the classes of dataclasses, pydantic, attrs and msgspec.
 _DATA: Final = ("__dataclass_fields__", "__pydantic_fields__", "__attrs_attrs__", "__struct_fields__")
-# How many attributes away something async may be: `client.beta.threads`, where `client` is the twin.
-_DEPTH: Final = 2
 
-_faced: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
-_leading: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()
+
+def _by_class(look: Callable[[type], T]) -> Callable[[type], T]:
+    """Have *look* look at each class once; what it says is kept as long as the class lives."""
+    found: weakref.WeakKeyDictionary[type, T] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(look)
+    def known(kind: type) -> T:
+        if kind not in found:
+            found[kind] = look(kind)
+        return found[kind]
+
+    return known
 
 
 def is_async(fn: Any) -> bool:
@@ -66,20 +77,11 @@ def is_data(kind: type) -> bool:
     return any(hasattr(kind, mark) for mark in _DATA)
 
 
+@_by_class
 def is_faced(kind: type) -> bool:
     """Tell whether *kind* has something async: a public method, `__call__`, `async with` or `async for`."""
-    found = _faced.get(kind)
-    if found is None:
-        found = opens(kind) or (
-            not is_never(kind)
-            and not is_data(kind)
-            and any(
-                (name == "__call__" or not name.startswith("_")) and is_async(raw)
-                for name, raw in members(kind).items()
-            )
-        )
-        _faced[kind] = found
-    return found
+    public = (raw for name, raw in members(kind).items() if name == "__call__" or not name.startswith("_"))
+    return opens(kind) or (not is_never(kind) and not is_data(kind) and any(map(is_async, public)))
 
 
 def members(kind: type) -> dict[str, Any]:
@@ -87,22 +89,22 @@ def members(kind: type) -> dict[str, Any]:
     return {name: raw for base in reversed(kind.__mro__) for name, raw in vars(base).items()}
 
 
-def leads(value: Any, depth: int = _DEPTH) -> bool:
-    """Tell whether *value* leads to something async, by the annotations of its properties or by the values of its attributes."""
+def leads(value: Any, depth: int = 2) -> bool:
+    """
+    Tell whether *value* leads to something async, by the annotations of its properties or by the values of its attributes.
+
+    It may be *depth* attributes away: two in `client.beta.threads`, where `client` is the twin.
+    """
     kind = type(value)
     if is_never(kind) or is_data(kind):
         return False
-    if class_leads(kind) <= depth:
-        return True
-    for name, inner in _attributes(value, kind):
-        if name.startswith("_"):
-            continue
-        if isinstance(inner, _FUNCTIONS):
-            if is_async(inner):
-                return True
-        elif is_faced(type(inner)) or (depth > 1 and leads(inner, depth - 1)):
-            return True
-    return False
+    return class_leads(kind) <= depth or any(
+        is_async(inner)
+        if isinstance(inner, _FUNCTIONS)
+        else is_faced(type(inner)) or (depth > 1 and leads(inner, depth - 1))
+        for name, inner in _attributes(value, kind)
+        if not name.startswith("_")
+    )
 
 
 def _attributes(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
@@ -115,33 +117,29 @@ def _attributes(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
                 yield name, raw.__get__(value)
 
 
-def class_leads(kind: type, depth: int = _DEPTH) -> int:
-    """Return after how many properties, by their annotations, something async is reached; more than *depth* if it is not."""
-    found = _leading.get(kind) if depth == _DEPTH else None
-    if found is None:
-        found = min(
-            (_distance(kind, raw, depth) for name, raw in members(kind).items() if not name.startswith("_")), default=99
-        )
-        if depth == _DEPTH:
-            _leading[kind] = found
-    return found
+@_by_class
+def class_leads(kind: type) -> int:
+    """Return after how many properties, by their annotations, something async is reached, 1 or 2; 99 if it is not."""
+    further = (each for getter in _getters(kind) for each in annotated_classes(getter, "return"))
+    if _is_near(kind):
+        return 1
+    return 2 if any(_is_near(each) for each in further if not is_never(each) and not is_data(each)) else 99
 
 
-def _distance(kind: type, raw: Any, depth: int) -> int:
-    getter = getter_of(raw)
-    if getter is None:
-        return 99
-    classes = annotated_classes(getter, "return")
-    if any(is_faced(each) or wraps(each) for each in classes):
-        return 1
-    if not classes and isinstance(_annotations(getter).get("return"), str) and wraps(kind):
-        # The annotation names a class that is imported for type checkers only: `client.with_raw_response`, which wraps the client.
-        return 1
-    if depth == 1:
-        return 99
-    return min(
-        (1 + class_leads(each, depth - 1) for each in classes if not is_never(each) and not is_data(each)), default=99
-    )
+def _is_near(kind: type) -> bool:
+    for getter in _getters(kind):
+        classes = annotated_classes(getter, "return")
+        if any(is_faced(each) or wraps(each) for each in classes):
+            return True
+        if not classes and isinstance(_annotations(getter).get("return"), str) and wraps(kind):
+            # The annotation names a class that is imported for type checkers only: `client.with_raw_response`, which wraps the client.
+            return True
+    return False
+
+
+def _getters(kind: type) -> list[FunctionType]:
+    found = [getter_of(raw) for name, raw in members(kind).items() if not name.startswith("_")]
+    return [each for each in found if each is not None]
 
 
 def wraps(kind: type) -> bool:
