@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -192,6 +193,23 @@ def test_a_crash_fails_its_own_work_only_and_another_process_comes(pool, tmp_pat
     last = pool.to_process(meet, str(tmp_path), 2)
 
     assert (others.result(timeout=40), last.result(timeout=40)) == (2, 2)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts the descriptors in /proc")
+def test_an_error_that_is_kept_keeps_no_descriptor_of_a_process_open(pool, tmp_path):
+    """A frame of its traceback referred to another process of the pool."""
+    # multiprocessing keeps one of its own, from the first process on.
+    assert pool.to_process(square, 1).result(timeout=40) == 1
+    before = len(os.listdir("/proc/self/fd"))
+    with Runtime() as runtime:
+        own = ProcessPool(2, runtime=runtime)
+        met = [own.to_process(meet, str(tmp_path), 2) for _ in range(2)]
+        assert [task.result(timeout=40) for task in met] == [2, 2]
+        error = own.to_process(crash, 3).exception(timeout=40)
+    gc.collect()
+
+    assert type(error) is ProcessDiedError
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def kill_myself(number):

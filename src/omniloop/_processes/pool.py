@@ -173,11 +173,11 @@ class ProcessPool:
             staff.hand_out()
             message = await reply
         except BaseException:
-            for process in staff.processes:
-                if process.reply is reply:
-                    # Nothing else stops a function that computes.
-                    process.close()
+            staff.give_up(reply)
             raise
+        finally:
+            # The traceback of the error in it refers to this frame: breaks the cycle.
+            del reply
         if len(message) > _LARGE:
             return await asyncio.to_thread(_unpack, message, name)
         return _unpack(message, name)
@@ -273,6 +273,12 @@ class _Staff:
             if not call[0].done():
                 return call
         return None
+
+    def give_up(self, reply: _Reply) -> None:
+        """End the process that makes the call, if one does: nothing else stops a function that computes."""
+        for process in self.processes:
+            if process.reply is reply:
+                process.close()
 
     def hand_out(self) -> None:
         """Have idle processes make the waiting calls, and start another process for the rest."""
