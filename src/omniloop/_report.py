@@ -316,8 +316,7 @@ def _skip_hung() -> bool:
 def leave_out_hung(idents: Iterable[int]) -> None:
     """Remove handlers in which a thread of *idents* hangs from the list of those that logging waits for, and closes, at exit."""
     for ident in idents:
-        frame = frame_of(ident)
-        while frame is not None:
+        for frame in callers(frame_of(ident)):
             handler = frame.f_locals.get("self")
             closed = closed_at_exit(logging)
             for reference in list(closed) if isinstance(handler, logging.Handler) else []:
@@ -327,7 +326,6 @@ def leave_out_hung(idents: Iterable[int]) -> None:
                         f"omniloop: a {type(handler).__name__} of logging hangs in a thread that did not end, and is not closed: "
                         "the exit would wait for it for ever."
                     )
-            frame = frame.f_back
 
 
 def _write_line(text: str) -> None:
@@ -355,6 +353,13 @@ def frames_of(coro: Any) -> Iterator[FrameType]:
         coro = generator_of(coro) or coro
 
 
+def callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield *frame* and those that have called it, the innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
 def innermost(coro: Any) -> str:
     """Return where a suspended coroutine waits: the innermost place in the user's code, and the function it has come to in the standard library."""
     return _place(frames_of(coro)) or "not started"
@@ -362,13 +367,10 @@ def innermost(coro: Any) -> str:
 
 def thread_place(ident: int | None) -> str:
     """Return where a thread that makes a call of the user's is, in the same form. Empty if the thread is gone."""
-    frames: list[FrameType] = []
-    frame = frame_of(ident)
-    while frame is not None:
-        if not str(frame.f_globals.get("__name__")).startswith(f"{__package__}."):
-            frames.append(frame)
-        frame = frame.f_back
-    return _place(reversed(frames))
+    frames = callers(frame_of(ident))
+    return _place(
+        reversed([it for it in frames if not str(it.f_globals.get("__name__")).startswith(f"{__package__}.")])
+    )
 
 
 def _place(frames: Iterable[FrameType]) -> str:

@@ -96,23 +96,22 @@ def close(
     end = _End(life)
     outcome: Outcome = WORK_LEFT
     last = time.monotonic()
+    # How much clean-up time is left: all rounds together take no longer than one may.
+    left = cancel_timeout
     try:
-        # How much clean-up time is left: all rounds together take no longer than one may.
-        left = cancel_timeout
         try:
-            while outcome is WORK_LEFT:
-                if interruptions or not drain(life, deadline, cancel_timeout, leftovers, end.rank):
-                    left = cancel_timeout
+            while outcome is WORK_LEFT and not interruptions:
+                if not drain(life, deadline, cancel_timeout, leftovers, end.rank):
                     break
                 # Only now daemons and resources: the work may have needed them.
-                begun = time.monotonic()
-                last = begun + left
+                last = time.monotonic() + left
                 outcome = end.finish(last)
-                left = max(0.0, left - (time.monotonic() - begun))
+                left = max(0.0, last - time.monotonic())
         except KeyboardInterrupt:
             interruptions += 1
-            left = cancel_timeout
         if outcome is not ENDED:
+            # What is cut off has all of it anew.
+            left = left if outcome is STUCK else cancel_timeout
             last = time.monotonic() + (left if interruptions < 2 else 0)
             end.cut(last, leftovers)
     except KeyboardInterrupt:

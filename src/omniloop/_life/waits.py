@@ -33,7 +33,7 @@ from .._arguments import check_timeout
 from .._cpython import begun_by, done_callbacks_of, ended_by, is_of_importlib, module_lock, ready
 from .._errors import WouldDeadlockError
 from .._process import fork
-from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, frames_of_threads, shown
+from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, callers, frame_of, frames_of_threads, shown
 from .._threads import LOOK_UP, slices
 from . import workers
 
@@ -224,7 +224,12 @@ def _begin(me: int, ident: int | None) -> bool:
     if ident is None:
         return True
     _waits[me] = ident
-    return ident not in _waits or not _leads_to(ident, me)
+    seen: set[int] = set()
+    link: int | None = ident
+    while link != me and link in _waits and link not in seen:
+        seen.add(link)
+        link = _waits.get(link)
+    return link != me
 
 
 @contextmanager
@@ -237,17 +242,6 @@ def paused() -> Iterator[None]:
     finally:
         if waited_for is not None:
             _waits[me] = waited_for
-
-
-def _leads_to(start: int, end: int) -> bool:
-    seen: set[int] = set()
-    ident: int | None = start
-    while ident is not None and ident not in seen:
-        if ident == end:
-            return True
-        seen.add(ident)
-        ident = _waits.get(ident)
-    return False
 
 
 # In a forked child only the forking thread is left, and it does not wait.
@@ -268,7 +262,7 @@ def _needs_an_import(ident: int | None, task: Task[Any]) -> str | None:
     if not fork.is_child() and not _imports(sys._getframe()):
         return None
     threads = frames_of_threads()
-    for frame in _frames(None if ident is None else threads.get(ident)):
+    for frame in callers(None if ident is None else threads.get(ident)):
         if (lock := module_lock(frame)) is not None:
             owner = getattr(lock, "owner", None)
             if owner == threading.get_ident():
@@ -290,13 +284,7 @@ look_in_long_waits(_needs_an_import)
 
 
 def _imports(frame: FrameType | None) -> bool:
-    return any(map(is_of_importlib, _frames(frame)))
-
-
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+    return any(map(is_of_importlib, callers(frame)))
 
 
 # --- a loop of the caller's own ---------------------------------------------------------------------------------------

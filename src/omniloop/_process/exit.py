@@ -38,7 +38,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Final
 
 from .._cpython import call_early_at_exit, joins_threads
-from .._report import frame_of, hurried, leave_out_hung, say
+from .._report import callers, frame_of, hurried, leave_out_hung, say
 from .._threads import new_thread, take, time
 from .fork import forget_after_fork, hold_inherited, is_multiprocessing_child, notice_fork, watched
 
@@ -406,11 +406,9 @@ def _hooks_run() -> bool:
     if main.is_alive() and not here:
         return False
     outermost = None
-    frame = sys._getframe() if here else frame_of(main.ident)
-    while frame is not None:
-        if joins_threads(frame.f_code):
+    for outermost in callers(sys._getframe() if here else frame_of(main.ident)):
+        if joins_threads(outermost.f_code):
             return False
-        outermost, frame = frame, frame.f_back
     # Without a frame: what `threading` takes for main was a thread of the program, which has ended. And if `threading` was first loaded
     # after main had ended, it takes main for alive.
     return outermost is not None and (not main.is_alive() or outermost.f_code in _Codes().of_hooks())

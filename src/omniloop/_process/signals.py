@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._cpython import is_owned
 from .._hooks import elsewhere
+from .._report import callers
 from .exit import beside, code_of, drain_at_exit, drain_no_longer_than, end_with, ends, flush_streams, is_idle, put_off
 from .fork import is_multiprocessing_child
 
@@ -60,16 +61,13 @@ def _handler() -> FrameType | None:
     if threading.current_thread() is not threading.main_thread():
         return None
     codes = {code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code not in codes:
-        frame = frame.f_back
-    return frame
+    return next((frame for frame in callers(sys._getframe(2)) if frame.f_code in codes), None)
 
 
-def _may_hold(frame: FrameType | None) -> bool:
-    """Tell whether *frame*, or one of its callers, may hold what a drain waits for."""
+def _may_hold(innermost: FrameType | None) -> bool:
+    """Tell whether *innermost*, or one of its callers, may hold what a drain waits for."""
     start = threading.Thread.start.__code__
-    while frame is not None:
+    for frame in callers(innermost):
         module = frame.f_globals.get("__name__")
         if frame.f_code is start:
             return True
@@ -82,7 +80,6 @@ def _may_hold(frame: FrameType | None) -> bool:
             meeting = frame.f_locals.get("meeting")
             if meeting is not None and is_owned(meeting.lock):
                 return True
-        frame = frame.f_back
     return False
 
 
