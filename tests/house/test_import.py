@@ -72,6 +72,41 @@ def test_importing_loads_little_that_asyncio_does_not():
     }
 
 
+def test_a_first_run_makes_no_class_that_is_dear_to_make():
+    """An enum, a named tuple, a protocol or a data class takes as long to make as a small module to load."""
+
+    def program():
+        import builtins
+        import dataclasses
+        import enum
+        import typing
+
+        make, dear = builtins.__build_class__, []
+
+        def noting(body, name, /, *bases, **options):
+            made = make(body, name, *bases, **options)
+            if body.__globals__["__name__"].startswith("omniloop") and (
+                isinstance(made, enum.EnumType) or hasattr(made, "_fields") or getattr(made, "_is_protocol", False)
+            ):
+                dear.append(made)
+            return made
+
+        builtins.__build_class__ = noting
+        typing.NamedTuple.__mro_entries__ = lambda bases: dear.append(bases) or ()
+        decorate = dataclasses.dataclass
+        dataclasses.dataclass = lambda *args, **options: dear.append(args) or decorate(*args, **options)
+        import asyncio
+
+        from omniloop import run
+
+        run(asyncio.sleep(0))
+        print(dear)
+
+    result = run_child(program)
+
+    assert (result.stdout, result.stderr, result.code) == ("[]\n", "", 0)
+
+
 @pytest.mark.promise("A star import hides neither the built-in `map` nor the module `queue`")
 def test_a_star_import_hides_no_builtin():
     names: dict[str, object] = {}
