@@ -76,27 +76,33 @@ def test_a_first_run_makes_no_class_that_is_dear_to_make():
     """An enum, a named tuple, a protocol or a data class takes as long to make as a small module to load."""
 
     def program():
+        import asyncio
         import builtins
         import dataclasses
         import enum
         import typing
 
-        make, dear = builtins.__build_class__, []
+        make, decorate, dear = builtins.__build_class__, dataclasses.dataclass, []
+
+        def is_ours(frame):
+            return frame.f_globals["__name__"].startswith("omniloop")
 
         def noting(body, name, /, *bases, **options):
             made = make(body, name, *bases, **options)
-            if body.__globals__["__name__"].startswith("omniloop") and (
-                isinstance(made, enum.EnumType) or hasattr(made, "_fields") or getattr(made, "_is_protocol", False)
+            protocol = getattr(made, "_is_protocol", False)
+            if is_ours(sys._getframe(1)) and (
+                isinstance(made, enum.EnumType) or typing.NamedTuple in bases or protocol
             ):
-                dear.append(made)
+                dear.append(name)
             return made
 
-        builtins.__build_class__ = noting
-        typing.NamedTuple.__mro_entries__ = lambda bases: dear.append(bases) or ()
-        decorate = dataclasses.dataclass
-        dataclasses.dataclass = lambda *args, **options: dear.append(args) or decorate(*args, **options)
-        import asyncio
+        def noting_data(*args, **options):
+            if is_ours(sys._getframe(1)):
+                dear.append(args)
+            return decorate(*args, **options)
 
+        builtins.__build_class__ = noting
+        dataclasses.dataclass = noting_data
         from omniloop import run
 
         run(asyncio.sleep(0))
