@@ -10,7 +10,7 @@ from threading import Lock, current_thread
 from types import FrameType
 from typing import Any, Final, TypeVar, final
 
-from .._arguments import check_count, close_unstarted
+from .._arguments import check_count, close_unstarted, name_of
 from .._errors import NotAsyncError
 from .._hooks import who_runs_here
 from .._report import caller, say, shown
@@ -65,7 +65,7 @@ def iterate(source: AsyncIterable[T], *, buffer: int = 1, runtime: Runtime | Non
     runtime = chosen(runtime)
     runtime._current().check_may_wait("iterate()")
     drive = partial(iterating, source)
-    return Iteration(drive, runtime, caller(), _name("iterate", source), ahead=buffer + 1)._start()
+    return Iteration(drive, runtime, caller(), f"iterate({name_of(source)})", ahead=buffer + 1)._start()
 
 
 @final
@@ -126,7 +126,7 @@ def aiterate(source: Iterable[T], *, buffer: int = 1, runtime: Runtime | None = 
 
 async def _from_thread(source: Iterable[T], buffer: int, runtime: Runtime, frame: FrameType) -> AsyncGenerator[T, None]:
     items = _Fed(buffer)
-    name = _name("aiterate", source)
+    name = f"aiterate({name_of(source)})"
     # Not in a worker thread, because the exit would wait for that while the source blocks.
     # `when_full="accept"`, as in `SyncSteps`: the producer and the consumer of one queue need each other, so neither may be refused.
     feeding = in_own_thread(runtime, partial(items.feed, source), name, or_worker=True)
@@ -195,10 +195,6 @@ class _Fed(Items[Any]):
         """Have the feeding thread stop after its current item."""
         self._open = False
         let_through(self._room)
-
-
-def _name(call: str, source: object) -> str:
-    return f"{call}({getattr(source, '__qualname__', type(source).__qualname__)})"
 
 
 def _not_async_iterable(source: object) -> str:

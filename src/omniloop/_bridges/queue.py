@@ -8,7 +8,7 @@ import sys
 import weakref
 from contextlib import suppress
 from functools import partial, partialmethod
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import janus
 
@@ -84,20 +84,18 @@ class Queue(janus.Queue[T]):
         super().__init__(maxsize)
         # The first one has the queue shut down at the end of its life. Made on first use.
         self._keepers: list[Task[None]] = []
-        self._sync_side: Any = _SyncSide(self, super().sync_q)
-        self._async_side: Any = _AsyncSide(self, super().async_q)
+        self._sync_side = cast("janus.SyncQueue[T]", _SyncSide(self, super().sync_q))
+        self._async_side = cast("janus.AsyncQueue[T]", _AsyncSide(self, super().async_q))
 
     @property
     def sync_q(self) -> janus.SyncQueue[T]:  # type: ignore[override]
         """The blocking side."""
-        side: janus.SyncQueue[T] = self._sync_side
-        return side
+        return self._sync_side
 
     @property
     def async_q(self) -> janus.AsyncQueue[T]:  # type: ignore[override]
         """The async side."""
-        side: janus.AsyncQueue[T] = self._async_side
-        return side
+        return self._async_side
 
     def __del__(self) -> None:
         for keeper in self._keepers:
