@@ -30,7 +30,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, final
 
-from .._arguments import check_timeout
+from .._arguments import check_count, check_timeout
 from .._errors import FullError, NotAsyncError, RefusedError, WaitTimeoutError
 from .._report import caller, say
 from .._shared import shared_runtime
@@ -474,9 +474,7 @@ class Way:
 
     def __init__(self, engine: Engine) -> None:
         for name in ("at_once", "waiting"):
-            number = getattr(engine, name)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name}={number!r}: give a whole number of 1 or more.")
+            check_count(name, getattr(engine, name))
         self._engine = engine
         # Re-entrant, because a signal handler may make a call in the middle of another.
         self._lock = Guard()

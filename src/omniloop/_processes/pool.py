@@ -37,7 +37,7 @@ from types import FrameType
 from typing import Any, Final, ParamSpec, TypeVar, final
 
 from .. import _cpython
-from .._arguments import check_function, name_of
+from .._arguments import check_count, check_function, name_of
 from .._errors import CannotStartError, NotPicklableError, ProcessDiedError, can_be_thrown
 from .._life.life import Life
 from .._life.workers import resolve
@@ -107,8 +107,7 @@ class ProcessPool:
         self, max_workers: int | None = None, *, executor: Executor | None = None, runtime: Runtime | None = None
     ) -> None:
         if max_workers is not None:
-            if not isinstance(max_workers, int) or isinstance(max_workers, bool) or max_workers < 1:
-                raise ValueError(f"max_workers={max_workers!r}: give a whole number of 1 or more.")
+            check_count("max_workers", max_workers)
             if executor is not None:
                 raise ValueError(
                     f"max_workers={max_workers!r} says how many processes the pool starts, and executor={executor!r} that it starts none. "

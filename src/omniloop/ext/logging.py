@@ -16,6 +16,7 @@ from threading import Lock
 from typing import Final
 
 from omniloop import OmniloopError, Runtime, Task
+from omniloop._arguments import check_count
 from omniloop._process import exit
 from omniloop._shared import chosen
 from omniloop._threads import time
@@ -79,8 +80,7 @@ class AsyncHandler(logging.Handler):
         runtime: Runtime | None = None,
     ) -> None:
         for name, value in {"capacity": capacity, "batch": batch}.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r}: give a whole number of 1 or more.")
+            check_count(name, value)
         if not callable(sink):
             raise TypeError(f"sink={sink!r} can't be called. Pass an async function of one list of records.")
         super().__init__(level)
