@@ -237,13 +237,12 @@ class Store:
             try:
                 self._writer.start()
                 return
-            except RuntimeError:
+            except BaseException as error:
+                # After Ctrl-C the thread may still run. It then sees that it is not `_writer`, and ends.
+                self._writer = None
+                if not isinstance(error, RuntimeError):
+                    raise
                 # No thread can be started, for example at the end of the interpreter: write here.
-                self._writer = None
-            except BaseException:
-                # Ctrl-C: the thread may still run. It then sees that it is not `_writer`, and ends.
-                self._writer = None
-                raise
         self._write_queue()
 
     def _write_on(self) -> None:

@@ -200,7 +200,7 @@ class OmniloopBackend(BaseTaskBackend):  # type: ignore[misc,unused-ignore]
                 # Inside the `except` block, because Django's logger reads the error that is being handled.
                 await self._send(task_finished, result)
                 return error
-            _set(result, _return_value=value, finished_at=timezone.now(), status=TaskResultStatus.SUCCESSFUL)
+            _succeed(result, value)
             await self._send(task_finished, result)
             return None
 
