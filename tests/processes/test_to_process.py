@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
 import gc
 import multiprocessing
 import os
@@ -841,7 +842,8 @@ def test_no_descriptors_left_for_a_process_is_an_error_that_says_so_and_the_next
         program,
     )
 
-    words = "No process can be started for pow: [Errno 24] Too many open files. Submit it again when there is room.\n"
+    error = f"[Errno 24] {os.strerror(errno.EMFILE)}"
+    words = f"No process can be started for pow: {error}. Submit it again when there is room.\n"
     assert (result.stdout, result.stderr, result.returncode) == (f"up\n{5 * words}32\n", "", 0)
 
 
