@@ -107,6 +107,6 @@ def test_order_is_kept_through_a_drain_that_finds_more_to_do(runtime):
 
     started = []
     runtime.go(work(0))
-    runtime.shutdown(timeout=5)
+    runtime.shutdown(timeout=50)
 
     assert sorted(started) == list(range(202 if 201 in started else 201))
