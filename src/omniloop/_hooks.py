@@ -1,5 +1,5 @@
 """
-The hooks by which guests extend the core. A guest is a module that knows another library, so that the core need not name it.
+The hooks by which a guest, a module that knows another library, serves the core. The core itself names no other library.
 
 | hook | asked | contract |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""Reports what went wrong where nobody else would learn of it: through logging, or through the user's hook."""
+"""Writes errors that nobody else would learn of to logging, equal ones in groups, or gives them to the user's hook."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Starts what a bridge is given, with the options that the bridges have in common: a call, on the loop or in a thread, with a limit or without.
+Starts the calls of all bridges, on the loop or in a thread; a limit bounds how many of them run at once.
 
 `Runtime._go_within` starts a coroutine, and takes the limit that `limiter` makes.
 """

@@ -1,5 +1,5 @@
 """
-The real clock, the waits that block a thread, a lock that no interruption leaves locked, and the threads of this package.
+The tools for threads: the real clock, waits that block, a lock that no interruption leaves locked, how a thread is made and joined.
 
 Each of our waits wakes once a second, on every platform, however long it is: a thread sees what was meant for it only between two calls in
 C. That is Ctrl-C where the wait for a lock can't be interrupted (Windows), an exception that another thread has set (dramatiq's time

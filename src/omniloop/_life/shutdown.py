@@ -1,5 +1,5 @@
 """
-How a life ends: wait for the work, end what else is on the loop stage by stage, log what was cut off, and stop the threads.
+How a life ends: work is waited for, daemons are cancelled, resources closed, the youngest first, losses logged, the threads stopped.
 
 What is guaranteed. Accepted work is done, or its handle says why not; there is no third outcome. The end takes no longer than its two
 deadlines: one for the work, and one for the clean-up of cancelled tasks. Both hold for any number of tasks. Each task is cancelled once and

@@ -1,5 +1,5 @@
 """
-The one way to block on the loop: the wait ends, or raises the reason why it never would.
+Blocks a thread until work on the loop is done, the one way to do so; raises the reason if that could never be.
 
 Every call that blocks until the loop has done something comes through here: from a handle, a group, a queue, `flush` or `shutdown()`. It
 checks, in this order:

@@ -1,5 +1,5 @@
 """
-Tells the runtimes of a fork: they hold still before it, go on in the parent, and begin afresh in the child.
+The hooks around a fork: every runtime holds still before it, goes on in the parent, and begins afresh in the child.
 
 What is guaranteed. At the moment of a fork nothing of ours is half done: a loop with pending work stands between two callbacks, and a loop
 without any has no thread. In the parent everything goes on where it stopped. In the child every runtime is as if never used; what it

@@ -1,5 +1,5 @@
 """
-The failures of a runtime that nobody has asked for: each is reported once, by a thread that may log. Outlives the runtime's lives.
+Holds failures that nobody has asked for until it is clear that nobody will; then each is reported once. Outlives the runtime's lives.
 
 A failure is *held* while somebody holds the handle and has not asked for the outcome. It is *unheld* from the moment when the last reference
 to the handle is gone.

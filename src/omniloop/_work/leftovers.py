@@ -1,5 +1,5 @@
 """
-The tasks that work leaves on the loop with asyncio's own means (`create_task`, `ensure_future`, a `TaskGroup`), held until they are done.
+Holds the tasks that work makes with asyncio's own means (`create_task`, a `TaskGroup`), for which the end waits a bounded time.
 
 What is guaranteed. Each task is referred to from its creation until it is done; asyncio alone refers to its tasks weakly. It is in one of
 these tables, in the order of creation:
