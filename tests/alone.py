@@ -28,7 +28,7 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Expr)
 
 # What a test of a guest says: the guests' names, and those of the libraries that they know.
 _GUESTS = re.compile(
-    r"(?<![a-z])(TaskGroup|Iteration|Queue|Resource|ProcessPool|Blocking|aiterate|background|blocking|enter|iterate|queue|resource|to_process"
+    r"(?<![a-z])(?<!os\.set_)(TaskGroup|Iteration|Queue|Resource|ProcessPool|Blocking|aiterate|background|blocking|enter|iterate|queue|resource|to_process"
     r"|omniloop\.map|dump|timings|watchdog|monitor|progress|ext|testing|trio|asgiref|anyio|sniffio|uvloop"
     # What guests tell, on a terminal or in the log.
     r"|services|will_lose|process_1_is_told|the_advice_is|omniloop[.\w]*\.("
