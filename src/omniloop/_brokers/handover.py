@@ -668,11 +668,14 @@ def _start(
     try:
         way.enter(function.name, call_id)
         if call is not None:
-            parcel = packed = engine.pack(function, call_id, *map(_settled, call))
+            args, kwargs = call
+            # Without a star: after such a call of a method 3.14 may raise Ctrl-C, and what is on disk would not be taken back.
+            parcel = packed = engine.pack(function, call_id, _settled(args), _settled(kwargs))
         # The name tells function, id and engine, because the log at exit shows it for a call that is lost.
         name = f"{function.name} {call_id} → {engine.label}"
-        work = way.hand_over(engine, function, parcel)
-        accepted: Task[None] = runtime._go(work, frame, name, kind=HANDOVER, when_full="accept")
+        accepted: Task[None] = runtime._go(
+            way.hand_over(engine, function, parcel), frame, name, kind=HANDOVER, when_full="accept"
+        )
         accepted._when_done(done)
         return Sent(engine, function, call_id, accepted)
     except BaseException:
