@@ -243,6 +243,29 @@ async def awaiting(client):
     return await client
 
 
+@pytest.mark.promise("A second `close()` waits for the first, and does not interrupt it", section="Resources")
+def test_a_second_close_does_not_interrupt_the_first(runtime):
+    log, closes, may_end = [], threading.Event(), runtime.run(make(asyncio.Event))
+
+    async def close(client):
+        closes.set()
+        await may_end.wait()
+        log.append("closed")
+
+    client = resource(object, close, runtime=runtime)
+    client.run(use)
+    first = threading.Thread(target=client.close)
+    first.start()
+    assert closes.wait(5)
+    second = runtime.go(client.aclose())
+    settle(runtime)
+    runtime.call_soon(may_end.set)
+    first.join(5)
+
+    assert second.result(5) is None
+    assert log == ["closed"]
+
+
 @pytest.mark.promise("One that was never opened is closed without being opened", section="Resources")
 def test_one_that_was_never_opened_is_closed_without_being_opened(runtime):
     opened = []
