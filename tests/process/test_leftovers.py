@@ -251,7 +251,8 @@ def test_a_chain_without_end_ends_with_its_time(chain):
     assert re.search(r"[1-9] left on the loop when their time was over, and cancelled:", result.stderr)
     assert result.stderr.count("cancelled:") == 1
     assert "the time for draining was over" not in result.stderr
-    assert result.seconds < 5
+    # Not without end; a busy machine takes some seconds to come and go.
+    assert result.seconds < 20
 
 
 @pytest.mark.promise("A chain of them that ends is done to its last")
