@@ -208,3 +208,22 @@ def test_nothing_of_the_other_is_left_to_be_imported_later(how, folder):
     result = run_child(program, flags=["-X", "lazy_imports=all"])
 
     assert result == ("\n", "", 0, result.seconds)
+
+
+@pytest.mark.promise("A twin in a vendored copy leaves the copy's own objects alone")
+@pytest.mark.parametrize("how", ["vendored"])
+def test_a_twin_of_a_vendored_copy_leaves_its_own_objects_alone(how, folder):
+    """Its classes were known by the name that the package has where it is not vendored."""
+
+    def program():
+        copy = another(how, folder)
+
+        class Sdk:
+            async def opened(self):
+                return copy.resource(lambda: None)
+
+        print(type(copy.blocking(Sdk)().opened()) is copy.Resource)
+
+    result = run_child(program)
+
+    assert result == ("True\n", "", 0, result.seconds)

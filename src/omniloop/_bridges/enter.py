@@ -167,7 +167,8 @@ class Entered(AbstractContextManager[T, bool]):
 
     def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, kind: Kind = DAEMON) -> None:
         self._cover = _Cover(manager)
-        self._runtime, self._kind = runtime, kind
+        self._runtime = runtime
+        self._kind: Kind = kind
         self._steps: SyncSteps[Any] | None = None
 
     def __enter__(self) -> T:

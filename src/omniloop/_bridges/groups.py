@@ -255,9 +255,10 @@ class TaskGroup:
     async def _wait_async(self, until: float, leaves: bool) -> None:
         """As `_wait`, in async code. A block that *leaves* does not wait for running functions, because nothing can interrupt those."""
         for over, left in self._waits(until):
-            if leaves and not (asked := [task for task in self._tasks() if task._may_be_asked()]):
+            waited: list[Task[Any]] = [task for task in self._tasks() if task._may_be_asked()] if leaves else [over]
+            if not waited:
                 return
-            await (asked[-1] if leaves else over).wait(left)
+            await waited[-1].wait(left)
 
     def _waits(self, until: float) -> Iterator[tuple[Task[None], float]]:
         """

@@ -400,7 +400,7 @@ async def _open(factory: Callable[[], Any], close: Callable[[Any], object] | Non
     if inspect.isawaitable(made) and (close is not None or not hasattr(type(made), "__aenter__")):
         made = await made
     if close is None and hasattr(type(made), "__aenter__"):
-        return await stack.enter_async_context(made)
+        return await stack.enter_async_context(made)  # pyright: ignore[reportArgumentType]
     way = partial(close, made) if close is not None else getattr(made, "aclose", None) or getattr(made, "close", None)
     if not callable(way):
         raise NotAsyncError(

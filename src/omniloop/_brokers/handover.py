@@ -733,9 +733,9 @@ def _same(sent: Any, received: Any) -> bool:
     """Whether *received* equals *sent*. Two nans are equal; objects without an `__eq__` are equal if their types are the same."""
     if sent is received:
         return True
-    if isinstance(sent, float) and sent != sent:
-        return isinstance(received, float) and received != received
     kind = type(sent)
+    if issubclass(kind, float) and sent != sent:
+        return isinstance(received, float) and received != received
     if kind in (list, tuple, dict):
         # Item by item: a list with a nan may not equal its copy.
         if type(received) is not kind or len(sent) != len(received):

@@ -28,6 +28,8 @@ _NEVER: Final = (
     type, ModuleType, *_FUNCTIONS, BuiltinFunctionType, asyncio.Future, concurrent.futures.Future, asyncio.AbstractEventLoop,
     BaseException, enum.Enum,
 )  # fmt: skip
+# How the names of this package's modules begin; derived, because the package may be vendored.
+_OURS: Final = __name__.removesuffix("_twins.faces")
 # Attributes that mark the classes of dataclasses, pydantic, attrs and msgspec.
 _DATA: Final = ("__dataclass_fields__", "__pydantic_fields__", "__attrs_attrs__", "__struct_fields__")
 
@@ -64,7 +66,7 @@ def is_async(fn: Any) -> bool:
 
 def is_never(kind: type) -> bool:
     """Tell whether objects of *kind* never get a twin, whatever attributes they have."""
-    return issubclass(kind, _NEVER) or str(kind.__module__).partition(".")[0] in {"omniloop", "builtins"}
+    return issubclass(kind, _NEVER) or f"{kind.__module__}.".startswith((_OURS, "builtins."))
 
 
 def opens(kind: type) -> bool:

@@ -301,8 +301,9 @@ def _seen_in(task: asyncio.Task[Any]) -> list[Any]:
     parts = [found[name] for name in ("h", "timeout_handle") if hasattr(found.get(name), "when")]
     for others in (found.get("fs"), members_of(found.get("self"))):
         # A copy, because this may be another thread.
-        if isinstance(others, (set, list)) and all(map(asyncio.isfuture, others := list(others))):
-            parts += [future for future in others if not future.done()]
+        futures = list(others) if isinstance(others, (set, list)) else []
+        if all(map(asyncio.isfuture, futures)):
+            parts += [future for future in futures if not future.done()]
     return parts
 
 

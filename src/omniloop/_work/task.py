@@ -371,7 +371,8 @@ class Task(concurrent.futures.Future[T]):
         """
         elsewhere = who_runs_here()
         if self._outcome() is None:
-            yield from self._wait_async(elsewhere, True)
+            # For pyright a function decorated by `types.coroutine` returns an awaitable only.
+            yield from self._wait_async(elsewhere, True)  # pyright: ignore[reportGeneralTypeIssues]
         value: T
         # No other kind of loop knows asyncio's CancelledError.
         value, error = self._take(asyncio.CancelledError if elsewhere is None else concurrent.futures.CancelledError)
