@@ -14,6 +14,7 @@ import pytest
 
 from children import run_child
 from omniloop import CannotStartError, Runtime, configure, go
+from omniloop._seen import watchdog
 from omniloop._seen.watchdog import Usage, usage_of
 
 
@@ -122,6 +123,39 @@ def test_the_watchdog_is_off_with_none_and_can_be_turned_on_while_the_loop_runs(
         runtime.configure(slow_callback=0.05)
         gate = threading.Event()
         task = runtime.go(hold(gate))
+        assert told.wait_for(1)
+        gate.set()
+        task.result(timeout=5)
+
+
+@pytest.mark.promise("It sees what blocks in the very turn of the loop in which it is turned on")
+def test_it_sees_what_blocks_in_the_turn_in_which_it_is_turned_on(told, monkeypatch):
+    """The loop told it when the next turn began, and this one did not end."""
+    within, submitted, blocks, gate = (threading.Event() for _ in range(4))
+    look = watchdog.Watchdog._look
+
+    def look_late(self, has_moved):
+        blocks.wait(5)
+        return look(self, has_moved)
+
+    monkeypatch.setattr(watchdog.Watchdog, "_look", look_late)
+
+    def turn():
+        within.set()
+        submitted.wait(5)
+        # Longer than a batch: what was submitted meanwhile comes in the next turn, together with the watchdog.
+        time.sleep(0.01)
+
+    async def block():
+        blocks.set()
+        hold_the_loop_here(gate)
+
+    with Runtime(name="unwatched", slow_callback=None) as runtime:
+        runtime.call_soon(turn)
+        within.wait(5)
+        runtime.configure(slow_callback=0.05)
+        task = runtime.go(block())
+        submitted.set()
         assert told.wait_for(1)
         gate.set()
         task.result(timeout=5)

@@ -135,9 +135,14 @@ class Watchdog:
         # The watchdog's own thread while it should watch, else None.
         self._thread: threading.Thread | None = None
         if thread.runs:
-            thread.post(self._attach)
+            thread.post(self._attach_in_turn)
         else:
             self._attach()
+
+    def _attach_in_turn(self) -> None:
+        self._attach()
+        # The next callback of this turn may block, and the loop only tells when a turn begins.
+        self.goes_on()
 
     def _attach(self) -> None:
         """Have the loop tell when it works. A loop that can't (uvloop) is asked by the watchdog, but only while work is pending."""
