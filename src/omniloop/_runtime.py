@@ -115,6 +115,9 @@ class Runtime:
     # The shared runtime, which holds the settings of the whole process.
     _shared: ClassVar[Runtime]
 
+    # The bounds, made where `max_pending` is set.
+    _admission: Admission | None = None
+
     def __init__(self, *, name: str = "omniloop", **settings: Unpack[Changes]) -> None:
         self._set_up(name, changed(from_environment(), settings, shared=False), reopens=False)
 
@@ -139,8 +142,6 @@ class Runtime:
         # Loaded and made when `timings` is switched on; and the listeners that are given each measurement.
         self._timings: _hooks.Timings | None = None
         self._timing_listeners: list[Callable[[str, float | None, float], object]] = []
-        # Loaded and made when `max_pending` is set.
-        self._admission: Admission | None = None
         # Whether submissions go through `_admission`; read on the hot path. True until the settings are known.
         self._bounded = True
         self._chosen: Settings | None = None
@@ -167,16 +168,18 @@ class Runtime:
         return Runtime._shared._chosen or from_environment()
 
     def _choose(self, settings: Settings) -> None:
-        self._chosen = settings
         if settings.timings and self._timings is None:
             self._timings = _hooks.on_use("_seen.timings").Timings(self._timing_listeners)
         if settings.max_pending is not None and self._admission is None:
             from ._admission import Admission
 
-            self._admission = Admission()
+            # Atomic, so that two threads that submit first get the same one.
+            vars(self).setdefault("_admission", Admission())
         if self._admission is not None:
             self._admission.resize(settings.max_pending)
         self._bounded = settings.max_pending is not None
+        # Last, so that nobody takes settings for chosen whose bounds are not there yet.
+        self._chosen = settings
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 

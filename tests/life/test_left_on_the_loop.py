@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from omniloop import Runtime
+from omniloop._work.leftovers import awaited
 
 
 @pytest.fixture
@@ -226,3 +227,26 @@ def test_a_task_factory_of_the_users_is_used(runtime):
 
     assert done.wait(timeout=5)
     assert any(coro.__qualname__.endswith("child") for coro in made)
+
+
+def test_what_a_task_waits_for_is_not_told_by_names_of_its_own(runtime):
+    """An attribute `_tasks` of a user's own was taken for the members of a task group, and what is awaited was left out."""
+
+    async def main():
+        closed = asyncio.get_running_loop().create_future()
+
+        class Server:
+            async def serve(self):
+                self._tasks = {asyncio.create_task(asyncio.sleep(60))}
+                await closed
+
+        server = Server()
+        task = asyncio.create_task(server.serve())
+        await asyncio.sleep(0)
+        found = awaited(task)
+        closed.set_result(None)
+        await task
+        server._tasks.pop().cancel()
+        return found == [closed]
+
+    assert runtime.run(main())

@@ -23,7 +23,7 @@ except ImportError:
 
 import omniloop
 from children import run_child
-from omniloop import CannotStartError, Runtime, WouldDeadlockError
+from omniloop import CannotStartError, Runtime, WouldDeadlockError, _hooks
 from omniloop._life.workers import Workers
 
 
@@ -503,3 +503,82 @@ def test_workers_that_all_wait_for_what_stands_behind_them_are_told(how):
             WouldDeadlockError, match="worker threads of 'omniloop' wait, for work that waits for a worker"
         ):
             call.result(timeout=15)
+
+
+@pytest.mark.promise("Calls that come while another thread starts the runtime get a worker each, too")
+def test_calls_that_come_while_the_runtime_starts_get_a_worker_each(monkeypatch):
+    """The pool had room for one until then, and nobody looked again: calls that wait for each other stood still."""
+    starting, others_put, host = threading.Event(), threading.Event(), _hooks.host
+
+    class SlowHost:
+        guest = host.guest
+
+        def __call__(self):
+            starting.set()
+            assert others_put.wait(5)
+            return host()
+
+    monkeypatch.setattr(_hooks, "host", SlowHost())
+    meet = threading.Barrier(4)
+    with Runtime(max_workers=4) as runtime:
+        first = threading.Thread(target=runtime.call_soon, args=(int,))
+        first.start()
+        assert starting.wait(5)
+        tasks = [runtime.to_thread(meet.wait, 5) for _ in range(4)]
+        others_put.set()
+        first.join(5)
+
+        assert sorted(task.result(timeout=10) for task in tasks) == [0, 1, 2, 3]
+
+
+@pytest.mark.promise(
+    "A look-up is served while a worker whose place was taken makes a long call beside the one that took it"
+)
+def test_a_look_up_is_served_while_one_worker_more_than_the_bound_is_busy():
+    """The worker too many was taken for the one that serves the loop."""
+    over, both = threading.Event(), threading.Event()
+
+    async def look_up():
+        return await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
+
+    with Runtime(max_workers=1) as runtime:
+
+        def first():
+            runtime.run(asyncio.sleep(0.2))
+            over.set()
+            assert both.wait(10)
+
+        def second():
+            assert both.wait(10)
+
+        tasks = [runtime.to_thread(first)]
+        tasks.append(runtime.to_thread(second))
+        assert over.wait(5)
+
+        assert runtime.run(look_up(), timeout=5)
+        both.set()
+        for task in tasks:
+            task.result(timeout=5)
+
+
+@pytest.mark.promise("A start that is interrupted when the loop has its workers leaves them to the next")
+def test_a_start_that_is_interrupted_late_leaves_the_workers_to_the_next():
+    """The loop that was closed had shut the pool, and every look-up failed from then on."""
+
+    class Interrupted(asyncio.SelectorEventLoop):
+        interrupted = False
+
+        def get_debug(self):
+            if not Interrupted.interrupted and sys._getframe(1).f_code.co_name == "_make":
+                Interrupted.interrupted = True
+                raise KeyboardInterrupt
+            return super().get_debug()
+
+    async def look_up():
+        return await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
+
+    with Runtime(loop_factory=Interrupted) as runtime:
+        with pytest.raises(KeyboardInterrupt):
+            runtime.call_soon(int)
+
+        assert runtime.run(look_up(), timeout=5)

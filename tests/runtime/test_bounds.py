@@ -666,3 +666,33 @@ def test_a_runtime_that_was_full_keeps_nothing_alive(gate):
         gate.open()
 
     assert alive == []
+
+
+@pytest.mark.promise("Ctrl-C in the first submission leaves the bounds of the environment as they are")
+def test_a_first_submission_that_is_interrupted_leaves_the_bounds():
+    """The settings were taken for chosen when their bounds were not made yet, and nothing was bounded from then on."""
+
+    def program():
+        class Interrupts:
+            def find_spec(self, name, path, target=None):
+                if name == "omniloop._admission":
+                    sys.meta_path.remove(self)
+                    raise KeyboardInterrupt
+
+        sys.modules.pop("omniloop._admission", None)
+        sys.meta_path.insert(0, Interrupts())
+        try:
+            omniloop.call_soon(int)
+        except KeyboardInterrupt:
+            print("interrupted")
+        gate = threading.Event()
+        omniloop.call_soon(gate.wait)
+        try:
+            omniloop.call_soon(int)
+        except FullError:
+            print("refused")
+        gate.set()
+
+    result = run_child(program, env={"OMNILOOP_MAX_PENDING": "1", "OMNILOOP_WHEN_FULL": "raise"})
+
+    assert result == ("interrupted\nrefused\n", "", 0, result.seconds)

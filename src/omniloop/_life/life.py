@@ -230,6 +230,8 @@ class Life:
         host = _hooks.host() if settings.loop_factory is None else None
         pool, loop = self.workers, None
         pool.size, pool.most_waiting = settings.max_workers, settings.max_waiting_workers
+        # A start that failed may have closed a loop, and the pool with it.
+        pool.closed, self._watchdog = False, None
         try:
             if host is not None:
                 self.thread = pool.thread = host.Thread(self.name, self._escaped, self._die)
@@ -239,6 +241,8 @@ class Life:
                 if not fork.is_forking():
                     # Before the loop: if no thread can be started, no loop is made.
                     pool.start_one()
+                    # Until now the pool had room for one.
+                    pool.catch_up()
                 # In an empty context, because the loop's own callbacks keep the context that they were made in.
                 made = contextvars.Context().run(settings.loop_factory or asyncio.new_event_loop)
                 if not isinstance(made, asyncio.AbstractEventLoop):
@@ -272,6 +276,8 @@ class Life:
                     loop.close()
                 self.thread.loop = self._watchdog = None
                 pool.park(_PAUSE_TIMEOUT)
+                with suppress(RuntimeError):
+                    pool.catch_up()
 
     def _set_up_signals(self) -> None:
         sigterm = self._owner._settings_of_process().sigterm

@@ -169,6 +169,8 @@ class Workers(ThreadPoolExecutor):
         # An entry for each idle worker, which adds and removes it itself, so that submitting takes no lock.
         self._idle: deque[None] = deque()
         self._staff: set[threading.Thread] = set()
+        # Those that have not seen yet that they have a place: they make nothing but the loop's calls.
+        self._placeless: set[threading.Thread] = set()
         self._numbers = count(1)
         # Held by a worker that looks whether it is one too many.
         self._leaving = Lock()
@@ -270,6 +272,11 @@ class Workers(ThreadPoolExecutor):
         if not self._staff:
             self._grow()
 
+    def catch_up(self) -> None:
+        """Start workers for what was put before the pool had its size, or when a start that failed had ended them."""
+        for _ in range(self._jobs.qsize()):
+            self._grow()
+
     # --- waiting workers ------------------------------------------------------------------------------------------
 
     def is_worker(self) -> bool:
@@ -322,13 +329,15 @@ class Workers(ThreadPoolExecutor):
 
     def park(self, timeout: float) -> None:
         """End the workers before a fork. They start again on the next use, and nothing is refused."""
-        self._end_threads(timeout)
-        self._stopping = False
-        # A leftover end marker would end a worker of the next generation.
-        for _ in range(self._jobs.qsize()):
-            with suppress(Empty):
-                if (job := self._jobs.get_nowait()) is not None:
-                    self._jobs.put(job)
+        try:
+            self._end_threads(timeout)
+        finally:
+            self._stopping = False
+            # A leftover end marker would end a worker of the next generation.
+            for _ in range(self._jobs.qsize()):
+                with suppress(Empty):
+                    if (job := self._jobs.get_nowait()) is not None:
+                        self._jobs.put(job)
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of workers: present, allowed, idle, waiting for the runtime; and of queued jobs. A snapshot."""
@@ -348,17 +357,24 @@ class Workers(ThreadPoolExecutor):
 
     # --- threads --------------------------------------------------------------------------------------------------
 
+    def _grow_if_asked(self) -> None:
+        if self._asked and not self._stopping:
+            with suppress(RuntimeError):
+                self._grow()
+
     def _grow(self) -> None:
         """Start a worker, if there is room. If other threads do so at once, a worker that is one too many ends."""
         places = self._places()
         # One more while the loop asks for something.
-        if len(self._staff) >= places + bool(self._asked and self.most_waiting is not None):
+        if len(self._staff) >= places and (not self._asked or self.most_waiting is None or self._placeless):
             return
         thread = new_thread(self._serve, f"{self._name}-worker-{next(self._numbers)}")
         try:
             self._staff.add(thread)
+            self._placeless.add(thread)
             thread.start()
         except BaseException as error:
+            self._placeless.discard(thread)
             if thread.ident is None:
                 self._staff.discard(thread)
             # "can't start new thread", at the interpreter's end. If a worker is free it will get to the job.
@@ -399,7 +415,10 @@ class Workers(ThreadPoolExecutor):
                 elif not has_place and self._leaves():
                     return
                 else:
-                    has_place = True
+                    if not has_place:
+                        has_place = True
+                        self._placeless.discard(threading.current_thread())
+                        self._grow_if_asked()
                     try:
                         job = jobs.get_nowait()
                     except Empty:
@@ -427,10 +446,9 @@ class Workers(ThreadPoolExecutor):
         finally:
             del pools[threading.get_ident()]
             self._staff.discard(threading.current_thread())
+            self._placeless.discard(threading.current_thread())
             # What the loop asked for just before this relied on this worker.
-            if self._asked and not self._stopping:
-                with suppress(RuntimeError):
-                    self._grow()
+            self._grow_if_asked()
 
 
 # The pool of each worker, by the thread's ident. For the whole process, because a worker of one runtime may wait for another.

@@ -276,6 +276,9 @@ def awaited(thing: Any) -> list[Any]:
         if waiter is None:
             return []
         return [waiter] if isinstance(waiter, asyncio.Task) else _seen_in(thing) or [waiter]
+    if not asyncio.isfuture(thing):
+        # A thread, a frame, a timer.
+        return []
     handle, source = getattr(thing, "_task", None), getattr(thing, "comes_from", None)
     if isinstance(handle, Task):
         # The bridge to a task of a runtime.
@@ -297,6 +300,9 @@ def _seen_in(task: asyncio.Task[Any]) -> list[Any]:
     if threads := [each for each in found.values() if is_running_thread(each)]:
         # A library's own, to which the task has handed work.
         return [*threads, waiter_of(task)]
+    if frame is None or not str(frame.f_globals.get("__name__")).startswith("asyncio."):
+        # Names of a user's own, which say nothing.
+        return []
     # The timers of `asyncio.sleep` and `asyncio.wait`; the futures of `wait`, or the members of a task group.
     parts = [found[name] for name in ("h", "timeout_handle") if hasattr(found.get(name), "when")]
     for others in (found.get("fs"), members_of(found.get("self"))):
@@ -346,8 +352,10 @@ def comes(
     if not (parts := awaited(thing)):
         # A task that is about to run; or a future that nobody is known to resolve.
         return isinstance(thing, asyncio.Task)
-    inside = [part for part in parts if asyncio.isfuture(part) or isinstance(part, Task)]
-    outside = [part for part in parts if part not in inside]
+    inside: list[Any] = []
+    outside: list[Any] = []
+    for part in parts:
+        (inside if asyncio.isfuture(part) or isinstance(part, Task) else outside).append(part)
     if any(part.when() <= until if hasattr(part, "when") else True for part in outside):
         return True
     return bool(inside) and all(comes(part, until, work, timers, seen) for part in inside)
