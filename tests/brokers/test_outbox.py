@@ -3,6 +3,7 @@
 # The programs of a test are one after the other: what the first defines, the next uses.
 # ruff: noqa: F821
 
+import asyncio
 import collections
 import gc
 import logging
@@ -20,6 +21,7 @@ import omniloop
 from children import child_environment, run_child
 from omniloop import background
 from omniloop._brokers import store
+from omniloop.ext import outbox
 from omniloop.ext.outbox import Outbox
 from programs import source_of
 
@@ -894,6 +896,42 @@ def test_two_functions_of_one_name_are_refused(tmp_path):
 
         @background(broker=jobs, name="work")
         async def two(): ...
+
+
+@pytest.mark.promise(
+    "What comes of a call that is waited for comes to its waiter, however many calls ended since it began"
+)
+def test_what_came_of_a_long_call_is_kept_for_its_waiter(tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox, "_OUTCOMES", 50)
+    jobs = Outbox(tmp_path / "jobs.sqlite")
+    gate = asyncio.Event()
+
+    @background(broker=jobs, name="long")
+    async def long(number: int) -> int:
+        await gate.wait()
+        return number
+
+    @background(broker=jobs, name="short")
+    async def short() -> None: ...
+
+    async def wait_for(sent):
+        return await sent
+
+    async def main():
+        waiter = omniloop.go(wait_for(long(1)))
+        while not jobs._outcomes:
+            await asyncio.sleep(0.001)
+        for _ in range(49):
+            await short().accepted
+        # Those that end together with it.
+        others = [long(number) for number in range(20)]
+        await asyncio.sleep(0.3)
+        gate.set()
+        for other in others:
+            await other.accepted
+        return await waiter
+
+    assert omniloop.run(main(), timeout=LONG) == 1
 
 
 def test_what_came_of_a_call_keeps_no_frames(tmp_path):

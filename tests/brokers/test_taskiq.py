@@ -8,6 +8,7 @@ import enum
 import logging
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import pytest
@@ -21,6 +22,7 @@ pytest.importorskip("taskiq")
 from taskiq import Context, InMemoryBroker, TaskiqDepends
 from taskiq.middlewares import SimpleRetryMiddleware
 
+from omniloop.ext import taskiq
 from omniloop.ext.taskiq import Taskiq
 
 # Errors of functions are on purpose here; taskiq logs them.
@@ -48,6 +50,48 @@ class Point:
 @pytest.fixture
 def jobs():
     return Taskiq()
+
+
+# --- brokers are made again and again ---------------------------------------------------------------------------------
+
+
+async def renamed(): ...
+
+
+@pytest.mark.promise("However often a broker is made, a function keeps its name, and its module gets no more of them")
+def test_making_many_brokers_leaves_one_name_in_the_module():
+    jobs = Taskiq(lambda: InMemoryBroker())
+    background(broker=jobs, name="renamed")(renamed)
+
+    for _ in range(50):
+        jobs._fresh()
+
+    assert [name for name in globals() if name.startswith("renamed_")] == ["renamed__taskiq_original"]
+
+
+def test_one_broker_is_listened_on_though_two_threads_ask_first():
+    both = threading.Barrier(2)
+
+    def make():
+        both.wait(timeout=5)
+        return InMemoryBroker()
+
+    jobs = Taskiq(make)
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: jobs.broker, range(2))
+
+    assert one is other is jobs.broker
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (AttributeError("'NoneType' object has no attribute '_add_writer'"), ConnectionError),
+        (AttributeError("'NoneType' object has no attribute 'send'"), None),
+    ],
+)
+def test_a_lost_connection_is_known_by_what_asyncio_says(error, meaning):
+    assert taskiq._named(error, str(error)) is meaning
 
 
 # --- in memory --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar
@@ -38,8 +37,8 @@ class Workshop(Engine, Generic[T]):
         self._ways: dict[int, Way] = {}
         self._functions: dict[str, tuple[Function, Callable[..., Any], dict[str, Any]]] = {}
         self._made: WeakSet[T] = WeakSet()
-        # The broker or app that a worker listens on, made on first use.
-        self._listening = functools.cache(self._fresh)
+        # The broker or app that a worker listens on, made on first use: one at the most.
+        self._listened_on: dict[None, T] = {}
 
     def _with(self, options: dict[str, Any]) -> Self:
         other = copy.copy(self)
@@ -63,6 +62,12 @@ class Workshop(Engine, Generic[T]):
         entry = self._functions[function.name] = function, self._body(function), self._options
         for made in list(self._made):
             self._register(made, function.name, *entry[1:])
+
+    def _listening(self) -> T:
+        if None not in self._listened_on:
+            # Of two threads that come here at once both get the first.
+            self._listened_on.setdefault(None, self._fresh())
+        return self._listened_on[None]
 
     def _fresh(self) -> T:
         """Make another broker or app, with all functions registered."""

@@ -173,7 +173,10 @@ class Outbox(Engine):
             # The function itself failed, so the call is over and is not retried.
             say("%s %s failed", function.name, row.id, level=40, error=error)
             failed = _without_frames(error)
-        if not (outcome := self._outcome(row.id)).done():
+        outcome = self._outcome(row.id)
+        # The last to be thrown out: who waits for it has not looked yet.
+        self._outcomes[row.id] = self._outcomes.pop(row.id)
+        if not outcome.done():
             outcome.set_result((value, failed))
 
     def _outcome(self, call_id: str) -> asyncio.Future[Any]:

@@ -259,7 +259,10 @@ class Taskiq(Workshop[AsyncBroker]):
             vars(made)["kick"] = partial(_run_here, made)
 
     def _register(self, made: AsyncBroker, name: str, body: Callable[..., Any], options: dict[str, Any]) -> None:
+        names = body.__name__, body.__qualname__
         made.register_task(body, task_name=name, **options)
+        # Taskiq renames what it registers, and puts it into its module by that name: a new one, and a longer one, for each broker.
+        body.__name__, body.__qualname__ = names
 
     def _body(self, function: Function) -> Callable[..., Any]:
         """What taskiq calls in the worker. Takes the parameters with `TaskiqDepends` out of the signature of *function*."""
@@ -532,6 +535,8 @@ _MEANINGS: Final[Mapping[str, _Meaning]] = {
     r"redis\.(Authentication|NoPermission)Error:": RefusedError,
     # ReadOnlyError: the server was the primary, and is a replica now.
     r"redis\.(ReadOnly|Connection|Timeout)Error:": ConnectionError,
+    # asyncio's `writelines` on a connection that was just lost, on 3.12.
+    r"builtins\.AttributeError: .*'_add_writer'": ConnectionError,
 }
 
 # The text of RabbitMQ's error.
@@ -546,7 +551,8 @@ def _named(error: BaseException, words: str) -> _Meaning:
         below = below.__cause__ or below.__context__
     for cls in type(error).__mro__:
         for pattern, meaning in _MEANINGS.items():
-            if re.match(pattern, f"{_package(cls)}.{cls.__name__}: {words}"):
+            # A server's words may be several lines.
+            if re.match(pattern, f"{_package(cls)}.{cls.__name__}: {words}", re.DOTALL):
                 return meaning
     return ConnectionError if isinstance(error, (OSError, EOFError)) else None
 
