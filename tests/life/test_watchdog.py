@@ -264,6 +264,43 @@ def test_what_a_thread_had_of_the_machine_tells_blocked_from_starved(then, why):
     assert then.held_up(of(0)) == why
 
 
+@pytest.mark.promise("A loop that answers before the watchdog's thread goes on is not blamed")
+def test_a_loop_that_answers_at_once_is_not_blamed(told):
+    """The answer came before the question was noted, and an idle loop was blamed, with an empty stack."""
+    uvloop = pytest.importorskip("uvloop")
+    with Runtime(slow_callback=0.1, loop_factory=uvloop.new_event_loop) as runtime:
+        task = runtime.go(asyncio.sleep(0.8))
+        thread = runtime._current().thread
+        post = thread.post
+
+        def post_and_lose_the_core(fn, *args):
+            post(fn, *args)
+            if "watchdog" in threading.current_thread().name:
+                time.sleep(0.005)
+
+        thread.post = post_and_lose_the_core
+        task.result(timeout=5)
+        del thread.post
+
+    assert [message for message in told.messages if "has blocked" in message] == []
+
+
+@pytest.mark.promise("A loop is not blamed whose thread had not begun at the watchdog's first look")
+def test_a_thread_that_begins_late_is_not_blamed(told, monkeypatch):
+    """There was nothing to compare with."""
+    had = iter([None, of(0)])
+    monkeypatch.setattr(watchdog.Watchdog, "_usage", lambda self: next(had, of(1, cpu=0.1, queue=0.8)))
+    gate = threading.Event()
+    with Runtime(slow_callback=0.05) as runtime:
+        task = runtime.go(hold(gate))
+        with told._more:
+            assert told._more.wait_for(lambda: told.messages, timeout=20)
+        gate.set()
+        task.result(timeout=5)
+
+    assert "the machine has more to do than it has cores for" in told.messages[0]
+
+
 @pytest.mark.heavy
 @pytest.mark.timeout(60)
 @pytest.mark.promise(

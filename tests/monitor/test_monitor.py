@@ -25,6 +25,7 @@ from children import run_child
 from omniloop import CannotStartError, Runtime, SettingError
 from omniloop._monitor.client import Connection, NoAnswerError, processes
 from omniloop._monitor.server import _monitor
+from omniloop._seen import look
 from programs import source_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, and asks for the peer of a socket")
@@ -137,6 +138,20 @@ def test_a_process_with_100_000_tasks_answers_within_a_second_of_work(env):
     assert told["runtimes"][0]["groups"][0]["count"] == 100_000
     assert len(json.dumps(told)) < 20_000
     assert took < 1
+
+
+def test_of_many_names_only_those_are_read_that_are_shown(monkeypatch):
+    """A hundred thousand tasks with names of their own took a second more."""
+    read = []
+    monkeypatch.setattr(look, "shown", lambda name, *most: read.append(name) or name)
+    with Runtime() as runtime:
+        for number in range(1000):
+            runtime.go(asyncio.sleep(60), name=f"job {number}", daemon=True)
+        runtime.run(asyncio.sleep(0))
+        (group,) = look.look("", runtime._current())["groups"]
+
+    assert group["name"] == "job 0, job 1, job 2, …"
+    assert len(read) < 200
 
 
 def fails():
@@ -419,7 +434,7 @@ def test_a_runtime_that_starts_does_not_switch_on_what_configure_has_switched_of
 
     def program():
         omniloop.configure(monitor=False)
-        with omniloop.Runtime() as runtime:
+        with Runtime() as runtime:
             print(runtime.call_soon(os.listdir, os.environ["XDG_RUNTIME_DIR"]).result(5))
 
     result = run_child(program, env={**env, "OMNILOOP_MONITOR": "1"})

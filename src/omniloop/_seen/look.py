@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from types import CoroutineType, FrameType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -201,7 +202,8 @@ def _described(
     else:
         told = {"whose": whose.get(task)}
         place = f"waits at {innermost(task.get_coro())}"
-    names = [shown(name) for name in dict.fromkeys(name for *_, name, _ in group)][: _MOST_NAMES + 1]
+    # Only a few are shown: of a hundred thousand names that would take a second.
+    names = [shown(name) for name in islice(dict.fromkeys(name for *_, name, _ in group), _MOST_NAMES + 1)]
     started = _grouped(_keyed_asyncio(children.get(runner, ()))) if depth <= _DEEPEST else []
     return {
         "name": ", ".join([*names[:_MOST_NAMES], "…"] if len(names) > _MOST_NAMES else names),

@@ -249,8 +249,11 @@ class Watchdog:
         slow, since, now = self._settings().slow_callback, self._busy_since, time.monotonic()
         if slow is None:
             return None
-        if since is None and not self.attached and self._ping():
+        if since is None and not self.attached:
+            # Noted before the loop is asked, because it may answer at once.
             since = self._busy_since = now
+            if not self._ping():
+                since = self._busy_since = None
         if since is None:
             # One more look if something has happened since the last, and then none until it happens again.
             return slow if has_moved else None
@@ -267,6 +270,10 @@ class Watchdog:
             return slow * _WINDOW
         if since != self._incident:
             before, usage = self._first[1], self._usage()
+            if before is None and usage is not None:
+                # At the first look the loop's thread had not begun.
+                self._first = since, usage
+                return slow * _WINDOW
             why = None if before is None or usage is None else usage.held_up(before)
             if why is not None:
                 self._tell_hungry(now - since, why)
