@@ -49,6 +49,17 @@ class Odd:
         return int, ("odd",)
 
 
+class Leaving:
+    """Ends the process that receives it, as the import of a module may."""
+
+    def __reduce__(self):
+        return sys.exit, (3,)
+
+
+def return_what_leaves():
+    return Leaving()
+
+
 def return_oddly():
     return Odd()
 
@@ -168,12 +179,21 @@ def test_an_error_that_cannot_be_received_comes_out_as_text_and_the_processes_go
     [
         (return_a_lock, r"The function returned <unlocked .*lock.*>, which can't be sent .* Return plain data"),
         (return_oddly, r"The result of return_oddly can't be received .*: ValueError: invalid literal"),
+        (return_what_leaves, r"The result of return_what_leaves can't be received .*: SystemExit: 3"),
     ],
 )
 def test_a_result_that_cannot_be_sent_back_is_an_error_that_says_so_and_the_processes_go_on(pool, fn, words):
     """The one was a bare TypeError of pickle's, the other a crash that there was not."""
     with pytest.raises(NotPicklableError, match=words):
         pool.to_process(fn).result(timeout=40)
+
+    assert pool.to_process(square, 2).result(timeout=40) == 4
+
+
+@pytest.mark.promise("An import that exits in the other process is an error that says so, and ends no other program")
+def test_what_exits_while_it_is_received_is_an_error_that_says_so(pool):
+    with pytest.raises(NotPicklableError, match="can't be received in another process: it exits with 3"):
+        pool.to_process(square, Leaving()).result(timeout=40)
 
     assert pool.to_process(square, 2).result(timeout=40) == 4
 
@@ -847,6 +867,29 @@ def test_no_descriptors_left_for_a_process_is_an_error_that_says_so_and_the_next
     assert (result.stdout, result.stderr, result.returncode) == (f"up\n{5 * words}32\n", "", 0)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="no such signal")
+@pytest.mark.promise("Where the program ignores SIGCHLD, a killed process is known to have ended too")
+def test_where_sigchld_is_ignored_a_killed_process_is_not_waited_for_for_ever(tmp_path):
+    """Its exit code is never known, and was asked for a thousand times a second."""
+
+    def program():
+        if __name__ == "__main__":
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            pool = ProcessPool(1)
+            print(pool.to_process(pow, 2, 5).result(timeout=30), flush=True)
+            staff = pool._staff
+            (process,) = staff.processes
+            os.kill(process.process.pid, signal.SIGKILL)
+            until = time.monotonic() + 30
+            while staff.tasks and time.monotonic() < until:
+                time.sleep(0.01)
+            print(len(staff.tasks), pool.to_process(pow, 2, 6).result(timeout=30), flush=True)
+
+    result, _ = run_script(tmp_path, program)
+
+    assert (result.stdout, result.stderr, result.returncode) == ("32\n0 64\n", "", 0)
+
+
 # --- executor= --------------------------------------------------------------------------------------------------------
 
 
@@ -888,6 +931,26 @@ def test_cancelling_does_not_stop_a_call_that_runs_in_an_executor_of_the_callers
         go_on.set()
     # What waited was taken back.
     assert not ran.is_set()
+
+
+def test_ctrl_c_just_after_an_executor_took_a_call_that_is_over_at_once_comes_out():
+    """An InvalidStateError came in its place."""
+
+    class Interrupted(concurrent.futures.Executor):
+        def submit(self, fn, *args, **kwargs):
+            future = concurrent.futures.Future()
+            add = future.add_done_callback
+
+            def add_and_interrupt(callback):
+                add(callback)
+                future.set_result(fn(*args, **kwargs))
+                raise KeyboardInterrupt
+
+            future.add_done_callback = add_and_interrupt
+            return future
+
+    with pytest.raises(KeyboardInterrupt):
+        ProcessPool(executor=Interrupted()).to_process(square, 2)
 
 
 @pytest.mark.parametrize("executor", [5, "threads"])

@@ -30,7 +30,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, InvalidStateError
 from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from types import FrameType
@@ -197,6 +197,11 @@ class ProcessPool:
         # A running future can't be cancelled; otherwise a cancelled waiter would cancel it.
         ended.set_running_or_notify_cancel()
 
+        def end(future: Future[T]) -> None:
+            # Ctrl-C may have come just after the executor took the call.
+            with suppress(InvalidStateError):
+                ended.set_result(future)
+
         async def outcome() -> T:
             try:
                 # `wrap_future` of the executor's own future hangs on 3.11 and 3.12 if the call raised StopIteration.
@@ -220,12 +225,14 @@ class ProcessPool:
             # In the caller's thread, because submitting may start processes, and threads, which on 3.12.0 to 3.12.2 no longer start in
             # the drain.
             submitted.append(executor.submit(fn, *args, **kwargs))
-            submitted[0].add_done_callback(ended.set_result)
+            submitted[0].add_done_callback(end)
             if task.cancelled():
                 # Perhaps before it could see the future.
                 submitted[0].cancel()
         except BaseException as error:
-            ended.set_exception(error)
+            # Ctrl-C may come when the call is over already.
+            with suppress(InvalidStateError):
+                ended.set_exception(error)
             if not isinstance(error, Exception):
                 # Ctrl-C, for example.
                 raise
@@ -242,6 +249,9 @@ _HEADER: Final = struct.Struct("!QQ")
 
 # Bytes. A larger reply is unpickled in a worker thread: 64 KiB of small objects take about a millisecond on the loop.
 _LARGE: Final = 64 * 1024
+
+# The longest pause, in seconds, between two looks for the end of a killed process.
+_LONGEST_PAUSE: Final = 0.25
 
 # The name of each process, and the exit code of one that calls to_process() while it imports the script.
 _PROCESS: Final = "omniloop-process"
@@ -378,6 +388,18 @@ class _Process(asyncio.BufferedProtocol):
             return isinstance(error, BlockingIOError)
         return False
 
+    def is_gone(self) -> bool:
+        """Tell whether the system has no such process any more: where SIGCHLD is ignored, no exit code is ever known."""
+        if sys.platform == "win32":
+            # There 0 would be Ctrl-C.
+            return False
+        try:
+            os.kill(self.process.pid or 0, 0)
+        except (ProcessLookupError, PermissionError):
+            # Perhaps the number is by now that of another user's process.
+            return True
+        return False
+
     def make_next(self) -> None:
         """Make the next waiting call, or become idle."""
         if (call := self.staff.next_call()) is None:
@@ -415,8 +437,9 @@ class _Process(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.staff.processes.discard(self)
         self.staff.idle.pop(self, None)
-        self.staff.hand_out()
+        # First, so that the process is ended whatever comes of the rest.
         resolve(self.lost)
+        self.staff.hand_out()
 
     def close(self) -> None:
         """Close the connection, and so take no more calls. Whoever waits for that ends the process."""
@@ -438,8 +461,10 @@ class _Process(asyncio.BufferedProtocol):
             error = ProcessDiedError(f"The process that ran {self.name} ended before it was done: {_reason(code)}")
             error.exitcode = code
             self.reply.set_exception(error)
-        while self.process.exitcode is None:
-            await asyncio.sleep(0.001)
+        pause = 0.001
+        while self.process.exitcode is None and not self.is_gone():
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _reason(code: int | None) -> str:
@@ -491,7 +516,7 @@ def _unpack(message: bytearray, name: str) -> Any:
     """Return the result, or raise the error, that the other process has sent."""
     try:
         value, *failure = pickle.loads(memoryview(message)[_HEADER.size :])
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise NotPicklableError(
             f"The result of {name} can't be received from another process: {type(error).__qualname__}: {error}."
         ) from error
@@ -529,9 +554,11 @@ def _run(payload: bytes) -> bytes:
     try:
         try:
             fn, args, kwargs = pickle.loads(payload)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            # A module that is imported for it may exit. That would end the caller, too.
+            why = f"it exits with {error}" if isinstance(error, SystemExit) else error
             raise NotPicklableError(
-                f"The function and its arguments can't be received in another process: {error}. A function has to be importable there; "
+                f"The function and its arguments can't be received in another process: {why}. A function has to be importable there; "
                 "what is defined at a prompt or in a notebook is not."
             ) from error
         del payload
