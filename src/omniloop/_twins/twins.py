@@ -1031,6 +1031,8 @@ def _make_class(original: type, options: Options) -> TwinType:
                 members[shown] = made
     for name in _SPECIAL.keys() & everything.keys():
         members |= {f"__{each}__": getattr(Twin, f"_omniloop_{each}") for each in _SPECIAL[name]}
+    # Sync ones of the original's own: only a `with` on the twin itself calls them, so that a derived class may have its own.
+    own_ways = set() if "__aenter__" in everything else {"__enter__", "__exit__"}
     namespace: dict[str, Any] = {
         "__slots__": (),
         "__doc__": original.__doc__,
@@ -1038,8 +1040,10 @@ def _make_class(original: type, options: Options) -> TwinType:
         "__qualname__": original.__qualname__,
         "_omniloop_original": original,
         "_omniloop_options": options,
-        "_omniloop_members": members.keys() - _LOOKS,
+        "_omniloop_members": members.keys() - _LOOKS - own_ways,
         "_omniloop_hidden": renamed,
+        # In each class, because a class would inherit it from the twin of a base.
+        "_omniloop_asked_for": False,
     }
     if "__class_getitem__" in everything:
         namespace["__class_getitem__"] = classmethod(types.GenericAlias)
