@@ -349,6 +349,14 @@ class AsyncSteps(_Consumer[T], AsyncGenerator[T, S]):
             if await task.wait() and not task.cancelled():
                 task.result(0)
 
+    def _start(self) -> Self:
+        try:
+            return super()._start()
+        except BaseException:
+            # If the source was made and then refused: it never runs, so that no further step can come.
+            self._ended = self._source is not None
+            raise
+
     async def _step(self, said: Any) -> T:
         with trimming:
             return self._out(await self._resume(said))

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -348,3 +349,49 @@ def test_a_forked_child_leaves_the_parents_manager_alone():
     assert "ForkedError" in result.stderr
     assert result.stdout.splitlines() == ["the child's own", "left", "the parent's", "left"]
     assert result.code == 0
+
+
+def test_a_manager_that_is_never_entered_or_left_lives_in_no_cycle():
+    class Mine(Manager):
+        pass
+
+    def entered():
+        made = enter(Mine())
+        made.__enter__()
+        return weakref.ref(made)
+
+    gc.disable()
+    try:
+        manager = Mine()
+        never_entered = weakref.ref(manager)
+        made = enter(manager)
+        del made, manager
+        assert never_entered() is None
+
+        never_left = contextvars.Context().run(entered)
+        assert never_left() is None
+    finally:
+        gc.enable()
+
+
+def test_a_manager_that_is_never_entered_or_left_lives_in_no_cycle():
+    class Mine(Manager):
+        pass
+
+    def entered():
+        made = enter(Mine())
+        made.__enter__()
+        return weakref.ref(made)
+
+    gc.disable()
+    try:
+        manager = Mine()
+        never_entered = weakref.ref(manager)
+        made = enter(manager)
+        del made, manager
+        assert never_entered() is None
+
+        never_left = contextvars.Context().run(entered)
+        assert never_left() is None
+    finally:
+        gc.enable()

@@ -415,3 +415,87 @@ def test_a_use_in_the_background_has_the_options_of_go(runtime):
         assert client.go(use, context=context).result(timeout=5) == "ada"
         with pytest.raises(omniloop.TaskTimeoutError):
             client.go(endless, timeout=0.01).result(timeout=5)
+
+
+def test_a_failure_in_closing_is_reported_at_once_if_nobody_waits_for_it_any_more():
+    """It was reported only when the resource itself was dropped, or at the end of the runtime."""
+    failures, told, gate = [], threading.Event(), threading.Event()
+
+    def report(failure):
+        failures.append(str(failure.exception))
+        told.set()
+
+    async def fail(client):
+        while not gate.is_set():
+            await asyncio.sleep(0.001)
+        raise LookupError("no such socket")
+
+    with Runtime(on_error=report) as runtime:
+        client = resource(make_nothing, fail, runtime=runtime)
+        client.run(use)
+        with pytest.raises(WaitTimeoutError):
+            client.close(timeout=0.01)
+        gate.set()
+
+        assert told.wait(5)
+        assert failures == ["no such socket"]
+
+
+def test_a_client_that_is_still_being_opened_for_nobody_is_given_up_by_closing(runtime):
+    async def opening():
+        await asyncio.Event().wait()
+
+    client = resource(opening, lambda _: None, runtime=runtime)
+    with pytest.raises(TaskTimeoutError):
+        client.run(use, timeout=0.05)
+    client.close(timeout=5)
+
+    async def main():
+        client = resource(opening, lambda _: None, runtime=runtime)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(awaiting(client), 0.05)
+        await client.aclose()
+
+    runtime.run(main(), timeout=5)
+
+
+def test_a_failure_in_closing_is_reported_at_once_if_nobody_waits_for_it_any_more():
+    """It was reported only when the resource itself was dropped, or at the end of the runtime."""
+    failures, told, gate = [], threading.Event(), threading.Event()
+
+    def report(failure):
+        failures.append(str(failure.exception))
+        told.set()
+
+    async def fail(client):
+        while not gate.is_set():
+            await asyncio.sleep(0.001)
+        raise LookupError("no such socket")
+
+    with Runtime(on_error=report) as runtime:
+        client = resource(make_nothing, fail, runtime=runtime)
+        client.run(use)
+        with pytest.raises(WaitTimeoutError):
+            client.close(timeout=0.01)
+        gate.set()
+
+        assert told.wait(5)
+        assert failures == ["no such socket"]
+
+
+def test_a_client_that_is_still_being_opened_for_nobody_is_given_up_by_closing(runtime):
+    async def opening():
+        await asyncio.Event().wait()
+
+    client = resource(opening, lambda _: None, runtime=runtime)
+    with pytest.raises(TaskTimeoutError):
+        client.run(use, timeout=0.05)
+    client.close(timeout=5)
+
+    async def main():
+        client = resource(opening, lambda _: None, runtime=runtime)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(awaiting(client), 0.05)
+        await client.aclose()
+
+    runtime.run(main(), timeout=5)

@@ -97,7 +97,6 @@ class _Cover:
         self._set_by_leaving: _Variables = {}
         self._removed: list[ContextVar[Any]] = []
         self.suppressed = False
-        self.block = self._cover()
 
     async def hold(self, manager: AbstractAsyncContextManager[Any, Any], steps: Source) -> None:
         """Enter the manager, wait until the block is left, and leave the manager. Runs on the loop."""
@@ -134,7 +133,7 @@ class _Cover:
             )
         return self.hold(manager, steps)
 
-    def _cover(self) -> Iterator[_Variables]:
+    def cover(self) -> Iterator[_Variables]:
         """Go on where the block begins, where it is left (yields what it has set), and when the manager was left. For the block's side."""
         tokens = {variable: variable.set(value) for variable, value in self._set_by_entering.items()}
         inside = _inside.set(None)
@@ -153,12 +152,12 @@ class _Cover:
             if variable in tokens:
                 variable.reset(tokens.pop(variable))
 
-    def end(self, error: BaseException | None, tb: TracebackType | None) -> None:
+    def end(self, block: Iterator[_Variables], error: BaseException | None, tb: TracebackType | None) -> None:
         """The manager was left, with what was raised in the block."""
         if error is not None:
             # Drops the frames that the error went through on the loop.
             error.__traceback__ = tb
-        next(self.block, None)
+        next(block, None)
 
 
 @final
@@ -167,6 +166,8 @@ class Entered(AbstractContextManager[T, bool]):
 
     def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, kind: Kind = DAEMON) -> None:
         self._cover = _Cover(manager)
+        # Not in the cover, to which it refers: a cycle would keep the context until the garbage collector comes.
+        self._block = self._cover.cover()
         self._runtime = runtime
         self._kind: Kind = kind
         self._steps: SyncSteps[Any] | None = None
@@ -180,14 +181,14 @@ class Entered(AbstractContextManager[T, bool]):
             self._steps = steps
         if value is END:
             steps._source.task.result(0)
-        next(cover.block)
+        next(self._block)
         return value
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
         if self._steps is None:
             raise OmniloopError("This was never entered. Use it in a `with` statement.")
         try:
-            self._steps._resume((error, next(self._cover.block, {})))
+            self._steps._resume((error, next(self._block, {})))
         except StopIteration:
             pass
         except concurrent.futures.CancelledError:
@@ -195,7 +196,7 @@ class Entered(AbstractContextManager[T, bool]):
             if error is None or not self._steps._source.task.cancelled():
                 raise
         finally:
-            self._cover.end(error, tb)
+            self._cover.end(self._block, error, tb)
             del error, tb
         return self._cover.suppressed
 
@@ -206,22 +207,23 @@ class AsyncEntered(AbstractAsyncContextManager[T, bool]):
 
     def __init__(self, manager: AbstractAsyncContextManager[T, Any], runtime: Runtime, frame: FrameType) -> None:
         self._cover = cover = _Cover(manager)
+        self._block = cover.cover()
         self._steps: AsyncSteps[Any, Any] = AsyncSteps(cover.drive, runtime, frame, cover.name)
 
     async def __aenter__(self) -> T:
         value: T = await self._steps._start()._take()
         if value is END:
             await self._steps._source.task
-        next(self._cover.block)
+        next(self._block)
         return value
 
     async def __aexit__(self, kind: object, error: BaseException | None, tb: TracebackType | None) -> bool:
         try:
-            await self._steps._resume((error, next(self._cover.block, {})))
+            await self._steps._resume((error, next(self._block, {})))
         except StopAsyncIteration:
             pass
         finally:
-            self._cover.end(error, tb)
+            self._cover.end(self._block, error, tb)
             del error, tb
         return self._cover.suppressed
 

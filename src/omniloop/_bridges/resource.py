@@ -335,7 +335,10 @@ class Resource(Generic[T]):
         if not keeper._give_up():
             return None
         await keeper.wait()
-        return keeper
+        # Otherwise a failure of the closing would be reported only when the resource is dropped.
+        self._keeper = None
+        # One that was cancelled while it opened the client, for callers who had gone, has closed nothing.
+        return None if client.opened.cancelled() else keeper
 
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"{self!r} was closed by its close(). Use it before that, or make a new one by resource().")
