@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import gc
 import inspect
+import itertools
 import os
 import signal
 import sys
@@ -972,3 +973,84 @@ def test_a_supervised_group_reports_each_failure_and_keeps_a_bounded_number(runt
         group.cancel()
     assert [error.args[0] for error in caught.value.exceptions] == list(range(100))
     assert failures == []
+
+
+def test_the_last_task_may_end_at_any_line_of_the_wait():
+    """A signal handler that cancelled the group between the look at its tasks and the making of the handle left the block waiting for ever."""
+    release, lines, reached = threading.Event(), itertools.count(1), True
+
+    def attempt(line):
+        nonlocal reached
+        group, left = TaskGroup(runtime=runtime), line
+
+        def trace(frame, event, arg):
+            nonlocal left
+            if frame.f_code is not TaskGroup._waits.__code__:
+                return None
+            left -= event == "line"
+            if not left:
+                sys.settrace(None)
+                group.cancel()
+            return trace
+
+        with group:
+            # Is queued behind another call, and so ends in the thread that cancels it.
+            group.to_thread(print)
+            sys.settrace(trace)
+        sys.settrace(None)
+        reached = left == 0
+
+    with Runtime(max_workers=1) as runtime:
+        runtime.to_thread(release.wait, 60)
+        try:
+            while reached:
+                thread = threading.Thread(target=attempt, args=[line := next(lines)], daemon=True)
+                # Before the last line, the group is cancelled from here.
+                timer = threading.Timer(
+                    0.3, lambda: [task.cancel() for task in runtime.tasks() if "print" in task.get_name()]
+                )
+                timer.start()
+                thread.start()
+                thread.join(3)
+                assert not thread.is_alive()
+                timer.cancel()
+        finally:
+            release.set()
+    assert line > 5
+
+
+def test_a_block_that_is_left_because_of_its_time_limit_has_cancelled_its_tasks():
+    """When the wait was over before the timer had come, the error said that the group was cancelled, and nothing was."""
+    with Runtime(cancel_timeout=0.0) as runtime:
+        group = TaskGroup(timeout=0.3, runtime=runtime)
+        with pytest.raises(TaskTimeoutError, match="and was cancelled"), group:
+            task = group.go(asyncio.sleep(30))
+            # The loop comes to the timer only after the block's wait is over.
+            runtime.run(asyncio.sleep(0))
+            runtime.call_soon(time.sleep, 1)
+
+        with pytest.raises(ClosedError, match=r"was cancelled after 0.3 s"):
+            group.go(value(1))
+        with pytest.raises(concurrent.futures.CancelledError):
+            task.result(5)
+
+
+def test_the_end_of_the_runtime_waits_no_longer_for_a_group_of_daemons_than_for_daemons():
+    """A bare task at the end of a group was taken for one that waits for work: the end waited five seconds for it."""
+    runtime = Runtime()
+
+    async def service():
+        async with TaskGroup(runtime=runtime) as group:
+            group.go(forever(), daemon=True)
+
+    async def begin():
+        task = asyncio.create_task(service())
+        await asyncio.sleep(0.01)
+        return task
+
+    task = runtime.run(begin())
+    began = time.monotonic()
+    runtime.shutdown()
+
+    assert task.done()
+    assert time.monotonic() - began < 3

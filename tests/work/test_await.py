@@ -3,8 +3,10 @@
 import asyncio
 import concurrent.futures
 import math
+import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -665,3 +667,39 @@ def test_it_can_be_awaited_by_tasks_of_another_make():
         return await asyncio.gather(*(omniloop.go(asyncio.sleep(0.01, what)) for what in ("one", "two")))
 
     assert asyncio.run(main()) == ["one", "two"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
+@pytest.mark.parametrize("in_group", [False, True], ids=["await", "group"])
+def test_a_signal_handler_that_cancels_a_queued_call_wakes_the_waiting_loop(in_group):
+    """The handler runs in the loop's own thread while the loop sleeps: without a wake-up it slept on."""
+    release, queued = threading.Event(), []
+
+    async def wait(runtime):
+        if in_group:
+            async with TaskGroup(runtime=runtime) as group:
+                queued.append(group.to_thread(print))
+        else:
+            queued.append(runtime.to_thread(print))
+            with pytest.raises(asyncio.CancelledError):
+                await queued[0]
+
+    async def main(runtime):
+        # Wakes the loop otherwise.
+        rescue = asyncio.get_running_loop().call_later(10, print)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        began = time.monotonic()
+        await wait(runtime)
+        rescue.cancel()
+        return time.monotonic() - began
+
+    former = signal.signal(signal.SIGALRM, lambda *_: queued[0].cancel())
+    try:
+        with Runtime(max_workers=1) as runtime:
+            runtime.to_thread(release.wait, 60)
+            try:
+                assert asyncio.run(main(runtime)) < 5
+            finally:
+                release.set()
+    finally:
+        signal.signal(signal.SIGALRM, former)

@@ -267,23 +267,28 @@ class TaskGroup:
         *until* is a time of `time.monotonic`.
         """
         while True:
+            # Before the look: a signal handler or a finaliser that ends the last task right after it settles this handle. Set without the
+            # lock, because no other thread sets it.
+            over = self._over = self._end()
             with self._lock:
                 if not self._unfinished:
                     self._refuses = self._refuses or "has ended"
                     return
-                over = self._over = self._end()
             for task in self._tasks()[:1]:
                 # In a forked child the tasks are the parent's.
                 task._check_process()
             left = until - time.monotonic()
             if left <= 0:
+                # The timer that cancels may come later than this, on a busy loop.
+                self._cancel(self._too_late())
                 return
             yield over, left
 
     def _end(self) -> Task[None]:
         """Make a handle for the end of the group: it can be waited for as any other, but no loop runs it and nothing measures it."""
         maker: Any = SimpleNamespace(_life=self._runtime._current(), _note=lambda *_: None)
-        return Task(maker, None, (), None, sys._getframe(), "the end of a TaskGroup")
+        # A daemon, because it is no work of its own: the end of the runtime waits for the group's tasks, each by its own kind.
+        return Task(maker, None, (), None, sys._getframe(), "the end of a TaskGroup", DAEMON)
 
     def _enter(self, block: _Block, frame: FrameType) -> None:
         with self._lock:

@@ -130,6 +130,8 @@ if TYPE_CHECKING:
         def ledger(self) -> Any: ...
         @property
         def foreign(self) -> bool: ...
+        @property
+        def ident(self) -> int | None: ...
 
         def check_process(self) -> None: ...
         def check_may_wait(self, what: Task[Any], instead: str) -> object: ...
@@ -795,7 +797,8 @@ class _Bridge(asyncio.Future[None]):
         self._finish()
 
     def _wake(self) -> None:
-        if threading.get_ident() == self._ident:
+        # On no other loop: a signal handler may call this while the loop of its thread sleeps, and then that has to be woken.
+        if threading.get_ident() == self._ident == self._task._owner.ident:
             self._finish()
             return
         try:
