@@ -372,26 +372,3 @@ def test_a_manager_that_is_never_entered_or_left_lives_in_no_cycle():
         assert never_left() is None
     finally:
         gc.enable()
-
-
-def test_a_manager_that_is_never_entered_or_left_lives_in_no_cycle():
-    class Mine(Manager):
-        pass
-
-    def entered():
-        made = enter(Mine())
-        made.__enter__()
-        return weakref.ref(made)
-
-    gc.disable()
-    try:
-        manager = Mine()
-        never_entered = weakref.ref(manager)
-        made = enter(manager)
-        del made, manager
-        assert never_entered() is None
-
-        never_left = contextvars.Context().run(entered)
-        assert never_left() is None
-    finally:
-        gc.enable()

@@ -635,21 +635,3 @@ def test_an_iteration_that_was_refused_has_ended():
         await numbers.aclose()
 
     asyncio.run(main())
-
-
-def test_an_iteration_that_was_refused_has_ended():
-    """The second step was a CancelledError, which in async code means that the task was cancelled."""
-    runtime = Runtime()
-    runtime.run(asyncio.sleep(0))
-    runtime.shutdown()
-
-    async def main():
-        numbers = omniloop.blocking(count, runtime=runtime).aio(3)
-        with pytest.raises(omniloop.ClosedError):
-            await anext(numbers)
-        for _ in range(2):
-            with pytest.raises(StopAsyncIteration):
-                await anext(numbers)
-        await numbers.aclose()
-
-    asyncio.run(main())

@@ -83,7 +83,11 @@ def test_what_is_put_is_taken_and_the_reader_does_not_sleep_over_it(copy: Copy) 
     ),
     a_close_that_sets_the_mark_after_the_emptying=(
         Edit(INBOX, "        self.closed = True\n", ""),
-        Edit(INBOX, "                return items", "                self.closed = True\n                return items"),
+        Edit(
+            INBOX,
+            "        return list(emptied(self._items))",
+            "        items = list(emptied(self._items))\n        self.closed = True\n        return items",
+        ),
     ),
 )
 def test_what_races_with_a_close_is_delivered_or_refused_and_nothing_between(copy: Copy) -> None:

@@ -1684,25 +1684,3 @@ def test_a_sync_with_may_be_overridden_in_a_class_derived_from_a_twin():
 
     with Mine() as entered:
         assert entered == "mine"
-
-
-def test_a_sync_with_may_be_overridden_in_a_class_derived_from_a_twin():
-    class Lock:
-        async def get(self):
-            return 1
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            return None
-
-    class Mine(blocking(Lock)):
-        def __enter__(self):
-            return "mine"
-
-        def __exit__(self, *error):
-            return None
-
-    with Mine() as entered:
-        assert entered == "mine"

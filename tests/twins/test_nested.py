@@ -775,30 +775,3 @@ def test_the_twin_of_a_subclass_is_not_taken_for_one_that_was_asked_for():
     asked_for = blocking(Derived, timeout=5, rename={"get": "fetch"})
     assert type(shop.make()) is asked_for
     assert shop.make().fetch() == 1
-
-
-def test_the_twin_of_a_subclass_is_not_taken_for_one_that_was_asked_for():
-    """After an object of a subclass had come out, the class itself came out as a twin too, and a later `blocking` of it was passed over."""
-
-    class Base:
-        async def get(self):
-            return 1
-
-    class Derived(Base):
-        pass
-
-    class Shop:
-        async def kind(self):
-            return Derived
-
-        async def make(self):
-            return Derived()
-
-    blocking(Base)
-    shop = blocking(Shop, timeout=9)()
-    assert shop.make().get() == 1
-    assert shop.kind() is Derived
-
-    asked_for = blocking(Derived, timeout=5, rename={"get": "fetch"})
-    assert type(shop.make()) is asked_for
-    assert shop.make().fetch() == 1
