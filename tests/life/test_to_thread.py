@@ -520,7 +520,8 @@ def test_calls_that_come_while_the_runtime_starts_get_a_worker_each(monkeypatch)
 
     monkeypatch.setattr(_hooks, "host", SlowHost())
     meet = threading.Barrier(4)
-    with Runtime(max_workers=4) as runtime:
+    # Where a loop is asked for, no host is.
+    with Runtime(max_workers=4, loop_factory=None) as runtime:
         first = threading.Thread(target=runtime.call_soon, args=(int,))
         first.start()
         assert starting.wait(5)
