@@ -75,8 +75,8 @@ def served(copy: Copy, *, running: bool = True, **settings: Any) -> Iterator[Ser
     soak_only=True,
     a_start_that_does_not_look_whether_another_starts=Edit(
         LIFE,
-        'if not below and self._starter.setdefault("by", me) == me:\n',
-        'if not below and (self._starter.setdefault("by", me) or True):\n',
+        'if self._starter.setdefault("by", me) is me:\n',
+        'if self._starter.setdefault("by", me):\n',
     ),
 )
 def test_of_threads_that_start_a_runtime_at_once_one_does(copy: Copy) -> None:

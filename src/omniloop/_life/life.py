@@ -33,7 +33,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from threading import RLock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .. import _cpython, _hooks
@@ -42,7 +42,7 @@ from .._errors import CannotStartError, ClosedError, ForkedError, LoopDiedError,
 from .._process import exit, fork, signals
 from .._report import Failure, say, shown
 from .._settings import Settings
-from .._threads import time, why_no_thread
+from .._threads import why_no_thread
 from .._work.failures import Failures, Unclaimed
 from .._work.inbox import Inbox
 from .._work.ledger import Later, Ledger, task_in, waiting_in
@@ -74,7 +74,6 @@ _DESCRIPTORS: Final = 10
 
 # How long, in seconds, one thread waits for another to start the runtime.
 _START_TIMEOUT: Final = 1.0
-_LOOK: Final = 0.0005
 
 # How long a fork waits for a loop that is in the middle of a callback.
 _PAUSE_TIMEOUT: Final = 1.0
@@ -135,9 +134,9 @@ class Life:
         self.daemon_threads: dict[threading.Thread, list[str]] = {}
         # Whether the end has waited for what daemons had submitted, which it does once.
         self.waited_for_daemons = False
-        # The ident of the thread that starts this life, while it does. In a dictionary, because `setdefault` is atomic; with a plain lock, a
-        # signal handler that raises right after it was acquired would leave it locked forever.
-        self._starter: dict[str, int] = {}
+        # The start under way: its thread's ident, and a lock that is held until it is over. In a dictionary, because `setdefault` is atomic;
+        # with a plain lock, a signal handler that raises right after it was acquired would leave it locked forever.
+        self._starter: dict[str, tuple[int, Lock]] = {}
         # A failure that is already reported, and may yet leave through the loop.
         self._escaping: BaseException | None = None
 
@@ -171,18 +170,19 @@ class Life:
         if exit.exiting():
             exit.unwatch(self._owner)
             raise ClosedError(exit.TOO_LATE)
-        me = threading.get_ident()
-        below = self.starts_below()
+        me = threading.get_ident(), Lock()
+        me[1].acquire()
         try:
-            if not below and self._starter.setdefault("by", me) == me:
+            if self._starter.setdefault("by", me) is me:
                 self._start()
         except (RuntimeError, OSError) as error:
             raise CannotStartError(f"omniloop can't start its thread here: {why_no_thread(error)}") from error
         finally:
             # Without a function call, after which a signal handler could raise: the entry would stay, and nothing would ever be started
             # again.
-            if not below and self._starter == {"by": me}:
+            if self._starter == {"by": me}:
                 del self._starter["by"]
+            me[1].release()
             if self.stage is Stage.CLOSED and self._owner._held_by_fork() is self:
                 # A signal handler that interrupted this start has shut the runtime down.
                 exit.unwatch(self._owner)
@@ -217,13 +217,14 @@ class Life:
 
     def starts_below(self) -> bool:
         """Tell whether the calling thread is itself in the middle of a start, which a signal handler, say, has interrupted."""
-        return self._starter.get("by") == threading.get_ident()
+        by = self._starter.get("by")
+        return by is not None and by[0] == threading.get_ident()
 
     def wait_for_start(self) -> None:
-        """Wait until no other thread is starting this life, for a second at most."""
-        until = time.monotonic() + _START_TIMEOUT
-        while self._starter and not self.starts_below() and time.monotonic() < until:
-            time.sleep(_LOOK)
+        """Wait until the start under way in another thread is over, for a second at most."""
+        by = self._starter.get("by")
+        if by is not None and by[0] != threading.get_ident() and by[1].acquire(timeout=_START_TIMEOUT):
+            by[1].release()
 
     def _make(self) -> None:
         settings = self._owner._settings
