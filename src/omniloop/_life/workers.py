@@ -374,9 +374,9 @@ class Workers(ThreadPoolExecutor):
             self._placeless.add(thread)
             thread.start()
         except BaseException as error:
-            self._placeless.discard(thread)
             if thread.ident is None:
                 self._staff.discard(thread)
+                self._placeless.discard(thread)
             # "can't start new thread", at the interpreter's end. If a worker is free it will get to the job.
             if not isinstance(error, RuntimeError) or len(self._staff) <= len(self._blocked):
                 raise
@@ -403,21 +403,21 @@ class Workers(ThreadPoolExecutor):
     def _serve(self) -> None:
         jobs = self._jobs
         pid = os.getpid()
+        me = threading.current_thread()
         # Again, in case the start was interrupted.
-        self._staff.add(threading.current_thread())
+        self._staff.add(me)
+        self._placeless.add(me)
         pools[threading.get_ident()] = self
-        has_place = False
         try:
             while True:
-                if not has_place and self._asked and len(self._staff) > self._places():
+                if me in self._placeless and self._asked and len(self._staff) > self._places():
                     # Without a place of its own it makes only the loop's calls.
                     job: Job | None = self._take_asked
-                elif not has_place and self._leaves():
+                elif me in self._placeless and self._leaves():
                     return
                 else:
-                    if not has_place:
-                        has_place = True
-                        self._placeless.discard(threading.current_thread())
+                    if me in self._placeless:
+                        self._placeless.discard(me)
                         self._grow_if_asked()
                     try:
                         job = jobs.get_nowait()
@@ -445,8 +445,8 @@ class Workers(ThreadPoolExecutor):
                     del over
         finally:
             del pools[threading.get_ident()]
-            self._staff.discard(threading.current_thread())
-            self._placeless.discard(threading.current_thread())
+            self._staff.discard(me)
+            self._placeless.discard(me)
             # What the loop asked for just before this relied on this worker.
             self._grow_if_asked()
 
