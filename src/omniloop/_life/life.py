@@ -275,7 +275,7 @@ class Life:
                 # Interrupted (Ctrl-C), or refused; the next use begins anew.
                 if loop is not None:
                     loop.close()
-                self.thread.loop = self._watchdog = None
+                self.thread.loop = None
                 pool.park(_PAUSE_TIMEOUT)
                 with suppress(RuntimeError):
                     pool.catch_up()

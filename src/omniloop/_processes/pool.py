@@ -304,11 +304,10 @@ class _Staff:
 
     def start(self) -> None:
         self.is_starting = True
-        task = asyncio.Task(self.run())
         # No work, and nothing that work has left: the runtime's own.
-        for held in (self.tasks, self.life.ledger.leftovers.helpers):
-            held.add(task)
-            task.add_done_callback(held.discard)
+        task = self.life.ledger.leftovers.help(self.run())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def keep(self) -> None:
         """Wait for the end of the life, which cancels this; then end all processes."""

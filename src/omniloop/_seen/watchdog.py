@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import _cpython
 from .._report import CAN_LOOK_AT_WHAT_RUNS, Site, frame_of, say, thread_stack
-from .._threads import join, new_thread, time
+from .._threads import join, let_through, new_thread, time
 from .._work.ledger import waiting_in
 
 if TYPE_CHECKING:
@@ -214,11 +214,7 @@ class Watchdog:
     def wake(self) -> None:
         """Have the watchdog look now. Harmless if it is awake."""
         self.asleep = False
-        try:
-            self._gate.release()
-        except RuntimeError:
-            # It is awake, or about to be.
-            pass
+        let_through(self._gate)
 
     def _watch(self) -> None:
         me = threading.current_thread()
